@@ -1,0 +1,32 @@
+"""Efficient attention: every mechanism behind one checked contract, compared on your data and machine."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from subquad.experiments.trained import load
+    from subquad.mechanism import Dims, Mechanism, Traits
+    from subquad.nn.multihead import MultiheadAttention
+    from subquad.registry import build, catalog, options
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Dims": "mechanism",
+    "Mechanism": "mechanism",
+    "Traits": "mechanism",
+    "build": "registry",
+    "catalog": "registry",
+    "options": "registry",
+    "MultiheadAttention": "nn.multihead",
+    "load": "experiments.trained",
+}
+
+__all__ = ["Dims", "Mechanism", "MultiheadAttention", "Traits", "build", "catalog", "load", "options"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: the command line and the report start without torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'subquad' has no attribute {name!r}")
+    return getattr(import_module(f"subquad.{_HOME[name]}"), name)

@@ -1,0 +1,14 @@
+"""phi(x) = elu(x) + 1: the positive feature map of the Linear Transformer.
+
+Katharopoulos, Vyas, Pappas, Fleuret: Transformers are RNNs. ICML 2020, arXiv:2006.16236, equation 7.
+"""
+
+import torch
+
+from subquad.features.feature_map import FeatureMap, Features, Heads
+
+
+class Elu(FeatureMap):
+    def forward(self, x: Heads) -> Features:
+        # elu(x) + 1 would round to zero below -17 in float32, and a query could see no key
+        return torch.where(x > 0, x + 1, x.clamp(max=0).exp())

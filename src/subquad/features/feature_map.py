@@ -1,0 +1,41 @@
+"""What a feature map is."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Heads = Float[Tensor, "b h t d"]
+Features = Float[Tensor, "b h t f"]
+
+
+class FeatureMap(nn.Module, ABC):
+    """phi: queries and keys to features whose dot products are the weights of attention."""
+
+    @abstractmethod
+    def forward(self, x: Heads) -> Features:
+        """phi(x), as the paper writes it."""
+
+    def penalty(self) -> Float[Tensor, ""]:
+        """The map's own loss term from its latest use."""
+        return torch.zeros(())
+
+    def redraw(self, *, generator: torch.Generator) -> None:
+        """Draw what is random anew."""
+
+
+class ExponentialFeatureMap(FeatureMap):
+    """A map phi = exp(...) that is safe only in log space.
+
+    A term that is the same for all features of a query, or a constant, cancels in the normalised sum and
+    may be left out of the logarithms.
+    """
+
+    @abstractmethod
+    def log_queries(self, q: Heads) -> Features:
+        """log phi(q), up to one constant a query."""
+
+    @abstractmethod
+    def log_keys(self, k: Heads) -> Features:
+        """log phi(k), up to one constant for all keys."""

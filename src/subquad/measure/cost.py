@@ -1,0 +1,112 @@
+"""What one mechanism costs at one length, beside torch's fused attention: one cell of the bench."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from subquad.measure.memory import peak_memory
+from subquad.measure.timing import Timing, interleaved
+from subquad.mechanism import Dims
+from subquad.registry import build
+
+WARMUP = 64  # tokens that are run first, so that libraries are loaded when memory is measured
+PATIENCE = 3  # timing ends after this many times the seconds asked for, however few the rounds
+
+
+def cost(
+    *,
+    attention: str,
+    options: Mapping[str, Any],
+    causal: bool,
+    length: int,
+    heads: int,
+    head_dim: int,
+    batch: int,
+    dtype: str = "float32",
+    backward: bool = True,
+    seconds: float = 1.0,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Time and peak memory of a mechanism and of torch's fused attention with the same causality.
+
+    Both get normal inputs and run in this process, in turns. Give each cell a process of its own: memory
+    is measured first, and exactly only in a process that has freed little before.
+
+    forward_ms            without a graph, in eval mode: median, quartiles, rounds
+    forward_backward_ms   with the gradients of all inputs and parameters; only if `backward`
+    peak_mb               what the larger of the two takes at its highest, beyond inputs and weights
+    peak_method           how that was found, see `subquad.measure.memory.peak_memory`
+    baseline_...          the same three of the fused attention
+
+    Each timing takes about `seconds`; where calls are slow it has fewer rounds, and "repeats" says how
+    many. The threads are torch's (`torch.set_num_threads`). Raises `ValueError` for what cannot be built,
+    `FloatingPointError` when the output is not finite.
+    """
+    kind: object = getattr(torch, dtype, None)
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        raise ValueError(f"unknown dtype {dtype!r}; give 'float32', 'bfloat16', 'float16' or 'float64'")
+    dims = Dims(heads=heads, head_dim=head_dim, max_len=length)
+    mechanism = build(attention, dims, causal=causal, **options).to(device, kind)
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(width: int) -> Tensor:
+        drawn = torch.randn(batch, heads, length, width, generator=generator)
+        return drawn.to(device, kind).requires_grad_()
+
+    inputs = {name: normal(width) for name, width in mechanism.projections().items()}
+    ours = Candidate(mechanism, inputs, tuple(p for p in mechanism.parameters() if p.requires_grad))
+    attend = partial(F.scaled_dot_product_attention, is_causal=causal)
+    fused = Candidate(attend, {name: normal(head_dim) for name in ("query", "key", "value")})
+
+    largest = Candidate.forward_backward if backward else Candidate.forward
+    for candidate in (ours, fused):
+        largest(candidate.shortened(WARMUP))
+    peak, fused_peak = (peak_memory(partial(largest, each), device=device) for each in (ours, fused))
+    if not ours.forward().isfinite().all():
+        raise FloatingPointError(f"{attention!r} gives numbers that are not finite at length {length:,}")
+
+    turns = partial(interleaved, seconds=seconds, limit=PATIENCE * seconds, warmup=0, device=device)
+    timings: dict[str, Timing] = {}
+    if backward:
+        timings |= turns(
+            {
+                "forward_backward_ms": ours.forward_backward,
+                "baseline_forward_backward_ms": fused.forward_backward,
+            }
+        )
+    mechanism.eval()
+    timings |= turns({"forward_ms": ours.forward, "baseline_forward_ms": fused.forward})
+    return {name: asdict(timing) for name, timing in timings.items()} | {
+        "peak_mb": peak.mb,
+        "baseline_peak_mb": fused_peak.mb,
+        "peak_method": peak.method,
+    }
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to mix tokens, with what it is fed."""
+
+    mix: Callable[..., Tensor]
+    inputs: Mapping[str, Tensor]
+    weights: tuple[Tensor, ...] = ()
+
+    def forward(self) -> Tensor:
+        """As when a model is used: no graph."""
+        with torch.inference_mode():
+            return self.mix(**self.inputs)
+
+    def forward_backward(self) -> tuple[Tensor | None, ...]:
+        """As when it is trained: the gradients of all inputs and weights, where they have one."""
+        out = self.mix(**self.inputs)
+        leaves = [*self.inputs.values(), *self.weights]
+        return torch.autograd.grad(out, leaves, torch.ones_like(out), allow_unused=True)
+
+    def shortened(self, tokens: int) -> "Candidate":
+        """The same, fed the first `tokens` tokens."""
+        return replace(self, inputs={name: x[:, :, :tokens] for name, x in self.inputs.items()})

@@ -1,0 +1,62 @@
+"""What a series of measurements over lengths says: how fast it grows, and from where on it wins."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import linear_regression
+
+UPPER = 3  # lengths at the least that a fitted exponent rests on, where there are as many
+
+
+@dataclass(frozen=True)
+class Crossover:
+    """The length from which a mechanism stays faster than its baseline."""
+
+    length: float
+    at_or_below: bool = False  # it was faster already at the shortest length measured, which this is
+
+    def __str__(self) -> str:
+        return f"≤ {self.length:,.0f}" if self.at_or_below else f"{self.length:,.0f}"
+
+
+def exponent(lengths: Sequence[float], values: Sequence[float]) -> float:
+    """The p of `value ~ length ** p`, by least squares of the logarithms over the upper half of the lengths.
+
+    The shorter half is left out because fixed costs flatten it; three lengths stay in, if there are three.
+    """
+    points = _logarithms(lengths, values)
+    if len(points) < 2:
+        raise ValueError(f"an exponent needs at least 2 lengths, not {len(points)}")
+    upper = points[-max(UPPER, math.ceil(len(points) / 2)) :]
+    return linear_regression(*zip(*upper, strict=True)).slope
+
+
+def crossover(
+    lengths: Sequence[float], values: Sequence[float], baseline: Sequence[float]
+) -> Crossover | None:
+    """The first length from which `values` stay below `baseline`, to the longest length measured.
+
+    Between two lengths both are taken as straight lines on logarithmic axes. None: not within this range.
+    """
+    ours, theirs = _logarithms(lengths, values), _logarithms(lengths, baseline)
+    excess = [(x, y - z) for (x, y), (_, z) in zip(ours, theirs, strict=True)]
+    slower = [i for i, (_, above) in enumerate(excess) if above >= 0]
+    if not slower:
+        return Crossover(min(lengths), at_or_below=True)
+    if slower[-1] == len(excess) - 1:
+        return None
+    (x0, above), (x1, below) = excess[slower[-1]], excess[slower[-1] + 1]
+    return Crossover(math.exp(x0 + (x1 - x0) * above / (above - below)))
+
+
+def _logarithms(lengths: Sequence[float], values: Sequence[float]) -> list[tuple[float, float]]:
+    """The points on logarithmic axes, in order of length."""
+    if len(lengths) != len(values) or not lengths:
+        raise ValueError(f"give one value per length, not {len(values)} for {len(lengths)} lengths")
+    if len(set(lengths)) < len(lengths):
+        raise ValueError(f"give each length once, not {list(lengths)!r}")
+    if not all(0 < x < math.inf for x in (*lengths, *values)):
+        raise ValueError(
+            f"lengths and values must be positive and finite, not {list(lengths)!r}, {list(values)!r}"
+        )
+    return sorted((math.log(length), math.log(value)) for length, value in zip(lengths, values, strict=True))

@@ -1,0 +1,136 @@
+"""What an attention mechanism is.
+
+Shapes are written with the same letters in every file:
+
+    b batch   t queries   d query/key width   m model width     f features
+    h heads   s keys      e value width       c chunk length    r rank, landmarks
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+Queries = Float[Tensor, "b h t d"]
+Keys = Float[Tensor, "b h s d"]
+Values = Float[Tensor, "b h s e"]
+Mixed = Float[Tensor, "b h t e"]
+Valid = Bool[Tensor, "b s"]  # True at real tokens; padding may stand anywhere
+State = Any  # a NamedTuple of tensors, batch first; each mechanism that streams defines its own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dims:
+    """The sizes a mechanism is built for.
+
+    `max_len` is the longest sequence; only mechanisms with weights per position ask for it.
+    """
+
+    heads: int
+    head_dim: int
+    max_len: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, size in (("heads", self.heads), ("head_dim", self.head_dim), ("max_len", self.max_len)):
+            if size is not None and size < 1:
+                raise ValueError(f"Dims.{name} must be at least 1, not {size!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What a mechanism claims. `subquad.testing` checks every claim; none is decoration."""
+
+    name: str  # what users type
+    paper: str  # "arXiv:2006.16236"
+    family: Literal["exact", "kernel", "sparse", "low rank", "content", "memory", "recurrent", "other"]
+    bidirectional: bool = False  # has a form in which every position sees every other
+    causal: Literal["strict", "values"] | None = None  # "values": the choice of keys sees the future
+    cross: bool = False  # queries and keys may come from different sequences
+    state: Literal["bounded", "growing"] | None = None  # memory of `step`; None: cannot stream
+    cost: float = 1.0  # work and memory grow no faster than length ** cost
+    normalised: bool = False  # the weights of a query sum to one
+    limit: Mapping[str, Any] | None = None  # options under which it is softmax attention
+    limit_tol: float = 1e-6
+    tiny: Mapping[str, Any] = field(default_factory=dict)  # options that suit 24 tokens
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "tiny"):  # a frozen claim, all the way down
+            if (given := getattr(self, name)) is not None:
+                object.__setattr__(self, name, MappingProxyType(dict(given)))
+
+
+class Mechanism(nn.Module, ABC):
+    """Mixes tokens within each head: `(b h t d), (b h s d), (b h s e) -> (b h t e)`.
+
+    One meaning in three forms: `definition` is the paper's formula, `forward` the fast form for a
+    whole sequence, `step` the next chunk of a stream. A mechanism names the inputs it wants in
+    `projections` and receives exactly those, by name, in all three. Its options are keyword-only
+    scalars whose defaults are the paper's.
+
+    `valid` speaks of keys: where it is False, neither the key nor its value is seen, whatever stands
+    there, and real tokens come out as if the padding were not in the sequence at all. A query that
+    sees no key gives zeros. Padded queries give numbers without meaning; where queries and keys are
+    equally many, a query at padding that is not finite counts as zero.
+
+    Inputs are float16, bfloat16, float32 or float64; the output has their dtype, and sums are kept
+    in float32 at least.
+    """
+
+    traits: ClassVar[Traits]
+
+    def __init__(self, dims: Dims, *, causal: bool) -> None:
+        """Raise `ValueError` where the traits rule out the form that `causal` asks for."""
+        super().__init__()
+        form = "causal" if causal else "bidirectional"
+        if not getattr(self.traits, form):
+            raise ValueError(f"{self.traits.name!r} has no {form} form; build it with causal={not causal}")
+        self.dims = dims
+        self.causal = causal
+
+    def projections(self) -> dict[str, int]:
+        """The width per head of each input, by parameter name; `q` comes first and goes by query."""
+        return dict.fromkeys(("q", "k", "v"), self.dims.head_dim)
+
+    @abstractmethod
+    def definition(self, *inputs: Any, valid: Valid | None = None) -> Mixed:
+        """The paper's formula, term by term: slow, literal, and the oracle of the tests."""
+
+    @abstractmethod
+    def forward(self, *inputs: Any, valid: Valid | None = None) -> Mixed:
+        """The same, fast, for a whole sequence."""
+
+    def step(
+        self, *inputs: Any, valid: Valid | None = None, state: State | None = None
+    ) -> tuple[Mixed, State]:
+        """The same, for the next chunk of a stream, of any length. `None` is the state before the first.
+
+        Feeding chunks of any sizes gives what `forward` gives on the whole, gradients included;
+        detach the state to stop gradients from flowing into earlier chunks.
+        """
+        raise ValueError(f"{self.traits.name!r} {self._why_no_stream()}")
+
+    def penalty(self) -> Float[Tensor, ""]:
+        """The mechanism's own loss term from its latest `forward` or `step`; the trainer adds it."""
+        return torch.zeros(())
+
+    def redraw(self, *, generator: torch.Generator) -> None:
+        """Draw the mechanism's random features or patterns anew; nothing happens where none are random."""
+
+    def require_equal_lengths(self, q: Queries, k: Keys) -> None:
+        """Raise `ValueError` where queries and keys differ in number and this form cannot cross-attend."""
+        if q.shape[2] != k.shape[2] and (self.causal or not self.traits.cross):
+            form = "causal form" if self.causal else "mechanism"
+            raise ValueError(
+                f"{self.traits.name!r} got {q.shape[2]} queries and {k.shape[2]} keys: this {form} attends "
+                "within one sequence; use a mechanism with the trait `cross`, built with causal=False"
+            )
+
+    def _why_no_stream(self) -> str:
+        if self.traits.state is None:
+            return "cannot stream: it has no state; use `forward`"
+        return "streams in its causal form only; build it with causal=True"

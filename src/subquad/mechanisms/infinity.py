@@ -1,0 +1,344 @@
+"""The infinity-former: a short-term memory of tokens beside an unbounded, continuous long-term memory.
+
+A sequence is read in segments. A token attends to the segment before its own and to its own up to itself, as
+in Transformer-XL, and reads all that came earlier from a signal of N coefficients, however much that was:
+
+    out_i = softmax attention over [segment before; own segment up to i]  +  W_o z_i
+    z_i   = E[V(t)] under a Gaussian over t whose mean and variance follow from q_i and the signal K(t)
+
+When a segment is full, the one before it leaves the short-term memory and is written into the signals. Work
+is linear in length, and the state as large after a million tokens as after one. `memories/short_term.py` and
+`memories/continuous.py` say how each memory works, with sections and departures of their own.
+
+Martins, Marinho, Martins: infinity-former: Infinite Memory Transformer. ACL 2022, arXiv:2109.00301,
+section 3. Defaults are those of the authors' code for GPT-2. How it is laid out here, and where it departs:
+
+- The paper's signal is of hidden states, and projected when read. Ridge regression is linear in what it
+  fits, so that fitting X and projecting the coefficients, (G^T X) W, is projecting X and fitting, G^T (X W):
+  the signals here are of `long_k` and `long_v`, the layer's own projections for the long-term memory.
+- Gradients flow through both memories within one call; the paper stops them between segments. Detach the
+  state to stop them between calls.
+- Segments count real tokens, each row by its own clock, and the reads of one segment decide what the next
+  write keeps.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.distributions import Normal
+from torch.nn import functional as F
+
+from subquad.mechanism import Dims, Mechanism, Mixed, Queries, Traits, Valid
+from subquad.memories.continuous import (
+    BINS,
+    SMALLEST_VARIANCE,
+    ContinuousMemory,
+    divergence,
+    histogram,
+    quantiles,
+)
+from subquad.memories.segments import Segments
+from subquad.memories.short_term import RelativeAttention
+from subquad.ops.padding import hide
+from subquad.ops.precision import no_autocast, wide
+
+Tokens = Float[Tensor, "b h l c"]  # k, v, long_k and long_v side by side
+Row = Float[Tensor, "h t d"]
+
+
+class Memory(NamedTuple):
+    """What is remembered between chunks; all zeros before the first."""
+
+    short: Tokens  # the last full segment
+    unfinished: Tokens  # the segment being filled; zeros in its free slots
+    signal: Float[Tensor, "b h f m"]  # coefficients of long_k and long_v, one above the other
+    density: Float[Tensor, "b bins"]  # where the unfinished segment has read; without gradient
+    filled: Int[Tensor, " b"]  # tokens in the unfinished segment
+    behind: Int[Tensor, " b"]  # full segments so far
+
+
+class InfinityAttention(Mechanism):
+    """Transformer-XL attention over two segments, plus a Gaussian read of everything before them.
+
+    `segment`: tokens per segment. `basis`: bumps of the signal, half `narrow` wide and half `wide`, the past
+    having length 1. `ridge`: lambda of the fit. `tau`: the share of the signal that a write leaves to the
+    past, which is read at `samples` points, close together where it was read most if `sticky`.
+    `penalty()` is `kl_weight` times the divergence of the reads from Gaussians `deviation` wide.
+
+    A token costs O(segment + basis) and a segment O(basis (samples + segment)); fewer of `basis` and
+    `samples` make it faster and the past vaguer.
+    """
+
+    traits = Traits(
+        name="infinity",
+        paper="arXiv:2109.00301",
+        family="memory",
+        causal="strict",
+        state="bounded",
+        tiny={"segment": 5, "basis": 8, "narrow": 0.1, "wide": 0.2, "samples": 12},
+    )
+
+    def __init__(
+        self,
+        dims: Dims,
+        *,
+        causal: bool,
+        segment: int = 128,
+        basis: int = 512,
+        narrow: float = 0.005,
+        wide: float = 0.01,
+        ridge: float = 0.5,
+        tau: float = 0.5,
+        samples: int = 512,
+        sticky: bool = True,
+        kl_weight: float = 1e-6,
+        deviation: float = 0.05,
+    ) -> None:
+        super().__init__(dims, causal=causal)
+        for name, size in (("segment", segment), ("samples", samples)):
+            if size < 1:
+                raise ValueError(f"'infinity': {name} must be at least 1, not {size!r}")
+        if basis < 2 or basis % 2:
+            raise ValueError(f"'infinity': basis must be even and at least 2, not {basis!r}")
+        positive = {"narrow": narrow, "wide": wide, "ridge": ridge, "deviation": deviation}
+        for name, value in positive.items():
+            if not 0 < value < math.inf:
+                raise ValueError(f"'infinity': {name} must be a positive number, not {value!r}")
+        if not 0 < tau < 1:
+            raise ValueError(f"'infinity': tau must lie between 0 and 1, both excluded, not {tau!r}")
+        if not 0 <= kl_weight < math.inf:
+            raise ValueError(f"'infinity': kl_weight must be zero or a positive number, not {kl_weight!r}")
+        self.segment, self.basis, self.samples = segment, basis, samples
+        self.ridge, self.tau, self.sticky = ridge, tau, sticky
+        self.kl_weight, self.deviation = kl_weight, deviation
+        self.short_term = RelativeAttention(dims.heads, dims.head_dim)
+        self.long_term = ContinuousMemory(
+            heads=dims.heads,
+            segment=segment,
+            basis=basis,
+            narrow=narrow,
+            wide=wide,
+            ridge=ridge,
+            tau=tau,
+            samples=samples,
+            deviation=deviation,
+        )
+        self.W_o = nn.Parameter(torch.randn(dims.heads, dims.head_dim, dims.head_dim) * dims.head_dim**-0.5)
+        self._divergence = torch.zeros(())
+
+    def projections(self) -> dict[str, int]:
+        return dict.fromkeys(("q", "k", "v", "long_k", "long_v"), self.dims.head_dim)
+
+    def definition(
+        self,
+        q: Queries,
+        k: Queries,
+        v: Queries,
+        long_k: Queries,
+        long_v: Queries,
+        *,
+        valid: Valid | None = None,
+    ) -> Mixed:
+        """Row by row without its padding, segment by segment, every system solved where it stands."""
+        out = torch.zeros_like(q)
+        for row in range(len(q)):
+            real = slice(None) if valid is None else valid[row]
+            tokens = wide(*(x[row][:, real] for x in (q, k, v, long_k, long_v)))
+            out[row, :, real] = self._define(*tokens).to(q.dtype)
+        return out
+
+    def _define(self, q: Row, k: Row, v: Row, long_k: Row, long_v: Row) -> Row:
+        """One row without padding."""
+        short, long, B, outputs = self.short_term, self.long_term, None, [q[:, :0]]
+        mu = torch.linspace(0, 1, self.basis // 2, dtype=q.dtype, device=q.device).repeat(2)
+        s = torch.tensor(long.widths, dtype=q.dtype, device=q.device).repeat_interleave(self.basis // 2)
+        for start in range(0, q.shape[1], self.segment):
+            now, before = slice(start, start + self.segment), slice(max(start - self.segment, 0), start)
+            both = slice(before.start, now.stop)
+            out = relative_attention(q[:, now], k[:, both], v[:, both], short.u, short.v, short.W_R)
+            X, t = torch.cat([long_k[:, before], long_v[:, before]], -1), even(self.segment, like=q)
+            if B is not None:
+                K, V = B.chunk(2, -1)
+                scores = q[:, now] @ K.mT / q.shape[-1] ** 0.5
+                m = (scores @ long.w_mu[..., None] + long.b_mu[:, None, None]).sigmoid()
+                variance = F.softplus(scores @ long.w_sigma[..., None] + long.b_sigma[:, None, None])
+                variance = variance.clamp(min=SMALLEST_VARIANCE)
+                out = out + normal(m, mu, (variance + s**2).sqrt()) @ V @ self.W_o
+                points = old = even(self.samples, like=q)
+                if self.sticky:
+                    points = sticky(Normal(m.detach(), variance.detach().sqrt()), old)
+                X = torch.cat([normal(points[:, None], mu, s) @ B, X], 1)
+                t = torch.cat([self.tau * old, self.tau + (1 - self.tau) * t])
+            outputs.append(out)
+            if start > 0:
+                F_T = normal(t[:, None], mu, s)
+                B = torch.linalg.solve(F_T.mT @ F_T + self.ridge * torch.eye(len(mu)).to(mu), F_T.mT @ X)
+        return torch.cat(outputs, 1)
+
+    def forward(
+        self,
+        q: Queries,
+        k: Queries,
+        v: Queries,
+        long_k: Queries,
+        long_v: Queries,
+        *,
+        valid: Valid | None = None,
+    ) -> Mixed:
+        return self._run(q, k, v, long_k, long_v, valid=valid, state=None, keep=False)[0]
+
+    def step(
+        self,
+        q: Queries,
+        k: Queries,
+        v: Queries,
+        long_k: Queries,
+        long_v: Queries,
+        *,
+        valid: Valid | None = None,
+        state: Memory | None = None,
+    ) -> tuple[Mixed, Memory]:
+        return self._run(q, k, v, long_k, long_v, valid=valid, state=state, keep=True)
+
+    def penalty(self) -> Float[Tensor, ""]:
+        return self.kl_weight * self._divergence
+
+    def _run(
+        self, *inputs: Queries, valid: Valid | None, state: Memory | None, keep: bool
+    ) -> tuple[Mixed, Memory]:
+        """What the chunk's tokens get, and what is remembered after it; to `keep` it takes a last write."""
+        q, k, *_ = inputs
+        self.require_equal_lengths(q, k)
+        with no_autocast(q):
+            q, *rest = wide(*hide(valid, *inputs))
+            tokens = torch.cat(rest, -1)
+            memory = self._empty(tokens) if state is None else state
+            segments = Segments.place(
+                size=self.segment,
+                batch=len(q),
+                length=q.shape[2],
+                valid=valid,
+                filled=None if state is None else state.filled,
+                device=q.device,
+            )
+            queries, slots = segments.queries(q), segments.keys(tokens, memory.unfinished)
+            mixed = self._attend(queries, slots, segments, memory)
+            read, signal, density = self._read_and_write(
+                queries, slots, segments, memory, new=state is None, keep=keep
+            )
+            out = segments.outputs(mixed + read).to(inputs[0].dtype)
+            short, unfinished = segments.unfinished(slots, memory.short)
+            full = segments.end // self.segment
+            filled = segments.end - full * self.segment
+            return out, Memory(short, unfinished, signal, density, filled, memory.behind + full)
+
+    def _empty(self, tokens: Tokens) -> Memory:
+        """What is remembered before the first token."""
+        b, h, _, c = tokens.shape
+        segment = tokens.new_zeros(b, h, self.segment, c)
+        count = torch.zeros(b, dtype=torch.int64, device=tokens.device)
+        signal, density = tokens.new_zeros(b, h, c // 2, self.basis), tokens.new_zeros(b, BINS)
+        return Memory(segment, segment, signal, density, count, count)
+
+    def _attend(
+        self,
+        queries: Float[Tensor, "b h n w d"],
+        slots: Float[Tensor, "b h n l c"],
+        segments: Segments,
+        memory: Memory,
+    ) -> Float[Tensor, "b h n w d"]:
+        """The short-term memory: each segment attends to the one before, if there is one, and to itself."""
+        i, l = segments.slots(), self.segment
+        j = torch.arange(-l, l, device=i.device)
+        follows = memory.behind[:, None] + torch.arange(segments.count, device=i.device) > 0
+        seen = (j <= i[..., None]) & ((j >= 0) | follows[..., None, None])
+        first, own = (x.chunk(2, -1)[0] for x in (memory.short[:, :, None], slots))  # k and v
+        both = torch.cat([torch.cat([first, own[:, :, :-1]], 2), own], 3)
+        q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (queries, *both.chunk(2, -1)))  # (b n) h _ d
+        mixed = self.short_term(q, k, v, i=i.flatten(0, 1), j=j, seen=seen.flatten(0, 1))
+        return mixed.unflatten(0, (-1, segments.count)).transpose(1, 2)
+
+    def _read_and_write(
+        self,
+        queries: Float[Tensor, "b h n w d"],
+        slots: Float[Tensor, "b h n l c"],
+        segments: Segments,
+        memory: Memory,
+        *,
+        new: bool,
+        keep: bool,
+    ) -> tuple[Float[Tensor, "b h n w d"], Float[Tensor, "b h f m"], Float[Tensor, "b bins"]]:
+        """The long-term memory, segment by segment: queries read it; a full one has the one before written.
+
+        Where all rows are `new`, what cannot have been written yet is not read.
+        """
+        signal, density, long = memory.signal, memory.density, self.long_term
+        real = segments.real()
+        total, count, outputs = queries.new_zeros(()), queries.new_zeros(()), []
+        for n in range(segments.count):
+            written = memory.behind + n > 1
+            if new and n < 2:
+                outputs.append(torch.zeros_like(queries[:, :, n]))
+            else:
+                K_T, V_T = signal.chunk(2, 2)
+                where = long.locate(queries[:, :, n], K_T)
+                outputs.append(long.read(where, V_T) @ self.W_o.to(V_T.dtype))
+                reads = real[:, n] & written[:, None]
+                total = total + divergence(where.variance, deviation=self.deviation, real=reads)
+                count = count + reads.sum() * self.dims.heads
+                if self.sticky:
+                    density = density + histogram(where, real=reads)
+            if (n > 0 or not new) and (keep or n + 1 < segments.count):
+                X = (slots[:, :, n - 1] if n else memory.short).chunk(2, -1)[1]
+                fitted = long.first(X)
+                if n > 1 or not new:
+                    later = long.later(signal, quantiles(density, self.samples), X)
+                    fitted = torch.where(written[:, None, None, None], later, fitted)
+                full = segments.full(n)
+                leaves = full & (memory.behind + n > 0)
+                signal = torch.where(leaves[:, None, None, None], fitted, signal)
+                density = density.masked_fill(full[:, None], 0)
+        self._divergence = total / count.clamp(min=1)
+        return torch.stack(outputs, 2), signal, density
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_divergence": torch.zeros(())}  # its graph cannot be copied
+
+
+def relative_attention(
+    q: Float[Tensor, "h t d"],
+    k: Float[Tensor, "h s d"],
+    v: Float[Tensor, "h s d"],
+    u: Float[Tensor, "h d"],
+    v_bias: Float[Tensor, "h d"],
+    W_R: Float[Tensor, "h r d"],
+) -> Float[Tensor, "h t d"]:
+    """The four terms of Transformer-XL for the last `t` of `s` tokens, with a vector for each distance."""
+    t, s, d = q.shape[1], k.shape[1], q.shape[2]
+    distance = torch.arange(s - t, s, device=q.device)[:, None] - torch.arange(s, device=q.device)
+    half = W_R.shape[1] // 2
+    angle = distance[..., None] / 10_000 ** (torch.arange(half, dtype=q.dtype, device=q.device) / half)
+    R = torch.einsum("hrd,tsr->htsd", W_R, torch.cat([angle.sin(), angle.cos()], -1))
+    content = torch.einsum("htd,hsd->hts", q, k) + torch.einsum("hd,hsd->hs", u, k)[:, None]
+    position = torch.einsum("htd,htsd->hts", q, R) + torch.einsum("hd,htsd->hts", v_bias, R)
+    scores = ((content + position) / d**0.5).masked_fill(distance < 0, -torch.inf)
+    return scores.softmax(-1) @ v
+
+
+def sticky(reads: Normal, level: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
+    """The points of [0, 1] with the shares `level` of all reads, as a histogram, below them."""
+    edges = torch.linspace(0, 1, BINS + 1, dtype=level.dtype, device=level.device)
+    mass = (reads.cdf(edges[1:]) - reads.cdf(edges[:-1])).sum((0, 1))
+    mass = mass / mass.sum()
+    return ((level[:, None] - (mass.cumsum(0) - mass)) / mass).clamp(0, 1).sum(1) / BINS
+
+
+def normal(t: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+    return Normal(mean, deviation).log_prob(t).exp()
+
+
+def even(count: int, *, like: Tensor) -> Float[Tensor, " {count}"]:
+    return torch.linspace(0.5 / count, 1 - 0.5 / count, count, dtype=like.dtype, device=like.device)

@@ -1,0 +1,82 @@
+"""Softmax attention: the exact, quadratic baseline, by PyTorch's fused kernel.
+
+    out_i = sum_j softmax_j(q_i . k_j / sqrt(d)) v_j
+
+A stream remembers all keys and values so far, so its state grows.
+
+Vaswani et al.: Attention Is All You Need. NeurIPS 2017, arXiv:1706.03762, section 3.2.1.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from subquad.mechanism import Keys, Mechanism, Mixed, Queries, Traits, Valid, Values
+from subquad.ops.padding import hide
+
+
+class Cache(NamedTuple):
+    k: Float[Tensor, "b h s d"]
+    v: Float[Tensor, "b h s e"]
+    valid: Bool[Tensor, "b s"]
+
+
+class SoftmaxAttention(Mechanism):
+    """Exact attention; what all others are measured against."""
+
+    traits = Traits(
+        name="softmax",
+        paper="arXiv:1706.03762",
+        family="exact",
+        bidirectional=True,
+        causal="strict",
+        cross=True,
+        state="growing",
+        cost=2.0,
+        normalised=True,
+        limit={},
+    )
+
+    def definition(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
+        q, k, v = hide(valid, q, k, v)
+        scores = q @ k.mT / q.shape[-1] ** 0.5
+        seen = torch.ones_like(scores, dtype=torch.bool)
+        if self.causal:
+            seen = seen.tril()
+        if valid is not None:
+            seen = seen & valid[:, None, None, :]
+        lowest = torch.finfo(scores.dtype).min  # finite, so that a row without keys has gradients
+        return scores.masked_fill(~seen, lowest).softmax(-1).masked_fill(~seen, 0) @ v
+
+    def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
+        self.require_equal_lengths(q, k)
+        if valid is None:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        q, k, v = hide(valid, q, k, v)
+        seen = valid[:, None, None, :]
+        if self.causal:
+            seen = seen & past(q.shape[2], k.shape[2], device=q.device)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+
+    def step(
+        self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, state: Cache | None = None
+    ) -> tuple[Mixed, Cache]:
+        if not self.causal:
+            return super().step(q, k, v, valid=valid, state=state)
+        self.require_equal_lengths(q, k)
+        q, k, v = hide(valid, q, k, v)
+        if valid is None:
+            valid = torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device)
+        if state is not None:
+            k, v = torch.cat([state.k, k], 2), torch.cat([state.v, v], 2)
+            valid = torch.cat([state.valid, valid], 1)
+        seen = valid[:, None, None, :] & past(q.shape[2], k.shape[2], device=q.device)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen), Cache(k, v, valid)
+
+
+def past(t: int, s: int, *, device: torch.device) -> Bool[Tensor, "t s"]:
+    """Which of `s` keys the last `t` tokens may see: themselves and what came before."""
+    return torch.ones(t, s, dtype=torch.bool, device=device).tril(s - t)

@@ -1,0 +1,141 @@
+"""Where a chunk's tokens lie when every row is cut into segments of its own real tokens.
+
+A memory moves on when a segment is full, and padding must not move it: each row has its own clock, which
+counts real tokens. The real tokens of a chunk fill, in order, the slots that an unfinished segment left
+free, and then new segments. Everything is a gather with indices from a cumulative sum, so shapes depend on
+nothing but the chunk's length.
+
+    size 4, three slots filled before, chunk  x . y z w      (. is padding)
+    segment 0   o o o x        segment 1   y z w -           (o from before, - still free)
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Segments:
+    """The places of one chunk's `length` tokens in `count` segments of `size` slots."""
+
+    size: int
+    count: int
+    length: int
+    start: Int[Tensor, " b"]  # slots of segment 0 that were filled before this chunk
+    end: Int[Tensor, " b"]  # slots filled after it, counted from the start of segment 0
+    valid: Bool[Tensor, "b t"]
+    whole: bool  # nothing before and no padding: places need no gather
+
+    @classmethod
+    def place(
+        cls,
+        *,
+        size: int,
+        batch: int,
+        length: int,
+        valid: Bool[Tensor, "b t"] | None,
+        filled: Int[Tensor, " b"] | None,
+        device: torch.device,
+    ) -> "Segments":
+        """Cut a chunk; `filled` counts the slots of the unfinished segment that earlier chunks took."""
+        free = 0 if filled is None else size - 1
+        real = torch.ones(batch, length, dtype=torch.bool, device=device) if valid is None else valid
+        start = torch.zeros(batch, dtype=torch.int64, device=device) if filled is None else filled
+        return cls(
+            size=size,
+            count=max(1, -(-(length + free) // size)),
+            length=length,
+            start=start,
+            end=start + real.sum(1),
+            valid=real,
+            whole=valid is None and filled is None,
+        )
+
+    @property
+    def width(self) -> int:
+        """The most tokens that the chunk can have in one segment."""
+        return min(self.length, self.size)
+
+    def keys(
+        self, x: Float[Tensor, "b h t c"], before: Float[Tensor, "b h l c"]
+    ) -> Float[Tensor, "b h n l c"]:
+        """Every slot of every segment, behind `before`, the unfinished segment; zeros in free slots."""
+        slots = self.count * self.size
+        if self.whole:
+            return F.pad(x, (0, 0, 0, slots - self.length)).unflatten(2, (self.count, self.size))
+        slot = torch.arange(slots, device=x.device)
+        token = self._token(slot - self.start[:, None])
+        known = torch.cat([before, x], 2)
+        source = torch.where(slot < self.start[:, None], slot, self.size + token).clamp(
+            max=known.shape[2] - 1
+        )
+        taken = take(known, source, real=slot < self.end[:, None])
+        return taken.unflatten(2, (self.count, self.size))
+
+    def queries(self, x: Float[Tensor, "b h t c"]) -> Float[Tensor, "b h n w c"]:
+        """The chunk's own tokens, segment by segment; zeros where a segment has fewer than `width`."""
+        if self.whole:
+            padded = F.pad(x, (0, 0, 0, self.count * self.width - self.length))
+            return padded.unflatten(2, (self.count, self.width))
+        token = self._token(self._first() - self.start[:, None, None] + self._within())
+        taken = take(x, token.flatten(1), real=self.real().flatten(1))
+        return taken.unflatten(2, (self.count, self.width))
+
+    def slots(self) -> Int[Tensor, "b n w"]:
+        """The slot of each query in its own segment."""
+        segment = torch.arange(self.count, device=self.start.device)[:, None]
+        return self._first() - segment * self.size + self._within()
+
+    def real(self) -> Bool[Tensor, "b n w"]:
+        """Which queries are tokens of the chunk."""
+        return (self.slots() < self.size) & (self._first() + self._within() < self.end[:, None, None])
+
+    def outputs(self, y: Float[Tensor, "b h n w c"]) -> Float[Tensor, "b h t c"]:
+        """What belongs to each token of the chunk, from what belongs to each query; zeros in padding."""
+        if self.whole:
+            return y.flatten(2, 3)[:, :, : self.length]
+        place = (self.start[:, None] + self.valid.cumsum(1) - 1).clamp(min=0)
+        segment = place // self.size
+        within = place - torch.maximum(segment * self.size, self.start[:, None])
+        source = (segment * self.width + within).clamp(min=0)
+        return take(y.flatten(2, 3), source, real=self.valid)
+
+    def full(self, n: int) -> Bool[Tensor, " b"]:
+        """Whether segment `n` is full after this chunk."""
+        return self.end >= (n + 1) * self.size
+
+    def unfinished(
+        self, keys: Float[Tensor, "b h n l c"], before: Float[Tensor, "b h l c"]
+    ) -> tuple[Float[Tensor, "b h l c"], Float[Tensor, "b h l c"]]:
+        """The last full segment and the one behind it, still unfinished; `before` preceded segment 0."""
+        done, row = self.end // self.size, torch.arange(len(self.end), device=self.end.device)
+        empty = torch.zeros_like(before)[:, :, None]
+        last = torch.cat([before[:, :, None], keys], 2)
+        return last[row, :, done], torch.cat([keys, empty], 2)[row, :, done]
+
+    def _first(self) -> Int[Tensor, "b n 1"]:
+        """The place, counted from segment 0, of each segment's first query."""
+        segment = torch.arange(self.count, device=self.start.device)
+        return torch.maximum(segment * self.size, self.start[:, None])[..., None]
+
+    def _within(self) -> Int[Tensor, " w"]:
+        return torch.arange(self.width, device=self.start.device)
+
+    def _token(self, rank: Int[Tensor, " b *n"]) -> Int[Tensor, " b *n"]:
+        """Where in the chunk its real token number `rank` stands; anywhere, if there is none."""
+        if self.length == 0:
+            return torch.zeros_like(rank)
+        order = (~self.valid).to(torch.int8).argsort(dim=1, stable=True)
+        return order.gather(1, rank.clamp(0, self.length - 1).flatten(1)).reshape(rank.shape)
+
+
+def take(
+    x: Float[Tensor, "b h s c"], source: Int[Tensor, "b t"], *, real: Bool[Tensor, "b t"]
+) -> Float[Tensor, "b h t c"]:
+    """`x` at the places `source`, and zeros where not `real`, whatever stands there."""
+    b, h, _, c = x.shape
+    taken = x.gather(2, source[:, None, :, None].expand(b, h, -1, c))
+    return taken.masked_fill(~real[:, None, :, None], 0)

@@ -1,0 +1,1 @@
+"""Layers and models around any mechanism: heads, positions, blocks, encoder, classifier."""

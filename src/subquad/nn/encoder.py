@@ -1,0 +1,136 @@
+"""A stack of blocks with positions: whole sequences, streams, and sequences by segments with a memory."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from subquad.mechanism import Valid
+from subquad.nn import positions
+from subquad.nn import state as states
+from subquad.nn.blocks import TransformerBlock
+from subquad.nn.multihead import MultiheadAttention, Stream, Tokens, clear
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """All that an encoder is built from. `options` are those of the mechanism called `attention`.
+
+    `max_len` is the most tokens of a sequence; learnt positions and some mechanisms ask for it.
+    """
+
+    dim: int
+    depth: int
+    heads: int
+    attention: str = "softmax"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    causal: bool = False
+    positions: str = "none"  # or "learnt", "sinusoidal", "rotary"
+    max_len: int | None = None
+    dropout: float = 0.0
+    mlp_ratio: float = 4.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", dict(self.options))  # ours, and JSON
+
+
+class EncoderState(NamedTuple):
+    """What an encoder remembers between the chunks of a stream."""
+
+    offset: Int[Tensor, " b"]  # real tokens so far
+    blocks: tuple[Stream, ...]
+
+
+class Encoder(nn.Module):
+    """Positions, blocks, and a norm at the end.
+
+    Whatever stands at padding, even NaN, changes nothing at real tokens; at padding come numbers without
+    meaning.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        """Raise `ValueError` for what the config asks and the mechanism or the positions cannot do."""
+        super().__init__()
+        if config.depth < 1:
+            raise ValueError(f"depth must be at least 1, not {config.depth}")
+        self.config = config
+        self.positions = positions.build(config.positions, config.dim, max_len=config.max_len)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(
+                MultiheadAttention(
+                    config.dim,
+                    config.heads,
+                    config.attention,
+                    causal=config.causal,
+                    rotary=config.positions == "rotary",
+                    max_len=config.max_len,
+                    **config.options,
+                ),
+                mlp_ratio=config.mlp_ratio,
+                dropout=config.dropout,
+            )
+            for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(config.dim)
+
+    def forward(self, x: Tokens, valid: Valid | None = None) -> Tokens:
+        start = torch.zeros(1, dtype=torch.int64, device=x.device)
+        x, _ = self._place(x, valid, start)
+        for block in self.blocks:
+            x = block(x, valid=valid)
+        return self.norm(x)
+
+    def step(
+        self, x: Tokens, *, valid: Valid | None = None, state: EncoderState | None = None
+    ) -> tuple[Tokens, EncoderState]:
+        """The next chunk of a stream, of any length. `None` is the state before the first.
+
+        Chunks of any sizes give what `forward` gives on the whole.
+        """
+        start = torch.zeros(len(x), dtype=torch.int64, device=x.device) if state is None else state.offset
+        blocks = cast(Sequence[TransformerBlock], self.blocks)
+        memories = [None] * len(blocks) if state is None else state.blocks
+        x, offset = self._place(x, valid, start)
+        streams = []
+        for block, memory in zip(blocks, memories, strict=True):
+            x, stream = block.step(x, valid=valid, state=memory)
+            streams.append(stream)
+        return self.norm(x), EncoderState(offset, tuple(streams))
+
+    def segments(self, x: Tokens, *, valid: Valid | None = None, segment: int, detach: bool = True) -> Tokens:
+        """The whole sequence, `segment` tokens at a time, with the memory carried along.
+
+        With `detach` no gradient flows from a segment into earlier ones (truncated back-propagation).
+        `penalty` is then that of the last segment. To use each segment before the next, call `step`.
+        """
+        if segment < 1:
+            raise ValueError(f"a segment has at least 1 token, not {segment}")
+        outputs, memory = [], None
+        for start in range(0, max(x.shape[1], 1), segment):
+            here = slice(start, start + segment)
+            output, memory = self.step(
+                x[:, here], valid=None if valid is None else valid[:, here], state=memory
+            )
+            memory = states.detach(memory) if detach else memory
+            outputs.append(output)
+        return torch.cat(outputs, 1)
+
+    def reset_rows(self, state: EncoderState, rows: Bool[Tensor, " b"]) -> EncoderState:
+        """The state with the chosen rows as before their first token, so that new streams begin there."""
+        nothing = self.norm.weight.new_zeros(len(rows), 0, self.config.dim)
+        return states.reset_rows(state, rows, initial=self.step(nothing)[1])
+
+    def penalty(self) -> Float[Tensor, ""]:
+        """The sum of the mechanisms' own loss terms from their latest use; the trainer adds it."""
+        layers = (module for module in self.modules() if isinstance(module, MultiheadAttention))
+        return sum((layer.mechanism.penalty() for layer in layers), start=torch.zeros(()))
+
+    def _place(
+        self, x: Tokens, valid: Valid | None, offset: Int[Tensor, " #b"]
+    ) -> tuple[Tokens, Int[Tensor, " #b"]]:
+        ordinals, offset = positions.count(x.shape[1], valid=valid, offset=offset)
+        return self.dropout(self.positions(clear(x, valid), ordinals)), offset

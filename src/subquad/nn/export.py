@@ -1,0 +1,85 @@
+"""A trained classifier as a folder: its weights in model.safetensors, all else in config.json.
+
+Nothing is pickled, so a folder from anywhere can be read without running code from it. The config holds the
+digest of the weights and is written last: a folder is whole, or is refused.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from subquad.nn.classifier import ClassifierConfig, SequenceClassifier
+from subquad.nn.encoder import EncoderConfig
+
+try:
+    import safetensors.torch as safetensors
+    from safetensors import SafetensorError
+except ImportError as error:
+    raise ImportError('exported models need safetensors: pip install "subquad[compare]"') from error
+
+FORMAT = 1
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+
+def save(model: SequenceClassifier, folder: Path, *, extra: Mapping[str, Any]) -> None:
+    """Write the model to `folder`, made if need be, with `extra`, which is JSON, beside it."""
+    weights = safetensors.save({name: tensor.contiguous() for name, tensor in model.state_dict().items()})
+    config = {
+        "format": FORMAT,
+        "weights": hashlib.sha256(weights).hexdigest(),
+        "model": asdict(model.config),
+        "extra": dict(extra),
+    }
+    text = json.dumps(config, indent=2, allow_nan=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / WEIGHTS, weights)
+    _write(folder / CONFIG, text.encode())
+
+
+def read(folder: Path) -> tuple[SequenceClassifier, dict[str, Any]]:
+    """The model in `folder`, in eval mode, and what was saved beside it.
+
+    Raises `ValueError` if the folder is missing, incomplete, damaged, or of a later version.
+    """
+    try:
+        stored = json.loads((folder / CONFIG).read_bytes())
+        weights = (folder / WEIGHTS).read_bytes()
+        if not isinstance(stored, dict):
+            raise ValueError(f"{CONFIG} holds no object")
+        if stored["format"] != FORMAT:
+            raise ValueError(
+                f"it has format {stored['format']!r}, and this version of subquad reads {FORMAT}"
+            )
+        if stored["weights"] != hashlib.sha256(weights).hexdigest():
+            raise ValueError(f"{WEIGHTS} is not the file that {CONFIG} was written for; save the model again")
+        with torch.random.fork_rng(devices=[]):
+            model = SequenceClassifier(_config(**stored["model"]))
+        model.load_state_dict(safetensors.load(weights), assign=True)  # keeps the dtypes they were saved in
+        return model.eval(), dict(stored["extra"])
+    except OSError as error:
+        raise ValueError(f"{folder} holds no exported model: {error.strerror}: {error.filename}") from error
+    except KeyError as error:
+        raise ValueError(f"{folder} holds no model that can be read: {CONFIG} has no {error}") from error
+    except (ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{folder} holds no model that can be read: {error}") from error
+
+
+def _config(*, vocabularies: list[int], encoder: dict[str, Any], **rest: int) -> ClassifierConfig:
+    return ClassifierConfig(vocabularies=tuple(vocabularies), encoder=EncoderConfig(**encoder), **rest)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Whole or not at all."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with draft.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)

@@ -1,0 +1,303 @@
+"""Heads around a mechanism: project, mix, merge. It knows no mechanism by name.
+
+The call signature, the conventions and the names in the state dict are those of
+`torch.nn.MultiheadAttention`, so the layer stands in `torch.nn.TransformerEncoderLayer` and loads its
+weights. What most mechanisms cannot do is refused and not ignored: attention maps, dropout on them,
+arbitrary masks.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from subquad.mechanism import Dims, Mechanism, State, Valid
+from subquad.nn.positions import count, rotate
+from subquad.registry import build
+
+Heads = Float[Tensor, "b h t _"]
+Tokens = Float[Tensor, "b t m"]
+Keyed = Float[Tensor, "b s m"]
+
+NOT_OURS = {  # arguments of torch's layer, and what to do instead
+    "kdim": "project keys to embed_dim first",
+    "vdim": "project values to embed_dim first",
+    "add_bias_kv": "append a learnt token to the input",
+    "add_zero_attn": "append a token of zeros to the input",
+    "device": "move the layer with .to(device)",
+    "dtype": "convert the layer with .to(dtype)",
+}
+
+ONE = "pass one tensor as query, key and value"
+
+
+class Stream(NamedTuple):
+    """What a layer remembers between the chunks of a stream."""
+
+    offset: Int[Tensor, " b"]  # real tokens so far
+    memory: State
+
+
+class MultiheadAttention(nn.Module):
+    """Multi-head attention by the mechanism called `attention`; `options` are the mechanism's own.
+
+    `causal` and `rotary` are how the layer is built. `is_causal` and `attn_mask` of `forward` can only say
+    again that it is causal. `rotary` turns queries and keys with their positions, before any feature map.
+    Mechanisms with weights per position need `max_len`, the longest sequence.
+
+    The projections of q, k and v are the first rows of `in_proj_weight`, as in torch; those of a mechanism
+    that wants more inputs come after them.
+    """
+
+    _qkv_same_embed_dim = False  # else torch's encoder layers take their fused softmax and never call us
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        attention: str = "softmax",
+        *,
+        dropout: float = 0.0,
+        bias: bool = True,
+        batch_first: bool = True,
+        causal: bool = False,
+        rotary: bool = False,
+        max_len: int | None = None,
+        **options: Any,
+    ) -> None:
+        """Raise `ValueError` for what the mechanism or this layer cannot do, naming what to do instead."""
+        super().__init__()
+        for name in NOT_OURS.keys() & options.keys():
+            raise ValueError(f"{name} is not supported: {NOT_OURS[name]}")
+        if dropout:
+            raise ValueError(
+                f"dropout={dropout!r} would act on attention weights, which are never formed: set it to 0, "
+                "and drop from the layer's output"
+            )
+        if not batch_first:
+            raise ValueError("inputs are (batch, time, features): use batch_first=True and transpose yours")
+        if num_heads < 1 or embed_dim % num_heads:
+            raise ValueError(f"embed_dim={embed_dim} does not divide into num_heads={num_heads} heads")
+        self.embed_dim = embed_dim
+        self.num_heads = num_heads
+        self.head_dim = embed_dim // num_heads
+        self.batch_first = batch_first
+        self.attention = attention
+        self.causal = causal
+        self.rotary = rotary
+        self.max_len = max_len
+        self.options = options
+        self.mechanism = self.build_mechanism()
+        widths = self.mechanism.projections()
+        self.widths = {name: widths[name] for name in (*"qkv", *widths) if name in widths}
+        if rotary:
+            self._check_rotary()
+        rows = num_heads * sum(self.widths.values())
+        self.in_proj_weight = nn.Parameter(torch.empty(rows, embed_dim))
+        if bias:
+            self.in_proj_bias = nn.Parameter(torch.empty(rows))
+        else:
+            self.register_parameter("in_proj_bias", None)
+        self.out_proj = nn.Linear(num_heads * self.widths["v"], embed_dim, bias=bias)
+        self.reset_parameters()
+
+    @classmethod
+    def from_torch(
+        cls,
+        layer: nn.MultiheadAttention,
+        attention: str = "softmax",
+        *,
+        causal: bool = False,
+        rotary: bool = False,
+        max_len: int | None = None,
+        **options: Any,
+    ) -> "MultiheadAttention":
+        """A layer with the weights of torch's. Inputs beyond q, k and v are projected by fresh weights."""
+        if not layer._qkv_same_embed_dim or layer.bias_k is not None or layer.add_zero_attn:
+            raise ValueError(
+                "layers with kdim, vdim, add_bias_kv or add_zero_attn have weights with no place here"
+            )
+        if layer.dropout:
+            raise ValueError(
+                f"the layer drops attention weights (dropout={layer.dropout}): set layer.dropout = 0.0"
+            )
+        if not layer.batch_first:
+            raise ValueError(
+                "the layer takes (time, batch, features): set layer.batch_first = True, transpose inputs"
+            )
+        ours = cls(
+            layer.embed_dim,
+            layer.num_heads,
+            attention,
+            bias=layer.in_proj_bias is not None,
+            causal=causal,
+            rotary=rotary,
+            max_len=max_len,
+            **options,
+        ).to(layer.out_proj.weight)
+        if list(ours.widths.items())[:3] != [(name, ours.head_dim) for name in "qkv"]:
+            raise ValueError(
+                f"{attention!r} projects to {ours.widths}, not to q, k, v of width {ours.head_dim}"
+            )
+        with torch.no_grad():
+            for mine, theirs in (
+                (ours.in_proj_weight, layer.in_proj_weight),
+                (ours.in_proj_bias, layer.in_proj_bias),
+                (ours.out_proj.weight, layer.out_proj.weight),
+                (ours.out_proj.bias, layer.out_proj.bias),
+            ):
+                if mine is not None and theirs is not None:
+                    mine[: len(theirs)] = theirs
+        return ours.train(layer.training)
+
+    def build_mechanism(self) -> Mechanism:
+        """A mechanism such as this layer's, with weights of its own."""
+        dims = Dims(heads=self.num_heads, head_dim=self.head_dim, max_len=self.max_len)
+        return build(self.attention, dims, causal=self.causal, **self.options)
+
+    def reset_parameters(self) -> None:
+        """Draw the projections anew, each by itself, so that q, k and v do not depend on what comes after."""
+        for weight in self.in_proj_weight.split(self._rows()):
+            nn.init.xavier_uniform_(weight, gain=2**-0.5)  # torch's bound for q, k and v drawn together
+        for bias in (self.in_proj_bias, self.out_proj.bias):
+            if bias is not None:
+                nn.init.zeros_(bias)
+
+    def forward(
+        self,
+        query: Tensor,  # (b t m), (t m), or nested as torch's encoders make them, which have no shape
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Bool[Tensor, "*b s"] | Float[Tensor, "*b s"] | None = None,
+        need_weights: bool = False,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, None]:
+        """Attend from `query` to `key` and `value`: `(b t m), (b s m), (b s m) -> (b t m), None`.
+
+        `key_padding_mask` is True, or -inf, at PADDING; whatever stands there, even NaN, changes nothing.
+        Raises `ValueError` for what is not supported.
+        """
+        if need_weights:
+            raise ValueError("attention weights are never formed: call with need_weights=False")
+        if is_causal and not self.causal:
+            raise ValueError("this layer sees the future: for is_causal=True build it with causal=True")
+        if query.is_nested:
+            if attn_mask is not None or key_padding_mask is not None:
+                raise ValueError("nested tensors take no mask: pad them, or leave the mask out")
+            return self._attend_nested(query, key, value), None
+        if attn_mask is not None:
+            self._check_mask(attn_mask, length=query.shape[-2])
+        valid = None if key_padding_mask is None else ~blocked(key_padding_mask, name="key_padding_mask")
+        if valid is not None and valid.shape != key.shape[:-1]:
+            raise ValueError(f"padding of shape {tuple(valid.shape)} for keys of {tuple(key.shape[:-1])}")
+        if query.ndim == 3:
+            return self._attend(query, key, value, valid), None
+        q = query[None]
+        k = q if key is query else key[None]
+        v = k if value is key else value[None]
+        return self._attend(q, k, v, None if valid is None else valid[None])[0], None
+
+    def step(
+        self, x: Tokens, *, valid: Valid | None = None, state: Stream | None = None
+    ) -> tuple[Tokens, Stream]:
+        """Self-attention for the next chunk of a stream, of any length. `valid` is True at REAL tokens."""
+        x = clear(x, valid)
+        offset = torch.zeros(len(x), dtype=torch.int64, device=x.device) if state is None else state.offset
+        memory = None if state is None else state.memory
+        ordinals, offset = count(x.shape[1], valid=valid, offset=offset)
+        mixed, memory = self.mechanism.step(**self._project(x, x, x, ordinals), valid=valid, state=memory)
+        return self._merge(mixed), Stream(offset, memory)
+
+    def extra_repr(self) -> str:
+        options = "".join(f", {name}={value!r}" for name, value in self.options.items())
+        return f"{self.embed_dim}, {self.num_heads}, {self.attention!r}, causal={self.causal}{options}"
+
+    def _attend(self, query: Tokens, key: Keyed, value: Keyed, valid: Valid | None) -> Tokens:
+        self._check_sources(apart=key is not query, mixed=key is not query or value is not key)
+        k = clear(key, valid)
+        q = k if key is query else query
+        v = k if value is key else clear(value, valid)
+        start = torch.zeros(1, dtype=torch.int64, device=query.device)
+        ordinals, _ = count(key.shape[1], valid=valid, offset=start)
+        return self._merge(self.mechanism(**self._project(q, k, v, ordinals), valid=valid))
+
+    def _attend_nested(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Torch's encoder packs sequences so in eval mode, when it is told their padding."""
+        if key is not query or value is not key:
+            raise ValueError(f"nested tensors are for self-attention: {ONE}")
+        lengths = [len(row) for row in query.unbind()]
+        x = query.to_padded_tensor(0.0)
+        ends = torch.tensor(lengths, device=x.device)
+        out = self._attend(x, x, x, torch.arange(x.shape[1], device=x.device) < ends[:, None])
+        return torch.nested.as_nested_tensor([row[:n] for row, n in zip(out, lengths, strict=True)])
+
+    def _project(self, q: Tokens, k: Keyed, v: Keyed, ordinals: Int[Tensor, "#b s"]) -> dict[str, Heads]:
+        if k is q and v is k:
+            projected = F.linear(q, self.in_proj_weight, self.in_proj_bias).split(self._rows(), dim=-1)
+        else:
+            weights = self.in_proj_weight.split(self._rows())
+            biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.split(self._rows())
+            projected = map(F.linear, (q, k, v), weights, biases)
+        heads = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in projected)
+        inputs = dict(zip(self.widths, heads, strict=True))
+        if self.rotary:
+            inputs |= {name: rotate(inputs[name], ordinals) for name in "qk"}
+        return inputs
+
+    def _merge(self, mixed: Heads) -> Tokens:
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))
+
+    def _rows(self) -> list[int]:
+        return [self.num_heads * width for width in self.widths.values()]
+
+    def _check_rotary(self) -> None:
+        if list(self.widths) != list("qkv"):
+            raise ValueError(
+                f"{self.attention!r} takes {', '.join(self.widths)}, and rotary positions would turn q "
+                "against inputs that do not turn: choose other positions"
+            )
+        if self.widths["q"] % 2:
+            raise ValueError(
+                f"rotary positions turn pairs, and heads are {self.widths['q']} wide: choose an even "
+                "embed_dim / num_heads, or other positions"
+            )
+
+    def _check_sources(self, *, apart: bool, mixed: bool) -> None:
+        """Which mechanisms may look elsewhere: `apart`, queries at other tokens than keys; `mixed`, any."""
+        if apart and not self.mechanism.traits.cross:
+            raise ValueError(f"{self.attention!r} has no cross-attention: {ONE}")
+        if apart and (self.causal or self.rotary):
+            raise ValueError(f"causal and rotary attention are within one sequence: {ONE}")
+        if mixed and list(self.widths) != list("qkv"):
+            raise ValueError(f"{self.attention!r} projects to {', '.join(self.widths)}: {ONE}")
+
+    def _check_mask(self, attn_mask: Tensor, *, length: int) -> None:
+        if not self.causal:
+            raise ValueError(
+                "attn_mask is not supported: give padding as key_padding_mask, and for a causal layer build "
+                "it with causal=True"
+            )
+        future = torch.ones(length, length, dtype=torch.bool, device=attn_mask.device).triu(1)
+        if not torch.equal(blocked(attn_mask, name="attn_mask"), future):
+            raise ValueError(
+                "attn_mask is not the square causal mask, the only one supported: leave it out, since this "
+                "layer was built causal, and give padding as key_padding_mask"
+            )
+
+
+def clear(x: Keyed, valid: Valid | None) -> Keyed:
+    """`x` with zeros at padding: NaN times a gradient of zero would be NaN in the gradients of weights."""
+    return x if valid is None else x.masked_fill(~valid[..., None], 0)
+
+
+def blocked(mask: Tensor, *, name: str) -> Bool[Tensor, "..."]:
+    """True where torch's mask, boolean or added to scores, forbids to look."""
+    if mask.dtype == torch.bool:
+        return mask
+    forbidden = mask == -torch.inf
+    if not mask.is_floating_point() or not (forbidden | (mask == 0)).all():
+        raise ValueError(f"{name} may hold 0 and -inf only: give a boolean mask, True where not to look")
+    return forbidden

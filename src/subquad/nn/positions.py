@@ -1,0 +1,104 @@
+"""Positions: where a token stands among the real tokens of its sequence.
+
+Padding takes no position. Tokens are counted, not indexed, so left padding and holes change nothing, and a
+stream goes on counting where its last chunk ended.
+
+    none         nothing is added
+    learnt       a vector per position, up to `max_len`
+    sinusoidal   sines and cosines of the position. Vaswani et al. 2017, arXiv:1706.03762, section 3.5
+    rotary       queries and keys turn with the position, so that their dot products see differences of
+                 positions only. Su et al. 2021, arXiv:2104.09864, section 3.2
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from subquad.mechanism import Valid
+from subquad.registry import hint
+
+KINDS = ("none", "learnt", "sinusoidal", "rotary")
+LONGEST_WAVE = 10_000.0  # in tokens, over 2 pi; both papers
+
+Ordinals = Int[Tensor, "#b t"]
+Tokens = Float[Tensor, "b t m"]
+
+
+def count(
+    length: int, *, valid: Valid | None, offset: Int[Tensor, " #b"]
+) -> tuple[Ordinals, Int[Tensor, " #b"]]:
+    """The position of each of `length` tokens that come after `offset` real ones, and the offset after them.
+
+    At padding stands zero.
+    """
+    if valid is None:
+        return offset[:, None] + torch.arange(length, device=offset.device), offset + length
+    ordinals = offset[:, None] + valid.cumsum(1) - 1
+    return ordinals.masked_fill(~valid, 0), offset + valid.sum(1)
+
+
+class NoPositions(nn.Module):
+    """For `none`, and for `rotary`, which attention applies itself."""
+
+    def forward(self, x: Tokens, ordinals: Ordinals) -> Tokens:
+        return x
+
+
+class LearntPositions(nn.Module):
+    """Adds a learnt vector per position."""
+
+    def __init__(self, dim: int, *, max_len: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(max_len, dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.table, std=0.02)  # as in GPT-2 and BERT
+
+    def forward(self, x: Tokens, ordinals: Ordinals) -> Tokens:
+        max_len = len(self.table)
+        if ordinals.numel() and (length := int(ordinals.max()) + 1) > max_len:
+            raise ValueError(
+                f"a sequence has {length} tokens and learnt positions end at max_len={max_len}: raise "
+                "max_len, or use 'sinusoidal' or 'rotary' positions"
+            )
+        return x + self.table[ordinals]
+
+
+class SinusoidalPositions(nn.Module):
+    """Adds the sines, then the cosines, of dim / 2 waves."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        if dim % 2:
+            raise ValueError(f"sinusoidal positions need an even dim, not {dim}")
+
+    def forward(self, x: Tokens, ordinals: Ordinals) -> Tokens:
+        angles = phases(ordinals, x.shape[-1] // 2, dtype=x.dtype)
+        return x + torch.cat([angles.sin(), angles.cos()], -1).to(x.dtype)
+
+
+def build(kind: str, dim: int, *, max_len: int | None) -> nn.Module:
+    """The module that adds positions of this kind: `module(x, ordinals)`."""
+    if kind not in KINDS:
+        raise ValueError(f"unknown positions {kind!r}{hint(kind, KINDS)}")
+    if kind == "learnt":
+        if max_len is None:
+            raise ValueError("learnt positions are a table: set max_len to the longest sequence")
+        return LearntPositions(dim, max_len=max_len)
+    return SinusoidalPositions(dim) if kind == "sinusoidal" else NoPositions()
+
+
+def rotate(x: Float[Tensor, "b h t d"], ordinals: Ordinals) -> Float[Tensor, "b h t d"]:
+    """Turn the pairs (x_i, x_{i + d/2}) by their position; the paper pairs neighbours, which is the same."""
+    angles = phases(ordinals, x.shape[-1] // 2, dtype=x.dtype)[:, None]
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+
+
+def phases(ordinals: Ordinals, waves: int, *, dtype: torch.dtype) -> Float[Tensor, "#b t {waves}"]:
+    """The angle of each wave at each position, in float32 at least."""
+    wide = torch.promote_types(dtype, torch.float32)
+    rates = LONGEST_WAVE ** -(torch.arange(waves, device=ordinals.device, dtype=wide) / waves)
+    return ordinals.to(wide)[..., None] * rates

@@ -1,0 +1,52 @@
+"""What one may do with a stream's state without knowing whose it is.
+
+A state is a nested tuple or NamedTuple of tensors, batch first. States that grow keep beside what they
+remember a mask of what counts, so that zeros stand for nothing.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from jaxtyping import Bool, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+S = TypeVar("S")  # the state of any mechanism, layer or encoder
+
+
+def detach(state: S) -> S:
+    """The same state, without the gradients into what it has seen."""
+    return _map(Tensor.detach, state)
+
+
+def reorder(state: S, index: Int[Tensor, " n"]) -> S:
+    """Row i of the result is row `index[i]`: for beams, or for a batch whose streams come and go."""
+    return _map(lambda leaf: leaf.index_select(0, index), state)
+
+
+def reset_rows(state: S, rows: Bool[Tensor, " b"], *, initial: S) -> S:
+    """The state with the chosen rows as before their first token.
+
+    `initial` is the state after no token at all: what `step` gives for a chunk of length zero.
+    """
+
+    def pick(leaf: Tensor, fresh: Tensor) -> Tensor:
+        chosen = rows.unflatten(0, (-1,) + (1,) * (leaf.ndim - 1))
+        return grown(fresh, leaf).to(leaf.dtype).where(chosen, leaf)
+
+    return _map(pick, state, initial)
+
+
+def grown(fresh: Tensor, like: Tensor) -> Tensor:
+    """`fresh`, with zeros (False) up to the size of `like`."""
+    missing = [wanted - had for wanted, had in zip(like.shape, fresh.shape, strict=True)]
+    return F.pad(fresh, [amount for size in reversed(missing) for amount in (0, size)])
+
+
+def _map(change: Callable[..., Tensor], state: S, *others: S) -> S:
+    if isinstance(state, Tensor):
+        return change(state, *others)
+    if not isinstance(state, tuple):
+        raise TypeError(f"a state is a nested tuple of tensors, and holds no {type(state).__name__}")
+    parts = (_map(change, *leaves) for leaves in zip(state, *others, strict=True))
+    return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)

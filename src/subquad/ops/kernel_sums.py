@@ -1,0 +1,147 @@
+"""Averages of values under a kernel that factorises: a(q, k) = phi(q) . phi(k).
+
+    out_i = sum_j a(q_i, k_j) v_j / sum_j a(q_i, k_j) = phi(q_i)^T S / phi(q_i)^T z
+    S = sum_j phi(k_j) v_j^T,    z = sum_j phi(k_j)
+
+Bidirectional sums run over all keys. Causal ones advance a chunk at a time: keys before the chunk act
+through (S, z), keys inside it through a masked product, so that the work is matrix products.
+
+The functions named `exponential` take log phi. Exponentials of random features span hundreds of orders
+of magnitude, and no one shift keeps them all in range, so every sum carries the shifts that its own
+terms need; they cancel in the ratio, and carry no gradient:
+
+    sums over keys   one per feature, c_f = max_j log phi_f(k_j). A query then shifts by
+                     b_i = max_f (log phi_f(q_i) + c_f), and its denominator is never below one.
+    inside a chunk   one per key, since a prefix has a maximum of its own: the rows of the masked product
+                     are scaled by their own largest weight, as in fused softmax.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+Features = Float[Tensor, "b h t f"]
+KeyFeatures = Float[Tensor, "b h s f"]
+Valid = Bool[Tensor, "b s"]
+
+# Two factors of exp(HEADROOM) and a sum over 10^3 features stay below the largest float32.
+HEADROOM = 40.0
+
+
+class Sums(NamedTuple):
+    """What linear attention remembers of the keys so far."""
+
+    S: Float[Tensor, "b h f e"]
+    z: Float[Tensor, "b h f 1"]
+
+
+class ShiftedSums(NamedTuple):
+    """The same, of exponentials: feature f of `S` and `z` stands for itself times exp(c_f)."""
+
+    S: Float[Tensor, "b h f e"]
+    z: Float[Tensor, "b h f 1"]
+    c: Float[Tensor, "b h 1 f"]
+
+
+def average(
+    q: Features, k: KeyFeatures, v: Float[Tensor, "b h s e"], *, valid: Valid | None
+) -> Float[Tensor, "b h t e"]:
+    """Every query sees every key."""
+    k = hidden(k, valid, 0)
+    return divide(q @ (k.mT @ v), q @ k.sum(2)[..., None])
+
+
+def causal_average(
+    q: Features, k: KeyFeatures, v: Float[Tensor, "b h s e"], *, valid: Valid | None, state: Sums | None
+) -> tuple[Float[Tensor, "b h t e"], Sums]:
+    """One chunk: every query sees the keys of earlier chunks, and those of its own up to itself."""
+    k = hidden(k, valid, 0)
+    inside = (q @ k.mT).tril()
+    numerator, denominator = inside @ v, inside.sum(-1, keepdim=True)
+    S, z = k.mT @ v, k.sum(2)[..., None]
+    if state is not None:
+        numerator, denominator = numerator + q @ state.S, denominator + q @ state.z
+        S, z = state.S + S, state.z + z
+    return divide(numerator, denominator), Sums(S, z)
+
+
+def exponential_average(
+    log_q: Features, log_k: KeyFeatures, v: Float[Tensor, "b h s e"], *, valid: Valid | None
+) -> Float[Tensor, "b h t e"]:
+    """Every query sees every key."""
+    log_k = hidden(log_k, valid, -math.inf)
+    c = largest(log_k, dim=2)
+    k = (log_k - c).exp()
+    q = (log_q + c - largest(log_q + c, dim=3)).exp()
+    return divide(q @ (k.mT @ v), q @ k.sum(2)[..., None])
+
+
+def causal_exponential_average(
+    log_q: Features,
+    log_k: KeyFeatures,
+    v: Float[Tensor, "b h s e"],
+    *,
+    valid: Valid | None,
+    state: ShiftedSums | None,
+) -> tuple[Float[Tensor, "b h t e"], ShiftedSums]:
+    """One chunk: every query sees the keys of earlier chunks, and those of its own up to itself."""
+    log_k = hidden(log_k, valid, -math.inf)
+    numerator, denominator, a = inside_chunk(log_q, log_k, v)
+    if state is not None:
+        b = largest(log_q + state.c, dim=3)
+        q = (log_q + state.c - b).exp()
+        top = torch.maximum(a, b)
+        numerator = (a - top).exp() * numerator + (b - top).exp() * (q @ state.S)
+        denominator = (a - top).exp() * denominator + (b - top).exp() * (q @ state.z)
+    return divide(numerator, denominator), remember(log_k, v, state)
+
+
+def inside_chunk(
+    log_q: Features, log_k: KeyFeatures, v: Float[Tensor, "b h s e"]
+) -> tuple[Float[Tensor, "b h t e"], Float[Tensor, "b h t 1"], Float[Tensor, "b h t 1"]]:
+    """Numerator and denominator of a chunk's own keys, to be multiplied by the exp of the third."""
+    r, m = largest(log_q, dim=3), largest(log_k, dim=3)
+    product = (log_q - r + HEADROOM).exp() @ (log_k - m + HEADROOM).exp().mT
+    past = torch.ones(product.shape[-2:], dtype=torch.bool, device=v.device).tril()
+    seen = m.mT.masked_fill(~past, -math.inf)
+    M = largest(seen, dim=3)
+    weights = product * (seen - M).exp()
+    peak = weights.detach().amax(-1, keepdim=True) if weights.shape[-1] else weights.new_zeros(r.shape)
+    peak = peak.masked_fill(peak == 0, 1)
+    weights = weights / peak
+    return weights @ v, weights.sum(-1, keepdim=True), r + M + peak.log() - 2 * HEADROOM
+
+
+def remember(log_k: KeyFeatures, v: Float[Tensor, "b h s e"], state: ShiftedSums | None) -> ShiftedSums:
+    """The sums after one more chunk, shifted anew where a feature has a new largest exponent."""
+    c = largest(log_k, dim=2)
+    if state is None:
+        k = (log_k - c).exp()
+        return ShiftedSums(k.mT @ v, k.sum(2)[..., None], c)
+    c = torch.maximum(c, state.c)
+    k, old = (log_k - c).exp(), (state.c - c).exp().mT
+    return ShiftedSums(old * state.S + k.mT @ v, old * state.z + k.sum(2)[..., None], c)
+
+
+def largest(x: Float[Tensor, "*shape"], *, dim: int) -> Float[Tensor, "..."]:
+    """The maximum along `dim`, kept, without gradient; finite even where nothing is seen."""
+    x = x.detach()
+    floor = torch.finfo(x.dtype).min / 8  # sums of a few of these stay finite
+    if x.shape[dim] == 0:
+        return x.sum(dim, keepdim=True) + floor
+    return x.amax(dim, keepdim=True).clamp(min=floor)
+
+
+def divide(
+    numerator: Float[Tensor, "b h t e"], denominator: Float[Tensor, "b h t 1"]
+) -> Float[Tensor, "b h t e"]:
+    """Their ratio; zero, with gradient zero, for a query that sees no key."""
+    return numerator / denominator.masked_fill(denominator == 0, 1)
+
+
+def hidden(k: KeyFeatures, valid: Valid | None, value: float) -> KeyFeatures:
+    """The features of keys with `value` in padding: phi(0) is not zero."""
+    return k if valid is None else k.masked_fill(~valid[:, None, :, None], value)

@@ -1,0 +1,17 @@
+"""The contract of a mechanism as checks, for our own and for anyone's.
+
+With pytest:
+
+    from subquad.testing import contract
+
+    @pytest.mark.parametrize("check", contract(MyAttention), ids=lambda check: check.__name__)
+    def test_contract(check):
+        check(MyAttention)
+
+or from the shell, `subquad check my_package:MyAttention`, which prints a certificate.
+"""
+
+from subquad.testing.certificate import Outcome, certify
+from subquad.testing.contract import Check, contract
+
+__all__ = ["Check", "Outcome", "certify", "contract"]

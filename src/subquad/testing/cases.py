@@ -1,0 +1,119 @@
+"""What the checks feed to a mechanism: odd, small, seeded, and in float64.
+
+On the CPU in float64, what fails is mathematics and not rounding.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from subquad.mechanism import Dims, Mechanism
+
+DIMS = Dims(heads=2, head_dim=4, max_len=4096)
+LENGTH = 24
+CHUNKS = ([1, 2, 9, 12], [24], [7, 0, 17], [1] * 24)  # ways to cut a sequence of LENGTH
+
+Inputs = dict[str, Tensor]
+
+
+def forms(cls: type[Mechanism]) -> list[bool]:
+    """The values of `causal` that the traits claim."""
+    return [causal for causal in (True, False) if (cls.traits.causal if causal else cls.traits.bidirectional)]
+
+
+def make(cls: type[Mechanism], *, causal: bool, seed: int = 0, **options: Any) -> Mechanism:
+    """A mechanism in float64, with the options that suit a test unless others are given."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return cls(DIMS, causal=causal, **(options or dict(cls.traits.tiny))).double()
+
+
+def each_form(cls: type[Mechanism]) -> Iterator[Mechanism]:
+    for causal in forms(cls):
+        yield make(cls, causal=causal)
+
+
+def random_inputs(
+    mechanism: Mechanism,
+    *,
+    batch: int = 2,
+    length: int = LENGTH,
+    queries: int | None = None,
+    dtype: torch.dtype = torch.float64,
+    requires_grad: bool = False,
+    seed: int = 1,
+) -> Inputs:
+    """Normal inputs for every projection; `queries` where they differ from the keys in number."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = {}
+    for name, width in mechanism.projections().items():
+        rows = queries if queries is not None and name == "q" else length
+        shape = (batch, mechanism.dims.heads, rows, width)
+        x = torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype)
+        inputs[name] = x.requires_grad_(requires_grad)
+    return inputs
+
+
+def holes() -> dict[str, Bool[Tensor, "2 24"]]:
+    """Masks with padding at the end, at the beginning, and anywhere; the second row always has less."""
+    t = torch.arange(LENGTH)
+    anywhere = torch.rand(2, LENGTH, generator=torch.Generator().manual_seed(3)) < 0.6
+    return {
+        "at the end": torch.stack([t < 24, t < 17]),
+        "at the beginning": torch.stack([t >= 2, t >= 11]),
+        "anywhere": anywhere,
+    }
+
+
+def fill(inputs: Inputs, valid: Bool[Tensor, "b s"], value: float) -> Inputs:
+    """The inputs with `value` where there is padding, as leaves of their own."""
+    padding = ~valid[:, None, :, None]
+    return {
+        name: x.detach().masked_fill(padding, value).requires_grad_(x.requires_grad)
+        for name, x in inputs.items()
+    }
+
+
+def stream(
+    mechanism: Mechanism, inputs: Inputs, chunks: list[int], *, valid: Bool[Tensor, "b s"] | None = None
+) -> Tensor:
+    """What `step` gives for the sequence cut into `chunks`."""
+    state, outputs, start = None, [], 0
+    for size in chunks:
+        here = slice(start, start + size)
+        parts = {name: x[:, :, here] for name, x in inputs.items()}
+        seen = None if valid is None else valid[:, here]
+        out, state = mechanism.step(**parts, valid=seen, state=state)
+        outputs.append(out)
+        start += size
+    return torch.cat(outputs, 2)
+
+
+def leaves(mechanism: Mechanism, inputs: Inputs) -> Inputs:
+    """Everything a gradient should reach: inputs and parameters, by name."""
+    return {**inputs, **{f"parameter {name}": p for name, p in mechanism.named_parameters()}}
+
+
+def gradients(out: Tensor, wanted: Inputs) -> Inputs:
+    """The gradients of a fixed weighted sum of `out`."""
+    weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).reshape(out.shape)
+    found = torch.autograd.grad(
+        (out * weight).sum(), list(wanted.values()), retain_graph=True, allow_unused=True
+    )
+    filled = (torch.zeros_like(x) if g is None else g for x, g in zip(wanted.values(), found, strict=True))
+    return dict(zip(wanted, filled, strict=True))
+
+
+def tensors(state: Any) -> list[Tensor]:
+    """The tensors of a state, however deep its tuples are."""
+    return [state] if isinstance(state, Tensor) else [x for part in state for x in tensors(part)]
+
+
+def positional(method: Callable[..., Any]) -> list[str]:
+    """The names of the inputs that a method takes."""
+    kinds = inspect.signature(method).parameters.values()
+    return [p.name for p in kinds if p.kind is p.POSITIONAL_OR_KEYWORD]

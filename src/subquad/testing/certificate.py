@@ -1,0 +1,49 @@
+"""A certificate, line by line: which checks a mechanism passed, and what failed by how much."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from subquad.mechanism import Mechanism
+from subquad.testing.contract import Check, contract
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One line of a certificate."""
+
+    check: str  # what was checked, as its function is named
+    claim: str  # what it says when it holds
+    passed: bool
+    reason: str  # empty if it passed
+    seconds: float
+
+
+def certify(cls: type[Mechanism]) -> Iterator[Outcome]:
+    """Run every check that applies to `cls`, one after the other, whatever fails."""
+    for check in contract(cls):
+        yield outcome(check, cls)
+
+
+def outcome(check: Check, cls: type[Mechanism]) -> Outcome:
+    """Run one check. Whatever it raises is a failure with its reason."""
+    start, reason = time.perf_counter(), ""
+    try:
+        check(cls)
+    except AssertionError as error:
+        reason = sentence(str(error)) or "failed"
+    except Exception as error:
+        reason = f"{type(error).__name__}: {sentence(str(error))}"
+    return Outcome(
+        check=check.__name__.removeprefix("check_"),
+        claim=(check.__doc__ or "").strip().splitlines()[0].rstrip("."),
+        passed=not reason,
+        reason=reason,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def sentence(message: str) -> str:
+    """A message of several lines as one, short enough for a certificate."""
+    line = "; ".join(part.strip() for part in message.splitlines() if part.strip())
+    return line if len(line) <= 300 else line[:297] + "…"

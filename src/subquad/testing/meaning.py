@@ -1,0 +1,88 @@
+"""That the fast form means what the paper's formula says."""
+
+import torch
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from subquad.mechanism import Mechanism
+from subquad.testing.cases import LENGTH, each_form, forms, gradients, holes, leaves, make, random_inputs
+
+
+def check_shapes_and_dtypes(cls: type[Mechanism]) -> None:
+    """One output per query, as wide as a value, in the inputs' dtype."""
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        for mechanism in each_form(cls):
+            inputs = random_inputs(mechanism, dtype=dtype)
+            out = mechanism.to(dtype)(**inputs)
+            wanted = (*inputs["q"].shape[:3], inputs["v"].shape[3])
+            assert out.shape == wanted, f"shape {tuple(out.shape)}, not {tuple(wanted)}"
+            assert out.dtype == dtype, f"{dtype} in, {out.dtype} out"
+
+
+def check_matches_definition(cls: type[Mechanism]) -> None:
+    """The fast form gives the outputs and gradients of the formula, with and without padding."""
+    for mechanism in each_form(cls):
+        inputs = random_inputs(mechanism, requires_grad=True)
+        for valid in (None, holes()["anywhere"]):
+            fast, exact = mechanism(**inputs, valid=valid), mechanism.definition(**inputs, valid=valid)
+            keep = (valid if valid is not None else torch.ones(2, LENGTH, dtype=torch.bool))[:, None, :, None]
+            fast, exact = fast.masked_fill(~keep, 0), exact.masked_fill(~keep, 0)
+            assert_close(fast, exact)
+            wanted = leaves(mechanism, inputs)
+            assert_close(gradients(fast, wanted), gradients(exact, wanted))
+
+
+def check_gradients_reach_everything(cls: type[Mechanism]) -> None:
+    """Every input and every parameter gets a finite gradient, not all zero."""
+    for mechanism in each_form(cls):
+        wanted = leaves(mechanism, random_inputs(mechanism, requires_grad=True))
+        out = mechanism(**{name: wanted[name] for name in mechanism.projections()})
+        for name, gradient in gradients(out + 0 * mechanism.penalty(), wanted).items():
+            assert gradient.isfinite().all(), f"the gradient of {name} is not finite"
+            assert gradient.any(), f"the gradient of {name} is zero"
+
+
+def check_batch_mates_do_not_matter(cls: type[Mechanism]) -> None:
+    """An example comes out the same alone, and beside one that is eight times as large."""
+    for mechanism in each_form(cls):
+        inputs = random_inputs(mechanism)
+        alone = mechanism(**{name: x[:1] for name, x in inputs.items()})
+        assert_close(mechanism(**inputs)[:1], alone)
+        beside = {name: torch.cat([x[:1], 8 * x[1:]]) for name, x in inputs.items()}
+        assert_close(mechanism(**beside)[:1], alone)
+
+
+def check_cross_attention(cls: type[Mechanism]) -> None:
+    """Queries of another sequence, more or fewer than the keys, get what the formula says."""
+    mechanism = make(cls, causal=False)
+    for queries in (5, LENGTH, LENGTH + 7):
+        inputs = random_inputs(mechanism, queries=queries)
+        for valid in (None, holes()["anywhere"]):
+            assert_close(mechanism(**inputs, valid=valid), mechanism.definition(**inputs, valid=valid))
+
+
+def check_weights_sum_to_one(cls: type[Mechanism]) -> None:
+    """If all values are the same, so is every output; large queries and keys do not change that."""
+    for mechanism in each_form(cls):
+        for scale in (1, 10):
+            inputs = {name: scale * x for name, x in random_inputs(mechanism).items()}
+            ones = torch.ones_like(inputs["v"])
+            assert_close(mechanism(**{**inputs, "v": ones}), ones)
+
+
+def check_limit_is_softmax(cls: type[Mechanism]) -> None:
+    """Given enough budget, what separates it from softmax attention vanishes.
+
+    The error is in units of what uniform attention gets wrong, so that tolerances mean the same for every
+    mechanism and an approximation that learnt nothing scores one.
+    """
+    for causal in forms(cls):
+        mechanism = make(cls, causal=causal, **dict(cls.traits.limit or {}))
+        inputs = {name: x / 2 for name, x in random_inputs(mechanism).items()}
+        q, k, v = inputs["q"], inputs["k"], inputs["v"]
+        exact = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        uniform = F.scaled_dot_product_attention(0 * q, k, v, is_causal=causal)
+        error = ((mechanism(**inputs) - exact).norm() / (uniform - exact).norm()).item()
+        assert error <= cls.traits.limit_tol, (
+            f"relative error {error:.2g}, claimed {cls.traits.limit_tol:.2g}"
+        )

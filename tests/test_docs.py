@@ -1,0 +1,38 @@
+"""The docs say what the code does."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from subquad.testing import contract
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(path, language):
+    return re.findall(rf"```{language}\n(.*?)```", path.read_text(), flags=re.DOTALL)
+
+
+def test_the_readmes_table_is_made_from_the_traits():
+    make = runpy.run_path(str(ROOT / "docs" / "make.py"))
+    readme = (ROOT / "README.md").read_text()
+    assert make["renewed"](readme) == readme, "run: python docs/make.py"
+
+
+@pytest.fixture(scope="module")
+def square(tmp_path_factory):
+    """The mechanism of docs/adding-a-mechanism.md, as a reader would type it."""
+    folder = tmp_path_factory.mktemp("documented")
+    (folder / "documented_square.py").write_text(blocks(ROOT / "docs" / "adding-a-mechanism.md", "python")[0])
+    sys.path.insert(0, str(folder))
+    yield __import__("documented_square").SquareAttention
+    sys.path.remove(str(folder))
+
+
+def test_the_documented_mechanism_keeps_the_contract(square):
+    for check in contract(square):
+        if not hasattr(check, "slow"):
+            check(square)

@@ -1,0 +1,71 @@
+"""Who may import whom. A lower layer never knows a higher one."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+import subquad
+
+PACKAGE = Path(subquad.__file__).parent
+CORE = {"torch", "jaxtyping"}
+HOME = {"Dims": "mechanism", "Mechanism": "mechanism", "Traits": "mechanism", "build": "registry"}
+MAY_IMPORT = {
+    "mechanism": set(),
+    "ops": {"mechanism"},
+    "features": {"mechanism", "ops"},
+    "memories": {"mechanism", "ops"},
+    "mechanisms": {"mechanism", "ops", "features", "memories"},
+    "registry": {"mechanism", "mechanisms"},
+    "nn": {"mechanism", "registry", "ops"},
+    "measure": {"mechanism", "registry"},
+    "testing": {"mechanism", "measure"},
+    "tasks": set(),
+    "records": set(),
+    "report": {"records", "measure"},
+    "experiments": {"mechanism", "registry", "nn", "measure", "tasks", "records"},
+    "cli": {"mechanism", "registry", "testing", "tasks", "records", "report", "experiments", "measure"},
+    "__main__": {"cli"},
+}
+THIRD_PARTY = {
+    "nn": CORE | {"safetensors"},
+    "tasks": CORE | {"numpy", "polars", "sklearn", "threadpoolctl"},
+    "experiments": CORE | {"lightning", "numpy", "polars", "rich", "safetensors"},
+    "records": {"filelock"},
+    "report": {"plotly", "numpy", "rich"},
+    "cli": {"typer", "rich", "click"},
+    "__main__": {"typer", "rich", "click"},
+    "registry": set(),
+}
+
+
+def imports(path):
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_downwards(path):
+
+    layer = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if layer == "__init__":
+        return
+    for name in imports(path):
+        top, _, rest = name.partition(".")
+        if top == "subquad":
+            target = HOME.get(rest, rest.partition(".")[0])
+            allowed = MAY_IMPORT[layer] | {layer, "__version__"}
+            assert target in allowed, f"{path.name} ({layer}) imports {name}"
+        elif top not in sys.stdlib_module_names:
+            assert top in THIRD_PARTY.get(layer, CORE), f"{path.name} ({layer}) imports {name}"
+
+
+def test_no_file_outgrows_its_idea():
+    longest = max(PACKAGE.rglob("*.py"), key=lambda path: len(path.read_text().splitlines()))
+    assert len(longest.read_text().splitlines()) <= 400, longest
