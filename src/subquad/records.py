@@ -88,6 +88,12 @@ class Store:
         """The records of those keys that exist, in the order of the keys."""
         return [record for key in keys if (record := self.get(key)) is not None]
 
+    def forget_checkpoint(self, key: str) -> None:
+        path = self.checkpoint_path(key)
+        path.unlink(missing_ok=True)
+        with suppress(OSError):  # there is no such folder, or others are in it
+            path.parent.rmdir()
+
     def put_comparison(self, comparison: Mapping[str, Any]) -> None:
         write_json(self.folder / "comparison.json", comparison)
 
@@ -106,7 +112,7 @@ class Store:
 
         The operating system holds the claim, so that a dead process has none.
         """
-        path = self.folder / "claims" / key
+        path = self.folder / ".claims" / key
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
         try:

@@ -37,11 +37,6 @@ def _vectors(left: Shape, right: Shape, *_: Any, **__: Any) -> int:
     return 2 * left[0]
 
 
-def _added_products(added: Shape, left: Shape, right: Shape, *_: Any, **__: Any) -> int:
-    batch, rows, inner = left
-    return 2 * batch * rows * inner * right[-1]
-
-
 def _fused(q: Shape, k: Shape, v: Shape, *_: Any, **__: Any) -> int:
     return sdpa_flop_count(q, k, v)
 
@@ -54,8 +49,6 @@ _UNKNOWN_TO_TORCH = {
     aten.mv: _matrix_vector,
     aten.addmv: _added_matrix_vector,
     aten.dot: _vectors,
-    aten.vdot: _vectors,
-    aten.addbmm: _added_products,
     # for code that asks for the fused kernel by name, from which nobody can turn it away
     aten._scaled_dot_product_flash_attention_for_cpu: _fused,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _fused_backward,

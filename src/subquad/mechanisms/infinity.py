@@ -11,7 +11,8 @@ is linear in length, and the state as large after a million tokens as after one.
 `memories/continuous.py` say how each memory works, with sections and departures of their own.
 
 Martins, Marinho, Martins: infinity-former: Infinite Memory Transformer. ACL 2022, arXiv:2109.00301,
-section 3. Defaults are those of the authors' code for GPT-2. How it is laid out here, and where it departs:
+section 3. Defaults but `segment` are those of the authors' code for GPT-2. How it is laid out here, and where
+it departs:
 
 - The paper's signal is of hidden states, and projected when read. Ridge regression is linear in what it
   fits, so that fitting X and projecting the coefficients, (G^T X) W, is projecting X and fitting, G^T (X W):
@@ -34,6 +35,7 @@ from torch.nn import functional as F
 from subquad.mechanism import Dims, Mechanism, Mixed, Queries, Traits, Valid
 from subquad.memories.continuous import (
     BINS,
+    GRAIN,
     SMALLEST_VARIANCE,
     ContinuousMemory,
     divergence,
@@ -55,7 +57,7 @@ class Memory(NamedTuple):
     short: Tokens  # the last full segment
     unfinished: Tokens  # the segment being filled; zeros in its free slots
     signal: Float[Tensor, "b h f m"]  # coefficients of long_k and long_v, one above the other
-    density: Float[Tensor, "b bins"]  # where the unfinished segment has read; without gradient
+    reads: Int[Tensor, "b bins"]  # histogram of where the unfinished segment has read
     filled: Int[Tensor, " b"]  # tokens in the unfinished segment
     behind: Int[Tensor, " b"]  # full segments so far
 
@@ -225,23 +227,23 @@ class InfinityAttention(Mechanism):
                 device=q.device,
             )
             queries, slots = segments.queries(q), segments.keys(tokens, memory.unfinished)
-            mixed = self._attend(queries, slots, segments, memory)
-            read, signal, density = self._read_and_write(
+            near = self._attend(queries, slots, segments, memory)
+            far, signal, reads = self._read_and_write(
                 queries, slots, segments, memory, new=state is None, keep=keep
             )
-            out = segments.outputs(mixed + read).to(inputs[0].dtype)
+            out = segments.outputs(near + far).to(inputs[0].dtype)
             short, unfinished = segments.unfinished(slots, memory.short)
             full = segments.end // self.segment
             filled = segments.end - full * self.segment
-            return out, Memory(short, unfinished, signal, density, filled, memory.behind + full)
+            return out, Memory(short, unfinished, signal, reads, filled, memory.behind + full)
 
     def _empty(self, tokens: Tokens) -> Memory:
         """What is remembered before the first token."""
         b, h, _, c = tokens.shape
         segment = tokens.new_zeros(b, h, self.segment, c)
         count = torch.zeros(b, dtype=torch.int64, device=tokens.device)
-        signal, density = tokens.new_zeros(b, h, c // 2, self.basis), tokens.new_zeros(b, BINS)
-        return Memory(segment, segment, signal, density, count, count)
+        signal, reads = tokens.new_zeros(b, h, c // 2, self.basis), count.new_zeros(b, BINS)
+        return Memory(segment, segment, signal, reads, count, count)
 
     def _attend(
         self,
@@ -270,12 +272,12 @@ class InfinityAttention(Mechanism):
         *,
         new: bool,
         keep: bool,
-    ) -> tuple[Float[Tensor, "b h n w d"], Float[Tensor, "b h f m"], Float[Tensor, "b bins"]]:
+    ) -> tuple[Float[Tensor, "b h n w d"], Float[Tensor, "b h f m"], Int[Tensor, "b bins"]]:
         """The long-term memory, segment by segment: queries read it; a full one has the one before written.
 
         Where all rows are `new`, what cannot have been written yet is not read.
         """
-        signal, density, long = memory.signal, memory.density, self.long_term
+        signal, reads, long = memory.signal, memory.reads, self.long_term
         real = segments.real()
         total, count, outputs = queries.new_zeros(()), queries.new_zeros(()), []
         for n in range(segments.count):
@@ -286,23 +288,23 @@ class InfinityAttention(Mechanism):
                 K_T, V_T = signal.chunk(2, 2)
                 where = long.locate(queries[:, :, n], K_T)
                 outputs.append(long.read(where, V_T) @ self.W_o.to(V_T.dtype))
-                reads = real[:, n] & written[:, None]
-                total = total + divergence(where.variance, deviation=self.deviation, real=reads)
-                count = count + reads.sum() * self.dims.heads
-                if self.sticky:
-                    density = density + histogram(where, real=reads)
+                readers = real[:, n] & written[:, None]
+                total = total + divergence(where.variance, deviation=self.deviation, real=readers)
+                count = count + readers.sum() * self.dims.heads
+                if self.sticky and (keep or n + 1 < segments.count):
+                    reads = reads + histogram(where, real=readers)
             if (n > 0 or not new) and (keep or n + 1 < segments.count):
                 X = (slots[:, :, n - 1] if n else memory.short).chunk(2, -1)[1]
                 fitted = long.first(X)
                 if n > 1 or not new:
-                    later = long.later(signal, quantiles(density, self.samples), X)
+                    later = long.later(signal, quantiles(reads, self.samples, like=X), X)
                     fitted = torch.where(written[:, None, None, None], later, fitted)
                 full = segments.full(n)
                 leaves = full & (memory.behind + n > 0)
                 signal = torch.where(leaves[:, None, None, None], fitted, signal)
-                density = density.masked_fill(full[:, None], 0)
+                reads = reads.masked_fill(full[:, None], 0)
         self._divergence = total / count.clamp(min=1)
-        return torch.stack(outputs, 2), signal, density
+        return torch.stack(outputs, 2), signal, reads
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_divergence": torch.zeros(())}  # its graph cannot be copied
@@ -332,8 +334,10 @@ def sticky(reads: Normal, level: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
     """The points of [0, 1] with the shares `level` of all reads, as a histogram, below them."""
     edges = torch.linspace(0, 1, BINS + 1, dtype=level.dtype, device=level.device)
     mass = (reads.cdf(edges[1:]) - reads.cdf(edges[:-1])).sum((0, 1))
-    mass = mass / mass.sum()
-    return ((level[:, None] - (mass.cumsum(0) - mass)) / mass).clamp(0, 1).sum(1) / BINS
+    end = (GRAIN * mass.cumsum(0) / mass.sum()).round() / GRAIN
+    bin = (end <= level[:, None]).sum(1)
+    mass = end.diff(prepend=torch.zeros_like(end[:1]))
+    return (bin + 1 - (end - level[:, None]).gather(1, bin[:, None])[:, 0] / mass[bin]) / BINS
 
 
 def normal(t: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
@@ -341,4 +345,4 @@ def normal(t: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
 
 
 def even(count: int, *, like: Tensor) -> Float[Tensor, " {count}"]:
-    return torch.linspace(0.5 / count, 1 - 0.5 / count, count, dtype=like.dtype, device=like.device)
+    return torch.arange(0.5, count, dtype=like.dtype, device=like.device) / count

@@ -22,8 +22,8 @@ these parts of it keep more room after the contraction.
 
 Martins, Marinho, Martins: infinity-former: Infinite Memory Transformer. ACL 2022, arXiv:2109.00301,
 section 3. Departures:
-- points are quantiles of the histogram of reads, and not drawn from it, so that the same input gives the
-  same memory, and a flat histogram gives points spread evenly;
+- points are quantiles of the histogram of reads, to the nearest 1/1024 of its mass, and not drawn from it:
+  the same input gives the same memory, and a flat histogram gives points spread evenly;
 - points and vectors stand in the middle of their share of the interval, in first and later fits alike;
 - no zeros are fitted outside [0, 1], as the authors' code does: the signal is not pulled down at its ends;
 - b_mu and b_sigma, which the authors' code lacks, let the heads begin side by side and sigma_0 wide.
@@ -34,11 +34,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 BINS = 128  # of the histogram of reads; authors' code
+UNIT = 2.0**-32  # of mass in a histogram; sums over a million reads, times GRAIN, still fit into int64
+GRAIN = 8 * BINS  # a flat histogram stays flat, and 1 / GRAIN is half the mass around one of 512 points
 SMALLEST_VARIANCE = 1e-6  # of a read; authors' code, sorting
 
 Signal = Float[Tensor, "b h c n"]  # the coefficients B^T, head by head
@@ -90,7 +92,8 @@ class ContinuousMemory(nn.Module):
         self.w_mu = nn.Parameter(spread * torch.randn(heads, basis))
         self.b_mu = nn.Parameter(middles(heads, like=torch.empty(0)).logit())
         self.w_sigma = nn.Parameter(spread * torch.randn(heads, basis))
-        self.b_sigma = nn.Parameter(torch.full((heads,), math.log(math.expm1(deviation**2))))
+        inverse_softplus = deviation**2 + math.log(-math.expm1(-(deviation**2)))
+        self.b_sigma = nn.Parameter(torch.full((heads,), inverse_softplus))
 
     def locate(self, q: Float[Tensor, "b h t d"], K_T: Float[Tensor, "b h d n"]) -> Gaussian:
         """Where the queries read, given the coefficients of the keys' signal."""
@@ -179,24 +182,32 @@ def ridge_fit(F_T: Float[Tensor, "l n"], ridge: float) -> Float[Tensor, "l n"]:
     return torch.cholesky_solve(F_T, root) if l < n else torch.cholesky_solve(F_T.mT, root).mT
 
 
-def histogram(where: Gaussian, *, real: Bool[Tensor, "b t"]) -> Float[Tensor, "b bins"]:
-    """The mass in each of BINS parts of [0, 1], summed over heads and the `real` queries. No gradient."""
+def histogram(where: Gaussian, *, real: Bool[Tensor, "b t"]) -> Int[Tensor, "b bins"]:
+    """The mass in each of BINS parts of [0, 1], summed over heads and the `real` queries, in UNITs.
+
+    Whole numbers add up to the same in any order, and so for any chunks. They carry no gradient.
+    """
     mean, deviation = where.mean.detach()[..., None], where.variance.detach().sqrt()[..., None]
     edges = torch.linspace(0, 1, BINS + 1, dtype=mean.dtype, device=mean.device)
     below = ((edges - mean) / (deviation * math.sqrt(2))).erf() / 2
-    return below.masked_fill(~real[:, None, :, None], 0).sum((1, 2)).diff(dim=1)
+    units = (below / UNIT).round().to(torch.int64)
+    return units.masked_fill(~real[:, None, :, None], 0).sum((1, 2)).diff(dim=1)
 
 
-def quantiles(density: Float[Tensor, "b bins"], count: int) -> Float[Tensor, "b {count}"]:
-    """`count` points that cut the mass of each histogram evenly; evenly spread where it is all zero."""
-    bins = density.shape[1]
-    density = density.masked_fill((density.sum(1) == 0)[:, None], 1)
-    mass = density / density.sum(1, keepdim=True)
-    below = F.pad(mass.cumsum(1), (1, 0))
-    level = middles(count, like=density).expand(len(density), -1).contiguous()
-    bin = (torch.searchsorted(below, level, right=True) - 1).clamp(max=bins - 1)
-    within = (level - below.gather(1, bin)) / mass.gather(1, bin)
-    return (bin + within.clamp(0, 1)) / bins
+def quantiles(mass: Int[Tensor, "b bins"], count: int, *, like: Tensor) -> Float[Tensor, "b {count}"]:
+    """`count` points that cut the mass of each histogram evenly; evenly spread where it is all zero.
+
+    The mass up to each edge is rounded to 1 / GRAIN of all, so that a rounding error in a read moves no
+    point. The signal is steep: a point moved by 1e-7 changes the next write by 1e-5, and its reads likewise.
+    """
+    bins = mass.shape[1]
+    mass = mass.masked_fill((mass.sum(1) == 0)[:, None], 1)
+    total = mass.sum(1, keepdim=True)
+    below = F.pad((mass.cumsum(1) * GRAIN + total // 2) // total, (1, 0)).to(like.dtype) / GRAIN
+    level = middles(count, like=like).expand(len(mass), -1).contiguous()
+    bin = torch.searchsorted(below, level, right=True) - 1
+    start, end = below.gather(1, bin), below.gather(1, bin + 1)
+    return (bin + (level - start) / (end - start)) / bins
 
 
 def divergence(

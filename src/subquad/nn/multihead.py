@@ -17,7 +17,8 @@ from subquad.mechanism import Dims, Mechanism, State, Valid
 from subquad.nn.positions import count, rotate
 from subquad.registry import build
 
-Heads = Float[Tensor, "b h t _"]
+Heads = Float[Tensor, "b h t e"]
+Inputs = dict[str, Float[Tensor, "b h _ _"]]  # q has as many tokens as queries, the others as keys
 Tokens = Float[Tensor, "b t m"]
 Keyed = Float[Tensor, "b s m"]
 
@@ -47,8 +48,8 @@ class MultiheadAttention(nn.Module):
     again that it is causal. `rotary` turns queries and keys with their positions, before any feature map.
     Mechanisms with weights per position need `max_len`, the longest sequence.
 
-    The projections of q, k and v are the first rows of `in_proj_weight`, as in torch; those of a mechanism
-    that wants more inputs come after them.
+    The rows of `in_proj_weight` make the mechanism's inputs in its own order: q, k and v, as in torch, and
+    after them what else it wants.
     """
 
     _qkv_same_embed_dim = False  # else torch's encoder layers take their fused softmax and never call us
@@ -90,8 +91,7 @@ class MultiheadAttention(nn.Module):
         self.max_len = max_len
         self.options = options
         self.mechanism = self.build_mechanism()
-        widths = self.mechanism.projections()
-        self.widths = {name: widths[name] for name in (*"qkv", *widths) if name in widths}
+        self.widths = self.mechanism.projections()
         if rotary:
             self._check_rotary()
         rows = num_heads * sum(self.widths.values())
@@ -234,7 +234,7 @@ class MultiheadAttention(nn.Module):
         out = self._attend(x, x, x, torch.arange(x.shape[1], device=x.device) < ends[:, None])
         return torch.nested.as_nested_tensor([row[:n] for row, n in zip(out, lengths, strict=True)])
 
-    def _project(self, q: Tokens, k: Keyed, v: Keyed, ordinals: Int[Tensor, "#b s"]) -> dict[str, Heads]:
+    def _project(self, q: Tokens, k: Keyed, v: Keyed, ordinals: Int[Tensor, "#b s"]) -> Inputs:
         if k is q and v is k:
             projected = F.linear(q, self.in_proj_weight, self.in_proj_bias).split(self._rows(), dim=-1)
         else:

@@ -1,0 +1,36 @@
+"""`subquad`, and `python -m subquad`: the command line, with every error the user can mend in one line."""
+
+import sys
+import tempfile
+import traceback
+
+MISSING = 'subquad: {error}; the command line needs more than the library: pip install "subquad[compare]"'
+BAD_USAGE = 2
+
+
+def main() -> int:
+    """Run the command line and return the exit status: 0, 1 (a run failed) or 2 (bad usage)."""
+    try:
+        from subquad.cli import app
+
+        app()
+    except ModuleNotFoundError as error:
+        return complain(MISSING.format(error=error))
+    except (ValueError, OSError) as error:
+        return complain(f"subquad: {error}")
+    except Exception as error:
+        with tempfile.NamedTemporaryFile("w", prefix="subquad-", suffix=".txt", delete=False) as file:
+            traceback.print_exc(file=file)
+        return complain(
+            f"subquad: a defect of subquad: {type(error).__name__}: {error}; details in {file.name}"
+        )
+    return 0
+
+
+def complain(message: str) -> int:
+    print(" ".join(message.split()), file=sys.stderr)
+    return BAD_USAGE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

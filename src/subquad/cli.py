@@ -1,0 +1,360 @@
+"""The command line: parse, call, print. Whatever is heavy is imported by the command that needs it."""
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from subquad.experiments.asked import Benchmark, Comparison
+from subquad.experiments.spec import Row
+
+if TYPE_CHECKING:
+    from subquad.experiments.live import Live
+    from subquad.experiments.spec import AnySpec
+    from subquad.mechanism import Mechanism
+    from subquad.records import Record
+    from subquad.report.cost import Scaling
+
+app = typer.Typer(
+    name="subquad",
+    help="Compare efficient attention mechanisms on your own data and machine.",
+    epilog="Exit status: 0 done, 1 a run or a check failed, 2 bad usage.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+FAILED = 1
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
+COMPARISON, BENCHMARK = Comparison(), Benchmark()  # their defaults
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+Attention = Annotated[
+    list[str],
+    typer.Option(metavar="NAME[:option=value,…]", help="A row of the table; give it once for each."),
+]
+Lengths = Annotated[list[int], typer.Option(min=1, help="Tokens; give it once for each length.")]
+
+
+def number(text: str) -> Any:
+    return typer.Option(help=text, min=1)
+
+
+@app.command()
+def compare(
+    task: Annotated[
+        str | None,
+        typer.Argument(help="'transactions' (the default), or 'own' with --data.", show_default=False),
+    ] = None,
+    attention: Attention = list(COMPARISON.attention),  # noqa: B006  # typer copies it
+    target: Annotated[
+        str | None,
+        typer.Option(help="What is predicted: 'churn' (the default) or 'spend'.", show_default=False),
+    ] = None,
+    length: Annotated[
+        int, number("Events of a history at most, the latest; a large number keeps whole histories.")
+    ] = COMPARISON.length,
+    steps: Annotated[int, number("Steps of the optimiser.")] = COMPARISON.steps,
+    seeds: Annotated[int, number("Fits of each row: seeds 0, 1, … .")] = COMPARISON.seeds,
+    batch: Annotated[int, number("Histories a step.")] = COMPARISON.batch,
+    dim: Annotated[int, number("Width of the model.")] = COMPARISON.dim,
+    depth: Annotated[int, number("Blocks of the model.")] = COMPARISON.depth,
+    heads: Annotated[int, number("Heads of each block; they share the width.")] = COMPARISON.heads,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where records and the report go.")] = Path("runs"),
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A schema.toml that describes your own data.", show_default=False),
+    ] = None,
+    workers: Annotated[
+        int, number("Fits at a time. They share the cores, and disturb each other's timings a little.")
+    ] = COMPARISON.workers,
+    as_json: Json = False,
+) -> None:
+    """Train and measure mechanisms side by side, and write a report.
+
+    Runs that DIR holds already are not done again, and a run that was interrupted goes on where it was.
+
+    Runs that failed are tried again.
+    """
+    from subquad import report
+    from subquad.experiments.compare import carry_out, plan
+    from subquad.records import Store
+
+    asked = Comparison(
+        attention=tuple(attention),
+        task=task or ("own" if data else COMPARISON.task),
+        target=target,
+        schema=data,
+        length=length,
+        steps=steps,
+        seeds=seeds,
+        batch=batch,
+        dim=dim,
+        depth=depth,
+        heads=heads,
+        workers=workers,
+    )
+    planned = plan(asked)
+    with watching(planned.specs) as watch:
+        records = carry_out(planned, asked, Store(out), watch=watch)
+    show_comparison(planned.document, records, report.write(out), as_json=as_json)
+    end(records)
+
+
+@app.command()
+def bench(
+    attention: Annotated[
+        list[str], typer.Argument(metavar="[NAME[:option=value,…]]…", help="Mechanisms to time.")
+    ] = list(BENCHMARK.attention),  # noqa: B006
+    length: Lengths = list(BENCHMARK.lengths),  # noqa: B006
+    heads: Annotated[int, number("Heads.")] = BENCHMARK.heads,
+    head_dim: Annotated[int, number("Width of a head.")] = BENCHMARK.head_dim,
+    batch: Annotated[int, number("Sequences at a time.")] = BENCHMARK.batch,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = BENCHMARK.dtype,
+    causal: Annotated[
+        bool, typer.Option("--causal", help="Causal forms; else bidirectional ones where there are any.")
+    ] = BENCHMARK.causal,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Keep records here, and do only what is missing.", show_default=False
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Time and memory by length, beside torch's fused softmax: exponents and crossovers.
+
+    Each mechanism and length has a process of its own, in which both are timed in turns.
+    """
+    from subquad.experiments.bench import plan
+    from subquad.experiments.grid import execute
+    from subquad.records import Store
+
+    asked = Benchmark(
+        attention=tuple(attention),
+        lengths=tuple(length),
+        heads=heads,
+        head_dim=head_dim,
+        batch=batch,
+        dtype=dtype,
+        causal=causal,
+    )
+    planned = plan(asked)
+    with folder(out) as kept, watching(planned.specs) as watch:
+        records = execute(planned.specs, Store(kept), watch=watch, timeout=asked.timeout)
+    show_bench(planned.document, records, as_json=as_json)
+    end(records)
+
+
+@app.command()
+def check(
+    mechanism: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[PACKAGE:CLASS]",
+            help="Your class, or the name of a known mechanism.",
+            show_default=False,
+        ),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All known mechanisms.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Certify a mechanism against the contract: a line for each check, what failed and by how much."""
+    if (mechanism is None) != everything:
+        raise ValueError("name one mechanism, PACKAGE:CLASS, or give --all")
+    from subquad.registry import catalog
+    from subquad.testing import certify
+
+    classes = list(catalog().values()) if mechanism is None else [mechanism_class(mechanism)]
+    console = Console(stderr=as_json)
+    certificates: dict[str, list[dict[str, Any]]] = {}
+    for cls in classes:
+        name = f"{cls.__module__}:{cls.__qualname__}"
+        lines = certificates[name] = []
+        console.print(f"{name} ({cls.traits.name})", style="bold", markup=False, soft_wrap=True)
+        for outcome in certify(cls):
+            lines.append(asdict(outcome))
+            verdict, style = ("ok    ", "green") if outcome.passed else ("FAILED", "bold red")
+            console.print(f"  {verdict}", style=style, end="  ")
+            reason = f": {outcome.reason}" if outcome.reason else ""
+            console.print(f"{outcome.claim}{reason}", markup=False, highlight=False, soft_wrap=True)
+    outcomes = [line for lines in certificates.values() for line in lines]
+    failed = sum(not line["passed"] for line in outcomes)
+    if as_json:
+        print_json({"certificates": certificates, "failed": failed})
+    else:
+        console.print(f"{len(outcomes) - failed} of {len(outcomes)} checks passed", highlight=False)
+    raise typer.Exit(FAILED if failed else 0)
+
+
+@app.command("list")
+def list_known(as_json: Json = False) -> None:
+    """Mechanisms with their traits and options, and tasks."""
+    from subquad.registry import catalog
+    from subquad.tasks import TARGETS, TASKS
+
+    mechanisms = [described(cls) for cls in catalog().values()]
+    tasks = [
+        {"name": name, "kind": "task", "description": line, "targets": list(TARGETS[name])}
+        for name, line in TASKS.items()
+    ]
+    if as_json:
+        return print_json([*mechanisms, *tasks])
+    from subquad.report import terminal
+
+    console = Console()
+    console.print(terminal.mechanisms(mechanisms))
+    console.print(terminal.options(mechanisms))
+    console.print(terminal.tasks(tasks))
+
+
+@app.command("report")
+def write_report(
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a comparison.")] = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Write the page of a comparison again, from its records."""
+    from subquad import report
+    from subquad.records import Store
+
+    store = Store(out)
+    comparison = store.get_comparison()
+    records = store.read(key for keys in comparison["keys"].values() for key in keys)
+    show_comparison(comparison, records, report.write(out), as_json=as_json)
+    end(records)
+
+
+def show_comparison(
+    comparison: dict[str, Any], records: Sequence["Record"], page: Path, *, as_json: bool
+) -> None:
+    from subquad.report import terminal
+    from subquad.report.answer import answer
+    from subquad.report.cost import curves
+    from subquad.report.leaderboard import leaderboard
+
+    rows = leaderboard(comparison, records)
+    found = answer(comparison, rows, curves(comparison, records))
+    models = model_folders(records, page.parent)
+    if as_json:
+        return print_json(
+            {
+                "comparison": comparison,
+                "answer": asdict(found),
+                "rows": [asdict(row) for row in rows],
+                "failed": sum(record["status"] != "ok" for record in records),
+                "models": models,
+                "report": str(page),
+            }
+        )
+    console = Console()
+    console.print(terminal.quality(comparison, rows))
+    console.print(terminal.costs(comparison, rows))
+    for line in (found.sentence, *found.reasons):
+        console.print(line, markup=False, highlight=False)
+    last = [f"model: {path}" for path in models.get(found.label or "", [])[:1]] + [f"report: {page}"]
+    for line in ("", *last):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def model_folders(records: Sequence["Record"], folder: Path) -> dict[str, list[str]]:
+    """Where the trained models of each row are, by its label, in the order of the seeds."""
+    from subquad.records import Store
+
+    found: dict[str, list[str]] = {}
+    for record in records:
+        if record["kind"] == "fit" and record["status"] == "ok":
+            spec = record["spec"]
+            label = Row(attention=spec["attention"], options=spec["options"]).label
+            found.setdefault(label, []).append(str(Store(folder).model_path(record["key"])))
+    return found
+
+
+def show_bench(document: dict[str, Any], records: Sequence["Record"], *, as_json: bool) -> None:
+    from subquad.report import terminal
+    from subquad.report.cost import QUANTITIES, curves
+
+    found = curves(document, records)
+    if as_json:
+        return print_json(
+            {
+                "rows": [
+                    {**asdict(curve), "scaling": {name: scaled(curve.scaling(name)) for name in QUANTITIES}}
+                    for curve in found
+                ],
+                "machine": records[0]["machine"],
+            }
+        )
+    console = Console()
+    for quantity in QUANTITIES:
+        console.print(*terminal.lengths(found, quantity))
+
+
+def scaled(scaling: "Scaling | None") -> dict[str, Any] | None:
+    return None if scaling is None else asdict(scaling)
+
+
+def print_json(document: object) -> None:
+    print(json.dumps(document, indent=1, allow_nan=False))
+
+
+@contextmanager
+def watching(specs: Sequence["AnySpec"]) -> Iterator["Live"]:
+    """Progress on standard error. After Ctrl-C a line says how to go on."""
+    from subquad.experiments.live import Live
+
+    console = Console(stderr=True, highlight=False)
+    try:
+        with Live(specs, console) as live:
+            yield live
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command goes on from here")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+@contextmanager
+def folder(given: Path | None) -> Iterator[Path]:
+    """The folder that was given, or one that vanishes."""
+    if given is not None:
+        yield given
+        return
+    with tempfile.TemporaryDirectory(prefix="subquad-") as temporary:
+        yield Path(temporary)
+
+
+def end(records: Sequence["Record"]) -> None:
+    raise typer.Exit(FAILED if any(record["status"] != "ok" for record in records) else 0)
+
+
+def mechanism_class(text: str) -> type["Mechanism"]:
+    """The class that PACKAGE:CLASS names, also in the current folder; or a known mechanism's."""
+    from subquad.mechanism import Mechanism
+    from subquad.registry import find
+
+    package, colon, name = text.partition(":")
+    if not colon:
+        return find(text)
+    sys.path.insert(0, "")
+    try:
+        cls = getattr(import_module(package), name, None)
+    except Exception as error:  # whatever the user's module raises
+        raise ValueError(f"{package!r} cannot be imported: {type(error).__name__}: {error}") from error
+    if not (isinstance(cls, type) and issubclass(cls, Mechanism)):
+        raise ValueError(f"{name!r} in {package!r} is not a subclass of subquad.Mechanism")
+    return cls
+
+
+def described(cls: type["Mechanism"]) -> dict[str, Any]:
+    """A mechanism's traits and options as JSON."""
+    from subquad.registry import options
+
+    claims = {field.name: getattr(cls.traits, field.name) for field in fields(cls.traits)}
+    plain = {name: dict(claim) if isinstance(claim, Mapping) else claim for name, claim in claims.items()}
+    return {"kind": "mechanism", **plain, "options": options(cls)}

@@ -1,0 +1,14 @@
+"""Where runs compute: settled before a spec is made, since another machine would settle it otherwise."""
+
+import torch
+
+
+def resolve(device: str) -> str:
+    """A device that is there: CUDA, else the CPU, for "auto". Raises `ValueError` for one that is not."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises all three
+        raise ValueError(f"no device {device!r} here: {str(error).splitlines()[0]}") from None
+    return device

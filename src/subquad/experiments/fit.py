@@ -1,0 +1,98 @@
+"""One row of a comparison: trained, tested once with the weights that validation chose, and measured."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from subquad.experiments.spec import Fit
+from subquad.experiments.training import Tell, Training
+from subquad.measure.memory import peak_memory, process_peak_mb
+from subquad.measure.timing import interleaved
+from subquad.nn.classifier import SequenceClassifier
+from subquad.registry import find, options
+from subquad.tasks.events import Batch, EventData
+
+
+class Fitted(NamedTuple):
+    """A trained model, what it reached and what it took."""
+
+    model: SequenceClassifier
+    result: dict[str, Any]  # the same whenever the spec is run (bit for bit on the same CPU)
+    measured: dict[str, Any]  # on this machine, this time
+
+
+def fit(spec: Fit, data: EventData, *, kept: Path, tell: Tell) -> Fitted:
+    """Train, test and measure. `kept` is where checkpoints go, and where an earlier one is found.
+
+    Raises `FloatingPointError` when the loss is nan or infinite.
+    """
+    training = Training(spec, data, kept=kept, tell=tell)
+    training.run()
+    course = training.course
+    tell("test", spec.steps, None)
+    result = {
+        "test": training.evaluate("test"),
+        "validation": course.best,
+        "best_step": course.best_step,
+        "curve": course.curve,
+        "parameters": training.model.parameters_by_part(),
+        "form": "causal" if spec.causal else "bidirectional",
+        "options": {**options(find(spec.attention)), **spec.options},
+    }
+    tell("measure", spec.steps, None)
+    measured = {
+        "train_examples_per_second": rate(course.timed_examples, course.seconds),
+        "train_events_per_second": rate(course.timed_events, course.seconds),
+        "train_seconds": course.seconds,
+        "peak_mb": process_peak_mb(),
+        **cost(training),
+    }
+    return Fitted(training.model, result, measured)
+
+
+def rate(amount: int, seconds: float) -> float | None:
+    """None where a process had no step but its first, which is not timed."""
+    return amount / seconds if seconds else None
+
+
+def cost(training: Training) -> dict[str, Any]:
+    """Latency of one history at full length, and the memory that a training step at full length takes."""
+    spec, device = training.spec, training.fabric.device
+    one = training.fabric.to_device(full_batch(training.data, size=1, length=spec.length))
+    many = training.fabric.to_device(full_batch(training.data, size=spec.batch, length=spec.length))
+
+    @torch.no_grad()
+    def classify() -> None:
+        training.output(one)
+
+    def train() -> None:
+        training.optimiser.zero_grad()
+        loss = training.loss(training.output(many), many)
+        training.fabric.backward(loss + training.model.penalty())
+
+    training.network.eval()
+    latency = interleaved({"latency": classify}, device=device)["latency"]
+    training.network.train()
+    train()
+    training.optimiser.zero_grad()
+    peak = peak_memory(train, device=str(device))
+    training.optimiser.zero_grad()
+    return {
+        "latency_ms": {**asdict(latency), "length": spec.length},
+        "training_peak_mb": peak.mb,
+        "training_peak_method": peak.method,
+    }
+
+
+def full_batch(data: EventData, *, size: int, length: int) -> Batch:
+    """A batch without padding, of events drawn at random."""
+    generator = torch.Generator().manual_seed(0)
+    ids = [torch.randint(known, (size, length), generator=generator) for known in data.encoding.sizes]
+    return Batch(
+        categorical=torch.stack(ids, -1) if ids else torch.zeros(size, length, 0, dtype=torch.int64),
+        numeric=torch.randn(size, length, len(data.encoding.channels), generator=generator),
+        valid=torch.ones(size, length, dtype=torch.bool),
+        target=torch.zeros(size, dtype=torch.int64 if data.kind == "multiclass" else torch.float32),
+    )

@@ -1,0 +1,210 @@
+"""Many runs, each in a process of its own, and as many records.
+
+A run that crashes, hangs or exhausts the memory costs a result with its reason, and not the others. What
+is recorded as done is not done again; what failed is tried again. Several commands may share a folder: a
+run is claimed before it starts, and whoever finds it claimed waits for the other's record.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import suppress
+from typing import Any
+
+from subquad.experiments.spec import AnySpec
+from subquad.records import Record, Store
+
+COMMAND = [sys.executable, "-P", "-m", "subquad.experiments.run"]  # -P: the user's folder shadows no module
+LOOK_AGAIN = 0.5  # seconds between two looks at a run in another command's hands
+HEED = 0.2  # seconds until Ctrl-C is heeded where a signal does not end a wait
+LOG = 4000  # characters kept of what a failed run printed last
+
+
+class Watch:
+    """Is told how the runs are going, from several threads. This one keeps it to itself."""
+
+    def found(self, spec: AnySpec) -> None:
+        """Done before this command, or meanwhile by another one."""
+
+    def waiting(self, spec: AnySpec) -> None:
+        """In another command's hands."""
+
+    def started(self, spec: AnySpec) -> None:
+        """In a process of its own from now on."""
+
+    def moved(self, spec: AnySpec, progress: dict[str, Any]) -> None:
+        """`progress` has "phase", "step", "steps" and "loss"."""
+
+    def ended(self, spec: AnySpec, record: Record) -> None:
+        """And recorded."""
+
+
+def execute(
+    specs: Sequence[AnySpec], store: Store, *, watch: Watch, timeout: float, workers: int = 1
+) -> list[Record]:
+    """Do what is missing of the specs, `workers` at a time, and return the records of all, in their order."""
+    grid = Grid(specs, store, watch, timeout=timeout, workers=workers)
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            futures = [pool.submit(grid.do, spec) for spec in grid.pending]
+            while True:
+                done, others = wait(futures, timeout=HEED, return_when=FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
+                if not others:
+                    break
+        except BaseException:  # Ctrl-C, or a full disk: nothing goes on behind its back
+            grid.stop()
+            pool.shutdown(cancel_futures=True)
+            raise
+    return store.read(spec.key for spec in specs)
+
+
+class Grid:
+    """A set of runs under way."""
+
+    def __init__(
+        self, specs: Sequence[AnySpec], store: Store, watch: Watch, *, timeout: float, workers: int
+    ) -> None:
+        self.store, self.watch = store, watch
+        self.timeout, self.workers = timeout, workers
+        self.before = {spec.key: store.get(spec.key) for spec in specs}
+        self.pending = [spec for spec in specs if not succeeded(self.before[spec.key])]
+        self.children: set[subprocess.Popen[str]] = set()
+        self.lock = threading.Lock()
+        self.stopped = False
+        for spec in specs:
+            if spec not in self.pending:
+                watch.found(spec)
+
+    def do(self, spec: AnySpec) -> None:
+        """Run it, or wait until another command has."""
+        told = False
+        while not self.stopped:
+            with self.store.claim(spec.key) as mine:
+                if mine:
+                    latest = self.store.get(spec.key)
+                    if succeeded(latest) or latest != self.before[spec.key]:
+                        return self.watch.found(spec)
+                    return self.run(spec)
+            if not told:
+                self.watch.waiting(spec)
+                told = True
+            time.sleep(LOOK_AGAIN)
+
+    def run(self, spec: AnySpec) -> None:
+        self.watch.started(spec)
+        record = self.isolated(spec) | {"workers": self.workers}
+        if self.stopped:
+            return
+        self.store.put(record)
+        if record["status"] not in {"timeout", "out of memory"}:  # these may go on where they were
+            self.store.forget_checkpoint(spec.key)
+        self.watch.ended(spec, record)
+
+    def isolated(self, spec: AnySpec) -> Record:
+        """The record of one run in a fresh process."""
+        start = time.monotonic()
+        with tempfile.TemporaryFile("w+", errors="replace") as log:
+            child = self.spawn(spec, log.fileno())
+            timed_out = threading.Event()
+
+            def expire() -> None:
+                timed_out.set()
+                child.kill()
+
+            clock = threading.Timer(self.timeout, expire)
+            clock.start()
+            try:
+                said = self.listen(spec, child)
+                child.wait()
+            finally:
+                clock.cancel()
+                self.end(child)
+            seconds = time.monotonic() - start
+            log.seek(0)
+            printed = log.read()[-LOG:]
+        outcome = {"result": {}, "measured": {}, "data": {}, "machine": {}, "versions": {}, **said}
+        if "status" not in outcome:
+            status, reason = ended_silently(
+                child.returncode, printed, limit=self.timeout if timed_out.is_set() else None
+            )
+            outcome |= {"status": status, "reason": reason}
+        if outcome["status"] != "ok":
+            outcome["log"] = printed
+        asked = {"key": spec.key, "kind": spec.kind, "version": spec.version, "spec": spec.to_json()}
+        return {**asked, **outcome, "seconds": seconds}
+
+    def spawn(self, spec: AnySpec, log: int) -> subprocess.Popen[str]:
+        threads = str(spec.threads)
+        with self.lock:
+            if self.stopped:
+                raise RuntimeError("the grid was stopped")
+            child = subprocess.Popen(
+                COMMAND,
+                stdin=subprocess.PIPE,  # held open as long as we live
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,  # Ctrl-C is for us, and we end our children
+                env={**os.environ, "OMP_NUM_THREADS": threads, "POLARS_MAX_THREADS": threads},
+            )
+            self.children.add(child)
+        asked = {"kind": spec.kind, "spec": spec.to_json(), "folder": str(self.store.folder.absolute())}
+        assert child.stdin
+        with suppress(BrokenPipeError):  # it is dead already, and will be found so
+            child.stdin.write(json.dumps(asked) + "\n")
+            child.stdin.flush()
+        return child
+
+    def listen(self, spec: AnySpec, child: subprocess.Popen[str]) -> dict[str, Any]:
+        """What the child says of itself, until it closes the pipe."""
+        said: dict[str, Any] = {}
+        assert child.stdout
+        for line in child.stdout:
+            event = json.loads(line)
+            if event.pop("event") == "progress":
+                self.watch.moved(spec, event)
+            else:
+                said |= event
+        return said
+
+    def end(self, child: subprocess.Popen[str]) -> None:
+        child.kill()
+        child.wait()
+        for pipe in (child.stdin, child.stdout):
+            assert pipe
+            with suppress(BrokenPipeError):
+                pipe.close()
+        with self.lock:
+            self.children.discard(child)
+
+    def stop(self) -> None:
+        """End all runs without a record of them; their checkpoints stay."""
+        with self.lock:
+            self.stopped = True
+            for child in self.children:
+                child.kill()
+
+
+def succeeded(record: Record | None) -> bool:
+    return record is not None and record["status"] == "ok"
+
+
+def ended_silently(code: int, printed: str, *, limit: float | None) -> tuple[str, str]:
+    """Status and reason of a run that could not say how it ended; `limit` is the time-out it ran into."""
+    if limit is not None:
+        return "timeout", f"not done after {limit:g} seconds"
+    if code == -9:
+        return "out of memory", "killed by signal 9, as the system does when memory runs out"
+    if code < 0:
+        return "failed", f"killed by signal {-code} ({signal.strsignal(-code)})"
+    lines = printed.strip().splitlines()
+    return "failed", lines[-1] if lines else f"ended with status {code}"

@@ -1,0 +1,32 @@
+"""The model of a row: the same skeleton and the same initial weights whatever the mechanism."""
+
+from subquad.experiments.spec import Fit
+from subquad.nn.classifier import ClassifierConfig, SequenceClassifier
+from subquad.nn.encoder import EncoderConfig
+from subquad.nn.initialise import initialise
+from subquad.tasks.events import EventData
+
+
+def build(spec: Fit, data: EventData) -> SequenceClassifier:
+    """The model before its first step. Raises `ValueError` where it cannot be built as asked."""
+    encoder = EncoderConfig(
+        dim=spec.dim,
+        depth=spec.depth,
+        heads=spec.heads,
+        attention=spec.attention,
+        options=spec.options,
+        causal=spec.causal,
+        positions=spec.positions,
+        max_len=spec.length,
+        dropout=spec.dropout,
+    )
+    model = SequenceClassifier(
+        ClassifierConfig(
+            vocabularies=data.encoding.sizes,
+            numeric=len(data.encoding.channels),
+            outputs=data.outputs,
+            encoder=encoder,
+        )
+    )
+    initialise(model, seed=spec.seed)
+    return model

@@ -1,0 +1,79 @@
+"""From what users type, "performer:features=128,seed=3", to a row of the comparison.
+
+Everything is checked here, before anything runs: the name, each option, its type and its value, and
+the form that exists.
+"""
+
+import inspect
+from collections.abc import Sequence
+from contextlib import suppress
+from math import inf
+from typing import Any, get_args
+
+from subquad.experiments.spec import Option, Row
+from subquad.mechanism import Dims, Mechanism
+from subquad.registry import build, find, hint, options
+
+SPOKEN: dict[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a finite number",
+    str: "a word",
+}
+
+
+def rows(texts: Sequence[str], dims: Dims, *, causal: bool = False) -> tuple[Row, ...]:
+    """The rows that the texts name; `ValueError` for the first that cannot be built."""
+    if not texts:
+        raise ValueError("no attention mechanism is named")
+    found: list[Row] = []
+    for text in texts:
+        row = parse(text, dims, causal=causal)
+        if row in found:
+            raise ValueError(f"{text!r} is asked for twice")
+        found.append(row)
+    return tuple(found)
+
+
+def parse(text: str, dims: Dims, *, causal: bool) -> Row:
+    """One row. Where a mechanism has no bidirectional form, its row says that it is causal.
+
+    Options that equal their defaults are left out, so that both ways to ask are one run.
+    """
+    name, colon, rest = text.partition(":")
+    cls = find(name)
+    defaults = options(cls)
+    chosen: dict[str, Option] = {}
+    for part in rest.split(",") if colon else []:
+        option, equals, given = part.partition("=")
+        if not (option and equals):
+            raise ValueError(f"{text!r} is not of the form NAME:option=value,…")
+        if option not in defaults:
+            raise ValueError(f"{name!r} has no option {option!r}{hint(option, defaults)}")
+        if option in chosen:
+            raise ValueError(f"{text!r} gives {option!r} twice")
+        chosen[option] = _value(given, cls, option)
+    row = Row(
+        attention=name,
+        options={option: value for option, value in chosen.items() if value != defaults[option]},
+        causal=causal or not cls.traits.bidirectional,
+    )
+    build(name, dims, causal=row.causal, **row.options)  # refuses what the mechanism cannot take
+    return row
+
+
+def _value(given: str, cls: type[Mechanism], option: str) -> Option:
+    parameter = inspect.signature(cls).parameters[option]
+    stated = set(get_args(parameter.annotation)) | {parameter.annotation}
+    kinds: list[Any] = [kind for kind in SPOKEN if kind in stated] or [type(parameter.default)]
+    for kind in kinds:
+        if kind is bool:
+            if given.lower() in {"true", "false"}:
+                return given.lower() == "true"
+            continue
+        with suppress(ValueError):
+            value = kind(given)
+            if value not in (inf, -inf) and value == value:
+                return value
+    possible = " or ".join(SPOKEN[kind] if kind in SPOKEN else str(kind) for kind in kinds)
+    raise ValueError(f"option {option!r} of {cls.traits.name!r} takes {possible}, not {given!r}")

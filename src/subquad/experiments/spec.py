@@ -1,0 +1,139 @@
+"""What a run is asked to do, in full: frozen, JSON through and through, and the name of its record.
+
+Two runs with equal specs are one run. Nothing is left to be settled later: "the best device" or "all
+threads" are resolved before a spec is made, since another machine would resolve them otherwise.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+from subquad import records
+
+Option = bool | int | float | str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A mechanism with its options, in one of its forms: what a row of the table stands for."""
+
+    attention: str
+    options: Mapping[str, Option] = field(default_factory=dict)
+    causal: bool = False
+
+    @property
+    def label(self) -> str:
+        """What users type for it: "performer:features=128"."""
+        chosen = ",".join(f"{name}={value}" for name, value in self.options.items())
+        return f"{self.attention}:{chosen}" if chosen else self.attention
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "label": self.label}
+
+
+class Spec:
+    """What all specs share: they become JSON, and JSON becomes them again."""
+
+    kind: ClassVar[str]
+    version: ClassVar[int]  # raise it when figures change their meaning: older records then lapse
+    aside: ClassVar[tuple[str, ...]] = ()  # fields that no result depends on, such as where a file lies
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)  # pyright: ignore[reportArgumentType]  # every spec is a dataclass
+
+    @property
+    def key(self) -> str:
+        asked = {name: value for name, value in self.to_json().items() if name not in self.aside}
+        return records.key(self.kind, self.version, asked)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit(Spec):
+    """Train a classifier of event sequences, test it once, and measure it."""
+
+    kind: ClassVar = "fit"
+    version: ClassVar = 1
+    aside: ClassVar = ("schema",)
+
+    task: str
+    target: str
+    schema: str | None  # path of the schema of own data
+    data: str  # fingerprint of the examples and of their splits
+    length: int  # at most this many events of a history, the latest
+    attention: str
+    options: dict[str, Option]
+    causal: bool
+    dim: int
+    depth: int
+    heads: int
+    positions: str
+    batch: int  # examples per forward; a step takes `accumulate` of them
+    steps: int
+    validate: int  # steps from one validation to the next
+    learning_rate: float  # the highest: reached after `warmup` steps, zero at the end
+    warmup: int
+    weight_decay: float
+    clip: float  # largest norm of a step's gradient
+    accumulate: int
+    dropout: float
+    precision: str  # "32-true", "bf16-mixed" and the others of Lightning Fabric
+    device: str  # "cpu", "cuda", "mps"
+    seed: int
+    threads: int
+
+    @property
+    def label(self) -> str:
+        return f"{Row(attention=self.attention, options=self.options).label} · seed {self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Floor(Spec):
+    """What a model that knows nothing of sequences reaches on the same examples."""
+
+    kind: ClassVar = "floor"
+    version: ClassVar = 1
+    aside: ClassVar = ("schema", "threads")
+
+    task: str
+    target: str
+    schema: str | None
+    data: str
+    length: int
+    floor: str  # "majority" | "boosting"
+    seed: int
+    threads: int
+
+    @property
+    def label(self) -> str:
+        return f"floor {self.floor} · seed {self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench(Spec):
+    """Time and memory of one mechanism at one length, beside torch's fused attention."""
+
+    kind: ClassVar = "bench"
+    version: ClassVar = 1
+
+    attention: str
+    options: dict[str, Option]
+    causal: bool
+    length: int
+    heads: int
+    head_dim: int
+    batch: int
+    dtype: str  # "float32", "bfloat16", "float16"
+    backward: bool
+    device: str
+    threads: int
+
+    @property
+    def label(self) -> str:
+        return f"bench {Row(attention=self.attention, options=self.options).label} · {self.length:,} tokens"
+
+
+AnySpec = Fit | Floor | Bench
+KINDS: Mapping[str, type[Fit] | type[Floor] | type[Bench]] = MappingProxyType(
+    {spec.kind: spec for spec in (Fit, Floor, Bench)}
+)

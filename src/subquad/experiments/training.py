@@ -1,0 +1,251 @@
+"""One training loop for every mechanism.
+
+Rows of a comparison differ in the mechanism alone: the same data order, the same initial weights
+elsewhere, the same optimiser, schedule and budget.
+
+A checkpoint every few steps holds all that the rest of the training depends on, so that a run killed at
+any moment and started again ends as if nothing had happened: bit for bit on a CPU.
+"""
+
+import logging
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from subquad.experiments import checkpoint
+from subquad.experiments.model import build
+from subquad.experiments.spec import Fit
+from subquad.tasks.events import Batch, EventData, Split
+from subquad.tasks.metrics import higher_is_better
+
+CHECKPOINT_EVERY = 25  # steps: what a kill can cost
+POINTS = 5  # of the training loss from one validation to the next
+
+Outputs = Float[Tensor, "b outputs"]
+Loss = Float[Tensor, ""]
+Tell = Callable[[str, int, float | None], None]  # phase, step, latest loss
+
+
+class Step(NamedTuple):
+    """What one step of the optimiser saw."""
+
+    loss: float
+    examples: int
+    events: int  # real ones
+
+
+@dataclass
+class Course:
+    """How far a training has come: the numbers of a checkpoint."""
+
+    step: int = 0
+    epoch: int = 0
+    taken: int = 0  # batches of this epoch
+    examples: int = 0
+    losses: list[float] = field(default_factory=list)  # since the curve's last point
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, float] = field(default_factory=dict)  # on validation
+    best_step: int = 0
+    seconds: float = 0.0  # of training alone, without each process's first step, which warms up
+    timed_examples: int = 0
+    timed_events: int = 0
+
+
+class Training:
+    """A run of the loop: model, optimiser, data, and how far it has come."""
+
+    def __init__(self, spec: Fit, data: EventData, *, kept: Path, tell: Tell) -> None:
+        """Begin, or take up what the checkpoint at `kept` holds."""
+        self.spec, self.data, self.kept, self.tell = spec, data, kept, tell
+        self.fabric = quiet_fabric(spec)
+        self.model = build(spec, data)
+        optimiser = torch.optim.AdamW(parameter_groups(self.model, spec.weight_decay), lr=spec.learning_rate)
+        self.network, self.optimiser = self.fabric.setup(self.model, optimiser)
+        self.course = Course()
+        self.best: checkpoint.Tensors = {}  # weights
+        torch.manual_seed(spec.seed)  # dropout
+        self.resume()
+
+    def run(self) -> None:
+        """Train to the last step, and go back to the weights that were best on validation.
+
+        Raises `FloatingPointError` when the loss is nan or infinite.
+        """
+        batches = self.batches()
+        warm = False
+        while (course := self.course).step < self.spec.steps:
+            start = time.perf_counter()
+            step = self.step(batches)
+            if warm:
+                course.seconds += time.perf_counter() - start
+                course.timed_examples += step.examples
+                course.timed_events += step.events
+            warm = True
+            self.tell("train", course.step, step.loss)
+            self.log()
+            if course.step % CHECKPOINT_EVERY == 0 and course.step < self.spec.steps:
+                self.keep()
+        self.model.load_state_dict(self.best)
+
+    def step(self, batches: Iterator[Batch]) -> Step:
+        """One step of the optimiser over `accumulate` batches."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(self.spec, self.course.step)
+        self.network.train()
+        self.optimiser.zero_grad()
+        examples = events = 0
+        total = 0.0
+        for part in range(self.spec.accumulate):
+            batch = next(batches)
+            last = part == self.spec.accumulate - 1
+            with self.fabric.no_backward_sync(self.network, enabled=not last):
+                loss = self.loss(self.output(batch), batch)
+                self.fabric.backward((loss + self.model.penalty()) / self.spec.accumulate)
+            total += loss.item()
+            examples += len(batch.target)
+            events += int(batch.valid.sum())
+        mean = total / self.spec.accumulate
+        if not math.isfinite(mean):
+            raise FloatingPointError(f"the training loss is {mean} at step {self.course.step + 1}")
+        self.fabric.clip_gradients(self.network, self.optimiser, max_norm=self.spec.clip)
+        self.optimiser.step()
+        self.course.step += 1
+        self.course.examples += examples
+        self.course.losses.append(mean)
+        return Step(mean, examples, events)
+
+    def output(self, batch: Batch) -> Outputs:
+        padded = None if batch.valid.all() else batch.valid
+        return self.network(batch.categorical, batch.numeric, padded)
+
+    def loss(self, output: Outputs, batch: Batch) -> Loss:
+        """The mean loss of a batch. A regression's is absolute, in deviations of the training targets."""
+        match self.data.kind:
+            case "binary":
+                return F.binary_cross_entropy_with_logits(output[:, 0], batch.target)
+            case "multiclass":
+                return F.cross_entropy(output, batch.target)
+            case _:
+                return F.l1_loss(output[:, 0], batch.target)
+
+    def log(self) -> None:
+        """Add the curve's next point where one is due, and remember the best weights."""
+        course, every = self.course, self.spec.validate
+        validate = course.step == self.spec.steps or course.step % every == 0
+        if not validate and course.step % max(1, every // POINTS):
+            return
+        point: dict[str, Any] = {
+            "step": course.step,
+            "examples": course.examples,
+            "loss": sum(course.losses) / len(course.losses),
+        }
+        course.losses.clear()
+        course.curve.append(point)
+        if validate:
+            self.tell("validate", course.step, None)
+            point["validation"] = found = self.evaluate("validation")
+            if not course.best or self.better(found, course.best):
+                course.best, course.best_step = found, course.step
+                self.best = checkpoint.weights(self.model)
+
+    def better(self, found: dict[str, float], best: dict[str, float]) -> bool:
+        """Whether validation says so; of equal scores, the one with the lower loss."""
+        metric = self.data.metric
+        sign = 1 if higher_is_better(metric) else -1
+        return (sign * found[metric], -found["loss"]) > (sign * best[metric], -best["loss"])
+
+    @torch.no_grad()
+    def evaluate(self, split: Split) -> dict[str, float]:
+        """The metric and the mean loss over every example of a split."""
+        self.network.eval()
+        outputs, targets, total = [], [], 0.0
+        for batch in self.epoch(split, number=0, shuffle=False):
+            output = self.output(batch).float()
+            total += self.loss(output, batch).item() * len(batch.target)
+            outputs.append(output.cpu())
+            targets.append(batch.target.cpu())
+        loss = total / sum(map(len, targets))
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the {split} loss is {loss} after step {self.course.step}")
+        target = self.data.target
+        return {
+            target.metric: target.score(torch.cat(targets).numpy(), torch.cat(outputs).numpy()),
+            "loss": loss,
+        }
+
+    def epoch(self, split: Split, *, number: int, shuffle: bool) -> Iterator[Batch]:
+        spec = self.spec
+        for batch in self.data.batches(
+            split, size=spec.batch, length=spec.length, seed=spec.seed, epoch=number, shuffle=shuffle
+        ):
+            yield self.fabric.to_device(batch)
+
+    def batches(self) -> Iterator[Batch]:
+        """Training batches without end, from where the course stands."""
+        course = self.course
+        while True:
+            for index, batch in enumerate(self.epoch("train", number=course.epoch, shuffle=True)):
+                if index >= course.taken:
+                    course.taken += 1
+                    yield batch
+            course.epoch += 1
+            course.taken = 0
+
+    def keep(self) -> None:
+        checkpoint.write(
+            self.kept,
+            {
+                "weights": checkpoint.weights(self.model),
+                "best": self.best,
+                "moments": checkpoint.moments(self.optimiser.optimizer),
+                "generators": checkpoint.generators(self.fabric.device.type),
+            },
+            {"course": asdict(self.course), "precision": self.fabric.strategy.precision.state_dict()},
+        )
+
+    def resume(self) -> None:
+        found = checkpoint.read(self.kept)
+        if found is None:
+            return
+        tensors, numbers = found
+        self.model.load_state_dict(tensors["weights"])
+        self.best = tensors.get("best", {})
+        checkpoint.load_moments(self.optimiser.optimizer, tensors["moments"])
+        checkpoint.load_generators(tensors["generators"])
+        self.fabric.strategy.precision.load_state_dict(numbers["precision"])
+        self.course = Course(**numbers["course"])
+
+
+def quiet_fabric(spec: Fit) -> Fabric:
+    """Lightning Fabric on one device, without its banners."""
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Fabric(accelerator=spec.device, devices=1, precision=spec.precision)  # pyright: ignore[reportArgumentType]
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weights decay; biases, gains and other vectors do not."""
+    parameters = list(model.parameters())
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def learning_rate(spec: Fit, step: int) -> float:
+    """Of the step after `step` steps: linear warm-up, then a cosine to zero."""
+    if step < spec.warmup:
+        return spec.learning_rate * (step + 1) / spec.warmup
+    done = (step - spec.warmup) / max(1, spec.steps - spec.warmup)
+    return spec.learning_rate * (1 + math.cos(math.pi * done)) / 2

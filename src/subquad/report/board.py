@@ -1,0 +1,231 @@
+"""The leaderboard as a table of the page: every score with its seeds drawn beside it, failures in place."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from subquad.report import units
+from subquad.report.leaderboard import BASELINE, Row, extent, near_floors
+from subquad.report.looks import Look
+from subquad.report.markup import Markup, element
+from subquad.report.statistics import Summary
+from subquad.report.table import scrolling
+
+WIDTH, HEIGHT = 200, 26  # of the drawing of a score, in pixels
+COSTS = 4  # columns: training speed, latency, memory, parameters
+
+
+def board(comparison: Mapping[str, Any], rows: Sequence[Row], looks: Mapping[str, Look]) -> Markup:
+    metric = units.metric(comparison["metric"])
+    lettered = any(row.group for row in rows)
+    drawn = [row for row in rows if row.kind == "mechanism"] + near_floors(rows)
+    across = _scale(drawn)
+    floors = [row.score.mean for row in near_floors(rows) if row.score]
+    claims = any(row.score and row.score.interval for row in rows)
+    head = [
+        element("th", "Mechanism", scope="col"),
+        element("th", f"{metric} on test", _small("mean ± deviation"), scope="col", class_="number"),
+        element(
+            "th", "Seeds and 95 % interval" if claims else "Seeds", _axis(drawn), scope="col", class_="strip"
+        ),
+        element("th", "Alike", _small("share a letter"), scope="col", class_="letters") if lettered else "",
+        element("th", "Above floor", _small("the best one"), scope="col", class_="number"),
+        element("th", "Training", _small("events/s"), scope="col", class_="number"),
+        element("th", "Latency", _small("ms a history"), scope="col", class_="number"),
+        element("th", "Memory", _small("MB in training"), scope="col", class_="number"),
+        element("th", "Parameters", _small("in all"), scope="col", class_="number"),
+    ]
+    body = [
+        element(
+            "tr",
+            element("th", *_name(row, looks), scope="row"),
+            *(
+                _cells(row, looks, across if row in drawn else None, floors, lettered=lettered)
+                if row.score
+                else [_unscored(row, lettered)]
+            ),
+            class_=row.kind,
+        )
+        for row in rows
+    ]
+    table = element(
+        "table",
+        element("caption", f"Leaderboard by {metric} on the test split, best first, floors among the rows"),
+        element("thead", element("tr", *head)),
+        element("tbody", *body),
+        class_="board",
+    )
+    return scrolling(table, label="Leaderboard")
+
+
+def _name(row: Row, looks: Mapping[str, Look]) -> list[str]:
+    if row.kind == "floor":
+        return [element("span", row.label, class_="name"), _small("floor")]
+    name, _, options = row.label.partition(":")
+    said = [options] if options else []
+    said.append(row.form or "")
+    if row.missing:
+        said.append(f"{row.missing} of {units.plural(row.asked, 'run')} missing")
+    named = element("span", looks[row.label].drawn(line=False), element("span", name), class_="name")
+    notes = [_small(", ".join(said))]
+    if row.score:
+        notes += [_failure_mark(row)] if row.failures else []
+        if row.stuck:
+            notes.append(_mark(f"{row.stuck} of {row.finished} not above majority"))
+    return [named, *notes]
+
+
+def _cells(
+    row: Row,
+    looks: Mapping[str, Look],
+    across: Callable[[float], float] | None,
+    floors: Sequence[float],
+    *,
+    lettered: bool,
+) -> list[Markup]:
+    assert row.score
+    mean, sign, spread = units.spread(row.score.mean, row.score.deviation).partition(" ± ")
+    best = f"best {units.score(row.score.best)}" if row.score.deviation is not None else ""
+    score = element("td", element("b", mean), sign + spread, _small(best), class_="number score")
+    colour = looks[row.label].colour if row.label in looks else None
+    picture = _drawing(row.score, across, floors, colour) if across else ""
+    strip = element("td", picture, _interval(row), class_="strip")
+    letters = [element("td", row.group or units.ABSENT, class_="letters")] if lettered else []
+    if row.kind == "floor":
+        return [score, strip, *letters, *[element("td", class_="number")] * (1 + COSTS)]
+    return [score, strip, *letters, _against_floor(row), *_costs(row)]
+
+
+def _against_floor(row: Row) -> Markup:
+    if row.over_floor is None:
+        return element("td", "no floor", class_="number")
+    mark = _mark("not above floor") if not row.above_floor else ""
+    return element("td", units.signed(row.over_floor), mark, class_="number")
+
+
+def _costs(row: Row) -> list[Markup]:
+    costs, parameters, ratios = row.costs, row.parameters, row.ratios
+    assert costs
+    assert parameters
+    quartiles = ""
+    if costs.latency_low_ms is not None and costs.latency_high_ms is not None:
+        low, high = units.significant(costs.latency_low_ms), units.significant(costs.latency_high_ms)
+        quartiles = f"{low} – {high}"
+
+    def cell(value: str, *notes: str) -> Markup:
+        return element("td", value, *(_small(note) for note in notes if note), class_="number")
+
+    def beside(ratio: float | None) -> str:
+        return "" if ratio is None or row.label == BASELINE else f"{units.times(ratio)} softmax"
+
+    grown = ""
+    if parameters.beyond_baseline is not None and row.label != BASELINE:
+        grown = _mark(units.percent(parameters.beyond_baseline)) if parameters.marked else ""
+    return [
+        cell(units.significant(costs.events_per_second), beside(ratios and ratios.events_per_second)),
+        cell(units.significant(costs.latency_ms), quartiles),
+        cell(units.significant(costs.training_peak_mb), beside(ratios and ratios.training_peak_mb)),
+        element("td", units.count(parameters.total), grown, class_="number"),
+    ]
+
+
+def _unscored(row: Row, lettered: bool) -> Markup:
+    """One cell over the whole width: why there is no score."""
+    if not row.failures:
+        said: list[str] = ["not run yet"]
+    else:
+        reasons = dict.fromkeys(failure.reason for failure in row.failures if failure.reason)
+        said = [_failure_mark(row), element("span", "; ".join(reasons), class_="reason")]
+    return element("td", *said, colspan=3 + COSTS + lettered, class_="unscored")
+
+
+def _failure_mark(row: Row) -> Markup:
+    kinds = units.listed(list(dict.fromkeys(failure.status for failure in row.failures)))
+    return _mark(f"{kinds}, {len(row.failures)} of {units.plural(row.asked, 'run')}")
+
+
+def _drawing(
+    score: Summary, across: Callable[[float], float], floors: Sequence[float], colour: str | None
+) -> Markup:
+    """The seeds as dots, their interval as a bar, their mean as a stroke, the floors as dashed lines."""
+    middle = HEIGHT / 2
+    shapes = [
+        element("line", x1=across(x), x2=across(x), y1=0, y2=HEIGHT, class_="floor-line") for x in floors
+    ]
+    if score.interval:
+        left, right = across(score.interval.low), across(score.interval.high)
+        shapes.append(
+            element("rect", x=left, width=right - left, y=middle - 4, height=8, rx=4, class_="interval")
+        )
+    style = f"fill: {colour}" if colour else None
+    shapes += [
+        element("circle", cx=across(x), cy=middle, r=3.8, class_="seed", style=style) for x in score.scores
+    ]
+    if len(score.scores) > 1:
+        mean = across(score.mean)
+        shapes.append(element("line", x1=mean, x2=mean, y1=middle - 8, y2=middle + 8, class_="mean"))
+    return element(
+        "svg", *shapes, viewBox=f"0 0 {WIDTH} {HEIGHT}", width=WIDTH, height=HEIGHT, aria_hidden="true"
+    )
+
+
+def _interval(row: Row) -> Markup:
+    score = row.score
+    if score is None or (row.kind == "floor" and score.interval is None):
+        return Markup()
+    if score.interval is None:
+        return _small("one seed" if len(score.scores) == 1 else f"{len(score.scores)} seeds, no interval")
+    return _small(f"{units.score(score.interval.low)} – {units.score(score.interval.high)}")
+
+
+def _axis(rows: Sequence[Row]) -> Markup:
+    if not any(row.score for row in rows):
+        return Markup()
+    low, high = _ends(rows)
+    return element(
+        "small", element("span", units.score(low)), element("span", units.score(high)), class_="axis"
+    )
+
+
+def _scale(rows: Sequence[Row]) -> Callable[[float], float]:
+    """From a score to its place in the drawing."""
+    low, high = _ends(rows)
+    return lambda score: round(6 + (WIDTH - 12) * (score - low) / (high - low), 1)
+
+
+def _ends(rows: Sequence[Row]) -> tuple[float, float]:
+    values = [value for row in rows if row.score for value in extent(row.score)] or [0.0]
+    low, high = min(values), max(values)
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def _small(text: str) -> Markup:
+    return element("small", text) if text else Markup()
+
+
+def _mark(text: str) -> Markup:
+    """A word of warning, which is told by its sign and words and not by its colour alone."""
+    return element("span", element("span", "▲ ", aria_hidden="true"), text, class_="mark")
+
+
+def key(rows: Sequence[Row]) -> Markup:
+    """How to read the table."""
+    claims = {
+        "Interval": "where the mean over ever more seeds lies, with 95 % confidence: a bootstrap over the "
+        "seeds, stretched to the width that so few of them need. It knows nothing of other test examples.",
+        "Alike": "rows that share a letter cannot be told apart: the interval of their differences, seed by "
+        "seed, holds zero. Each pair is judged by itself. Fewer than three seeds: no claim.",
+    }
+    none = {
+        "Seeds": "with fewer than three there is no interval, and no row is called better than another.",
+    }
+    notes = {
+        "Floor": "what is reached without any attention. Above it means that the whole interval is, or with "
+        "fewer than three seeds, and without any claim, the mean.",
+        "Training": "events per second through forward, backward and optimiser, after the first step.",
+        "Latency": "one history of full length through the trained model, with quartiles.",
+        "Memory": "what one training step takes beyond what was in use before it.",
+        "Parameters": "marked where they are over 10 % more than those of softmax: the score may be theirs.",
+    }
+    notes = (claims if any(row.score and row.score.interval for row in rows) else none) | notes
+    pairs = (element("div", element("dt", name), element("dd", text)) for name, text in notes.items())
+    return element("dl", *pairs, class_="key")

@@ -1,0 +1,118 @@
+"""Cost by length: each mechanism's time and memory beside fused softmax, and what follows from them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from subquad.measure.scaling import Crossover, crossover, exponent
+from subquad.records import Record
+from subquad.report.leaderboard import Failure, failure, identity, machine
+
+QUANTITIES = {  # names in the records, and what they are called
+    "forward_ms": "forward",
+    "forward_backward_ms": "forward and backward",
+    "peak_mb": "memory",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One mechanism at one length: medians, and those of the fused softmax timed in turns with it."""
+
+    length: int
+    values: Mapping[str, float]  # of the quantities that were measured; milliseconds, MB
+    baseline: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaling:
+    """What the cells of a mechanism say about one quantity."""
+
+    exponent: float | None  # of the fitted power of length; None: fewer than two lengths
+    crossover: Crossover | None  # None: fused softmax is as good up to the longest length measured
+    at_longest: float  # ratio to fused softmax at the longest length measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """All cells of a mechanism, shortest first."""
+
+    label: str
+    form: str
+    cells: tuple[Cell, ...]
+    failures: tuple[Failure, ...]
+    failed_lengths: tuple[int, ...]
+    machines: tuple[str, ...]
+
+    def points(self, quantity: str, *, baseline: bool = False) -> list[tuple[int, float]]:
+        """(length, value) where the quantity was measured."""
+        return [
+            (cell.length, (cell.baseline if baseline else cell.values)[quantity])
+            for cell in self.cells
+            if quantity in cell.values
+        ]
+
+    def scaling(self, quantity: str) -> Scaling | None:
+        """None where it was not measured, is too small to be seen, or was measured on several machines."""
+        ours, theirs = self.points(quantity), self.points(quantity, baseline=True)
+        if len(self.machines) > 1 or not ours or not all(value > 0 for _, value in (*ours, *theirs)):
+            return None
+        lengths, values = zip(*ours, strict=True)
+        baseline = [value for _, value in theirs]
+        return Scaling(
+            exponent=exponent(lengths, values) if len(lengths) > 1 else None,
+            crossover=crossover(lengths, values, baseline),
+            at_longest=values[-1] / baseline[-1],
+        )
+
+
+def curves(comparison: Mapping[str, Any], records: Sequence[Record]) -> list[Curve]:
+    """The curve of each row that has been benched, in the order asked."""
+    benches = [record for record in records if record["kind"] == "bench"]
+    found = []
+    for asked in comparison["rows"]:
+        mine = [record for record in benches if identity(record["spec"]) == identity(asked)]
+        mine.sort(key=lambda record: record["spec"]["length"])
+        done = [record for record in mine if record["status"] == "ok"]
+        failed = [record for record in mine if record["status"] != "ok"]
+        if not mine:
+            continue
+        curve = Curve(
+            label=asked["label"],
+            form="causal" if asked["causal"] else "bidirectional",
+            cells=tuple(map(_cell, done)),
+            failures=tuple(failure(record, f"{record['spec']['length']:,} tokens") for record in failed),
+            failed_lengths=tuple(record["spec"]["length"] for record in failed),
+            machines=tuple(sorted({str(machine(record)) for record in done})),
+        )
+        found.append(curve)
+    return found
+
+
+def baselines(found: Sequence[Curve], quantity: str) -> dict[str, list[tuple[int, float]]]:
+    """Fused softmax itself, by form: the median over the cells of each length."""
+    lines = {}
+    for form in dict.fromkeys(curve.form for curve in found):
+        values: dict[int, list[float]] = {}
+        for curve in found:
+            if curve.form == form:
+                for length, value in curve.points(quantity, baseline=True):
+                    values.setdefault(length, []).append(value)
+        if values:
+            lines[form] = [(length, median(values[length])) for length in sorted(values)]
+    return lines
+
+
+def _cell(record: Record) -> Cell:
+    measured = record["measured"]
+    present = [name for name in QUANTITIES if measured.get(name) is not None]
+    return Cell(
+        length=record["spec"]["length"],
+        values={name: _value(measured[name]) for name in present},
+        baseline={name: _value(measured[f"baseline_{name}"]) for name in present},
+    )
+
+
+def _value(measured: Mapping[str, float] | float) -> float:
+    return measured["median"] if isinstance(measured, Mapping) else measured

@@ -1,0 +1,1 @@
+"""What the page draws: each figure with its words, its table and its data."""

@@ -1,0 +1,281 @@
+"""The rows that the terminal's table, `--json` and the page show: scores beside floors, and what they cost.
+
+A row is a mechanism with its options over all its seeds, or a floor. Rows come best first, floors among
+them, so that what stands under a floor does not clear it; what has no score comes last.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import median
+from typing import Any, Literal
+
+from subquad.records import Record
+from subquad.report.statistics import ENOUGH, Seeds, Summary, groups, summary
+
+BASELINE = "softmax"
+MARKED = 0.10  # parameters beyond the baseline's, as a fraction, from which a row is marked
+
+NEAR = 0.5  # of what is drawn: a floor no farther off is drawn too
+
+FLOORS = {"majority": "majority", "boosting": "gradient boosting"}  # what they are called
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A run that ended without a result."""
+
+    run: str  # "seed 2", "4,096 tokens"
+    status: str  # "out of memory", "timeout", "not finite", "failed"
+    reason: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters:
+    total: int
+    attention: int
+    grows_with_length: int
+    beyond_baseline: float | None = None  # fraction of the baseline's total; None: there is no baseline
+
+    @property
+    def marked(self) -> bool:
+        """Whether the row has so many more that its score is not the mechanism's merit alone."""
+        return self.beyond_baseline is not None and self.beyond_baseline > MARKED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """What a row costs on the machine it ran on: medians over its seeds, of memory the largest."""
+
+    events_per_second: float | None  # in training
+    latency_ms: float | None  # of one history of `latency_length` events
+    latency_low_ms: float | None  # quartiles
+    latency_high_ms: float | None
+    latency_length: int | None
+    training_peak_mb: float | None  # of one training step
+    peak_mb: float | None  # of the whole process, libraries included
+    machines: tuple[str, ...]  # fingerprints; figures of different machines give no ratio
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratios:
+    """A row's costs as multiples of the baseline's, on the same machine."""
+
+    events_per_second: float | None
+    latency_ms: float | None
+    training_peak_mb: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    kind: Literal["mechanism", "floor"]
+    label: str  # "performer:features=128", "gradient boosting"
+    form: Literal["bidirectional", "causal"] | None  # None: a floor
+    options: dict[str, Any] = field(default_factory=dict)  # all of them, defaults too, once a run is done
+    asked: int  # runs, one a seed
+    finished: int
+    failures: tuple[Failure, ...] = ()
+    score: Summary | None = None  # of the metric on the test split
+    stuck: int | None = None  # runs that did not get above the majority; None: there is no such floor
+    group: str = ""  # letters; rows that share one cannot be told apart; none: no claim
+    over_floor: float | None = None  # how much better than the best floor; negative: worse
+    above_floor: bool | None = None  # None: no floor to compare with
+    parameters: Parameters | None = None
+    costs: Costs | None = None
+    ratios: Ratios | None = None  # None: no baseline, or not on the same machine
+
+    @property
+    def missing(self) -> int:
+        """Runs without a record."""
+        return self.asked - self.finished - len(self.failures)
+
+
+def leaderboard(comparison: Mapping[str, Any], records: Sequence[Record]) -> list[Row]:
+    """The rows of a comparison from those of its records that exist, best first.
+
+    `comparison` is what comparison.json holds. A row is above the floor if its interval clears the best
+    floor, or with fewer than three seeds if its mean does.
+    """
+    metric, higher = comparison["metric"], comparison["higher_is_better"]
+    floors = _floors(comparison, [record for record in records if record["kind"] == "floor"])
+    fits = [record for record in records if record["kind"] == "fit"]
+    rows, scores = [], {}
+    for asked in comparison["rows"]:
+        mine = [record for record in fits if identity(record["spec"]) == identity(asked)]
+        row = _row(asked, mine, comparison)
+        rows.append(row)
+        scores[row.label] = _scores(mine, metric)
+    rows = [_beside_floors(row, floors, higher) for row in _beside_baseline(rows)]
+    ranked = sorted(
+        (row for row in (*floors, *rows) if row.score is not None), key=lambda row: _rank(row, higher)
+    )
+    letters = groups({row.label: scores[row.label] for row in ranked if row.kind == "mechanism"})
+    unscored = [row for row in (*rows, *floors) if row.score is None]
+    return [replace(row, group=letters.get(row.label, "")) for row in ranked] + unscored
+
+
+def identity(spec: Mapping[str, Any]) -> tuple[str, str, bool]:
+    """What makes runs one row: mechanism, options and form."""
+    return spec["attention"], json.dumps(spec["options"], sort_keys=True), spec["causal"]
+
+
+def near_floors(rows: Sequence[Row]) -> list[Row]:
+    """The best floor, and those others that lie near what is drawn anyway; one far off would squash it."""
+    floors = [row for row in rows if row.kind == "floor" and row.score]
+    extents = [extent(row.score) for row in (*rows, *floors[:1]) if row.score and row not in floors[1:]]
+    if not extents:
+        return []
+    low, high = min(map(min, extents)), max(map(max, extents))
+    reach = NEAR * (high - low)
+    return floors[:1] + [
+        row for row in floors[1:] if row.score and low - reach <= row.score.mean <= high + reach
+    ]
+
+
+def extent(score: Summary) -> list[float]:
+    """All values that a drawing of the score shows."""
+    return [*score.scores, *([score.interval.low, score.interval.high] if score.interval else [])]
+
+
+def machine(record: Record) -> str | None:
+    """The fingerprint of the machine a record was made on; None where the run died before it could say."""
+    return record.get("machine", {}).get("fingerprint")
+
+
+def failure(record: Record, run: str) -> Failure:
+    return Failure(
+        run=run,
+        status=record["status"],
+        reason=record.get("reason", ""),
+        seconds=record.get("seconds", 0.0),
+    )
+
+
+def _row(asked: Mapping[str, Any], records: Sequence[Record], comparison: Mapping[str, Any]) -> Row:
+    done = [record for record in records if record["status"] == "ok"]
+    scores = _scores(records, comparison["metric"])
+    return Row(
+        kind="mechanism",
+        label=asked["label"],
+        form="causal" if asked["causal"] else "bidirectional",
+        options=done[0]["result"].get("options", asked["options"]) if done else asked["options"],
+        asked=comparison["seeds"],
+        finished=len(done),
+        failures=_failures(records),
+        score=summary(scores, higher_is_better=comparison["higher_is_better"]) if scores else None,
+        parameters=Parameters(**done[0]["result"]["parameters"]) if done else None,
+        costs=_costs(done) if done else None,
+    )
+
+
+def _floors(comparison: Mapping[str, Any], records: Sequence[Record]) -> list[Row]:
+    rows = []
+    names: list[str] = [record["spec"]["floor"] for record in records]
+    for name in dict.fromkeys(names):
+        mine = [record for record in records if record["spec"]["floor"] == name]
+        scores = _scores(mine, comparison["metric"])
+        row = Row(
+            kind="floor",
+            label=FLOORS.get(name, name),
+            form=None,
+            asked=len(mine),
+            finished=len(scores),
+            failures=_failures(mine),
+            score=summary(scores, higher_is_better=comparison["higher_is_better"]) if scores else None,
+        )
+        rows.append(row)
+    return rows
+
+
+def _scores(records: Sequence[Record], metric: str) -> Seeds:
+    return {
+        record["spec"]["seed"]: record["result"]["test"][metric]
+        for record in records
+        if record["status"] == "ok"
+    }
+
+
+def _failures(records: Sequence[Record]) -> tuple[Failure, ...]:
+    return tuple(
+        failure(record, f"seed {record['spec']['seed']}") for record in records if record["status"] != "ok"
+    )
+
+
+def _costs(records: Sequence[Record]) -> Costs:
+    measured = [record["measured"] for record in records]
+    latencies = [found["latency_ms"] for found in measured if found.get("latency_ms")]
+
+    def middle(values: list[float]) -> float | None:
+        return median(values) if values else None
+
+    def known(name: str) -> list[float]:
+        return [found[name] for found in measured if found.get(name) is not None]
+
+    return Costs(
+        events_per_second=middle(known("train_events_per_second")),
+        latency_ms=middle([latency["median"] for latency in latencies]),
+        latency_low_ms=middle([latency["low"] for latency in latencies]),
+        latency_high_ms=middle([latency["high"] for latency in latencies]),
+        latency_length=latencies[0]["length"] if latencies else None,
+        training_peak_mb=max(known("training_peak_mb"), default=None),
+        peak_mb=max(known("peak_mb"), default=None),
+        machines=tuple(sorted({str(machine(record)) for record in records})),
+    )
+
+
+def _beside_baseline(rows: Sequence[Row]) -> list[Row]:
+    """The rows with parameters and costs relative to plain softmax, of the same form where there is one."""
+    baselines = [row for row in rows if row.label == BASELINE and row.finished]
+    if not baselines:
+        return list(rows)
+    return [
+        _relative(row, next((base for base in baselines if base.form == row.form), baselines[0]))
+        for row in rows
+    ]
+
+
+def _relative(row: Row, base: Row) -> Row:
+    if row.parameters is None or base.parameters is None or row.costs is None or base.costs is None:
+        return row
+    parameters = replace(row.parameters, beyond_baseline=row.parameters.total / base.parameters.total - 1)
+    if len({*row.costs.machines, *base.costs.machines}) > 1:
+        return replace(row, parameters=parameters)
+    return replace(
+        row,
+        parameters=parameters,
+        ratios=Ratios(
+            events_per_second=_ratio(row.costs.events_per_second, base.costs.events_per_second),
+            latency_ms=_ratio(row.costs.latency_ms, base.costs.latency_ms),
+            training_peak_mb=_ratio(row.costs.training_peak_mb, base.costs.training_peak_mb),
+        ),
+    )
+
+
+def _ratio(value: float | None, base: float | None) -> float | None:
+    return value / base if value is not None and base else None
+
+
+def _beside_floors(row: Row, floors: Sequence[Row], higher: bool) -> Row:
+    """The row with its distance from the best floor, and how many of its runs did not leave the lowest."""
+    known = {floor.label: floor.score.mean for floor in floors if floor.score is not None}
+    if row.score is None or not known:
+        return row
+    sign = 1 if higher else -1
+    best = max(sign * value for value in known.values())
+    surest = row.score.mean
+    if row.score.interval is not None and len(row.score.scores) >= ENOUGH:
+        surest = row.score.interval.low if higher else row.score.interval.high
+    stuck = None
+    if FLOORS["majority"] in known:
+        lowest = sign * known[FLOORS["majority"]]
+        stuck = sum(sign * value <= lowest for value in row.score.scores)
+    return replace(
+        row, over_floor=sign * row.score.mean - best, above_floor=sign * surest > best, stuck=stuck
+    )
+
+
+def _rank(row: Row, higher: bool) -> tuple[float, bool]:
+    """Best first; a floor before what only equals it."""
+    assert row.score is not None
+    return (-row.score.mean if higher else row.score.mean), row.kind == "mechanism"

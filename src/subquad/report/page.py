@@ -1,0 +1,102 @@
+"""The page: one HTML file with everything in it, which asks the network for nothing.
+
+A policy in the page itself allows the two scripts that stand in it, by their hashes, and nothing else.
+"""
+
+import base64
+import hashlib
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+from subquad.records import write_whole
+from subquad.report import evidence, sections
+from subquad.report.figures.cost import cost_by_length
+from subquad.report.figures.figure import Figure
+from subquad.report.figures.learning import learning
+from subquad.report.figures.quality import quality_against_speed
+from subquad.report.findings import Findings, findings
+from subquad.report.markup import element, join, script
+
+
+def write(folder: Path) -> Path:
+    """Write DIR/report.html from DIR/comparison.json and DIR/records; the same records give the same bytes.
+
+    Runs that are missing or failed are shown as such. Raises `ValueError`, naming the file, where there is
+    no comparison, or a file is broken.
+    """
+    path = folder / "report.html"
+    write_whole(path, render(findings(folder)).encode())
+    return path
+
+
+def figures(found: Findings) -> dict[str, Figure | None]:
+    """The figures by name; None where there is nothing to draw."""
+    return {
+        "quality": quality_against_speed(found.rows, found.looks, found.comparison),
+        "learning": learning(found.comparison, found.records, found.looks),
+        "cost": cost_by_length(found.curves, found.looks),
+    }
+
+
+def render(found: Findings) -> str:
+    """The page's text."""
+    shown = figures(found)
+    content = {
+        "leaderboard": ("Leaderboard", *sections.leaderboard(found)),
+        "quality": ("Quality against speed", sections.drawn(shown["quality"])),
+        "learning": ("Learning curves", sections.drawn(shown["learning"])),
+        "cost": ("Cost by length", sections.drawn(shown["cost"]), sections.scaling(found.curves)),
+        "fairness": ("Fairness", *evidence.fairness(found)),
+        "failures": ("Failures", *evidence.failures(found)),
+        "configuration": ("Configuration and machine", *evidence.configuration(found)),
+        "literature": ("Literature", *evidence.literature()),
+    }
+    main = element(
+        "main",
+        sections.answer(found),
+        sections.contents({name: title for name, (title, *_) in content.items()}),
+        *(sections.section(name, *parts) for name, parts in content.items()),
+    )
+    drawn = {
+        name: [{"data": panel.data, "layout": panel.layout} for panel in figure.panels]
+        for name, figure in shown.items()
+        if figure
+    }
+    plotly, own = plotly_js(), _part("page.js")
+    return Template(_part("page.html")).substitute(
+        policy=policy(plotly, own),
+        title=join([str(found.comparison["title"])]),
+        style=_part("page.css"),
+        body=join((sections.header(found), main, evidence.footer(found))),
+        figures=script(drawn, id_="figures"),
+        plotly=plotly,
+        script=own,
+    )
+
+
+def plotly_js() -> str:
+    """Plotly's script, as its Python package carries it."""
+    try:
+        from plotly.offline import get_plotlyjs
+    except ModuleNotFoundError:
+        raise ValueError('the report needs Plotly: pip install "subquad[compare]"') from None
+    return get_plotlyjs()
+
+
+def policy(*scripts: str) -> str:
+    """What the page may do: run these scripts, style itself, and reach nothing."""
+    hashes = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts)
+    allowed = {
+        "default-src": "'none'",
+        "script-src": " ".join(f"'sha256-{digest}'" for digest in hashes),
+        "style-src": "'unsafe-inline'",  # Plotly sets styles
+        "img-src": "data:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    return "; ".join(f"{name} {value}" for name, value in allowed.items())
+
+
+def _part(name: str) -> str:
+    return (files("subquad.report") / name).read_text("utf-8")

@@ -1,0 +1,161 @@
+"""The leaderboard, the cost by length and the list of mechanisms as tables for a terminal."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from subquad.report import units
+from subquad.report.cost import QUANTITIES, Curve
+from subquad.report.leaderboard import Row
+
+COLUMNS_OF_COST = {
+    "forward_ms": "forward",
+    "forward_backward_ms": "forward and backward",
+    "peak_mb": "memory",
+}
+
+ABREAST = 4  # mechanisms side by side in 80 columns
+
+
+def table(title: str, *columns: str, left: int = 1) -> Table:
+    """A table whose first `left` columns are text, and the others numbers."""
+    made = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for place, column in enumerate(columns):
+        if place < left:
+            made.add_column(Text(column), overflow="fold")
+        else:
+            made.add_column(Text(column), justify="right", no_wrap=True)
+    return made
+
+
+def quality(comparison: Mapping[str, Any], rows: Sequence[Row]) -> Table:
+    """Scores beside floors, best first."""
+    several = comparison["seeds"] > 1
+    scores = ["best", "95 % interval", "group"] if several else []
+    made = table(str(comparison["title"]), "attention", units.metric(comparison["metric"]), *scores)
+    made.add_column("", overflow="fold")
+    for row in rows:
+        cells = [row.label, _score(row)]
+        if several:
+            cells += [_best(row), _interval(row), row.group]
+        made.add_row(*map(Text, (*cells, _note(row))), style="dim" if row.kind == "floor" else "")
+    return made
+
+
+def costs(comparison: Mapping[str, Any], rows: Sequence[Row]) -> Table:
+    """What each row takes at the comparison's length."""
+    made = table(
+        f"cost at {comparison['length']:,} events", "attention", "training", "latency", "memory", "weights"
+    )
+    for row in rows:
+        if row.costs and row.parameters:
+            made.add_row(
+                Text(row.label),
+                f"{units.significant(row.costs.events_per_second)} events/s",
+                f"{units.significant(row.costs.latency_ms)} ms",
+                f"{units.significant(row.costs.training_peak_mb)} MB",
+                units.count(row.parameters.total),
+            )
+    return made
+
+
+def lengths(curves: Sequence[Curve], quantity: str) -> list[Table]:
+    """One quantity by length: what each mechanism takes, and its ratio to torch's fused softmax."""
+    unit = "MB" if quantity.endswith("mb") else "ms"
+    title = f"{QUANTITIES[quantity]}, {unit} (ratio to torch's fused softmax)"
+    return [
+        _lengths(title, curves[first : first + ABREAST], quantity) for first in range(0, len(curves), ABREAST)
+    ]
+
+
+def _lengths(title: str, curves: Sequence[Curve], quantity: str) -> Table:
+    made = table(title, "tokens", *(curve.label for curve in curves), left=0)
+    for column in made.columns[1:]:
+        column.no_wrap, column.overflow = False, "fold"
+    points = [(dict(curve.points(quantity)), dict(curve.points(quantity, baseline=True))) for curve in curves]
+    for length in sorted({length for ours, _ in points for length in ours}):
+        made.add_row(f"{length:,}", *(_cell(ours.get(length), theirs.get(length)) for ours, theirs in points))
+    found = [curve.scaling(quantity) for curve in curves]
+    made.add_section()
+    made.add_row("exponent", *(units.significant(scaling.exponent) if scaling else "" for scaling in found))
+    made.add_row(
+        "crossover", *(str(scaling.crossover or units.ABSENT) if scaling else "" for scaling in found)
+    )
+    made.add_row("form", *(curve.form for curve in curves), style="dim")
+    return made
+
+
+def mechanisms(known: Sequence[Mapping[str, Any]]) -> Table:
+    """Traits, as `subquad list --json` has them."""
+    made = table("mechanisms", "name", "family", "forms", "state", "cost", "paper", left=6)
+    for found in known:
+        forms = (
+            "both"
+            if found["bidirectional"] and found["causal"]
+            else "causal"
+            if found["causal"]
+            else "bidirectional"
+        )
+        state = found["state"] or units.ABSENT
+        made.add_row(
+            *map(Text, (found["name"], found["family"], forms, state, f"n^{found['cost']:g}", found["paper"]))
+        )
+    return made
+
+
+def options(known: Sequence[Mapping[str, Any]]) -> Table:
+    """What can be said of a mechanism behind its name, with the defaults."""
+    made = table("options", "name", "as in NAME:option=value,…", left=2)
+    for found in known:
+        if found["options"]:
+            made.add_row(
+                found["name"], " ".join(f"{name}={value}" for name, value in found["options"].items())
+            )
+    return made
+
+
+def tasks(known: Sequence[Mapping[str, Any]]) -> Table:
+    made = table("tasks", "name", "targets", "what it is", left=3)
+    for found in known:
+        made.add_row(found["name"], ", ".join(found["targets"]) or "as the schema says", found["description"])
+    return made
+
+
+def _cell(ours: float | None, theirs: float | None) -> str:
+    if ours is None:
+        return units.ABSENT
+    return f"{units.significant(ours)} ({units.times(ours / theirs)})" if theirs else units.significant(ours)
+
+
+def _score(row: Row) -> str:
+    if row.score is None:
+        return units.ABSENT
+    spread = "" if row.score.deviation is None else f" ± {units.score(row.score.deviation)}"
+    return units.score(row.score.mean) + spread
+
+
+def _best(row: Row) -> str:
+    return units.ABSENT if row.score is None else units.score(row.score.best)
+
+
+def _interval(row: Row) -> str:
+    if row.score is None or row.score.interval is None:
+        return units.ABSENT
+    return f"{units.score(row.score.interval.low)} to {units.score(row.score.interval.high)}"
+
+
+def _note(row: Row) -> str:
+    notes = ["floor"] if row.kind == "floor" else ["causal"] if row.form == "causal" else []
+    if row.above_floor is False:
+        notes.append("not above floor")
+    if row.parameters and row.parameters.marked:
+        notes.append("over 10 % more weights than softmax")
+    for status, runs in Counter(failure.status for failure in row.failures).items():
+        notes.append(f"{runs} of {units.plural(row.asked, 'run')} {status}")
+    if row.missing:
+        notes.append(f"{units.plural(row.missing, 'run')} missing")
+    return ", ".join(notes)

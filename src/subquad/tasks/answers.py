@@ -1,0 +1,119 @@
+"""The target table: one answer for each entity, and whether every split can learn and judge it."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import polars as pl
+
+from subquad.tasks.columns import (
+    ROW,
+    SHOWN,
+    Source,
+    readable,
+    reading_of_name,
+    reading_of_number,
+    shown,
+)
+from subquad.tasks.encoding import ENTITY
+from subquad.tasks.errors import DataError
+from subquad.tasks.schema import TargetTable
+from subquad.tasks.target import Target
+
+ANSWER = "answer"  # class as text, or number
+
+
+def read(table: TargetTable) -> pl.DataFrame:
+    """Entity and answer, in order of the entities' names.
+
+    An entity may stand in several rows that agree. Raises `DataError` where they do not, or where an
+    entity or answer is missing.
+    """
+    source = Source.of_file(table.path)
+    source.types(table.entity, table.column)
+    source.refuse_empty()
+    missing = "missing; fill in or leave out these rows"
+    if table.kind == "regression":
+        answer = reading_of_number(source, table.column, name=ANSWER)
+    else:
+        answer = reading_of_name(source, table.column, name=ANSWER, complaint=missing)
+    checked = source.checked([reading_of_name(source, table.entity, name=ENTITY, complaint=missing), answer])
+    with readable(source.name):
+        spans = checked.group_by(ENTITY).agg(least=pl.col(ANSWER).min(), answer=pl.col(ANSWER).max())
+        answers = spans.collect(engine="streaming").sort(ENTITY)
+        torn = answers.filter(pl.col("least") != pl.col(ANSWER))
+        if len(torn):
+            entity = torn[ENTITY][0]
+            its = checked.filter(pl.col(ENTITY) == entity).group_by(ANSWER).agg(pl.col(ROW).min())
+            rows = its.sort(ROW).select(ROW, ANSWER).head(SHOWN).collect()
+            raise DataError(
+                f"{source.name}: column {table.column!r}: {len(torn):,} of {len(answers):,} entities have "
+                f"different values, first: entity {entity!r}, {shown(rows.rows())}; keep one value for each"
+            )
+    return answers.select(ENTITY, ANSWER)
+
+
+def refuse_strangers(table: TargetTable, answers: pl.DataFrame, known: pl.DataFrame) -> None:
+    """Raise `DataError` where an entity has an answer and no events."""
+    strangers = answers.join(known, on=ENTITY, how="anti", maintain_order="left")
+    if strangers.is_empty():
+        return
+    source = Source.of_file(table.path)
+    entity = reading_of_name(source, table.entity, name=ENTITY, complaint="missing")
+    rows = source.checked([entity]).join(strangers.lazy(), on=ENTITY, how="semi").sort(ROW).head(SHOWN)
+    raise DataError(
+        f"{source.name}: column {table.entity!r}: {len(strangers):,} of {len(answers):,} entities have no "
+        f"events, first: {shown(rows.select(ROW, ENTITY).collect().rows())}; the events have entities like "
+        f"{known[ENTITY].min()!r}"
+    )
+
+
+def numbered(
+    table: TargetTable, answers: pl.DataFrame, groups: Mapping[str, Sequence[str]]
+) -> tuple[Target, dict[str, float]]:
+    """The question, and each entity's answer as a class number or a quantity.
+
+    Of two classes the second is the positive one: the greater number, or the later in the alphabet.
+    Raises `DataError` where a split lacks entities or a class, or there is nothing to tell apart.
+    """
+    place = f"{table.path}: column {table.column!r}"
+    for split, entities in groups.items():
+        if not entities:
+            raise DataError(
+                f"{place}: none of the {len(answers):,} entities falls in {split}: give more entities"
+            )
+    given = dict(answers.rows())
+    distinct = answers[ANSWER].unique().to_list()
+    if len(distinct) < 2:
+        raise DataError(
+            f"{place}: every entity has the value {distinct[0]!r}: there is nothing to tell apart"
+        )
+    if table.kind == "regression":
+        learnt = np.array([given[entity] for entity in groups["train"]])
+        if not learnt.std():
+            raise DataError(f"{place}: every training entity has the value {learnt[0]!r}: give more entities")
+        centre, scale = float(learnt.mean()), float(learnt.std())
+        return Target(
+            name=table.column, kind=table.kind, metric=table.metric, centre=centre, scale=scale
+        ), given
+    classes = _in_order(distinct)
+    if table.kind == "binary" and len(classes) > 2:
+        raise DataError(
+            f"{place}: {len(classes):,} values ({', '.join(map(repr, classes[:SHOWN]))}, …), and kind "
+            "'binary' takes two: say kind = 'multiclass' or 'regression'"
+        )
+    for split, entities in groups.items():
+        for absent in sorted(set(classes) - {given[entity] for entity in entities}):
+            count = sum(value == absent for value in given.values())
+            raise DataError(
+                f"{place}: none of the {count:,} entities with the value {absent!r} falls in {split}: "
+                "give more of them, or merge the value with another"
+            )
+    target = Target(name=table.column, kind=table.kind, metric=table.metric, classes=tuple(classes))
+    return target, {entity: float(classes.index(value)) for entity, value in given.items()}
+
+
+def _in_order(classes: Sequence[str]) -> list[str]:
+    try:
+        return sorted(classes, key=lambda text: (float(text), text))
+    except ValueError:
+        return sorted(classes)

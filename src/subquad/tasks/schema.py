@@ -1,0 +1,121 @@
+"""The file by which users say what their tables hold and what is asked: read strictly.
+
+    [events]
+    path = "transactions.csv"      # CSV or Parquet, relative to this file
+    entity = "account_id"
+    time = "date"                  # ISO date, datetime, or a number
+    categorical = ["type", "symbol"]
+    numeric = ["amount", "balance"]
+
+    [target]
+    path = "owners.parquet"        # may be the same file
+    entity = "account_id"
+    column = "over_55"
+    kind = "binary"                # "binary" | "multiclass" | "regression"
+    metric = "auc"                 # auc | accuracy | macro_f1 | mae; each kind has a default
+
+`categorical`, `numeric` and `metric` may be left out; nothing else may, and nothing else may stand there.
+"""
+
+import tomllib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from subquad.tasks.errors import DataError, suggestion
+from subquad.tasks.metrics import DEFAULT_METRIC, METRICS
+
+_KEYS = {
+    "events": ("path", "entity", "time", "categorical", "numeric"),
+    "target": ("path", "entity", "column", "kind", "metric"),
+}
+_MAY_BE_LEFT_OUT = ("categorical", "numeric", "metric")
+_LISTS = ("categorical", "numeric")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventsTable:
+    path: Path
+    entity: str
+    time: str
+    categorical: tuple[str, ...] = ()
+    numeric: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetTable:
+    path: Path
+    entity: str
+    column: str
+    kind: str
+    metric: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schema:
+    events: EventsTable
+    target: TargetTable
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """All that is asked of the files, without where they lie."""
+        return {part: {**fields, "path": ""} for part, fields in asdict(self).items()}
+
+
+def read(path: Path) -> Schema:
+    """The schema in a TOML file. Raises `DataError` where it says too little, too much, or what cannot be."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    try:
+        written = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not TOML: {error}") from error
+    for section in written:
+        if section not in _KEYS:
+            raise DataError(f"{path}: unknown section [{section}]; {suggestion(section, _KEYS)}")
+    events, target = (_section(path, written, section) for section in _KEYS)
+    schema = Schema(
+        events=EventsTable(**events),
+        target=TargetTable(**{"metric": DEFAULT_METRIC.get(target["kind"], ""), **target}),
+    )
+    _consistent(path, schema)
+    return schema
+
+
+def _section(path: Path, written: dict[str, Any], section: str) -> dict[str, Any]:
+    if not isinstance(given := written.get(section), dict):
+        raise DataError(f"{path}: there is no section [{section}]")
+    for key, value in given.items():
+        if key not in _KEYS[section]:
+            raise DataError(f"{path}: unknown key {key!r} in [{section}]; {suggestion(key, _KEYS[section])}")
+        if key in _LISTS:
+            if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
+                raise DataError(f"{path}: [{section}] {key} must be a list of column names, not {value!r}")
+            if twice := sorted({name for name in value if value.count(name) > 1}):
+                raise DataError(f"{path}: [{section}] {key} names {twice[0]!r} twice")
+        elif not isinstance(value, str) or not value:
+            raise DataError(f"{path}: [{section}] {key} must be a text, not {value!r}")
+    for key in _KEYS[section]:
+        if key not in given and key not in _MAY_BE_LEFT_OUT:
+            raise DataError(f"{path}: [{section}] lacks the key {key!r}")
+    lists = {key: tuple(given[key]) for key in _LISTS if key in given}
+    return {**given, **lists, "path": path.parent / given["path"]}
+
+
+def _consistent(path: Path, schema: Schema) -> None:
+    events, target = schema.events, schema.target
+    if target.kind not in METRICS:
+        raise DataError(f"{path}: unknown kind {target.kind!r}; {suggestion(target.kind, METRICS)}")
+    if target.metric not in METRICS[target.kind]:
+        known = {metric for metrics in METRICS.values() for metric in metrics}
+        if target.metric not in known:
+            raise DataError(f"{path}: unknown metric {target.metric!r}; {suggestion(target.metric, known)}")
+        fitting = " or ".join(map(repr, METRICS[target.kind]))
+        raise DataError(f"{path}: metric {target.metric!r} does not fit kind {target.kind!r}: use {fitting}")
+    if events.path.resolve() == target.path.resolve() and target.column in (
+        *events.categorical,
+        *events.numeric,
+        events.entity,
+        events.time,
+    ):
+        raise DataError(f"{path}: the answer {target.column!r} is also an input: take it out of [events]")

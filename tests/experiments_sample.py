@@ -1,0 +1,40 @@
+"""A fit that ends within a second, on the small data set of `own_sample`."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from subquad.experiments.spec import Fit
+from subquad.tasks.events import EventData
+
+QUICK = Fit(
+    task="own",
+    target="over_55",
+    schema=None,
+    data="",
+    length=20,
+    attention="linear",
+    options={},
+    causal=False,
+    dim=8,
+    depth=1,
+    heads=2,
+    positions="sinusoidal",
+    batch=8,
+    steps=60,
+    validate=20,
+    learning_rate=0.01,
+    warmup=5,
+    weight_decay=0.01,
+    clip=1.0,
+    accumulate=1,
+    dropout=0.1,
+    precision="32-true",
+    device="cpu",
+    seed=0,
+    threads=1,
+)
+
+
+def quick(schema: Path, data: EventData) -> Fit:
+    """The spec of a fit on the data that the schema describes."""
+    return replace(QUICK, target=data.target.name, schema=str(schema), data=data.fingerprint)

@@ -1,0 +1,325 @@
+"""Comparisons and records to show a report on. EVERY FIGURE HERE IS MADE UP; none was measured."""
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from subquad.records import Record, Store, key
+
+MACHINE = {
+    "cpu": "Made-up CPU @ 2.5 GHz",
+    "cores": 2,
+    "memory_gb": 16,
+    "os": "Linux x86_64",
+    "python": "3.11.7",
+    "torch": "2.13.0",
+    "threads": 2,
+    "devices": ["cpu"],
+    "fingerprint": "00000000made0up0",
+}
+VERSIONS = {"subquad": "0.1.0", "torch": "2.13.0", "numpy": "2.4.6", "lightning": "2.5.5"}
+LENGTHS = (512, 1024, 2048, 4096, 8192)
+
+# quality on the test split, events per second in training, milliseconds per history, MB of a training step
+CHARACTER = {
+    "softmax": (0.704, 38_000, 4.1, 610, 0),
+    "linear": (0.709, 52_000, 3.2, 395, 0),
+    "performer": (0.701, 31_000, 5.2, 520, 0),
+    "infinity": (0.684, 21_000, 7.4, 470, 19_000),
+    "reformer": (0.676, 17_000, 9.3, 700, 0),
+}
+
+
+def row(attention: str, *, causal: bool = False, **options: bool | int | float | str) -> dict[str, Any]:
+    """One entry of comparison["rows"]."""
+    chosen = ",".join(f"{name}={value}" for name, value in options.items())
+    label = f"{attention}:{chosen}" if chosen else attention
+    return {"attention": attention, "options": options, "causal": causal, "label": label}
+
+
+ROWS = (
+    row("softmax"),
+    row("linear"),
+    row("performer", features=64),
+    row("infinity", causal=True),
+    row("reformer", hashes=4),
+    row("dense"),
+)
+
+
+def comparison(
+    rows: Sequence[Mapping[str, Any]] = ROWS, *, seeds: int = 3, metric: str = "auc", **other: Any
+) -> dict[str, Any]:
+    """What comparison.json holds; the keys of the runs are added by `write`."""
+    return {
+        "attention": [asked["label"] for asked in rows],
+        "task": "transactions",
+        "target": "churn",
+        "schema": None,
+        "data": "feed0made0up0000",
+        "length": 512,
+        "steps": 400,
+        "seeds": seeds,
+        "batch": 16,
+        "dim": 64,
+        "depth": 2,
+        "heads": 4,
+        "workers": 1,
+        "positions": "sinusoidal",
+        "learning_rate": 0.001,
+        "weight_decay": 0.01,
+        "clip": 1.0,
+        "accumulate": 1,
+        "dropout": 0.1,
+        "precision": "32-true",
+        "device": "cpu",
+        "lengths": list(LENGTHS),
+        "timeout": 21600.0,
+        "title": "churn from transactions (made-up figures)",
+        "kind": "binary",
+        "metric": metric,
+        "higher_is_better": metric != "mae",
+        "summary": SUMMARY,
+        "rows": [dict(asked) for asked in rows],
+        "threads": 2,
+        **other,
+    }
+
+
+SUMMARY = {
+    "target": "churn",
+    "kind": "binary",
+    "metric": "auc",
+    "events": 1_469_307,
+    "entities": 2_469,
+    "inputs": ["product_category", "department", "amount", "age"],
+    "categories": {"product_category": 302, "department": 31},
+    "ages count from": "history",
+    "splits": {
+        split: {
+            "examples": examples,
+            "entities": entities,
+            "history": {"median": 310.0, "longest": 4_812},
+            "classes": {"stays": examples - examples // 10, "leaves": examples // 10},
+        }
+        for split, examples, entities in (
+            ("train", 9_876, 1_481),
+            ("validation", 988, 494),
+            ("test", 988, 494),
+        )
+    },
+}
+
+
+def fit(asked: Mapping[str, Any], seed: int, setting: Mapping[str, Any], *, score: float) -> Record:
+    """A fit that went well, with a curve that ends near `score` on validation."""
+    chance = random.Random(f"{asked['label']} {seed}")
+    _, speed, latency, memory, extra = CHARACTER.get(asked["attention"], CHARACTER["softmax"])
+    batch, steps, metric = setting["batch"], setting["steps"], setting["metric"]
+    every = -(-steps // 6)
+    curve: list[dict[str, Any]] = []
+    for step in range(max(1, every // 5), steps + 1, max(1, every // 5)):
+        done = step / steps
+        point: dict[str, Any] = {
+            "step": step,
+            "examples": step * batch,
+            "loss": 0.28 + 0.42 * math.exp(-5 * done) + chance.gauss(0, 0.008),
+        }
+        if len(curve) % 5 == 4:
+            reached = 0.5 + (score - 0.49) * (1 - math.exp(-4 * done)) + chance.gauss(0, 0.003)
+            point["validation"] = {metric: reached, "loss": 0.30}
+        curve.append(point)
+    best = max((point for point in curve if "validation" in point), key=lambda p: p["validation"][metric])
+    wobble = chance.uniform(0.96, 1.04)
+    return {
+        **_asked("fit", {**_shared(setting), **_named(asked), "seed": seed}),
+        "status": "ok",
+        "reason": "",
+        "result": {
+            "test": {metric: score, "loss": 0.31},
+            "validation": best["validation"],
+            "best_step": best["step"],
+            "curve": curve,
+            "parameters": {
+                "total": 132_481 + extra,
+                "attention": 33_280 + extra,
+                "grows_with_length": 0,
+            },
+            "form": "causal" if asked["causal"] else "bidirectional",
+            "options": {**asked["options"], "epsilon": 1e-6},
+        },
+        "measured": {
+            "train_examples_per_second": speed / 300 * wobble,
+            "train_events_per_second": speed * wobble,
+            "train_seconds": 55.0,
+            "peak_mb": 900.0 + memory,
+            "latency_ms": {
+                "median": latency * wobble,
+                "low": latency * wobble * 0.97,
+                "high": latency * wobble * 1.06,
+                "repeats": 40,
+                "length": setting["length"],
+            },
+            "training_peak_mb": memory * wobble,
+            "training_peak_method": "resident",
+        },
+        "data": {"fingerprint": setting["data"], "summary": setting["summary"]},
+        "seconds": 61.0,
+    }
+
+
+def floor(name: str, seed: int, setting: Mapping[str, Any], *, score: float) -> Record:
+    question = {key: setting[key] for key in ("task", "target", "schema", "data", "length", "threads")}
+    return {
+        **_asked("floor", {**question, "floor": name, "seed": seed}),
+        "status": "ok",
+        "reason": "",
+        "result": {"test": {setting["metric"]: score}},
+        "measured": {},
+        "data": {"fingerprint": setting["data"], "summary": setting["summary"]},
+        "seconds": 2.0,
+    }
+
+
+def bench(asked: Mapping[str, Any], length: int, setting: Mapping[str, Any]) -> Record:
+    """A cell whose times grow with the square of length for softmax, and otherwise in proportion."""
+    chance = random.Random(f"{asked['label']} {length}")
+    kilo = length / 1024
+    base = 0.25 * kilo + 1.9 * kilo**2
+    ours = {
+        "softmax": base,
+        "linear": 0.5 + 1.6 * kilo,
+        "performer": 1.0 + 4.6 * kilo,
+        "infinity": 5.0 + 9.5 * kilo,
+        "reformer": 6.0 + 28.0 * kilo,
+        "dense": 3.4 * kilo**2,
+    }[asked["attention"]]
+    memory = {
+        "softmax": 0.6 + 2.2 * kilo,
+        "linear": 1.0 + 4.1 * kilo,
+        "dense": 20.0 * kilo**2,
+    }.get(asked["attention"], 1.0 + 7.5 * kilo)
+
+    def timing(median: float) -> dict[str, float]:
+        median *= chance.uniform(0.97, 1.03)
+        return {"median": median, "low": 0.97 * median, "high": 1.05 * median, "repeats": 30}
+
+    return {
+        **_asked(
+            "bench",
+            {
+                **_named(asked),
+                "length": length,
+                "heads": setting["heads"],
+                "head_dim": setting["dim"] // setting["heads"],
+                "batch": 1,
+                "dtype": "float32",
+                "backward": True,
+                "device": "cpu",
+                "threads": 2,
+            },
+        ),
+        "status": "ok",
+        "reason": "",
+        "result": {},
+        "measured": {
+            "forward_ms": timing(ours),
+            "baseline_forward_ms": timing(base),
+            "forward_backward_ms": timing(3.3 * ours),
+            "baseline_forward_backward_ms": timing(3.1 * base),
+            "peak_mb": memory,
+            "baseline_peak_mb": 0.6 + 2.2 * kilo,
+            "peak_method": "resident",
+        },
+        "data": {},
+        "seconds": 6.0,
+    }
+
+
+def failed(record: Record, status: str, reason: str) -> Record:
+    """The same run, had it ended badly."""
+    return {
+        **record,
+        "status": status,
+        "reason": reason,
+        "result": {},
+        "measured": {},
+        "data": {},
+        "log": "Traceback (most recent call last): …",
+        "seconds": 12.5,
+    }
+
+
+def sample(
+    setting: Mapping[str, Any],
+    *,
+    quality: Mapping[str, float] | None = None,
+    floors: Mapping[str, float] | None = None,
+    noise: float = 0.003,
+) -> list[Record]:
+    """Records of a whole comparison. "dense" exhausts the memory; one seed of "reformer" diverges."""
+    floors = {"majority": 0.5, "boosting": 0.672} if floors is None else floors
+    records = [floor(name, 0, setting, score=score) for name, score in floors.items()]
+    for seed in range(setting["seeds"]):
+        shared = random.Random(f"data order {seed}").gauss(0, noise)
+        for asked in setting["rows"]:
+            name = asked["attention"]
+            reached = (quality or {}).get(name, CHARACTER.get(name, (0.7,))[0])
+            own = random.Random(f"{asked['label']} {seed} score").gauss(0, noise / 3)
+            record = fit(asked, seed, setting, score=reached + shared + own)
+            if name == "dense":
+                record = failed(record, "out of memory", "tried to allocate 34,359,738,368 bytes")
+            if name == "reformer" and seed == 1:
+                record = failed(record, "not finite", "the training loss is nan at step 212")
+            records.append(record)
+    for length in setting["lengths"]:
+        for asked in setting["rows"]:
+            record = bench(asked, length, setting)
+            if asked["attention"] == "dense" and length > 2048:
+                record = failed(record, "out of memory", "killed by signal 9, as the system does then")
+            records.append(record)
+    return records
+
+
+def write(folder: Path, setting: Mapping[str, Any], records: Sequence[Record]) -> Path:
+    """The folder of a comparison with these records."""
+    store = Store(folder)
+    keys: dict[str, list[str]] = {"floor": [], "fit": [], "bench": []}
+    for record in records:
+        keys[record["kind"]].append(record["key"])
+        store.put(record)
+    store.put_comparison({**setting, "keys": keys})
+    return folder
+
+
+def changed(records: Sequence[Record], change: Callable[[Record], Record]) -> list[Record]:
+    return [change(record) for record in records]
+
+
+def _asked(kind: str, spec: dict[str, Any]) -> Record:
+    return {
+        "key": key(kind, 1, spec),
+        "kind": kind,
+        "version": 1,
+        "spec": spec,
+        "versions": VERSIONS,
+        "machine": MACHINE,
+    }
+
+
+def _named(asked: Mapping[str, Any]) -> dict[str, Any]:
+    return {"attention": asked["attention"], "options": dict(asked["options"]), "causal": asked["causal"]}
+
+
+def _shared(setting: Mapping[str, Any]) -> dict[str, Any]:
+    names = (
+        "task target schema data length dim depth heads positions batch steps learning_rate weight_decay "
+        "clip accumulate dropout precision device threads"
+    )
+    steps = setting["steps"]
+    return {name: setting[name] for name in names.split()} | {
+        "validate": -(-steps // 6),
+        "warmup": -(-steps // 10),
+    }

@@ -1,0 +1,225 @@
+"""The command line: what it prints, where, and the status it ends with."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from own_sample import write
+
+from subquad.__main__ import main
+from subquad.experiments.trained import load
+from subquad.records import Store
+
+TINY = ["--steps", "4", "--dim", "8", "--depth", "1", "--heads", "2", "--batch", "8"]
+
+WRONG = """
+from subquad.mechanisms.linear import LinearAttention
+
+class Wrong(LinearAttention):
+    def forward(self, q, k, v, *, valid=None):
+        return super().forward(q, k, 2 * v, valid=valid)
+"""
+
+
+def subquad(*arguments, cwd=None, before=""):
+    """The command in a process of its own, `before` having been run in it."""
+    code = f"import sys\n{before}\nfrom subquad.__main__ import main\nsys.exit(main())"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+    )
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """The command in this process: status, standard output and standard error."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["subquad", *arguments])
+        try:
+            status = main()
+        except SystemExit as end:
+            status = end.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_help_loads_nothing_heavy_and_names_every_command():
+    heavy = "{'torch', 'polars', 'plotly', 'lightning', 'numpy', 'sklearn'}"
+    told = subquad(
+        "--help", before=f"import atexit; atexit.register(lambda: print({heavy} & set(sys.modules)))"
+    )
+    assert told.returncode == 0
+    assert told.stdout.endswith("set()\n")
+    for command in ("compare", "bench", "check", "list", "report"):
+        assert re.search(rf"^\W*{command} ", told.stdout, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_help_answers_within_half_a_second():
+    def seconds():
+        start = time.perf_counter()
+        subquad("--help")
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(5)) < 0.5
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_without_its_extra_the_command_says_what_to_install(missing):
+    told = subquad("--help", before=f"sys.modules[{missing!r}] = None")
+    assert told.returncode == 2
+    assert told.stdout == ""
+    assert told.stderr.count("\n") == 1
+    assert 'pip install "subquad[compare]"' in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("compare --attention liner", "unknown mechanism 'liner'; did you mean 'linear'?"),
+        ("compare --attention performer:feature=3", "'performer' has no option 'feature'; did you mean"),
+        ("compare --dim 30 --heads 4", "dim must be a multiple of heads, and 30 is none of 4"),
+        ("compare --target chrun", "'transactions' has no target 'chrun'; did you mean 'churn'?"),
+        ("compare nothing", "unknown task 'nothing'"),
+        ("compare own", "give a schema file (--data schema.toml)"),
+        ("compare --data no.toml", "no.toml: no such file"),
+        ("compare transactions --data no.toml", "leave the schema 'no.toml' out"),
+        ("bench infinity --dtype int8", "unknown dtype 'int8'; there are float32, bfloat16"),
+        ("bench --length 8 --length 8", "give each length once"),
+        ("check", "name one mechanism, PACKAGE:CLASS, or give --all"),
+        ("check linear --all", "name one mechanism, PACKAGE:CLASS, or give --all"),
+        ("check no_such_module:Attention", "'no_such_module' cannot be imported"),
+        ("check json:JSONDecoder", "'JSONDecoder' in 'json' is not a subclass of subquad.Mechanism"),
+        ("report nowhere", "no comparison in 'nowhere'"),
+    ],
+)
+def test_bad_usage_is_one_line_and_status_2_before_anything_runs(
+    call, tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = call(*arguments.split())
+    assert (status, out) == (2, "")
+    assert err.startswith("subquad: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_flag_or_a_number_out_of_range_is_bad_usage(call):
+    for arguments in (["compare", "--stpes", "3"], ["compare", "--steps", "0"], ["bench", "--length", "0"]):
+        status, out, err = call(*arguments)
+        assert (status, out) == (2, "")
+        assert arguments[1] in err
+
+
+def test_a_defect_shows_no_traceback_and_says_where_it_is(call, monkeypatch):
+    monkeypatch.setattr("subquad.tasks.TASKS", None)
+    status, _, err = call("list")
+    assert status == 2
+    assert err.count("\n") == 1
+    details = Path(err.split()[-1])
+    assert "Traceback" in details.read_text()
+    details.unlink()
+
+
+def test_list_tells_traits_options_and_targets(call):
+    status, out, _ = call("list", "--json")
+    known = {found["name"]: found for found in json.loads(out)}
+    assert status == 0
+    assert known["performer"]["kind"] == "mechanism"
+    assert known["performer"]["options"] == {"features": 256, "seed": 0, "orthogonal": True}
+    assert known["infinity"]["causal"] == "strict"
+    assert known["infinity"]["bidirectional"] is False
+    assert known["transactions"]["targets"] == ["churn", "spend"]
+    status, out, _ = call("list")
+    assert status == 0
+    assert all(name in out for name in known)
+
+
+@pytest.mark.slow
+def test_a_certificate_fails_with_status_1_and_says_what_and_by_how_much(tmp_path):
+    (tmp_path / "mine.py").write_text(WRONG)
+    told = subquad("check", "mine:Wrong", "--json", cwd=tmp_path)
+    assert told.returncode == 1, told.stderr
+    written = json.loads(told.stdout)
+    lines = {line["check"]: line for line in written["certificates"]["mine:Wrong"]}
+    assert written["failed"] == sum(not line["passed"] for line in lines.values()) > 0
+    assert lines["signature"]["passed"]
+    assert "difference" in lines["matches_definition"]["reason"]
+    assert "FAILED" in told.stderr
+
+
+@pytest.mark.slow
+def test_bench_tells_times_exponents_and_crossovers(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    asked = ["bench", "infinity:segment=16", "--heads", "2", "--head-dim", "4", "--out", str(tmp_path)]
+    asked += ["--length", "64", "--length", "32"]
+    status, out, err = call(*asked, "--json")
+    assert status == 0, err
+    (row,) = json.loads(out)["rows"]
+    assert (row["label"], row["form"]) == ("infinity:segment=16", "causal")
+    assert [cell["length"] for cell in row["cells"]] == [32, 64]
+    assert row["scaling"]["forward_ms"]["exponent"] is not None
+    status, out, err = call(*asked)
+    assert status == 0
+    assert "2 of 2 runs are on record and not done again" in err
+    assert "infinity:segment=16" in out
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """A comparison of one mechanism on a small data set: its command, its folder and what it printed."""
+    folder = tmp_path_factory.getbasetemp().parent / f"compared {os.environ.get('PYTEST_XDIST_TESTRUNUID')}"
+    with FileLock(f"{folder}.lock"):  # one for all of xdist's workers
+        asked = ["compare", "--data", str(write(folder / "own")), "--attention", "linear", *TINY]
+        asked += ["--out", str(folder / "runs")]
+        told = subquad(*asked, "--json")
+    assert told.returncode == 0, told.stderr
+    return asked, folder / "runs", told
+
+
+@pytest.mark.slow
+def test_compare_ends_with_rows_an_answer_models_and_a_page(compared):
+    _, _, told = compared
+    written = json.loads(told.stdout)
+    assert {row["label"] for row in written["rows"]} == {"linear", "majority", "gradient boosting"}
+    assert written["failed"] == 0
+    assert written["answer"]["sentence"]
+    assert load(written["models"]["linear"][0]).fit["attention"] == "linear"
+    assert Path(written["report"]).read_text().lower().startswith("<!doctype html>")
+
+
+@pytest.mark.slow
+def test_the_same_comparison_again_does_nothing_and_tells_the_same(compared):
+    asked, folder, _ = compared
+    runs = 3 + 5  # a fit, two floors, and five lengths of the bench
+    assert len(list((folder / "records").iterdir())) == runs
+    again = subquad(*asked)
+    assert again.returncode == 0
+    assert f"{runs} of {runs} runs are on record and not done again" in again.stderr
+    assert "started" not in again.stderr
+    assert str(folder / "report.html") in again.stdout
+    assert subquad("report", str(folder)).stdout == again.stdout
+
+
+@pytest.mark.slow
+def test_a_run_that_failed_is_shown_and_the_status_is_1(call, compared, tmp_path):
+    shutil.copytree(compared[1], tmp_path / "runs")
+    store = Store(tmp_path / "runs")
+    (fit,) = store.read(store.get_comparison()["keys"]["fit"])
+    store.put({**fit, "status": "out of memory", "reason": "killed", "result": {}, "measured": {}})
+    status, out, _ = call("report", str(tmp_path / "runs"))
+    assert status == 1
+    assert "out of memory" in out

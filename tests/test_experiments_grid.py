@@ -1,0 +1,293 @@
+"""Many runs, each in a process of its own: whatever one does, it leaves a record, and the others go on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+from experiments_sample import quick
+from own_sample import write
+
+from subquad.experiments import grid
+from subquad.experiments.grid import Watch, execute
+from subquad.experiments.run import failure
+from subquad.experiments.spec import Bench, Floor
+from subquad.records import Store
+
+BENCH = Bench(
+    attention="linear",
+    options={},
+    causal=False,
+    length=64,
+    heads=2,
+    head_dim=8,
+    batch=1,
+    dtype="float32",
+    backward=True,
+    device="cpu",
+    threads=1,
+)
+
+# stands for `subquad.experiments.run`: does what the attention's name says
+STAND_IN = """
+import json, os, signal, sys, time
+asked = json.loads(sys.stdin.readline())
+def say(**event): print(json.dumps(event), flush=True)
+match asked["spec"]["attention"]:
+    case "well":
+        say(event="progress", phase="train", step=1, steps=2, loss=0.5)
+        say(event="outcome", status="ok", reason="", result={"length": asked["spec"]["length"]})
+    case "killed": os.kill(os.getpid(), signal.SIGKILL)
+    case "crashed": os.kill(os.getpid(), signal.SIGSEGV)
+    case "broken":
+        print("ValueError: no such thing", file=sys.stderr)
+        sys.exit(1)
+    case "slow":
+        open(asked["folder"] + "/started", "w").close()
+        sys.stdin.read()
+"""
+
+HOLD = """
+import json, sys
+from pathlib import Path
+from subquad.records import Store
+key, record = sys.argv[2:]
+store = Store(Path(sys.argv[1]))
+with store.claim(key) as mine:
+    print(mine, flush=True)
+    sys.stdin.readline()
+    store.put(json.loads(record))
+"""
+
+
+class Told(Watch):
+    """Remembers what it was told."""
+
+    def __init__(self):
+        self.events = []
+
+    def found(self, spec):
+        self.events.append(("found", spec))
+
+    def started(self, spec):
+        self.events.append(("started", spec))
+
+    def moved(self, spec, progress):
+        self.events.append(("moved", spec))
+
+    def ended(self, spec, record):
+        self.events.append(("ended", spec))
+
+    def of(self, what):
+        return [spec.attention for told, spec in self.events if told == what]
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "runs")
+
+
+@pytest.fixture
+def stand_in(monkeypatch, store):
+    store.folder.mkdir()
+    monkeypatch.setattr(grid, "COMMAND", [sys.executable, "-c", STAND_IN])
+
+
+def benches(*names):
+    return [replace(BENCH, attention=name) for name in names]
+
+
+def run(specs, store, *, workers=1, timeout=60.0):
+    watch = Told()
+    records = execute(specs, store, watch=watch, workers=workers, timeout=timeout)
+    return {record["spec"]["attention"]: record for record in records}, watch
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_what_one_run_does_costs_no_other_its_result(store):
+    records, _ = run(benches("killed", "crashed", "broken", "well"), store, workers=2)
+    ended = {name: (record["status"], record["reason"]) for name, record in records.items()}
+    assert ended == {
+        "killed": ("out of memory", "killed by signal 9, as the system does when memory runs out"),
+        "crashed": ("failed", "killed by signal 11 (Segmentation fault)"),
+        "broken": ("failed", "ValueError: no such thing"),
+        "well": ("ok", ""),
+    }
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_run_that_takes_too_long_is_ended_and_recorded(store):
+    records, _ = run(benches("slow"), store, timeout=1.0)
+    assert records["slow"]["status"] == "timeout"
+    assert records["slow"]["reason"] == "not done after 1 seconds"
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_only_what_is_missing_or_failed_is_done_again(store):
+    _, first = run(benches("well", "broken"), store)
+    _, second = run([*benches("well", "broken"), replace(BENCH, attention="well", length=128)], store)
+    assert first.of("started") == ["well", "broken"]
+    assert second.of("found") == ["well"]
+    assert second.of("started") == ["broken", "well"]
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_record_says_what_was_asked_and_what_came_of_it(store):
+    spec = replace(BENCH, attention="well")
+    _, watch = run([spec], store)
+    record = store.get(spec.key)
+    assert record is not None
+    assert {name: record[name] for name in ("key", "kind", "version", "status", "result")} == {
+        "key": spec.key,
+        "kind": "bench",
+        "version": 1,
+        "status": "ok",
+        "result": {"length": 64},
+    }
+    assert Bench(**record["spec"]) == spec
+    assert [what for what, _ in watch.events] == ["started", "moved", "ended"]
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_run_in_the_hands_of_another_command_is_waited_for_and_not_done_twice(store):
+    (spec,) = benches("well")
+    record = {
+        "key": spec.key,
+        "kind": "bench",
+        "spec": spec.to_json(),
+        "status": "failed",
+        "reason": "theirs",
+    }
+    command = [sys.executable, "-c", HOLD, str(store.folder), spec.key, json.dumps(record)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdin
+        assert other.stdout
+        assert other.stdout.readline() == "True\n"
+        pipe = other.stdin
+
+        class LetGo(Told):
+            def waiting(self, spec):
+                pipe.write("\n")
+                pipe.flush()
+
+        watch = LetGo()
+        (found,) = execute([spec], store, watch=watch, timeout=60)
+    assert found["reason"] == "theirs"
+    assert watch.of("started") == []
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_an_interruption_ends_the_runs_and_records_none_of_them(store, monkeypatch):
+    children = []
+    spawn = grid.Grid.spawn
+    monkeypatch.setattr(
+        grid.Grid, "spawn", lambda self, *given: children.append(child := spawn(self, *given)) or child
+    )
+
+    def interrupt():
+        while not (store.folder / "started").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    (spec,) = benches("slow")
+    with pytest.raises(KeyboardInterrupt):
+        execute([spec], store, watch=Told(), timeout=60)
+    assert store.get(spec.key) is None
+    assert [child.returncode for child in children] == [-signal.SIGKILL]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (MemoryError(), "out of memory"),
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you"
+            ),
+            "out of memory",
+        ),
+        (FloatingPointError("the training loss is nan at step 3"), "not finite"),
+        (ValueError("two\nlines"), "failed"),
+    ],
+)
+def test_how_a_run_ended_is_read_from_what_it_raised(error, status):
+    assert failure(error)["status"] == status
+    assert "\n" not in failure(error)["reason"]
+
+
+def test_where_data_lie_and_how_fast_a_floor_is_found_do_not_change_its_key(tmp_path):
+    floor = Floor(
+        task="own", target="a", schema="/here", data="d", length=5, floor="majority", seed=0, threads=1
+    )
+    assert replace(floor, schema="/there", threads=2).key == floor.key
+    assert replace(floor, data="e").key != floor.key
+
+
+# the real child process from here on
+
+
+def test_a_run_ends_when_the_process_that_started_it_is_gone(store):
+    asked = {"kind": "bench", "spec": replace(BENCH, length=10**6).to_json(), "folder": str(store.folder)}
+    command = subprocess.Popen(grid.COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with command as child:
+        assert child.stdin
+        assert child.stdout
+        child.stdin.write(json.dumps(asked) + "\n")
+        child.stdin.close()  # as the system does for a dead process
+        assert child.wait(timeout=60) == 1
+        assert "outcome" not in child.stdout.read()
+
+
+COMPARE = """
+import sys
+from pathlib import Path
+import json
+from subquad.experiments.grid import Watch, execute
+from subquad.experiments.spec import Fit
+from subquad.records import Store
+execute([Fit(**json.loads(sys.argv[2]))], Store(Path(sys.argv[1])), watch=Watch(), timeout=300)
+"""
+
+
+def start(spec, store):
+    command = [sys.executable, "-c", COMPARE, str(store.folder), json.dumps(spec.to_json())]
+    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def wait_for(path, process):
+    while not path.exists():
+        assert process.poll() is None, "it ended before there was a checkpoint"
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_the_middle_and_started_again_ends_like_an_undisturbed_one(tmp_path):
+    from subquad import tasks
+
+    schema = write(tmp_path / "own")
+    spec = replace(quick(schema, tasks.load("own", schema=schema)), steps=400, validate=100)
+    disturbed, undisturbed = Store(tmp_path / "disturbed"), Store(tmp_path / "undisturbed")
+    first, other = start(spec, disturbed), start(spec, undisturbed)
+    kept = disturbed.checkpoint_path(spec.key)
+    wait_for(kept, first)
+    first.kill()  # SIGKILL, to the parent alone
+    first.wait()
+    with disturbed.claim(spec.key) as mine:
+        assert mine
+    assert disturbed.get(spec.key) is None
+    again = start(spec, disturbed)
+    assert again.wait() == other.wait() == 0
+    resumed, whole = disturbed.get(spec.key), undisturbed.get(spec.key)
+    assert resumed is not None
+    assert whole is not None
+    assert resumed["status"] == "ok", resumed["reason"]
+    assert resumed["result"] == whole["result"]
+    weights = [store.model_path(spec.key) / "model.safetensors" for store in (disturbed, undisturbed)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert not kept.exists()

@@ -1,0 +1,227 @@
+"""The training loop is the same for every row, and does not notice that it was interrupted."""
+
+from dataclasses import replace
+from math import isfinite
+
+import polars as pl
+import pytest
+import torch
+from experiments_sample import quick
+from own_sample import write
+from torch.testing import assert_close
+
+import subquad
+from subquad import tasks
+from subquad.experiments import checkpoint
+from subquad.experiments.fit import fit
+from subquad.experiments.trained import export
+from subquad.experiments.training import Training, learning_rate
+
+
+class Interrupted(Exception):
+    pass
+
+
+def silent(phase, step, loss):
+    pass
+
+
+@pytest.fixture(scope="module")
+def schema(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("own"))
+
+
+@pytest.fixture(scope="module")
+def data(schema):
+    return tasks.load("own", schema=schema)
+
+
+@pytest.fixture
+def spec(schema, data):
+    return quick(schema, data)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def trained(spec, data, folder, tell=silent):
+    training = Training(spec, data, kept=folder / "kept.safetensors", tell=tell)
+    training.run()
+    return training
+
+
+@pytest.mark.parametrize("attention", ["linear", "infinity"])
+def test_an_interrupted_training_ends_like_an_undisturbed_one(spec, data, tmp_path, attention):
+    spec = replace(spec, attention=attention, causal=attention == "infinity")
+
+    def interrupt(phase, step, loss):
+        if step == 33:
+            raise Interrupted
+
+    undisturbed = trained(spec, data, tmp_path / "undisturbed")
+    with pytest.raises(Interrupted):
+        trained(spec, data, tmp_path, interrupt)
+    torch.manual_seed(1)  # another process has other random numbers
+    resumed = Training(spec, data, kept=tmp_path / "kept.safetensors", tell=silent)
+    assert resumed.course.step == 25
+    resumed.run()
+    assert resumed.course.curve == undisturbed.course.curve
+    assert_close(checkpoint.weights(resumed.model), checkpoint.weights(undisturbed.model), rtol=0, atol=0)
+    assert resumed.evaluate("test") == undisturbed.evaluate("test")
+
+
+def test_the_best_weights_so_far_survive_an_interruption(spec, data, tmp_path):
+    def interrupt(phase, step, loss):
+        if step == 33:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        trained(spec, data, tmp_path, interrupt)
+    resumed = Training(spec, data, kept=tmp_path / "kept.safetensors", tell=silent)
+    assert resumed.course.best_step == 20
+    resumed.model.load_state_dict(resumed.best)
+    assert resumed.evaluate("validation") == resumed.course.best
+
+
+def test_an_epoch_takes_every_example_once(spec, data, tmp_path):
+    training = Training(spec, data, kept=tmp_path / "none", tell=silent)
+    batches = training.batches()
+    sizes = [len(next(batches).target) for _ in range(10)]
+    assert training.course.epoch == 1
+    assert sum(sizes) == 2 * len(data.train)
+
+
+def test_the_weights_that_were_best_on_validation_are_kept(spec, data, tmp_path):
+    training = trained(replace(spec, learning_rate=0.03), data, tmp_path)
+    assert training.course.best_step < training.course.step
+    seen = [point["validation"] for point in training.course.curve if "validation" in point]
+    assert len(seen) == 3
+    assert training.course.best == max(seen, key=lambda found: (found["auc"], -found["loss"]))
+    assert training.evaluate("validation") == training.course.best
+
+
+def test_less_is_better_where_the_metric_is_an_error(tmp_path, spec):
+    data = tasks.load("own", schema=write(tmp_path / "own", column="age", kind="regression"))
+    training = trained(spec, data, tmp_path)
+    seen = [point["validation"]["mae"] for point in training.course.curve if "validation" in point]
+    assert training.course.best["mae"] == min(seen)
+
+
+@pytest.mark.parametrize(
+    ("column", "kind"), [("over_55", "binary"), ("region", "multiclass"), ("age", "regression")]
+)
+def test_every_kind_of_target_is_learnt(tmp_path, spec, column, kind):
+    data = tasks.load("own", schema=write(tmp_path / "own", column=column, kind=kind))
+    curve = trained(spec, data, tmp_path).course.curve
+    assert curve[-1]["loss"] < curve[0]["loss"]
+
+
+def test_rows_see_the_same_examples_and_start_from_the_same_weights(spec, data, tmp_path):
+    one, other = (
+        Training(replace(spec, attention=name), data, kept=tmp_path / "none", tell=silent)
+        for name in ("linear", "softmax")
+    )
+    assert_close(dict(one.model.named_parameters()), dict(other.model.named_parameters()), rtol=0, atol=0)
+    batches = zip(one.batches(), other.batches(), range(12), strict=False)
+    for mine, theirs, _ in batches:
+        assert_close(tuple(mine), tuple(theirs), rtol=0, atol=0)
+
+
+def test_the_test_split_is_read_once_and_last(spec, data, tmp_path):
+    phases = []
+    fit(spec, data, kept=tmp_path / "kept", tell=lambda phase, step, loss: phases.append(phase))
+    assert phases.count("test") == 1
+    assert phases.index("test") > max(place for place, phase in enumerate(phases) if phase == "validate")
+
+
+def test_a_step_accumulates_the_batches_asked_for(spec, data, tmp_path):
+    training = Training(replace(spec, batch=7, accumulate=3), data, kept=tmp_path / "none", tell=silent)
+    batches = training.batches()
+    assert training.step(batches).examples == 21
+    assert training.course.taken == 3
+
+
+def test_a_loss_that_is_no_number_ends_the_training(spec, data, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"the .* loss is (nan|inf) .*step"):
+        trained(replace(spec, learning_rate=1e30, clip=1e30), data, tmp_path)
+
+
+def test_the_mechanisms_penalty_is_trained_on(spec, data, tmp_path):
+    def weights(kl_weight):
+        options = {"segment": 4, "basis": 8, "narrow": 0.1, "wide": 0.2, "kl_weight": kl_weight}
+        penalised = replace(spec, attention="infinity", causal=True, options=options, steps=5)
+        model = trained(penalised, data, tmp_path / str(kl_weight)).model
+        return model.state_dict()["encoder.blocks.0.attention.mechanism.long_term.w_sigma"]
+
+    assert not torch.equal(weights(0.0), weights(10.0))
+
+
+def test_half_precision_trains(spec, data, tmp_path):
+    curve = trained(replace(spec, precision="bf16-mixed"), data, tmp_path).course.curve
+    assert curve[-1]["loss"] < curve[0]["loss"]
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero(spec):
+    rates = [learning_rate(spec, step) for step in range(spec.steps)]
+    assert rates[0] == spec.learning_rate / spec.warmup
+    assert rates[spec.warmup - 1] == max(rates) == spec.learning_rate
+    assert rates[spec.warmup :] == sorted(rates[spec.warmup :], reverse=True)
+    assert 0 < rates[-1] < spec.learning_rate / 100
+
+
+def test_a_fit_says_what_it_took(spec, data, tmp_path):
+    fitted = fit(replace(spec, steps=6), data, kept=tmp_path / "kept", tell=silent)
+    latency = fitted.measured["latency_ms"]
+    assert 0 < latency["low"] <= latency["median"] <= latency["high"]
+    assert latency["length"] == spec.length
+    rates = [fitted.measured[f"train_{what}_per_second"] for what in ("examples", "events")]
+    assert all(isfinite(rate) and rate > 0 for rate in rates)
+    assert fitted.measured["peak_mb"] > fitted.measured["training_peak_mb"] >= 0
+    assert fitted.result["parameters"]["total"] == sum(p.numel() for p in fitted.model.parameters())
+
+
+def test_a_loaded_model_answers_for_new_histories_as_the_trained_one(spec, schema, data, tmp_path):
+    training = trained(spec, data, tmp_path)
+    export(training.model, data, spec, tmp_path / "model")
+    events = pl.read_csv(schema.parent / "events.csv", infer_schema=False)
+    answers = subquad.load(tmp_path / "model").predict(events)
+    assert answers.columns == ["account", "probability"]
+    truth = pl.read_csv(schema.parent / "owners.csv", infer_schema=False)
+    asked = [data.histories.entities[place] for place in data.test.entity]
+    joined = pl.DataFrame({"account": asked}).join(answers, on="account").join(truth, on="account")
+    assert len(joined) == len(data.test)
+    old = (joined["over_55"] == "true").to_numpy()
+    from sklearn.metrics import roc_auc_score
+
+    assert training.evaluate("test")["auc"] == pytest.approx(roc_auc_score(old, joined["probability"]))
+
+
+@pytest.mark.parametrize(
+    ("column", "kind", "columns"),
+    [
+        ("region", "multiclass", ["account", "class", "probability"]),
+        ("age", "regression", ["account", "value"]),
+    ],
+)
+def test_what_a_loaded_model_says_is_in_the_targets_own_terms(tmp_path, spec, column, kind, columns):
+    data = tasks.load("own", schema=write(tmp_path / "own", column=column, kind=kind))
+    training = trained(spec, data, tmp_path)
+    export(training.model, data, spec, tmp_path / "model")
+    events = pl.read_csv(tmp_path / "own" / "events.csv", infer_schema=False)
+    answers = subquad.load(tmp_path / "model").predict(events)
+    assert answers.columns == columns
+    if kind == "regression":
+        assert answers["value"].is_between(30, 90).all()
+    else:
+        assert set(answers["class"]) <= {"north", "east", "west"}
+        assert answers["probability"].is_between(1 / 3, 1).all()
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no exported model"):
+        subquad.load(tmp_path / "nothing")

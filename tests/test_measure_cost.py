@@ -1,0 +1,120 @@
+"""One cell of the bench."""
+
+import json
+import math
+from itertools import groupby
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from subquad.measure import cost as bench
+from subquad.measure.cost import cost
+from subquad.mechanism import Dims, Mechanism, Traits
+from subquad.mechanisms.linear import LinearAttention
+
+CELL = {
+    "attention": "linear",
+    "options": {},
+    "causal": False,
+    "length": 96,
+    "heads": 2,
+    "head_dim": 4,
+    "batch": 1,
+    "seconds": 0,
+}
+TIMES = {"forward_ms", "baseline_forward_ms", "forward_backward_ms", "baseline_forward_backward_ms"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_cell_has_times_and_memory_of_both(dtype):
+    measured = json.loads(json.dumps(cost(**CELL, dtype=dtype)))
+    assert set(measured) == TIMES | {"peak_mb", "baseline_peak_mb", "peak_method"}
+    for name in TIMES:
+        assert measured[name].keys() == {"median", "low", "high", "repeats"}
+        assert 0 < measured[name]["low"] <= measured[name]["median"] <= measured[name]["high"]
+
+
+def test_a_cell_without_backward_has_forward_times_only():
+    assert TIMES & set(cost(**CELL, backward=False)) == {"forward_ms", "baseline_forward_ms"}
+
+
+def test_the_definition_is_never_timed(monkeypatch):
+    def definition(self: Mechanism, *inputs: Tensor, valid: Tensor | None = None) -> Tensor:
+        raise AssertionError("timed")
+
+    monkeypatch.setattr(LinearAttention, "definition", definition)
+    cost(**CELL)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_baseline_is_fused_attention_with_the_same_causality(monkeypatch, causal):
+    asked = set()
+
+    def spy(query: Tensor, key: Tensor, value: Tensor, **given: bool) -> Tensor:
+        asked.add(tuple(given.items()))
+        return query + key + value
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    cost(**{**CELL, "causal": causal})
+    assert asked == {(("is_causal", causal),)}
+
+
+class Probe(Mechanism):
+    """Writes down how it is called."""
+
+    traits = Traits(name="probe", paper="none", family="other", bidirectional=True)
+
+    def __init__(self, dims: Dims, *, causal: bool, gain: float = 1.0) -> None:
+        super().__init__(dims, causal=causal)
+        self.gain = nn.Parameter(torch.tensor(gain))
+        self.frozen = nn.Parameter(torch.ones(()), requires_grad=False)
+        self.calls: list[tuple[bool, bool, int, int]] = []
+
+    def projections(self) -> dict[str, int]:
+        return {"v": 3, "gate": 1}
+
+    def definition(self, v: Tensor, gate: Tensor, *, valid: Tensor | None = None) -> Tensor:
+        raise AssertionError("timed")
+
+    def forward(self, v: Tensor, gate: Tensor, *, valid: Tensor | None = None) -> Tensor:
+        assert (v.shape[-1], gate.shape[-1]) == (3, 1)
+        self.calls.append((self.training, torch.is_grad_enabled(), v.shape[0], v.shape[2]))
+        return self.gain * self.frozen * gate * v
+
+
+@pytest.fixture
+def probe(monkeypatch: pytest.MonkeyPatch) -> list[Probe]:
+    built: list[Probe] = []
+
+    def build(name: str, dims: Dims, *, causal: bool, **options: float) -> Probe:
+        built.append(Probe(dims, causal=causal, **options))
+        return built[-1]
+
+    monkeypatch.setattr(bench, "build", build)
+    return built
+
+
+def test_training_is_timed_in_training_mode_and_inference_in_eval_mode(probe):
+    cost(**{**CELL, "batch": 3})
+    calls = [call for call, _ in groupby(probe[0].calls)]
+    assert calls == [
+        (True, True, 3, 64),  # warming up
+        (True, True, 3, 96),  # memory
+        (True, False, 3, 96),  # is it finite?
+        (True, True, 3, 96),
+        (False, False, 3, 96),
+    ]
+
+
+@pytest.mark.usefixtures("probe")
+def test_an_output_that_is_not_finite_is_said_to_be():
+    with pytest.raises(FloatingPointError, match="'linear' gives numbers that are not finite at length 96"):
+        cost(**{**CELL, "options": {"gain": math.nan}})
+
+
+@pytest.mark.parametrize("dtype", ["float33", "int64", "nn"])
+def test_a_dtype_must_be_of_floating_point(dtype):
+    with pytest.raises(ValueError, match=f"unknown dtype '{dtype}'; give 'float32'"):
+        cost(**CELL, dtype=dtype)

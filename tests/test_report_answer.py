@@ -1,0 +1,134 @@
+from typing import Any
+
+import report_samples as made_up
+
+from subquad.records import Record
+from subquad.report.answer import Answer, answer, headline
+from subquad.report.cost import curves
+from subquad.report.leaderboard import leaderboard
+
+
+def told(setting: dict[str, Any], records: list[Record]) -> Answer:
+    return answer(setting, leaderboard(setting, records), curves(setting, records))
+
+
+def sampled(setting: dict[str, Any] | None = None, **options: Any) -> Answer:
+    setting = setting or made_up.comparison()
+    return told(setting, made_up.sample(setting, **options))
+
+
+def test_a_mechanism_better_than_all_others_is_taken() -> None:
+    found = sampled(quality={"linear": 0.75})
+    assert (found.verdict, found.label) == ("take", "linear")
+    assert "better than softmax, performer:features=64 and infinity on the same seeds" in found.sentence
+
+
+def test_of_mechanisms_that_cannot_be_told_apart_the_fastest_is_taken() -> None:
+    found = sampled(quality={"linear": 0.7039, "softmax": 0.704, "performer": 0.6})
+    assert found.label == "linear"
+    assert "told apart" in found.sentence
+    assert "fastest" in found.sentence
+
+
+def test_on_several_machines_speed_decides_nothing() -> None:
+    setting = made_up.comparison()
+    records = made_up.sample(setting, quality={"linear": 0.70, "softmax": 0.7005})
+    for record in records:
+        if record["spec"].get("attention") == "linear":
+            record["machine"] = {**made_up.MACHINE, "fingerprint": "another"}
+    found = told(setting, records)
+    assert "fastest" not in found.sentence
+    assert any("different machines" in reason for reason in found.reasons)
+
+
+def test_one_seed_gives_a_lead_and_claims_nothing() -> None:
+    found = sampled(made_up.comparison(seeds=1))
+    assert found.verdict == "lead"
+    assert "one seed cannot tell a difference from chance" in found.sentence
+    assert "better than" not in found.sentence
+
+
+def test_a_lead_that_does_not_show_is_shared() -> None:
+    setting = made_up.comparison(made_up.ROWS[:2], seeds=1)
+    records = [made_up.fit(row, 0, setting, score=0.7) for row in made_up.ROWS[:2]]
+    assert told(setting, records).sentence.startswith("softmax and linear have the best AUC, 0.700; but")
+
+
+def test_with_one_length_no_range_of_lengths_is_claimed() -> None:
+    setting = made_up.comparison(lengths=[8192])
+    assert "linear is faster than fused softmax at 8,192 tokens, in training." in sampled(setting).reasons
+
+
+def test_costs_that_were_not_measured_are_left_out_of_the_reasons() -> None:
+    setting = made_up.comparison(lengths=[])
+    records = made_up.sample(setting, quality={"linear": 0.75})
+    for record in records:
+        if record["kind"] == "fit" and record["status"] == "ok":
+            for name in ("train_events_per_second", "latency_ms", "training_peak_mb"):
+                record["measured"][name] = None
+    assert not any("softmax" in reason for reason in told(setting, records).reasons)
+
+
+def test_under_the_floor_none_is_taken() -> None:
+    found = sampled(floors={"majority": 0.5, "boosting": 0.8})
+    assert (found.verdict, found.label) == ("floor", None)
+    assert "no mechanism clears the floor. Gradient boosting reaches AUC 0.800" in found.sentence
+
+
+def test_above_the_floor_by_less_than_the_seeds_differ_is_not_above_it() -> None:
+    found = sampled(made_up.comparison(made_up.ROWS[:2]), floors={"boosting": 0.70})
+    assert found.verdict == "floor"
+    assert any("less than the seeds can tell" in reason for reason in found.reasons)
+
+
+def test_a_mechanism_that_failed_once_is_not_taken_over_one_that_never_did() -> None:
+    found = sampled(made_up.comparison(seeds=5), quality={"reformer": 0.9})
+    assert found.label == "linear"
+    assert "of those that never failed" in found.sentence
+    assert "better than reformer" not in found.sentence
+
+
+def test_without_floors_the_answer_says_that_scores_may_mean_nothing() -> None:
+    assert any("no floor to compare with" in reason for reason in sampled(floors={}).reasons)
+
+
+def test_without_any_result_there_is_no_answer() -> None:
+    setting = made_up.comparison()
+    records = [made_up.failed(record, "timeout", "not done") for record in made_up.sample(setting)]
+    assert told(setting, records).verdict == "nothing"
+    assert "no run came to its end" in told(setting, records).sentence
+    assert "no run has come to its end" in told(setting, []).sentence
+
+
+def test_failures_and_missing_runs_are_held_against_the_answer() -> None:
+    setting = made_up.comparison()
+    records = made_up.sample(setting)
+    reasons = told(setting, [r for r in records if r["spec"].get("seed") != 2 or r["kind"] != "fit"]).reasons
+    assert "reformer:hashes=4: 1 of 3 runs failed (not finite)." in reasons
+    assert any(reason.startswith("6 of 18 training runs are missing") for reason in reasons)
+
+
+def test_softmax_as_the_answer_names_the_lengths_at_which_others_overtake_it() -> None:
+    found = sampled(quality={"softmax": 0.75})
+    assert found.label == "softmax"
+    assert any("linear is faster than fused softmax from about" in reason for reason in found.reasons)
+    assert any("reformer:hashes=4 is not faster than fused softmax" in reason for reason in found.reasons)
+
+
+def test_where_lower_is_better_better_still_means_better() -> None:
+    found = sampled(
+        made_up.comparison(made_up.ROWS[:2], metric="mae"),
+        quality={"softmax": 12.0, "linear": 11.0},
+        floors={"majority": 20.0, "boosting": 15.0},
+    )
+    assert found.label == "linear"
+    assert any(
+        "is better than the best floor, gradient boosting with mean absolute error 15.00" in reason
+        for reason in found.reasons
+    )
+
+
+def test_the_headline_is_the_answers_sentence() -> None:
+    setting = made_up.comparison()
+    records = made_up.sample(setting)
+    assert headline(setting, leaderboard(setting, records)) == told(setting, records).sentence

@@ -1,0 +1,135 @@
+import json
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+import report_samples as made_up
+
+from subquad.records import Record
+from subquad.report.leaderboard import Row, leaderboard, near_floors
+
+
+def rows(setting: dict[str, Any] | None = None, **options: Any) -> dict[str, Row]:
+    setting = setting or made_up.comparison()
+    return {row.label: row for row in leaderboard(setting, made_up.sample(setting, **options))}
+
+
+def elsewhere(record: Record) -> Record:
+    """The same record, had another machine made it, for one mechanism."""
+    if record["spec"].get("attention") != "linear":
+        return record
+    return {**record, "machine": {**made_up.MACHINE, "fingerprint": "another"}}
+
+
+def test_rows_come_best_first_with_floors_among_them_and_failures_last() -> None:
+    labels = list(rows())
+    assert labels.index("linear") < labels.index("gradient boosting") < labels.index("reformer:hashes=4")
+    assert labels[-1] == "dense"
+
+
+def test_where_lower_is_better_the_lowest_comes_first() -> None:
+    setting = made_up.comparison(made_up.ROWS[:2], metric="mae")
+    found = rows(setting, quality={"softmax": 2.0, "linear": 1.0}, floors={"majority": 4.0, "boosting": 3.0})
+    assert list(found) == ["linear", "softmax", "gradient boosting", "majority"]
+    assert found["linear"].over_floor == pytest.approx(2.0, abs=0.1)
+    assert found["linear"].above_floor
+    assert found["linear"].stuck == 0
+
+
+def test_a_row_clears_the_floor_only_with_its_whole_interval() -> None:
+    found = rows()["infinity"]
+    assert found.over_floor is not None
+    assert found.over_floor > 0
+    assert found.above_floor is False
+
+
+def test_with_one_seed_the_mean_decides_about_the_floor() -> None:
+    setting = made_up.comparison(made_up.ROWS[:2], seeds=1)
+    assert rows(setting)["linear"].above_floor
+    assert rows(setting, floors={"boosting": 0.9})["linear"].above_floor is False
+
+
+def test_without_floors_nothing_is_said_of_them() -> None:
+    found = rows(floors={})["linear"]
+    assert (found.above_floor, found.over_floor, found.stuck) == (None, None, None)
+
+
+def test_a_score_equal_to_the_floor_stands_under_it() -> None:
+    setting = made_up.comparison(made_up.ROWS[:1], seeds=1)
+    record = made_up.fit(made_up.ROWS[0], 0, setting, score=0.5)
+    found = leaderboard(setting, [record, made_up.floor("majority", 0, setting, score=0.5)])
+    assert [row.label for row in found] == ["majority", "softmax"]
+    assert found[1].above_floor is False
+
+
+def test_runs_that_do_not_leave_the_majority_are_counted() -> None:
+    assert rows(quality={"linear": 0.4})["linear"].stuck == 3
+
+
+def test_a_failed_seed_is_told_and_does_not_count_in_the_mean() -> None:
+    found = rows()["reformer:hashes=4"]
+    assert found.score is not None
+    assert len(found.score.scores) == 2
+    assert (found.asked, found.finished, found.missing) == (3, 2, 0)
+    assert [failure.status for failure in found.failures] == ["not finite"]
+    assert found.group == ""
+
+
+def test_a_row_without_any_score_keeps_its_reasons() -> None:
+    found = rows()["dense"]
+    assert found.score is None
+    assert {failure.status for failure in found.failures} == {"out of memory"}
+
+
+def test_runs_without_a_record_are_missing() -> None:
+    setting = made_up.comparison()
+    records = [record for record in made_up.sample(setting) if record["spec"].get("seed") != 2]
+    found = {row.label: row for row in leaderboard(setting, records)}
+    assert found["linear"].missing == 1
+    assert {row.missing for row in leaderboard(setting, [])} == {3}
+
+
+def test_parameters_over_a_tenth_beyond_softmax_are_marked() -> None:
+    found = rows()
+    parameters = {label: row.parameters for label, row in found.items() if row.parameters}
+    assert parameters["infinity"].marked
+    assert not parameters["linear"].marked
+    assert parameters["softmax"].beyond_baseline == 0
+
+
+def test_without_softmax_nothing_is_relative() -> None:
+    found = rows(made_up.comparison(made_up.ROWS[1:3]))["linear"]
+    assert found.ratios is None
+    assert found.parameters is not None
+    assert found.parameters.beyond_baseline is None
+
+
+def test_figures_of_two_machines_give_no_ratio() -> None:
+    setting = made_up.comparison()
+    found = leaderboard(setting, made_up.changed(made_up.sample(setting), elsewhere))
+    ratios = {row.label: row.ratios for row in found}
+    assert ratios["linear"] is None
+    assert ratios["performer:features=64"] is not None
+
+
+def test_three_seeds_group_what_they_cannot_tell_apart() -> None:
+    found = rows(quality={"linear": 0.70, "softmax": 0.70, "performer": 0.65})
+    assert found["linear"].group == found["softmax"].group == "a"
+    assert found["performer:features=64"].group not in {"", "a"}
+
+
+def test_one_seed_groups_nothing() -> None:
+    assert {row.group for row in rows(made_up.comparison(seeds=1)).values()} == {""}
+
+
+def test_a_row_becomes_json_and_names_its_causal_form() -> None:
+    found = rows()["infinity"]
+    written = json.loads(json.dumps(asdict(found), allow_nan=False))
+    assert written["form"] == "causal"
+    assert written["score"]["interval"]["low"] < written["score"]["mean"]
+
+
+def test_a_floor_far_below_is_not_drawn() -> None:
+    assert [row.label for row in near_floors(list(rows().values()))] == ["gradient boosting"]
+    near = rows(floors={"majority": 0.66, "boosting": 0.672})
+    assert len(near_floors(list(near.values()))) == 2

@@ -1,0 +1,289 @@
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import report_samples as made_up
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from subquad import report
+from subquad.records import Record, Store
+from subquad.report.page import plotly_js
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+HOSTILE = "<img src=x onerror=\"document.title='hacked'\"></script><script>document.title='hacked'</script>"
+REMOTE = re.compile(r"""(?:src|href|action|srcset|data)\s*=\s*["']?\s*(?:https?:)?//|url\(|@import""", re.I)
+
+
+def hostile() -> tuple[dict[str, Any], list[Record]]:
+    """A comparison whose every text from outside tries to be markup."""
+    rows = [dict(row) for row in made_up.ROWS]
+    rows[2] |= {"options": {"features": HOSTILE}, "label": f"performer:features={HOSTILE}"}
+    setting = made_up.comparison(
+        rows, title=HOSTILE, task=HOSTILE, target=HOSTILE, schema=f"/home/{HOSTILE}.toml"
+    )
+    setting["summary"] = {**made_up.SUMMARY, HOSTILE: [HOSTILE]}
+    records = made_up.sample(setting)
+    return setting, [{**r, "reason": HOSTILE} if r["status"] != "ok" else r for r in records]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a whole comparison."""
+    setting = made_up.comparison()
+    return report.write(made_up.write(tmp_path_factory.mktemp("runs"), setting, made_up.sample(setting)))
+
+
+@pytest.fixture(scope="module")
+def text(written: Path) -> str:
+    """The page without Plotly's script."""
+    return written.read_text("utf-8").replace(plotly_js(), "")
+
+
+def test_the_page_holds_everything_and_names_no_address(text: str) -> None:
+    assert not REMOTE.search(text)
+    assert "http" not in text.replace("http-equiv", "")
+
+
+def test_the_same_records_give_the_same_page(written: Path) -> None:
+    before = written.read_bytes()
+    assert report.write(written.parent).read_bytes() == before
+
+
+def test_what_must_be_told_is_told_in_order(text: str) -> None:
+    headings = re.findall(r"<h2[^>]*>([^<]*)</h2>", text)
+    assert headings == [
+        "The answer",
+        "Leaderboard",
+        "Quality against speed",
+        "Learning curves",
+        "Cost by length",
+        "Fairness",
+        "Failures",
+        "Configuration and machine",
+        "Literature",
+    ]
+    for said in (
+        "not above floor",
+        "out of memory",
+        "the training loss is nan at step 212",
+        "equal in 18 runs",
+        "+14 %",
+        "Made-up CPU @ 2.5 GHz",
+        "subquad compare transactions --target churn --attention softmax",
+        "Published figures are another layer",
+    ):
+        assert said in text
+
+
+def test_what_differed_between_runs_is_told(tmp_path: Path) -> None:
+    setting = made_up.comparison()
+    records = made_up.sample(setting)
+    for record in records:
+        if record["spec"].get("attention") == "linear" and record["kind"] == "fit":
+            record["spec"]["learning_rate"] = 0.5
+    page = report.write(made_up.write(tmp_path, setting, records)).read_text("utf-8")
+    assert "Not all was equal: learning rate, warm-up." in page
+
+
+def test_missing_runs_are_told_and_the_rest_is_shown(tmp_path: Path) -> None:
+    setting = made_up.comparison()
+    records = made_up.sample(setting)
+    made_up.write(tmp_path, setting, records)
+    fits = [record for record in records if record["kind"] == "fit"]
+    for record in fits[:3]:
+        Store(tmp_path).record_path(record["key"]).unlink()
+    page = report.write(tmp_path).read_text("utf-8")
+    assert "3 of 50 runs are missing" in page
+    assert "1 of 3 runs missing" in page
+
+
+def test_a_page_is_written_before_any_run_is_done(tmp_path: Path) -> None:
+    made_up.write(tmp_path, made_up.comparison(), [])
+    assert "no run has come to its end" in report.write(tmp_path).read_text("utf-8")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"key": "x"}'])
+def test_a_broken_record_is_named(tmp_path: Path, content: str) -> None:
+    setting = made_up.comparison(made_up.ROWS[:1], seeds=1)
+    records = made_up.sample(setting)
+    made_up.write(tmp_path, setting, records)
+    broken = Store(tmp_path).record_path(records[0]["key"])
+    broken.write_text(content)
+    with pytest.raises(ValueError, match=re.escape(str(broken))):
+        report.write(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize("content", ["{", '{"title": "x"}'])
+def test_a_broken_comparison_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "comparison.json").write_text(content)
+    with pytest.raises(ValueError, match=r"comparison\.json"):
+        report.write(tmp_path)
+
+
+def test_a_folder_without_a_comparison_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no comparison"):
+        report.write(tmp_path)
+
+
+def test_writing_a_report_loads_no_torch(written: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from subquad import report; report.write(Path(sys.argv[1])); "
+        "print('torch' in sys.modules)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program, written.parent], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == "False"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium to open the page in")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def complaints() -> list[str]:
+    """What a page wrote to the console, threw, or asked the network for."""
+    return []
+
+
+@pytest.fixture
+def page(browser: Browser, complaints: list[str]) -> Iterator[Page]:
+    context = browser.new_context(offline=True, viewport={"width": 1400, "height": 900})
+    opened = context.new_page()
+    opened.on("console", lambda message: complaints.append(message.text))
+    opened.on("pageerror", lambda error: complaints.append(str(error)))
+    opened.on("request", lambda request: complaints.append(request.url))
+    yield opened
+    context.close()
+
+
+def visit(page: Page, path: Path, complaints: list[str]) -> None:
+    """Open the page; that it was asked for itself is no complaint."""
+    page.goto(path.as_uri())
+    complaints.remove(path.as_uri())
+    assert page.evaluate(
+        "[...document.querySelectorAll('.plot')].every(plot => plot.querySelector('.main-svg'))"
+    )
+
+
+def settle(page: Page) -> None:
+    """Let the page answer to what has changed about it."""
+    page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
+def stroke(page: Page) -> str:
+    """The colour of the first line of the learning curves."""
+    return page.evaluate("getComputedStyle(document.querySelector('#learning-0 .js-line')).stroke")
+
+
+def width(page: Page) -> int:
+    return page.evaluate("document.documentElement.scrollWidth")
+
+
+@pytest.mark.parametrize(("size", "dark"), [(1400, False), (390, True)])
+def test_the_page_draws_all_figures_offline_at_any_width(
+    page: Page, written: Path, complaints: list[str], size: int, dark: bool
+) -> None:
+    page.set_viewport_size({"width": size, "height": 900})
+    page.emulate_media(color_scheme="dark" if dark else "light")
+    visit(page, written, complaints)
+    assert complaints == []
+    assert page.locator(".plot").count() == 7
+    assert page.locator(".plot .scatterlayer .trace").count() > 40
+    assert width(page) == size
+
+
+def test_figures_follow_the_window_the_colour_scheme_and_the_printer(
+    page: Page, written: Path, complaints: list[str]
+) -> None:
+    visit(page, written, complaints)
+    assert stroke(page) == "rgb(34, 38, 43)"
+    page.emulate_media(color_scheme="dark")
+    settle(page)
+    assert stroke(page) == "rgb(232, 234, 237)"
+    page.set_viewport_size({"width": 390, "height": 900})
+    settle(page)
+    widest = "Math.max(...[...document.querySelectorAll('.main-svg')].map(svg => svg.clientWidth))"
+    assert page.evaluate(widest) < 390
+    assert width(page) == 390
+    page.set_viewport_size({"width": 1400, "height": 900})
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert stroke(page) == "rgb(34, 38, 43)"
+    assert page.evaluate(widest) < 680
+    assert complaints == []
+
+
+def test_the_page_is_used_by_keyboard(page: Page, written: Path, complaints: list[str]) -> None:
+    visit(page, written, complaints)
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "answer"
+
+    lines = page.locator("#cost-0 .js-line")
+    before = lines.count()
+    button = page.locator("button[data-figure=cost][data-row=linear]")
+    button.focus()
+    page.keyboard.press("Enter")
+    assert button.get_attribute("aria-pressed") == "false"
+    assert lines.count() == before - 1
+    page.keyboard.press("Space")
+    assert button.get_attribute("aria-pressed") == "true"
+    assert lines.count() == before
+
+    page.locator("#cost summary").focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#cost details table").is_visible()
+
+
+def test_every_figure_has_a_name_a_table_and_its_data(
+    page: Page, written: Path, complaints: list[str]
+) -> None:
+    visit(page, written, complaints)
+    for figure in page.locator("figure").all():
+        assert figure.locator("figcaption").count() == 1
+        assert figure.locator("details table tbody tr").count() > 0
+        for plot in figure.locator(".plot").all():
+            assert plot.get_attribute("role") == "img"
+            assert plot.get_attribute("aria-label")
+    with page.expect_download() as saved:
+        page.locator("#cost a.download").click()
+    assert saved.value.suggested_filename == "cost.csv"
+    assert "linear" in Path(saved.value.path()).read_text("utf-8")
+
+
+def test_names_that_try_to_be_markup_stay_text(page: Page, tmp_path: Path, complaints: list[str]) -> None:
+    visit(page, report.write(made_up.write(tmp_path, *hostile())), complaints)
+    assert page.title() == HOSTILE
+    assert page.locator("h1").inner_text().lower() == HOSTILE.lower()
+    assert HOSTILE in page.locator("tr", has_text="out of memory").first.inner_text()
+    kept = json.loads(page.locator("#figures").inner_text())
+    place = [trace["meta"] for trace in kept["quality"][0]["data"]].index(f"performer:features={HOSTILE}")
+    point = {"curveNumber": place + 1, "pointNumber": 0}
+    page.evaluate("point => Plotly.Fx.hover(document.getElementById('quality-0'), [point])", point)
+    assert "<img src=x" in (page.locator("#quality-0 .hoverlayer").text_content() or "")
+    assert page.locator("script").count() == 3
+    assert page.locator("img").count() == 0
+    assert complaints == []
+
+
+def test_the_policy_of_the_page_stops_scripts_that_are_not_its_own(
+    page: Page, written: Path, tmp_path: Path, complaints: list[str]
+) -> None:
+    forged = tmp_path / "forged.html"
+    forged.write_text(written.read_text("utf-8").replace("<header>", f"<header>{HOSTILE}", 1), "utf-8")
+    visit(page, forged, complaints)
+    assert page.title() != "hacked"
+    assert any("Content Security Policy" in complaint for complaint in complaints)

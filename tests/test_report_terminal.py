@@ -1,0 +1,66 @@
+"""The tables of the terminal say everything within 80 columns, whatever they are given."""
+
+import io
+
+import pytest
+from report_samples import comparison, row, sample
+from rich.console import Console
+
+from subquad.report import terminal
+from subquad.report.cost import QUANTITIES, curves
+from subquad.report.leaderboard import leaderboard
+
+HOSTILE = "[red]mine[/red]"
+
+
+def shown(*tables, width=80):
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(*tables)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_every_row_stands_in_80_columns_with_its_score_and_its_fate(seeds):
+    setting = comparison(seeds=seeds)
+    rows = leaderboard(setting, sample(setting))
+    text = shown(terminal.quality(setting, rows))
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    for name in ("linear", "softmax", "infinity", "majority"):
+        assert any(line.strip().startswith(name) for line in text.splitlines())
+    assert f"{seeds} of {seeds} run" in " ".join(text.split())
+    assert ("95 % interval" in text) == (seeds == 3)
+
+
+def test_costs_leave_out_what_has_none():
+    setting = comparison()
+    text = shown(terminal.costs(setting, leaderboard(setting, sample(setting))))
+    assert "…" not in text
+    assert "performer:features=64" in text
+    assert "majority" not in text
+    assert "dense" not in text
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES)
+def test_lengths_tell_exponent_crossover_and_form_of_each_mechanism(quantity):
+    setting = comparison()
+    found = curves(setting, sample(setting))
+    text = shown(*terminal.lengths(found, quantity))
+    assert "…" not in text
+    for label in (curve.label for curve in found):
+        assert label.partition(":")[0] in text
+    assert text.count("exponent") == text.count("crossover") == 2  # more than four stand in a second table
+    assert "causal" in text
+
+
+def test_markup_in_a_name_is_shown_and_not_obeyed():
+    setting = comparison([row("performer", name=HOSTILE), row("softmax")])
+    records = sample(setting)
+    rows = leaderboard(setting, records)
+    text = shown(
+        terminal.quality(setting, rows),
+        terminal.costs(setting, rows),
+        *terminal.lengths(curves(setting, records), "forward_ms"),
+        width=200,
+    )
+    assert text.count(HOSTILE) == 3

@@ -1,0 +1,132 @@
+"""Metrics and floors: what a score means, and what it has to clear."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from purchases import purchases
+
+from subquad.tasks import floors
+from subquad.tasks.events import EventData
+from subquad.tasks.metrics import DEFAULT_METRIC, METRICS, higher_is_better, score
+from subquad.tasks.splits import SPLITS
+from subquad.tasks.target import Target
+from subquad.tasks.transactions import prepared
+
+CHURN = prepared(purchases(), "churn", fingerprint="made up")
+
+
+def asked(kind: str, metric: str, answer: Callable[[np.ndarray], np.ndarray]) -> EventData:
+    """The churn data with another question, answered by the number of events in the last 40 days."""
+    parts = {}
+    for split in SPLITS:
+        examples = CHURN.examples(split)
+        recent = [
+            (until - CHURN.histories.time[start:stop] <= 40).sum()
+            for start, stop, until in zip(examples.start, examples.stop, examples.until, strict=True)
+        ]
+        parts[split] = replace(examples, target=answer(np.array(recent)))
+    classes = {"binary": ("few", "many"), "multiclass": ("few", "some", "many"), "regression": ()}[kind]
+    return replace(CHURN, target=Target(name="q", kind=kind, metric=metric, classes=classes), **parts)
+
+
+QUESTIONS = [
+    asked("binary", "auc", lambda recent: (recent > 10).astype(np.int64)),
+    asked("binary", "macro_f1", lambda recent: (recent > 10).astype(np.int64)),
+    asked("multiclass", "accuracy", lambda recent: np.digitize(recent, [8, 11])),
+    asked("regression", "mae", lambda recent: recent.astype(np.float64)),
+]
+
+
+@pytest.mark.parametrize("data", QUESTIONS, ids=lambda data: f"{data.kind} {data.metric}")
+def test_boosting_clears_majority_where_frequency_is_the_answer(data):
+    sign = 1 if higher_is_better(data.metric) else -1
+    (blind,) = floors.majority(data).values()
+    (seeing,) = floors.boosting(data, length=1000, seed=0).values()
+    assert sign * seeing > sign * blind + 0.1
+
+
+def test_boosting_sees_no_more_than_the_last_events():
+    data = CHURN
+    features = [
+        floors.features(data.histories, data.test, data.encoding.sizes, length=length, oldest=1000.0)
+        for length in (1, 1000)
+    ]
+    assert (features[0][:, 7] == 1).all()  # events
+    assert (features[1][:, 7] == data.test.stop - data.test.start).all()
+
+
+def test_boosting_is_the_same_every_time():
+    data = QUESTIONS[0]
+    assert floors.boosting(data, length=40, seed=0) == floors.boosting(data, length=40, seed=0)
+
+
+def test_features_tell_recency_frequency_amounts_and_counts():
+    histories, examples = CHURN.histories, CHURN.test
+    table = floors.features(histories, examples, CHURN.encoding.sizes, length=1000, oldest=64.0)
+    for row, start, stop, until in zip(table, examples.start, examples.stop, examples.until, strict=True):
+        age = until - histories.time[start:stop]
+        logs = histories.logs[start:stop].astype(float)
+        amounts = np.expm1(logs[:, 0])
+        visits = np.unique(histories.time[start:stop])
+        expected = [age.max(), age.min(), until - visits[-2] if len(visits) > 1 else np.nan]
+        np.testing.assert_allclose(row[:3], expected)
+        windows = [32, 16, 8, 4, 2, 1]
+        np.testing.assert_allclose(row[7:9], [len(age), len(visits)])
+        np.testing.assert_allclose(row[9:15], [(age <= days).sum() for days in windows])
+        for place, statistic in enumerate((logs.mean(0), logs.std(0), logs.min(0), logs.max(0), logs[-1])):
+            np.testing.assert_allclose(row[15 + 2 * place : 17 + 2 * place], statistic, atol=1e-6)
+        sums = [amounts.sum(), *(amounts[age <= days].sum() for days in windows)]
+        np.testing.assert_allclose(row[25:32], sums)
+        ids = histories.categorical[start:stop]
+        sizes = CHURN.encoding.sizes
+        counts = [np.bincount(ids[:, column], minlength=size) for column, size in enumerate(sizes)]
+        np.testing.assert_array_equal(row[32:], np.concatenate(counts))
+
+
+def test_majority_gives_what_a_constant_can():
+    assert floors.majority(QUESTIONS[0]) == {"auc": 0.5}
+    counts = np.bincount(QUESTIONS[2].train.target)
+    assert floors.majority(QUESTIONS[2]) == {"accuracy": (QUESTIONS[2].test.target == counts.argmax()).mean()}
+    median = np.median(QUESTIONS[3].train.target)
+    assert floors.majority(QUESTIONS[3]) == {
+        "mae": pytest.approx(abs(QUESTIONS[3].test.target - median).mean())
+    }
+
+
+@pytest.mark.parametrize(
+    ("metric", "target", "output", "expected"),
+    [
+        ("auc", [0, 0, 1, 1], [-5.0, 2.0, 1.0, 3.0], 0.75),
+        ("accuracy", [0, 0, 1, 1], [-5.0, 2.0, 1.0, 3.0], 0.75),
+        ("accuracy", [0, 2, 1], [[1.0, 0, 0], [0, 1, 0], [0, 1, 0]], 2 / 3),
+        ("macro_f1", [0, 0, 1, 1], [-5.0, 2.0, 1.0, 3.0], (2 / 3 + 0.8) / 2),
+        ("macro_f1", [0, 2, 1], [[1.0, 0, 0], [0, 1, 0], [0, 1, 0]], (1 + 2 / 3 + 0) / 3),
+        ("mae", [1.0, -2.0], [2.0, 1.0], 2.0),
+    ],
+)
+def test_a_metric_is_what_its_name_says(metric, target, output, expected):
+    assert score(metric, np.array(target), np.array(output)) == pytest.approx(expected)
+
+
+def test_a_default_metric_fits_its_kind():
+    assert DEFAULT_METRIC == {"binary": "auc", "multiclass": "accuracy", "regression": "mae"}
+    assert [metric for metric in ("auc", "accuracy", "macro_f1", "mae") if not higher_is_better(metric)] == [
+        "mae"
+    ]
+    assert set(DEFAULT_METRIC) == set(METRICS)
+
+
+@pytest.mark.parametrize(
+    ("metric", "target", "output", "said"),
+    [
+        ("auc", [0, 1], [0.0, np.nan], "1 outputs are not finite"),
+        ("mae", [0, 1], [np.inf, -np.inf], "2 outputs are not finite"),
+        ("auc", [1, 1], [0.0, 1.0], "every target is of one class"),
+        ("aux", [0, 1], [0.0, 1.0], "unknown metric 'aux'"),
+    ],
+)
+def test_a_score_that_cannot_be_is_refused(metric, target, output, said):
+    with pytest.raises(ValueError, match=said):
+        score(metric, np.array(target), np.array(output))
