@@ -14,9 +14,9 @@ HOSTILE = "[red]mine[/red]"
 
 
 def shown(*tables, width=80):
-    console = Console(file=io.StringIO(), width=width, color_system=None)
-    console.print(*tables)
-    return console.file.getvalue()
+    page = io.StringIO()
+    Console(file=page, width=width, color_system=None).print(*tables)
+    return page.getvalue()
 
 
 @pytest.mark.parametrize("seeds", [1, 3])

@@ -11,8 +11,6 @@ here: a report can be made where nothing can be run.
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,6 +19,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from subquad.files import write_whole
+
 Record = dict[str, Any]  # JSON: "key", "kind", "spec", "status", "reason", "result", "measured", …
 
 
@@ -28,21 +28,6 @@ def key(kind: str, version: int, spec: Mapping[str, Any]) -> str:
     """Sixteen hexadecimal digits that stand for what was asked."""
     text = json.dumps({"kind": kind, "version": version, "spec": spec}, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that whoever reads it, at any moment, sees all of it or its predecessor."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:

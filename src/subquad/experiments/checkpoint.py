@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from subquad.records import write_whole
+from subquad.files import write_whole
 
 Tensors = dict[str, Tensor]
 

@@ -6,7 +6,6 @@ digest of the weights and is written last: a folder is whole, or is refused.
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 
+from subquad.files import write_whole
 from subquad.nn.classifier import ClassifierConfig, SequenceClassifier
 from subquad.nn.encoder import EncoderConfig
 
@@ -38,9 +38,8 @@ def save(model: SequenceClassifier, folder: Path, *, extra: Mapping[str, Any]) -
         "extra": dict(extra),
     }
     text = json.dumps(config, indent=2, allow_nan=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / WEIGHTS, weights)
-    _write(folder / CONFIG, text.encode())
+    write_whole(folder / WEIGHTS, weights)
+    write_whole(folder / CONFIG, text.encode())
 
 
 def read(folder: Path) -> tuple[SequenceClassifier, dict[str, Any]]:
@@ -73,13 +72,3 @@ def read(folder: Path) -> tuple[SequenceClassifier, dict[str, Any]]:
 
 def _config(*, vocabularies: list[int], encoder: dict[str, Any], **rest: int) -> ClassifierConfig:
     return ClassifierConfig(vocabularies=tuple(vocabularies), encoder=EncoderConfig(**encoder), **rest)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)

@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from subquad.records import write_whole
+from subquad.files import write_whole
 from subquad.report import evidence, sections
 from subquad.report.figures.cost import cost_by_length
 from subquad.report.figures.figure import Figure

@@ -23,7 +23,9 @@ ABREAST = 4  # mechanisms side by side in 80 columns
 
 def table(title: str, *columns: str, left: int = 1) -> Table:
     """A table whose first `left` columns are text, and the others numbers."""
-    made = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    made = Table(
+        title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+    )
     for place, column in enumerate(columns):
         if place < left:
             made.add_column(Text(column), overflow="fold")

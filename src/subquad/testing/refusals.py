@@ -55,7 +55,8 @@ def refused(cls: type[Mechanism], what: str, attempt: Callable[[], Any]) -> None
     try:
         attempt()
     except ValueError as error:
-        assert str(error), f"{what}: the error says nothing"
+        if not str(error):
+            raise AssertionError(f"{what}: the error says nothing") from error
         return
     except Exception as error:  # jaxtyping's own error, or a crash deep inside
         if type(error).__module__.startswith("jaxtyping"):
