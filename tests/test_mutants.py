@@ -404,7 +404,7 @@ MUTANTS = [
         "control flow that depends on values",
         SOFTMAX,
         "        seen = valid[:, None, None, :]\n        if",
-        "        seen = valid[:, None, None, :]\n        valid.sum().item()\n        if",
+        "        seen = valid[:, None, None, :]\n        if valid.all():\n            q = 1 * q\n        if",
     ),
 ]
 

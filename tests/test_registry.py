@@ -58,7 +58,7 @@ def test_two_mechanisms_may_not_share_a_name(plugins, monkeypatch):
     ("name", "causal", "chosen", "message"),
     [
         ("liner", True, {}, "unknown mechanism 'liner'; did you mean 'linear'?"),
-        ("zzz", True, {}, "unknown mechanism 'zzz'; known: infinity, linear, performer, softmax"),
+        ("zzz", True, {}, "unknown mechanism 'zzz'; known: aoglu-3, feedforward-kernel, glu-1"),
         ("performer", True, {"feature": 8}, "'performer' has no option 'feature'; did you mean 'features'?"),
         ("linear", True, {"chunk": 8}, "'linear' has no option 'chunk'; it takes none"),
         ("infinity", False, {}, "'infinity' has no bidirectional form; build it with causal=True"),

@@ -84,10 +84,6 @@ def compare(
 
     Runs that failed are tried again.
     """
-    from subquad import report
-    from subquad.experiments.compare import carry_out, plan
-    from subquad.records import Store
-
     asked = Comparison(
         attention=tuple(attention),
         task=task or ("own" if data else COMPARISON.task),
@@ -102,10 +98,17 @@ def compare(
         heads=heads,
         workers=workers,
     )
-    planned = plan(asked)
+    with working("reading the task"):
+        from subquad import report
+        from subquad.experiments.compare import carry_out, plan
+        from subquad.records import Store
+
+        planned = plan(asked)
     with watching(planned.specs) as watch:
         records = carry_out(planned, asked, Store(out), watch=watch)
-    show_comparison(planned.document, records, report.write(out), as_json=as_json)
+    with working("writing the report"):
+        page = report.write(out)
+    show_comparison(planned.document, records, page, as_json=as_json)
     end(records)
 
 
@@ -134,10 +137,6 @@ def bench(
 
     Each mechanism and length has a process of its own, in which both are timed in turns.
     """
-    from subquad.experiments.bench import plan
-    from subquad.experiments.grid import execute
-    from subquad.records import Store
-
     asked = Benchmark(
         attention=tuple(attention),
         lengths=tuple(length),
@@ -147,7 +146,12 @@ def bench(
         dtype=dtype,
         causal=causal,
     )
-    planned = plan(asked)
+    with working("reading what is asked"):
+        from subquad.experiments.bench import plan
+        from subquad.experiments.grid import execute
+        from subquad.records import Store
+
+        planned = plan(asked)
     with folder(out) as kept, watching(planned.specs) as watch:
         records = execute(planned.specs, Store(kept), watch=watch, timeout=asked.timeout)
     show_bench(planned.document, records, as_json=as_json)
@@ -228,7 +232,9 @@ def write_report(
     store = Store(out)
     comparison = store.get_comparison()
     records = store.read(key for keys in comparison["keys"].values() for key in keys)
-    show_comparison(comparison, records, report.write(out), as_json=as_json)
+    with working("writing the report"):
+        page = report.write(out)
+    show_comparison(comparison, records, page, as_json=as_json)
     end(records)
 
 
@@ -306,17 +312,30 @@ def print_json(document: object) -> None:
 
 
 @contextmanager
-def watching(specs: Sequence["AnySpec"]) -> Iterator["Live"]:
-    """Progress on standard error. After Ctrl-C a line says how to go on."""
-    from subquad.experiments.live import Live
-
+def interruptible() -> Iterator[Console]:
+    """A console on standard error, where after Ctrl-C a line says how to go on."""
     console = Console(stderr=True, highlight=False)
     try:
-        with Live(specs, console) as live:
-            yield live
+        yield console
     except KeyboardInterrupt:
         console.print("interrupted; the same command goes on from here")
         raise typer.Exit(INTERRUPTED) from None
+
+
+@contextmanager
+def working(on: str) -> Iterator[None]:
+    """On a terminal, a sign of life for what takes a few seconds."""
+    with interruptible() as console, console.status(on):
+        yield
+
+
+@contextmanager
+def watching(specs: Sequence["AnySpec"]) -> Iterator["Live"]:
+    """Progress of the runs."""
+    from subquad.experiments.live import Live
+
+    with interruptible() as console, Live(specs, console) as live:
+        yield live
 
 
 @contextmanager

@@ -1,0 +1,102 @@
+"""Trainable feed-forward kernels: linear attention whose feature map is learnt.
+
+    out_i = sum_j (phi(q_i) . phi(k_j)) v_j / sum_j phi(q_i) . phi(k_j)
+
+with phi a network of one to three layers, gated or not (`features/feedforward.py`). The paper compares eight
+of them, which are eight names here:
+
+    linear-kernel              softplus(x W)
+    orthogonal-linear-kernel   the same, W kept orthogonal
+    glu-1, glu-2, glu-3        gated layers
+    oglu-1, oglu-2             gated layers, W kept orthogonal
+    aoglu-3                    the same, with gates of a quarter of the rank
+
+arXiv:2211.04076, section 3 and its table of kernels. Departs from the authors' code: nothing of size
+n x d x d is formed; padding is masked after phi, since phi(0) is not zero; there is no dropout before the
+kernel; and `strength`, the weight of the orthogonality penalty, which the published notebooks set to 0, is
+0.01.
+"""
+
+from dataclasses import replace
+
+from subquad.features.feedforward import FeedForward
+from subquad.mechanism import Dims, Traits
+from subquad.mechanisms.kernel import KernelAttention
+
+STRENGTH = 0.01
+
+
+class FeedForwardKernel(KernelAttention):
+    """Any of the family: `gate` "none" or "glu", 1 to 3 `layers`, `activation` softplus, gelu or sigmoid."""
+
+    traits = Traits(
+        name="feedforward-kernel",
+        paper="arXiv:2211.04076",
+        family="kernel",
+        bidirectional=True,
+        causal="strict",
+        cross=True,
+        state="bounded",
+        normalised=True,
+    )
+
+    def __init__(
+        self,
+        dims: Dims,
+        *,
+        causal: bool,
+        gate: str = "glu",
+        layers: int = 1,
+        orthogonal: bool = False,
+        gate_rank: float = 1.0,
+        activation: str = "softplus",
+        strength: float = STRENGTH,
+    ) -> None:
+        features = FeedForward(
+            dims.heads,
+            dims.head_dim,
+            gate=gate,
+            layers=layers,
+            orthogonal=orthogonal,
+            gate_rank=gate_rank,
+            activation=activation,
+            strength=strength,
+        )
+        super().__init__(dims, causal=causal, features=features)
+
+
+def named(
+    name: str, *, gate: str, layers: int, orthogonal: bool = False, gate_rank: float = 1.0
+) -> type[KernelAttention]:
+    """The kernel of the paper's table that goes by `name`."""
+
+    class Named(KernelAttention):
+        traits = replace(FeedForwardKernel.traits, name=name)
+
+        def __init__(self, dims: Dims, *, causal: bool, activation: str = "softplus") -> None:
+            features = FeedForward(
+                dims.heads,
+                dims.head_dim,
+                gate=gate,
+                layers=layers,
+                orthogonal=orthogonal,
+                gate_rank=gate_rank,
+                activation=activation,
+                strength=STRENGTH,
+            )
+            super().__init__(dims, causal=causal, features=features)
+
+    Named.__name__ = Named.__qualname__ = "".join(part.capitalize() for part in name.split("-"))
+    return Named
+
+
+PAPERS_KERNELS = (
+    named("linear-kernel", gate="none", layers=1),
+    named("orthogonal-linear-kernel", gate="none", layers=1, orthogonal=True),
+    named("glu-1", gate="glu", layers=1),
+    named("glu-2", gate="glu", layers=2),
+    named("glu-3", gate="glu", layers=3),
+    named("oglu-1", gate="glu", layers=1, orthogonal=True),
+    named("oglu-2", gate="glu", layers=2, orthogonal=True),
+    named("aoglu-3", gate="glu", layers=3, orthogonal=True, gate_rank=0.25),
+)
