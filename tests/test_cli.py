@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -66,12 +65,12 @@ def test_help_loads_nothing_heavy_and_names_every_command():
         assert re.search(rf"^\W*{command} ", told.stdout, re.MULTILINE)
 
 
-@pytest.mark.slow
 def test_help_answers_within_half_a_second():
-    def seconds():
-        start = time.perf_counter()
+    def seconds():  # of the processor: others may be using it too
+        before = os.times()
         subquad("--help")
-        return time.perf_counter() - start
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
 
     assert min(seconds() for _ in range(5)) < 0.5
 
