@@ -28,12 +28,14 @@ State = Any  # a NamedTuple of tensors, batch first; each mechanism that streams
 class Dims:
     """The sizes a mechanism is built for.
 
-    `max_len` is the longest sequence; only mechanisms with weights per position ask for it.
+    `max_len` is the longest sequence; only mechanisms with weights per position ask for it. `layer` counts
+    the layers of a network from 0, for mechanisms that differ from layer to layer.
     """
 
     heads: int
     head_dim: int
     max_len: int | None = None
+    layer: int = 0
 
     def __post_init__(self) -> None:
         for name, size in (("heads", self.heads), ("head_dim", self.head_dim), ("max_len", self.max_len)):
@@ -120,6 +122,9 @@ class Mechanism(nn.Module, ABC):
 
     def redraw(self, *, generator: torch.Generator) -> None:
         """Draw the mechanism's random features or patterns anew; nothing happens where none are random."""
+
+    def tie(self, first: "Mechanism") -> None:
+        """Share with the network's `first` layer the weights that all its layers have in common, if any."""
 
     def require_equal_lengths(self, q: Queries, k: Keys) -> None:
         """Raise `ValueError` where queries and keys differ in number and this form cannot cross-attend."""

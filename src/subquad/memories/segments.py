@@ -16,6 +16,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from subquad.ops.packing import take
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Segments:
@@ -130,12 +132,3 @@ class Segments:
             return torch.zeros_like(rank)
         order = (~self.valid).to(torch.int8).argsort(dim=1, stable=True)
         return order.gather(1, rank.clamp(0, self.length - 1).flatten(1)).reshape(rank.shape)
-
-
-def take(
-    x: Float[Tensor, "b h s c"], source: Int[Tensor, "b t"], *, real: Bool[Tensor, "b t"]
-) -> Float[Tensor, "b h t c"]:
-    """`x` at the places `source`, and zeros where not `real`, whatever stands there."""
-    b, h, _, c = x.shape
-    taken = x.gather(2, source[:, None, :, None].expand(b, h, -1, c))
-    return taken.masked_fill(~real[:, None, :, None], 0)

@@ -68,12 +68,13 @@ class Encoder(nn.Module):
                     causal=config.causal,
                     rotary=config.positions == "rotary",
                     max_len=config.max_len,
+                    layer=layer,
                     **config.options,
                 ),
                 mlp_ratio=config.mlp_ratio,
                 dropout=config.dropout,
             )
-            for _ in range(config.depth)
+            for layer in range(config.depth)
         )
         self.norm = nn.LayerNorm(config.dim)
 

@@ -46,7 +46,8 @@ class MultiheadAttention(nn.Module):
 
     `causal` and `rotary` are how the layer is built. `is_causal` and `attn_mask` of `forward` can only say
     again that it is causal. `rotary` turns queries and keys with their positions, before any feature map.
-    Mechanisms with weights per position need `max_len`, the longest sequence.
+    Mechanisms with weights per position need `max_len`, the longest sequence; those that differ from layer to
+    layer look at `layer`, counted from 0.
 
     The rows of `in_proj_weight` make the mechanism's inputs in its own order: q, k and v, as in torch, and
     after them what else it wants.
@@ -66,6 +67,7 @@ class MultiheadAttention(nn.Module):
         causal: bool = False,
         rotary: bool = False,
         max_len: int | None = None,
+        layer: int = 0,
         **options: Any,
     ) -> None:
         """Raise `ValueError` for what the mechanism or this layer cannot do, naming what to do instead."""
@@ -89,6 +91,7 @@ class MultiheadAttention(nn.Module):
         self.causal = causal
         self.rotary = rotary
         self.max_len = max_len
+        self.layer = layer
         self.options = options
         self.mechanism = self.build_mechanism()
         self.widths = self.mechanism.projections()
@@ -154,7 +157,7 @@ class MultiheadAttention(nn.Module):
 
     def build_mechanism(self) -> Mechanism:
         """A mechanism such as this layer's, with weights of its own."""
-        dims = Dims(heads=self.num_heads, head_dim=self.head_dim, max_len=self.max_len)
+        dims = Dims(heads=self.num_heads, head_dim=self.head_dim, max_len=self.max_len, layer=self.layer)
         return build(self.attention, dims, causal=self.causal, **self.options)
 
     def reset_parameters(self) -> None:

@@ -18,13 +18,18 @@ def hide(
     """
     if valid is None:
         return q, *keyed
-    batch, _, keys, _ = keyed[0].shape
+    require_mask(valid, keyed[0])
+    padding = ~valid[:, None, :, None]
+    if q.shape[2] == valid.shape[1]:
+        q = q.masked_fill(padding & ~q.isfinite().all(-1, keepdim=True), 0)
+    return q, *(x.masked_fill(padding, 0) for x in keyed)
+
+
+def require_mask(valid: Tensor, keyed: Float[Tensor, "b h s _"]) -> None:
+    """Raise `ValueError` for a mask of another shape or type than the keys ask for."""
+    batch, _, keys, _ = keyed.shape
     if valid.dtype != torch.bool or valid.shape != (batch, keys):
         raise ValueError(
             f"valid must be boolean of shape {(batch, keys)} (batch, keys), True at real tokens; "
             f"not {valid.dtype} of shape {tuple(valid.shape)}"
         )
-    padding = ~valid[:, None, :, None]
-    if q.shape[2] == valid.shape[1]:
-        q = q.masked_fill(padding & ~q.isfinite().all(-1, keepdim=True), 0)
-    return q, *(x.masked_fill(padding, 0) for x in keyed)
