@@ -1,40 +1,135 @@
-"""Writes what the docs say of mechanisms from their traits: `python docs/make.py`.
+"""Writes what the docs say of mechanisms from their docstrings and traits: `python docs/make.py`.
 
-A test fails when the README and the traits have come apart.
+A test fails when the pages, or the README, and the code have come apart.
 """
 
-from collections.abc import Iterable
+import inspect
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 
-from subquad import catalog, options
-from subquad.mechanism import Mechanism
+from subquad import options
+from subquad.mechanism import Mechanism, Traits
+from subquad.mechanisms import BUILTIN
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = ROOT / "docs" / "mechanisms"
 BEGIN, END = "<!-- mechanisms: made by docs/make.py -->", "<!-- end of mechanisms -->"
-HEADINGS = ("name", "family", "bidirectional", "causal", "cross", "state", "cost", "options", "paper")
+HEADINGS = ("name", "family", "bidirectional", "causal", "cross", "state", "cost", "paper")
 
 
 def table(mechanisms: Iterable[type[Mechanism]]) -> str:
-    """The mechanisms and their traits, as a table in Markdown."""
-    rows = [HEADINGS, tuple("---" for _ in HEADINGS), *(row(cls) for cls in mechanisms)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+    """The mechanisms and their traits, each with a link to its page, as a table in Markdown."""
+    return markdown(HEADINGS, map(row, mechanisms))
 
 
 def row(cls: type[Mechanism]) -> tuple[str, ...]:
     traits = cls.traits
-    exponent = "n" if traits.cost == 1 else f"n^{traits.cost:g}"
-    chosen = ", ".join(f"`{name}={default}`" for name, default in options(cls).items() if name != "dims")
     return (
-        f"`{traits.name}`",
+        f"[`{traits.name}`](docs/mechanisms/{stem(cls)}.md)",
         traits.family,
         "yes" if traits.bidirectional else "–",
         traits.causal or "–",
         "yes" if traits.cross else "–",
         traits.state or "–",
-        exponent,
-        chosen or "–",
+        growth(traits),
         link(traits.paper),
     )
+
+
+def pages() -> dict[str, str]:
+    """One page for each file of mechanisms, by its name; generated classes share their file's page."""
+    return {name: page(list(classes)) for name, classes in groupby(BUILTIN, key=stem)}
+
+
+def page(classes: list[type[Mechanism]]) -> str:
+    return "\n\n".join(
+        [
+            f"# {', '.join(f'`{cls.traits.name}`' for cls in classes)}",
+            "<!-- made by docs/make.py from the docstrings and traits -->",
+            inspect.cleandoc(sys.modules[classes[0].__module__].__doc__ or ""),
+            *(part for cls in classes if cls.__doc__ for part in described(cls)),
+            "## What it claims",
+            "Every claim is checked: `subquad check NAME`.",
+            *claims(classes),
+        ]
+    ) + "\n"  # fmt: skip
+
+
+def described(cls: type[Mechanism]) -> Iterator[str]:
+    """The class's docstring: what it approximates, when not to use it, and its options."""
+    found = {"Approximates ": "", "Not for ": ""}
+    rest = []
+    for paragraph in inspect.cleandoc(cls.__doc__ or "").split("\n\n"):
+        for opening in found:
+            if paragraph.startswith(opening):
+                found[opening] = paragraph
+                break
+        else:
+            rest.append(paragraph)
+    missing = [opening.strip() for opening, paragraph in found.items() if not paragraph]
+    if missing:
+        raise ValueError(
+            f"the docstring of {cls.__name__} has no paragraph that begins {' or '.join(missing)}"
+        )
+    yield from (f"## {cls.__name__}", *rest, *found.values())
+
+
+def claims(classes: list[type[Mechanism]]) -> Iterator[str]:
+    traits = classes[0].traits
+    yield markdown(
+        ("name", "options and defaults"), ((f"`{cls.traits.name}`", chosen(cls)) for cls in classes)
+    )
+    forms = [
+        form for form, has in (("bidirectional", traits.bidirectional), ("causal", traits.causal)) if has
+    ]
+    cross = "attends across sequences" if traits.cross else "attends within one sequence"
+    told = [
+        ("Forms", f"{' and '.join(forms)}; {cross}."),
+        ("Causality", CAUSALITY[traits.causal]),
+        ("State of a stream", STATE[traits.state]),
+        ("Cost", f"work and memory grow no faster than {growth(traits)}."),
+        ("Weights", "those of a query sum to one." if traits.normalised else "they need not sum to one."),
+        ("Equals softmax attention", equals(traits)),
+        ("Padding", "anywhere, of any content; real tokens come out as if it were not in the sequence."),
+    ]
+    yield "\n".join(f"- **{what}**: {text}" for what, text in told)
+
+
+CAUSALITY = {
+    "strict": "an output depends on nothing later.",
+    "values": "values only. Which keys a query sees depends on later tokens, so a language model would learn "
+    'to read the future from that choice: layers refuse `causal=True`, and accept `causal="values"`.',
+    None: "there is no causal form.",
+}
+STATE = {
+    "bounded": "bounded: the same size after a million tokens as after one.",
+    "growing": "growing: it keeps the keys and values so far.",
+    None: "it does not stream.",
+}
+
+
+def equals(traits: Traits) -> str:
+    if traits.limit is None:
+        return "not for any options."
+    if not traits.limit:
+        return "always."
+    limit = ", ".join(f"`{name}={value}`" for name, value in traits.limit.items())
+    return f"with {limit}, on 24 tokens, within {traits.limit_tol:g} of what uniform attention gets wrong."
+
+
+def chosen(cls: type[Mechanism]) -> str:
+    return ", ".join(f"`{name}={value}`" for name, value in options(cls).items() if name != "dims") or "–"
+
+
+def growth(traits: Traits) -> str:
+    return "n" if traits.cost == 1 else f"n^{traits.cost:g}"
+
+
+def stem(cls: type[Mechanism]) -> str:
+    return cls.__module__.rpartition(".")[2].replace("_", "-")
 
 
 def link(paper: str) -> str:
@@ -42,12 +137,23 @@ def link(paper: str) -> str:
     return f"[{paper}](https://arxiv.org/abs/{number})" if kind == "arXiv" else paper
 
 
+def markdown(headings: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [headings, tuple("---" for _ in headings), *rows]
+    escaped = ((cell.replace("|", "\\|") for cell in cells) for cells in lines)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in escaped)
+
+
 def renewed(text: str) -> str:
     """`text` with the table between the two marks made anew."""
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{table(catalog().values())}\n{END}{after}"
+    return f"{before}{BEGIN}\n{table(BUILTIN)}\n{END}{after}"
 
 
 if __name__ == "__main__":
     README.write_text(renewed(README.read_text()))
+    for stale in PAGES.glob("*.md"):
+        stale.unlink()
+    PAGES.mkdir(exist_ok=True)
+    for name, text in pages().items():
+        (PAGES / f"{name}.md").write_text(text)

@@ -61,7 +61,7 @@ def test_help_loads_nothing_heavy_and_names_every_command():
     )
     assert told.returncode == 0
     assert told.stdout.endswith("set()\n")
-    for command in ("compare", "bench", "check", "list", "report"):
+    for command in ("compare", "bench", "pattern", "check", "list", "report"):
         assert re.search(rf"^\W*{command} ", told.stdout, re.MULTILINE)
 
 
@@ -138,7 +138,7 @@ def test_list_tells_traits_options_and_targets(call):
     known = {found["name"]: found for found in json.loads(out)}
     assert status == 0
     assert known["performer"]["kind"] == "mechanism"
-    assert known["performer"]["options"] == {"features": 256, "seed": 0, "orthogonal": True}
+    assert known["dpfp"]["options"] == {"nu": 1}
     assert known["infinity"]["causal"] == "strict"
     assert known["infinity"]["bidirectional"] is False
     assert known["transactions"]["targets"] == ["churn", "spend"]

@@ -16,10 +16,19 @@ def blocks(path, language):
     return re.findall(rf"```{language}\n(.*?)```", path.read_text(), flags=re.DOTALL)
 
 
-def test_the_readmes_table_is_made_from_the_traits():
-    make = runpy.run_path(str(ROOT / "docs" / "make.py"))
+@pytest.fixture(scope="module")
+def make():
+    return runpy.run_path(str(ROOT / "docs" / "make.py"))
+
+
+def test_the_readmes_table_is_made_from_the_traits(make):
     readme = (ROOT / "README.md").read_text()
     assert make["renewed"](readme) == readme, "run: python docs/make.py"
+
+
+def test_the_mechanisms_pages_are_made_from_docstrings_and_traits(make):
+    found = {path.stem: path.read_text() for path in (ROOT / "docs" / "mechanisms").glob("*.md")}
+    assert found == make["pages"](), "run: python docs/make.py"
 
 
 @pytest.fixture(scope="module")

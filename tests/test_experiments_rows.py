@@ -1,11 +1,45 @@
 """What users type for a row is read strictly, before anything runs."""
 
-import pytest
+import html
+import shlex
+from dataclasses import replace
+from importlib.metadata import EntryPoint
 
+import pytest
+import report_samples as made_up
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from subquad import report
+from subquad.experiments.notation import read, written
 from subquad.experiments.rows import rows
+from subquad.experiments.spec import Row
 from subquad.mechanism import Dims
+from subquad.mechanisms.linear import LinearAttention
+from subquad.registry import catalog
+from subquad.report.audit import command
 
 DIMS = Dims(heads=2, head_dim=8, max_len=32)
+EXPRESSION = "Local(64) | Random(3, seed=1)"
+
+
+class Told(LinearAttention):
+    """A mechanism that takes any text."""
+
+    traits = replace(LinearAttention.traits, name="told")
+
+    def __init__(self, dims: Dims, *, causal: bool, expr: str = "", depth: int = 1) -> None:
+        super().__init__(dims, causal=causal)
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Pretend that another package registered `Told`."""
+    entry = EntryPoint("told", f"{__name__}:Told", "subquad.mechanisms")
+    monkeypatch.setattr("subquad.registry.entry_points", lambda group: [entry])
+    catalog.cache_clear()
+    yield
+    catalog.cache_clear()
 
 
 def test_options_are_read_by_their_types():
@@ -19,6 +53,43 @@ def test_options_are_read_by_their_types():
 def test_a_label_names_its_own_row():
     (row,) = rows(["performer:features=12,orthogonal=false"], DIMS)
     assert rows([row.label], DIMS) == (row,)
+
+
+@pytest.mark.usefixtures("told")
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(expr=st.text(max_size=20) | st.text(alphabet="a (),='\":", max_size=9), depth=st.integers(1, 9))
+@example(expr=EXPRESSION, depth=2)
+@example(expr="'\"", depth=1)
+def test_a_label_names_its_own_row_whatever_text_an_option_holds(expr, depth):
+    options = {"expr": expr, "depth": depth}
+    (row,) = rows([written("told", options)], DIMS)
+    assert row.options == {name: value for name, value in options.items() if value not in ("", 1)}
+    assert rows([row.label], DIMS) == (row,)
+
+
+def test_a_word_stands_as_it_is_and_other_text_is_quoted():
+    assert Row(attention="a", options={"b": "two-stage", "c": 1e-6, "d": True}).label == (
+        "a:b=two-stage,c=1e-06,d=True"
+    )
+    assert Row(attention="pattern", options={"expr": EXPRESSION}).label == f'pattern:expr="{EXPRESSION}"'
+    assert Row(attention="a", options={"b": "", "c": 'say "x"'}).label == """a:b="",c='say "x"'"""
+
+
+@pytest.mark.parametrize("quote", ["", '"', "'"])
+def test_quotes_may_be_left_out_around_parentheses(quote):
+    text = f"told:depth=2,expr={quote}{EXPRESSION}{quote},seed=3"
+    assert read(text) == ("told", [("depth", "2"), ("expr", EXPRESSION), ("seed", "3")])
+
+
+def test_the_report_shows_a_label_as_text_and_its_command_asks_for_the_same_row(tmp_path):
+    options = {"expr": f'{EXPRESSION} & "<b>"'}
+    label = Row(attention="linear", options=options).label
+    asked = {**made_up.ROWS[1], "options": options, "label": label}
+    setting = made_up.comparison([made_up.ROWS[0], asked], seeds=1)
+    page = report.write(made_up.write(tmp_path, setting, made_up.sample(setting))).read_text()
+    assert html.escape(label) in page
+    assert '"<b>"' not in page
+    assert label in shlex.split(command(setting))
 
 
 def test_an_option_at_its_default_makes_no_other_row():
@@ -45,7 +116,12 @@ def test_a_mechanism_without_a_bidirectional_form_says_that_it_is_causal():
         (["performer:features"], "'performer:features' is not of the form NAME:option=value"),
         (["performer:"], "'performer:' is not of the form NAME:option=value"),
         (["performer:seed=1,seed=2"], "'performer:seed=1,seed=2' gives 'seed' twice"),
-        (["performer:features=0"], "features must be at least 1, not 0"),
+        (["performer:seed=1,"], "'performer:seed=1,' is not of the form NAME:option=value"),
+        (["told:expr='Local(3)"], "\"told:expr='Local(3)\" does not end the quotes of 'expr'"),
+        (['told:expr="a"b,seed=1'], "'told:expr=\"a\"b,seed=1' has 'b,seed=1' behind the quotes of 'expr'"),
+        (["told:expr=Local(3,seed=1"], "'expr' has a '(' too many in 'Local(3,seed=1'"),
+        (["told:expr=3),seed=(1"], "'expr' has a ')' too many in '3),seed=(1'"),
+        (["performer:features=0"], "'performer': features must be at least 1, not 0"),
         (["linear", "softmax", "linear"], "'linear' is asked for twice"),
     ],
 )
@@ -53,3 +129,9 @@ def test_what_cannot_be_is_refused_with_its_reason(texts, message):
     with pytest.raises(ValueError) as refusal:  # noqa: PT011  # compared in full below
         rows(texts, DIMS)
     assert str(refusal.value).startswith(message)
+
+
+def test_all_names_every_mechanism_that_has_the_form_asked_for():
+    assert [row.attention for row in rows(["all"], DIMS)] == list(catalog())
+    causal = [name for name, cls in catalog().items() if cls.traits.causal]
+    assert [row.attention for row in rows(["all"], DIMS, causal=True)] == causal

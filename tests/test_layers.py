@@ -15,8 +15,9 @@ MAY_IMPORT = {
     "mechanism": set(),
     "ops": {"mechanism"},
     "features": {"mechanism", "ops"},
+    "patterns": {"mechanism", "ops"},
     "memories": {"mechanism", "ops"},
-    "mechanisms": {"mechanism", "ops", "features", "memories"},
+    "mechanisms": {"mechanism", "ops", "features", "patterns", "memories"},
     "registry": {"mechanism", "mechanisms"},
     "nn": {"mechanism", "registry", "ops", "files"},
     "measure": {"mechanism", "registry"},
@@ -26,7 +27,10 @@ MAY_IMPORT = {
     "records": {"files"},
     "report": {"records", "measure", "files"},
     "experiments": {"mechanism", "registry", "nn", "measure", "tasks", "records", "files"},
-    "cli": {"mechanism", "registry", "testing", "tasks", "records", "report", "experiments", "measure"},
+    "cli": {
+        *("mechanism", "registry", "patterns", "testing", "tasks", "records", "report", "experiments"),
+        *("measure", "files"),
+    },
     "__main__": {"cli"},
 }
 THIRD_PARTY = {

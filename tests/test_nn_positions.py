@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from subquad.nn.positions import KINDS, build, count, rotate
+from subquad.nn.positions import KINDS, build, count
+from subquad.ops.rotary import rotate
 
 HOLES = torch.tensor([[False, False, True, False, True, True], [True, True, True, False, False, False]])
 START = torch.zeros(1, dtype=torch.int64)

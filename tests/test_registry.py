@@ -58,7 +58,7 @@ def test_two_mechanisms_may_not_share_a_name(plugins, monkeypatch):
     ("name", "causal", "chosen", "message"),
     [
         ("liner", True, {}, "unknown mechanism 'liner'; did you mean 'linear'?"),
-        ("zzz", True, {}, "unknown mechanism 'zzz'; known: aoglu-3, feedforward-kernel, glu-1"),
+        ("zzz", True, {}, "unknown mechanism 'zzz'; known: aoglu-3, bigbird, "),
         ("performer", True, {"feature": 8}, "'performer' has no option 'feature'; did you mean 'features'?"),
         ("linear", True, {"chunk": 8}, "'linear' has no option 'chunk'; it takes none"),
         ("infinity", False, {}, "'infinity' has no bidirectional form; build it with causal=True"),
@@ -76,7 +76,8 @@ def test_sizes_below_one_are_refused():
 
 
 def test_options_are_listed_with_their_defaults():
-    assert options(catalog()["performer"]) == {"features": 256, "seed": 0, "orthogonal": True}
+    assert options(catalog()["infinity"])["segment"] == 128
+    assert options(catalog()["oglu-1"]) == {"activation": "softplus"}
 
 
 def test_importing_the_package_loads_no_torch():

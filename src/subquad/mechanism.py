@@ -107,7 +107,7 @@ class Mechanism(nn.Module, ABC):
         """The same, fast, for a whole sequence."""
 
     def step(
-        self, *inputs: Any, valid: Valid | None = None, state: State | None = None
+        self, *inputs: Any, valid: Valid | None = None, state: State | None = None, **named: Any
     ) -> tuple[Mixed, State]:
         """The same, for the next chunk of a stream, of any length. `None` is the state before the first.
 
@@ -119,6 +119,9 @@ class Mechanism(nn.Module, ABC):
     def penalty(self) -> Float[Tensor, ""]:
         """The mechanism's own loss term from its latest `forward` or `step`; the trainer adds it."""
         return torch.zeros(())
+
+    def update(self) -> None:
+        """Learn what gradients do not teach; the trainer calls it after each step of its optimiser."""
 
     def redraw(self, *, generator: torch.Generator) -> None:
         """Draw the mechanism's random features or patterns anew; nothing happens where none are random."""

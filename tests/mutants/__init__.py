@@ -1,5 +1,6 @@
 """Bugs to plant, family by family."""
 
-from mutants import exact, kernel, memory
+from mutants import content, exact, kernel, low_rank, memory, performer, recurrent, relatives, sparse
 
-MUTANTS = [*exact.MUTANTS, *kernel.MUTANTS, *memory.MUTANTS]
+FAMILIES = (exact, kernel, performer, relatives, sparse, low_rank, content, recurrent, memory)
+MUTANTS = [mutant for family in FAMILIES for mutant in family.MUTANTS]

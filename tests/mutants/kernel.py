@@ -5,6 +5,7 @@ from mutants.mutant import Mutant
 LINEAR = "mechanisms/kernel.py"
 SUMS = "ops/kernel_sums.py"
 FAVOR = "features/favor.py"
+DIRECTIONS = "features/directions.py"
 PADDING = "ops/padding.py"
 
 MUTANTS = [
@@ -53,8 +54,8 @@ MUTANTS = [
         "matches_definition",
         "the feature map is left out for queries",
         LINEAR,
-        "average(self.features(wide_q), self.features(wide_k)",
-        "average(wide_q.exp(), self.features(wide_k)",
+        "average(self.features(q), self.features(k), v, valid=valid)\n\n    def step",
+        "average(q.exp(), self.features(k), v, valid=valid)\n\n    def step",
     ),
     Mutant(
         "linear",
@@ -149,8 +150,8 @@ MUTANTS = [
         "gradients_reach_everything",
         "keys are detached",
         LINEAR,
-        "average(self.features(wide_q), self.features(wide_k)",
-        "average(self.features(wide_q), self.features(wide_k).detach()",
+        "average(self.features(q), self.features(k), v, valid=valid)\n\n    def step",
+        "average(self.features(q), self.features(k).detach(), v, valid=valid)\n\n    def step",
     ),
     Mutant(
         "linear",
@@ -188,15 +189,15 @@ MUTANTS = [
         "performer",
         "limit_is_softmax",
         "features of the wrong variance",
-        FAVOR,
-        "return q @ (self.W.to(q.dtype).mT * q.shape[-1] ** -0.25)",
-        "return q @ (self.W.to(q.dtype).mT * q.shape[-1] ** -0.5)",
+        DIRECTIONS,
+        "self.W.copy_(W)",
+        "self.W.copy_(W / 2)",
     ),
     Mutant(
         "performer",
         "limit_is_softmax",
         "directions that are not normal: the lengths are all one",
-        FAVOR,
+        DIRECTIONS,
         "return directions * gaussian(rows, width, generator=generator).norm(dim=1, keepdim=True)",
         "return directions",
     ),
@@ -205,16 +206,16 @@ MUTANTS = [
         "matches_definition",
         "|k|^2 / 2 is left out",
         FAVOR,
-        "return self.log_queries(k) - k.square()",
-        "return self.log_queries(k) - 0 * k.square()",
+        "return self.log_queries(k) - half_square(",
+        "return self.log_queries(k) - 0 * half_square(",
     ),
     Mutant(
         "performer",
         "weights_sum_to_one",
         "features collapse at large norms for want of a shift",
         SUMS,
-        "c = largest(log_k, dim=2)\n    k = (log_k - c).exp()\n    q =",
-        "c = 0 * largest(log_k, dim=2) + 900\n    k = (log_k - c).exp()\n    q =",
+        "c = largest(log_k, dim=2)\n    phi_k = k.shifted(log_k - c)\n    phi_q",
+        "c = 0 * largest(log_k, dim=2) + 900\n    phi_k = k.shifted(log_k - c)\n    phi_q",
     ),
     Mutant(
         "performer",
@@ -229,8 +230,8 @@ MUTANTS = [
         "stream_equals_sequence",
         "old sums are not rescaled when the shift moves",
         SUMS,
-        "return ShiftedSums(old * state.S + k.mT @ v",
-        "return ShiftedSums(state.S + k.mT @ v",
+        "return ShiftedSums(old * state.S + phi_k.mT @ v",
+        "return ShiftedSums(state.S + phi_k.mT @ v",
     ),
     Mutant(
         "performer",
@@ -244,24 +245,24 @@ MUTANTS = [
         "performer",
         "deterministic",
         "features are drawn at every call",
-        FAVOR,
-        "return q @ (self.W.to(q.dtype).mT",
-        "return q @ (torch.randn_like(self.W).to(q.dtype).mT",
+        DIRECTIONS,
+        "@ self.W.to(x.dtype).mT",
+        "@ torch.randn_like(self.W).to(x.dtype).mT",
     ),
     Mutant(
         "performer",
         "state_dict_round_trip",
         "features are not saved",
-        FAVOR,
-        'self.register_buffer("W", torch.empty(features, head_dim))',
-        'self.register_buffer("W", torch.empty(features, head_dim), persistent=False)',
+        DIRECTIONS,
+        'self.register_buffer("W", torch.empty(rows, head_dim))',
+        'self.register_buffer("W", torch.empty(rows, head_dim), persistent=False)',
     ),
     Mutant(
         "performer",
         "signature",
         "an option that is not keyword-only",
         "mechanisms/performer.py",
-        "self, dims: Dims, *, causal: bool, features: int = 256",
-        "self, dims: Dims, features: int = 256, *, causal: bool",
+        "*,\n        causal: bool,\n        features: int = 256,",
+        "features: int = 256,\n        *,\n        causal: bool,",
     ),
 ]

@@ -6,6 +6,9 @@ INFINITY = "mechanisms/infinity.py"
 SEGMENTS = "memories/segments.py"
 CONTINUOUS = "memories/continuous.py"
 SHORT = "memories/short_term.py"
+COMPRESSION = "memories/compression.py"
+XL = "mechanisms/transformer_xl.py"
+COMPRESSIVE = "mechanisms/compressive.py"
 
 MUTANTS = [
     Mutant(
@@ -68,8 +71,112 @@ MUTANTS = [
         "infinity",
         "causal_by_gradients",
         "a segment sees all of itself",
-        INFINITY,
-        "seen = (j <= i[..., None]) &",
-        "seen = (j <= i[..., None] + self.segment) &",
+        SHORT,
+        "seen = (j <= i) &",
+        "seen = (j <= i + segments.size) &",
+    ),
+    Mutant(
+        "transformer-xl",
+        "matches_definition",
+        "the oldest token of the memory is not seen",
+        XL,
+        "held=segments.before(memory.held, each=l).clamp(max=m)",
+        "held=segments.before(memory.held, each=l).clamp(max=m - 1)",
+    ),
+    Mutant(
+        "transformer-xl",
+        "matches_definition",
+        "the content bias u is left out",
+        SHORT,
+        "torch.cat([q + u[:, None], turned], -1)",
+        "torch.cat([q, turned], -1)",
+    ),
+    Mutant(
+        "transformer-xl",
+        "causal_by_resampling",
+        "every token sees the next one",
+        SHORT,
+        "seen = (j <= i) &",
+        "seen = (j <= i + 1) &",
+    ),
+    Mutant(
+        "transformer-xl",
+        "weights_sum_to_one",
+        "free slots of the memory are seen as zeros",
+        SHORT,
+        "& (j >= -held[..., None, None])",
+        "& (j >= -held[..., None, None] - 1)",
+    ),
+    Mutant(
+        "transformer-xl",
+        "stream_equals_sequence",
+        "a chunk forgets how much earlier ones left in the memory",
+        XL,
+        "held = (memory.held + l * segments.done())",
+        "held = (l * segments.done())",
+    ),
+    Mutant(
+        "transformer-xl",
+        "stream_equals_sequence",
+        "the memory is detached between chunks",
+        XL,
+        "Memory(past, unfinished,",
+        "Memory(past.detach(), unfinished,",
+    ),
+    Mutant(
+        "transformer-xl",
+        "padding_is_invisible",
+        "outputs are put back as if padding had been counted",
+        SEGMENTS,
+        "self.valid.cumsum(1) - 1)",
+        "torch.ones_like(self.valid).cumsum(1) - 1)",
+    ),
+    Mutant(
+        "compressive",
+        "matches_definition",
+        "the newest tokens are compressed instead of the oldest",
+        COMPRESSIVE,
+        "self.f_c(line[:, :, : segments.count * l])",
+        "self.f_c(line[:, :, -segments.count * l :])",
+    ),
+    Mutant(
+        "compressive",
+        "matches_definition",
+        "no slot is seen before two of them are there",
+        COMPRESSIVE,
+        "(before - m // c).clamp(0, g)",
+        "(before - m // c - 1).clamp(0, g)",
+    ),
+    Mutant(
+        "compressive",
+        "matches_definition",
+        "the values' convolution is the keys'",
+        COMPRESSION,
+        "groups.flatten(3) @ A[n] + b[n][:, None]",
+        "groups.flatten(3) @ A[0] + b[n][:, None]",
+    ),
+    Mutant(
+        "compressive",
+        "gradients_reach_everything",
+        "the compression is frozen",
+        COMPRESSION,
+        "A, b = self.A.to(x.dtype)",
+        "A, b = self.A.detach().to(x.dtype)",
+    ),
+    Mutant(
+        "compressive",
+        "stream_equals_sequence",
+        "the compressed memory moves on by tokens and not by slots",
+        COMPRESSIVE,
+        "segments.after(made, width=g, stride=l // c)",
+        "segments.after(made, width=g, stride=l)",
+    ),
+    Mutant(
+        "compressive",
+        "stream_equals_sequence",
+        "the compressed memory is detached between chunks",
+        COMPRESSIVE,
+        "compressed = segments.after(made,",
+        "compressed = segments.after(made.detach(),",
     ),
 ]

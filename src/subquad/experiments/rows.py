@@ -10,9 +10,12 @@ from contextlib import suppress
 from math import inf
 from typing import Any, get_args
 
-from subquad.experiments.spec import Option, Row
+from subquad.experiments.notation import Option, read
+from subquad.experiments.spec import Row
 from subquad.mechanism import Dims, Mechanism
-from subquad.registry import build, find, hint, options
+from subquad.registry import build, catalog, find, hint, options
+
+ALL = "all"
 
 SPOKEN: dict[type, str] = {
     bool: "true or false",
@@ -23,9 +26,14 @@ SPOKEN: dict[type, str] = {
 
 
 def rows(texts: Sequence[str], dims: Dims, *, causal: bool = False) -> tuple[Row, ...]:
-    """The rows that the texts name; `ValueError` for the first that cannot be built."""
+    """The rows that the texts name; `ValueError` for the first that cannot be built.
+
+    "all" names every known mechanism, at its defaults, that has the form asked for.
+    """
     if not texts:
         raise ValueError("no attention mechanism is named")
+    if list(texts) == [ALL]:
+        texts = [name for name, cls in catalog().items() if cls.traits.causal or not causal]
     found: list[Row] = []
     for text in texts:
         row = parse(text, dims, causal=causal)
@@ -40,19 +48,16 @@ def parse(text: str, dims: Dims, *, causal: bool) -> Row:
 
     Options that equal their defaults are left out, so that both ways to ask are one run.
     """
-    name, colon, rest = text.partition(":")
+    name, given = read(text)
     cls = find(name)
     defaults = options(cls)
     chosen: dict[str, Option] = {}
-    for part in rest.split(",") if colon else []:
-        option, equals, given = part.partition("=")
-        if not (option and equals):
-            raise ValueError(f"{text!r} is not of the form NAME:option=value,…")
+    for option, value in given:
         if option not in defaults:
             raise ValueError(f"{name!r} has no option {option!r}{hint(option, defaults)}")
         if option in chosen:
             raise ValueError(f"{text!r} gives {option!r} twice")
-        chosen[option] = _value(given, cls, option)
+        chosen[option] = _value(value, cls, option)
     row = Row(
         attention=name,
         options={option: value for option, value in chosen.items() if value != defaults[option]},

@@ -10,8 +10,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from subquad import records
-
-Option = bool | int | float | str
+from subquad.experiments.notation import Option, written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +24,7 @@ class Row:
     @property
     def label(self) -> str:
         """What users type for it: "performer:features=128"."""
-        chosen = ",".join(f"{name}={value}" for name, value in self.options.items())
-        return f"{self.attention}:{chosen}" if chosen else self.attention
+        return written(self.attention, self.options)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "label": self.label}

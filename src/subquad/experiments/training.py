@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from subquad.experiments import checkpoint
 from subquad.experiments.model import build
 from subquad.experiments.spec import Fit
+from subquad.nn.redraw import redraw
 from subquad.tasks.events import Batch, EventData, Split
 from subquad.tasks.metrics import higher_is_better
 
@@ -102,6 +103,7 @@ class Training:
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.spec, self.course.step)
         self.network.train()
+        redraw(self.model, step=self.course.step, seed=self.spec.seed)
         self.optimiser.zero_grad()
         examples = events = 0
         total = 0.0
@@ -119,6 +121,7 @@ class Training:
             raise FloatingPointError(f"the training loss is {mean} at step {self.course.step + 1}")
         self.fabric.clip_gradients(self.network, self.optimiser, max_norm=self.spec.clip)
         self.optimiser.step()
+        self.model.encoder.update()
         self.course.step += 1
         self.course.examples += examples
         self.course.losses.append(mean)

@@ -1,63 +1,94 @@
-"""FAVOR+: positive random features whose dot product is the softmax kernel on average.
+"""FAVOR and FAVOR+: random features whose dot product is the softmax kernel on average.
 
-    phi(x) = exp(W x' - |x'|^2 / 2) / sqrt(f),    x' = x / d^(1/4),    rows of W ~ N(0, I), f x d
-    E[phi(q) . phi(k)] = exp(q . k / sqrt(d))
+    E[phi(q) . phi(k)] = exp(q' . k'),    x' = x / d^(1/4),    rows of W ~ N(0, I)
 
-Rows of W that are orthogonal within blocks of d lower the variance. A block is a Haar-random rotation
-times independent lengths: QR of a Gaussian matrix alone is not Haar, its signs must be those of a
-decomposition with a positive diagonal of R; and the lengths follow the chi distribution with d degrees of
-freedom, drawn apart from the directions, so that each row by itself is N(0, I).
+    positive         phi(x) = exp(W x' - |x'|^2 / 2) / sqrt(f)                              W is f x d
+    hyperbolic       phi(x) = [exp(W x'), exp(-W x')] exp(-|x'|^2 / 2) / sqrt(f)            f/2 x d
+    trigonometric    phi(x) = [sin(W x'), cos(W x')] exp(|x'|^2 / 2) / sqrt(f/2)            f/2 x d
+
+Their errors differ. With m rows of W, independent ones, and z = q' + k' (Lemma 2 of the paper),
+
+    MSE(positive)      = exp(|z|^2) exp(q' . k')^2 (1 - exp(-|z|^2)) / m
+    MSE(hyperbolic)    = MSE(positive) (1 - exp(-|z|^2)) / 2
+    MSE(trigonometric) = exp(|z|^2) exp(q' . k')^-2 (1 - exp(-|q' - k'|^2))^2 / 2m
+
+so that the trigonometric estimate is best where keys are like queries, and worst by far where the kernel is
+small, as most weights of attention are; there its sign may be wrong too.
 
 Choromanski et al.: Rethinking Attention with Performers. ICLR 2021, arXiv:2009.14794, sections 2.3, 2.4.
 """
+
+from abc import ABC
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from subquad.features.directions import Projection, gaussian, orthogonal_gaussian
 from subquad.features.feature_map import ExponentialFeatureMap, Features, Heads
 
+__all__ = ["Favor", "Hyperbolic", "RandomExponentials", "Trigonometric", "gaussian", "orthogonal_gaussian"]
 
-class Favor(ExponentialFeatureMap):
-    """Positive features, `features` of them, for heads of width `head_dim`."""
 
-    W: Float[Tensor, "f d"]
+class RandomExponentials(ExponentialFeatureMap, ABC):
+    """Features made of W x' with a random W."""
 
-    def __init__(self, head_dim: int, *, features: int, seed: int, orthogonal: bool) -> None:
+    def __init__(self, project: Projection) -> None:
         super().__init__()
-        if features < 1:
-            raise ValueError(f"features must be at least 1, not {features!r}")
-        self.orthogonal = orthogonal
-        self.register_buffer("W", torch.empty(features, head_dim))
-        self.redraw(generator=torch.Generator().manual_seed(seed))
+        self.project = project
 
     def redraw(self, *, generator: torch.Generator) -> None:
-        draw = orthogonal_gaussian if self.orthogonal else gaussian
-        self.W.copy_(draw(*self.W.shape, generator=generator))
+        self.project.redraw(generator=generator)
+
+
+class Favor(RandomExponentials):
+    """FAVOR+: positive features, one a row of W."""
 
     def forward(self, x: Heads) -> Features:
-        x = x * x.shape[-1] ** -0.25
-        return (x @ self.W.mT - x.square().sum(-1, keepdim=True) / 2).exp() / len(self.W) ** 0.5
+        x, W = self.project.scaled(x), self.project.W
+        return (x @ W.mT - x.square().sum(-1, keepdim=True) / 2).exp() / len(W) ** 0.5
 
     def log_queries(self, q: Heads) -> Features:
-        return q @ (self.W.to(q.dtype).mT * q.shape[-1] ** -0.25)
+        return self.project(q)
 
     def log_keys(self, k: Heads) -> Features:
-        return self.log_queries(k) - k.square().sum(-1, keepdim=True) * (k.shape[-1] ** -0.5 / 2)
+        return self.log_queries(k) - half_square(self.project.scaled(k))
 
 
-def gaussian(rows: int, width: int, *, generator: torch.Generator) -> Float[Tensor, "rows width"]:
-    """Independent rows of N(0, I), in float64."""
-    return torch.randn(rows, width, dtype=torch.float64, generator=generator)
+class Hyperbolic(RandomExponentials):
+    """Positive features for W and for -W: two a row of W."""
+
+    def forward(self, x: Heads) -> Features:
+        x, W = self.project.scaled(x), self.project.W
+        u, shrink = x @ W.mT, (-x.square().sum(-1, keepdim=True) / 2).exp()
+        return torch.cat([u.exp(), (-u).exp()], -1) * shrink / (2 * len(W)) ** 0.5
+
+    def log_queries(self, q: Heads) -> Features:
+        u = self.project(q)
+        return torch.cat([u, -u], -1)
+
+    def log_keys(self, k: Heads) -> Features:
+        return self.log_queries(k) - half_square(self.project.scaled(k))
 
 
-def orthogonal_gaussian(rows: int, width: int, *, generator: torch.Generator) -> Float[Tensor, "rows width"]:
-    """Rows of N(0, I) that are orthogonal within each block of `width`, in float64."""
-    directions = haar(-(-rows // width), width, generator=generator).flatten(0, 1)[:rows]
-    return directions * gaussian(rows, width, generator=generator).norm(dim=1, keepdim=True)
+class Trigonometric(RandomExponentials):
+    """FAVOR's sines and cosines, one of each a row of W, whose weights may be negative."""
+
+    def forward(self, x: Heads) -> Features:
+        x, W = self.project.scaled(x), self.project.W
+        u, grow = x @ W.mT, (x.square().sum(-1, keepdim=True) / 2).exp()
+        return torch.cat([u.sin(), u.cos()], -1) * grow / len(W) ** 0.5
+
+    def amplitude(self, x: Heads) -> Features:
+        u = self.project(x)
+        return torch.cat([u.sin(), u.cos()], -1)
+
+    def log_queries(self, q: Heads) -> Float[Tensor, "b h t 1"]:
+        return torch.zeros_like(q[..., :1])
+
+    def log_keys(self, k: Heads) -> Float[Tensor, "b h t 1"]:
+        return half_square(self.project.scaled(k))
 
 
-def haar(count: int, width: int, *, generator: torch.Generator) -> Float[Tensor, "count width width"]:
-    """Orthogonal matrices drawn evenly from all (Mezzadri 2007, arXiv:math-ph/0609050, section 5)."""
-    Q, R = torch.linalg.qr(gaussian(count * width, width, generator=generator).unflatten(0, (count, width)))
-    return Q * R.diagonal(dim1=1, dim2=2).sign()[:, None, :]
+def half_square(x: Heads) -> Float[Tensor, "b h t 1"]:
+    return x.square().sum(-1, keepdim=True) / 2

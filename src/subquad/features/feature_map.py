@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 Heads = Float[Tensor, "b h t d"]
 Features = Float[Tensor, "b h t f"]
+LogFeatures = Float[Tensor, "b h t f"] | Float[Tensor, "b h t 1"]
 
 
 class FeatureMap(nn.Module, ABC):
@@ -26,16 +27,20 @@ class FeatureMap(nn.Module, ABC):
 
 
 class ExponentialFeatureMap(FeatureMap):
-    """A map phi = exp(...) that is safe only in log space.
+    """A map phi = exp(...), or amplitude * exp(...), that is safe only in log space.
 
-    A term that is the same for all features of a query, or a constant, cancels in the normalised sum and
-    may be left out of the logarithms.
+    A factor that is the same for all features of a query, or a constant, cancels in the normalised sum and
+    may be left out. Exponents that are the same for all features of a token need one column only.
     """
 
     @abstractmethod
-    def log_queries(self, q: Heads) -> Features:
-        """log phi(q), up to one constant a query."""
+    def log_queries(self, q: Heads) -> LogFeatures:
+        """log phi(q), up to one constant a query; where there is an amplitude, log (phi(q) / amplitude)."""
 
     @abstractmethod
-    def log_keys(self, k: Heads) -> Features:
-        """log phi(k), up to one constant for all keys."""
+    def log_keys(self, k: Heads) -> LogFeatures:
+        """log phi(k), up to one constant for all keys; where there is an amplitude, as for queries."""
+
+    def amplitude(self, x: Heads) -> Features | None:
+        """Factors of at most about one, of either sign, for queries and keys alike; None: all are one."""
+        return None

@@ -20,25 +20,26 @@ kernel; and `strength`, the weight of the orthogonality penalty, which the publi
 from dataclasses import replace
 
 from subquad.features.feedforward import FeedForward
-from subquad.mechanism import Dims, Traits
-from subquad.mechanisms.kernel import KernelAttention
+from subquad.mechanism import Dims
+from subquad.mechanisms.kernel import KERNEL, KernelAttention
 
 STRENGTH = 0.01
 
 
 class FeedForwardKernel(KernelAttention):
-    """Any of the family: `gate` "none" or "glu", 1 to 3 `layers`, `activation` softplus, gelu or sigmoid."""
+    """Any of the family: `gate` "none" or "glu", 1 to 3 `layers`, `activation` softplus, gelu or sigmoid.
 
-    traits = Traits(
-        name="feedforward-kernel",
-        paper="arXiv:2211.04076",
-        family="kernel",
-        bidirectional=True,
-        causal="strict",
-        cross=True,
-        state="bounded",
-        normalised=True,
-    )
+    `orthogonal`: W starts orthogonal, and `penalty()`, weighted with `strength`, keeps it near. `gate_rank`:
+    the rank of gates as a share of the head's width.
+
+    Approximates no other attention: its kernel is learnt with the task, and equals softmax attention at no
+    setting.
+
+    Not for fine-tuning a model that was trained with softmax attention, whose weights it cannot take over
+    unless it is trained to, nor for comparisons at exactly equal parameters: it adds some of its own.
+    """
+
+    traits = replace(KERNEL, name="feedforward-kernel", paper="arXiv:2211.04076")
 
     def __init__(
         self,
@@ -70,21 +71,19 @@ def named(
 ) -> type[KernelAttention]:
     """The kernel of the paper's table that goes by `name`."""
 
-    class Named(KernelAttention):
+    class Named(FeedForwardKernel):
         traits = replace(FeedForwardKernel.traits, name=name)
 
         def __init__(self, dims: Dims, *, causal: bool, activation: str = "softplus") -> None:
-            features = FeedForward(
-                dims.heads,
-                dims.head_dim,
+            super().__init__(
+                dims,
+                causal=causal,
                 gate=gate,
                 layers=layers,
                 orthogonal=orthogonal,
                 gate_rank=gate_rank,
                 activation=activation,
-                strength=STRENGTH,
             )
-            super().__init__(dims, causal=causal, features=features)
 
     Named.__name__ = Named.__qualname__ = "".join(part.capitalize() for part in name.split("-"))
     return Named

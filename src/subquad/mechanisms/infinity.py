@@ -42,13 +42,13 @@ from subquad.memories.continuous import (
     histogram,
     quantiles,
 )
-from subquad.memories.segments import Segments
+from subquad.memories.literal import Row, relative_attention, row_by_row
+from subquad.memories.segments import Segments, windows
 from subquad.memories.short_term import RelativeAttention
 from subquad.ops.padding import hide
 from subquad.ops.precision import no_autocast, wide
 
 Tokens = Float[Tensor, "b h l c"]  # k, v, long_k and long_v side by side
-Row = Float[Tensor, "h t d"]
 
 
 class Memory(NamedTuple):
@@ -72,6 +72,13 @@ class InfinityAttention(Mechanism):
 
     A token costs O(segment + basis) and a segment O(basis (samples + segment)); fewer of `basis` and
     `samples` make it faster and the past vaguer.
+
+    Approximates causal softmax attention with relative positions: exact for its own segment and the one
+    before, by one smooth average of everything older. Where a sequence fits into two segments nothing is
+    older; it then equals plain softmax attention if, besides, u, v and W_R of `short_term` are zero.
+
+    Not for sequences of two segments, where it is Transformer-XL at a higher price, and not for recalling
+    single tokens of long ago: a read averages over a stretch of the past.
     """
 
     traits = Traits(
@@ -145,12 +152,7 @@ class InfinityAttention(Mechanism):
         valid: Valid | None = None,
     ) -> Mixed:
         """Row by row without its padding, segment by segment, every system solved where it stands."""
-        out = torch.zeros_like(q)
-        for row in range(len(q)):
-            real = slice(None) if valid is None else valid[row]
-            tokens = wide(*(x[row][:, real] for x in (q, k, v, long_k, long_v)))
-            out[row, :, real] = self._define(*tokens).to(q.dtype)
-        return out
+        return row_by_row(self._define, q, k, v, long_k, long_v, valid=valid)
 
     def _define(self, q: Row, k: Row, v: Row, long_k: Row, long_v: Row) -> Row:
         """One row without padding."""
@@ -160,7 +162,8 @@ class InfinityAttention(Mechanism):
         for start in range(0, q.shape[1], self.segment):
             now, before = slice(start, start + self.segment), slice(max(start - self.segment, 0), start)
             both = slice(before.start, now.stop)
-            out = relative_attention(q[:, now], k[:, both], v[:, both], short.u, short.v, short.W_R)
+            reach = 2 * self.segment
+            out = relative_attention(q[:, now], k[:, both], v[:, both], weights=short, reach=reach)
             X, t = torch.cat([long_k[:, before], long_v[:, before]], -1), even(self.segment, like=q)
             if B is not None:
                 K, V = B.chunk(2, -1)
@@ -218,24 +221,18 @@ class InfinityAttention(Mechanism):
             q, *rest = wide(*hide(valid, *inputs))
             tokens = torch.cat(rest, -1)
             memory = self._empty(tokens) if state is None else state
-            segments = Segments.place(
-                size=self.segment,
-                batch=len(q),
-                length=q.shape[2],
-                valid=valid,
-                filled=None if state is None else state.filled,
-                device=q.device,
-            )
+            filled = None if state is None else state.filled
+            segments = Segments.place(q, size=self.segment, valid=valid, filled=filled)
             queries, slots = segments.queries(q), segments.keys(tokens, memory.unfinished)
-            near = self._attend(queries, slots, segments, memory)
+            line = torch.cat([memory.short, slots.flatten(2, 3)], 2)
+            near = self._attend(queries, line, segments, memory)
             far, signal, reads = self._read_and_write(
                 queries, slots, segments, memory, new=state is None, keep=keep
             )
             out = segments.outputs(near + far).to(inputs[0].dtype)
-            short, unfinished = segments.unfinished(slots, memory.short)
-            full = segments.end // self.segment
-            filled = segments.end - full * self.segment
-            return out, Memory(short, unfinished, signal, reads, filled, memory.behind + full)
+            short, unfinished = segments.after(line, width=2 * self.segment, stride=self.segment).chunk(2, 2)
+            behind = memory.behind + segments.done()
+            return out, Memory(short, unfinished, signal, reads, segments.filled(), behind)
 
     def _empty(self, tokens: Tokens) -> Memory:
         """What is remembered before the first token."""
@@ -248,20 +245,16 @@ class InfinityAttention(Mechanism):
     def _attend(
         self,
         queries: Float[Tensor, "b h n w d"],
-        slots: Float[Tensor, "b h n l c"],
+        line: Tokens,
         segments: Segments,
         memory: Memory,
     ) -> Float[Tensor, "b h n w d"]:
         """The short-term memory: each segment attends to the one before, if there is one, and to itself."""
-        i, l = segments.slots(), self.segment
-        j = torch.arange(-l, l, device=i.device)
-        follows = memory.behind[:, None] + torch.arange(segments.count, device=i.device) > 0
-        seen = (j <= i[..., None]) & ((j >= 0) | follows[..., None, None])
-        first, own = (x.chunk(2, -1)[0] for x in (memory.short[:, :, None], slots))  # k and v
-        both = torch.cat([torch.cat([first, own[:, :, :-1]], 2), own], 3)
-        q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (queries, *both.chunk(2, -1)))  # (b n) h _ d
-        mixed = self.short_term(q, k, v, i=i.flatten(0, 1), j=j, seen=seen.flatten(0, 1))
-        return mixed.unflatten(0, (-1, segments.count)).transpose(1, 2)
+        l = self.segment
+        k_and_v = line.chunk(2, -1)[0]
+        window = windows(k_and_v, count=segments.count, width=2 * l, stride=l)
+        held = l * segments.before(memory.behind, each=1).clamp(max=1)
+        return self.short_term.by_segment(queries, window, segments=segments, held=held, reach=2 * l)
 
     def _read_and_write(
         self,
@@ -308,26 +301,6 @@ class InfinityAttention(Mechanism):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_divergence": torch.zeros(())}  # its graph cannot be copied
-
-
-def relative_attention(
-    q: Float[Tensor, "h t d"],
-    k: Float[Tensor, "h s d"],
-    v: Float[Tensor, "h s d"],
-    u: Float[Tensor, "h d"],
-    v_bias: Float[Tensor, "h d"],
-    W_R: Float[Tensor, "h r d"],
-) -> Float[Tensor, "h t d"]:
-    """The four terms of Transformer-XL for the last `t` of `s` tokens, with a vector for each distance."""
-    t, s, d = q.shape[1], k.shape[1], q.shape[2]
-    distance = torch.arange(s - t, s, device=q.device)[:, None] - torch.arange(s, device=q.device)
-    half = W_R.shape[1] // 2
-    angle = distance[..., None] / 10_000 ** (torch.arange(half, dtype=q.dtype, device=q.device) / half)
-    R = torch.einsum("hrd,tsr->htsd", W_R, torch.cat([angle.sin(), angle.cos()], -1))
-    content = torch.einsum("htd,hsd->hts", q, k) + torch.einsum("hd,hsd->hs", u, k)[:, None]
-    position = torch.einsum("htd,htsd->hts", q, R) + torch.einsum("hd,htsd->hts", v_bias, R)
-    scores = ((content + position) / d**0.5).masked_fill(distance < 0, -torch.inf)
-    return scores.softmax(-1) @ v
 
 
 def sticky(reads: Normal, level: Float[Tensor, " m"]) -> Float[Tensor, " m"]:

@@ -17,8 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from subquad.features.feature_map import ExponentialFeatureMap, FeatureMap
-from subquad.mechanism import Dims, Keys, Mechanism, Mixed, Queries, State, Valid, Values
+from subquad.mechanism import Dims, Keys, Mechanism, Mixed, Queries, State, Traits, Valid, Values
 from subquad.ops.kernel_sums import (
+    Exponentials,
     average,
     causal_average,
     causal_exponential_average,
@@ -31,9 +32,22 @@ from subquad.ops.scan import scan
 
 CHUNK = 64  # tokens; measured best on CPUs over 32, 128 and 256
 
+KERNEL = Traits(  # what every member claims; it gives its own name and paper with `dataclasses.replace`
+    name="kernel",
+    paper="arXiv:2006.16236",
+    family="kernel",
+    bidirectional=True,
+    causal="strict",
+    cross=True,
+    state="bounded",
+    normalised=True,
+)
+
 
 class KernelAttention(Mechanism):
     """Owns the sums; the feature map owns phi. A member of the family names its map and its options."""
+
+    redraw_every: int = 0  # steps of training from one redrawing of random features to the next; 0: never
 
     def __init__(self, dims: Dims, *, causal: bool, features: FeatureMap) -> None:
         super().__init__(dims, causal=causal)
@@ -54,10 +68,13 @@ class KernelAttention(Mechanism):
         self.require_equal_lengths(q, k)
         with no_autocast(q):
             wide_q, wide_k, wide_v = wide(*hide(valid, q, k, v))
-            if isinstance(self.features, ExponentialFeatureMap):
-                log_q, log_k = self.features.log_queries(wide_q), self.features.log_keys(wide_k)
-                return exponential_average(log_q, log_k, wide_v, valid=valid).to(v.dtype)
-            return average(self.features(wide_q), self.features(wide_k), wide_v, valid=valid).to(v.dtype)
+            return self.over_all_keys(wide_q, wide_k, wide_v, valid=valid).to(v.dtype)
+
+    def over_all_keys(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None) -> Mixed:
+        """Every query sees every key. What is hidden, and what precision is due, the caller sees to."""
+        if isinstance(self.features, ExponentialFeatureMap):
+            return exponential_average(*exponentials(self.features, q, k), v, valid=valid)
+        return average(self.features(q), self.features(k), v, valid=valid)
 
     def step(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, state: State | None = None
@@ -74,8 +91,7 @@ class KernelAttention(Mechanism):
     ) -> tuple[Mixed, State]:
         q, k, v = wide(*hide(valid, q, k, v))
         if isinstance(self.features, ExponentialFeatureMap):
-            log_q, log_k = self.features.log_queries(q), self.features.log_keys(k)
-            return causal_exponential_average(log_q, log_k, v, valid=valid, state=state)
+            return causal_exponential_average(*exponentials(self.features, q, k), v, valid=valid, state=state)
         return causal_average(self.features(q), self.features(k), v, valid=valid, state=state)
 
     def penalty(self) -> Float[Tensor, ""]:
@@ -83,3 +99,11 @@ class KernelAttention(Mechanism):
 
     def redraw(self, *, generator: torch.Generator) -> None:
         self.features.redraw(generator=generator)
+
+
+def exponentials(phi: ExponentialFeatureMap, q: Queries, k: Keys) -> tuple[Exponentials, Exponentials]:
+    """The features of queries and of keys, in log space."""
+    return (
+        Exponentials(phi.log_queries(q), phi.amplitude(q)),
+        Exponentials(phi.log_keys(k), phi.amplitude(k)),
+    )

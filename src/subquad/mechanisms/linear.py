@@ -7,24 +7,23 @@ Departs from the authors' code in its denominator: nothing is added to it, and a
 gives zero.
 """
 
+from dataclasses import replace
+
 from subquad.features.elu import Elu
-from subquad.mechanism import Dims, Traits
-from subquad.mechanisms.kernel import KernelAttention
+from subquad.mechanism import Dims
+from subquad.mechanisms.kernel import KERNEL, KernelAttention
 
 
 class LinearAttention(KernelAttention):
-    """Weights are dot products of elu(x) + 1: cheap, smooth, unable to be sharp."""
+    """Weights are dot products of elu(x) + 1: cheap, smooth, unable to be sharp.
 
-    traits = Traits(
-        name="linear",
-        paper="arXiv:2006.16236",
-        family="kernel",
-        bidirectional=True,
-        causal="strict",
-        cross=True,
-        state="bounded",
-        normalised=True,
-    )
+    Approximates no other attention: it is a kernel of its own, and never equals softmax attention.
+
+    Not for tasks that look up one token among many: weights fall no faster than linearly with a dot product,
+    so that every query also reads much of everything else.
+    """
+
+    traits = replace(KERNEL, name="linear", paper="arXiv:2006.16236")
 
     def __init__(self, dims: Dims, *, causal: bool) -> None:
         super().__init__(dims, causal=causal, features=Elu())

@@ -1,40 +1,178 @@
-"""Performer: softmax attention estimated without bias by positive random features (FAVOR+).
+"""Performer: softmax attention estimated by random features (FAVOR+), and its generalised kernels.
 
     out_i = sum_j (phi(q_i) . phi(k_j)) v_j / sum_j phi(q_i) . phi(k_j)
-    phi(x) = exp(W x' - |x'|^2 / 2) / sqrt(f),    x' = x / d^(1/4)
+    phi(x) = exp(W x' - |x'|^2 / 2) / sqrt(f),    x' = x / d^(1/4),    rows of W ~ N(0, I)
 
-As f grows the weights tend to softmax(q . k / sqrt(d)), with an error that falls as f^(-1/2) and grows
-exponentially with the norms of queries and keys.
+E[phi(q) . phi(k)] = exp(q . k / sqrt(d)), so that as f grows the weights tend to softmax attention's. The
+error falls as f^(-1/2) and grows exponentially with the norms of queries and keys: the relative variance of
+a weight is (exp(|q' + k'|^2) - 1) / f. Once it exceeds one, outputs look sound and mean nothing; nothing
+overflows. `estimate_error` tells, and `normalise` prevents it.
 
-Choromanski et al.: Rethinking Attention with Performers. ICLR 2021, arXiv:2009.14794, section 2.
-Departs from the authors' code in its stabiliser: no epsilon is added to the features, and the shift of keys
-is a running maximum, so that causal outputs do not depend on the future even by rounding.
+`features/favor.py` has the positive, hyperbolic and trigonometric features, `features/generalised.py` those
+of other kernels, `features/directions.py` how W is drawn.
+
+Choromanski et al.: Rethinking Attention with Performers. ICLR 2021, arXiv:2009.14794, sections 2 and 3;
+redrawing, section 4.2 and the authors' code.
+Departs from the authors' code:
+
+- in its stabiliser: no epsilon is added to the exponential features, and the shift of keys is a running
+  maximum, so that causal outputs do not depend on the future even by rounding;
+- in the directions, whose distribution is exactly that of the paper (theirs lack the signs of Haar's);
+- W is drawn anew only where `redraw_every` asks for it, and never in eval mode;
+- signed weights (trigonometric, gelu) are divided by their sum as it is, near zero or below it.
 """
 
-from subquad.features.favor import Favor
-from subquad.mechanism import Dims, Traits
-from subquad.mechanisms.kernel import KernelAttention
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from subquad.features.directions import LENGTHS, Projection, scaled
+from subquad.features.favor import Favor, Hyperbolic, Trigonometric
+from subquad.features.feature_map import FeatureMap
+from subquad.features.generalised import FUNCTIONS, Generalised, GeneralisedExponential
+from subquad.mechanism import Dims, Keys, Queries, Valid
+from subquad.mechanisms.kernel import KERNEL, KernelAttention
+from subquad.ops.generators import seeded
+from subquad.ops.padding import hide
+from subquad.ops.precision import no_autocast, wide
+
+ESTIMATES: dict[str, Callable[[Projection], FeatureMap]] = {  # of the softmax kernel
+    "positive": Favor,
+    "hyperbolic": Hyperbolic,
+    "trigonometric": Trigonometric,
+}
+PAIRED = ("hyperbolic", "trigonometric")  # two features a row of W
+MAPS = (*ESTIMATES, "exp", *FUNCTIONS)
 
 
 class Performer(KernelAttention):
-    """`features` random directions drawn from `seed`, `orthogonal` within blocks of the head's width."""
+    """Random features of queries and keys, `features` of them, in one of several kinds.
 
-    traits = Traits(
+    `map`: "positive" features of the softmax kernel; "hyperbolic", positive with less variance, and
+    "trigonometric", without sign, both of them two to a random direction, so that `features` is even; or the
+    features f(W x') + `epsilon` of another kernel: relu, abs, elu, gelu, sigmoid or exp.
+    `orthogonal`: directions are so within blocks of the head's width, which lowers the variance. `lengths`:
+    "chi", those of Gaussian vectors, or "fixed", all sqrt(d), which lowers the variance further at the price
+    of a bias (SMREG). `seed`: they are drawn from it and from the layer's number. `redraw_every`: steps of
+    training until they are drawn anew, 0 for never; the training loop calls `subquad.nn.redraw`.
+    `normalise`: queries and keys are divided by their norms, and the softmax that is estimated is that of
+    their cosines: a weight's relative variance is then below exp(4) / `features`, whatever is learnt.
+
+    Approximates softmax attention, and equals it as `features` grows, where `map` is positive, hyperbolic or
+    trigonometric, `lengths` "chi" and `normalise` off. Good at small norms only: call `estimate_error` on
+    your own queries and keys. Trigonometric features are the best where |x'| = |x| / d^(1/4) is at most about
+    one, and useless beyond: their weights change sign, and so may the sum that they are divided by. The other
+    maps are attention with kernels of their own.
+
+    Not for sharp attention, in which single weights are near one: logits of 10 take queries and keys whose
+    weights no affordable number of features can estimate. With `normalise` logits lie between -1 and 1.
+    """
+
+    traits = replace(
+        KERNEL,
         name="performer",
         paper="arXiv:2009.14794",
-        family="kernel",
-        bidirectional=True,
-        causal="strict",
-        cross=True,
-        state="bounded",
-        normalised=True,
         limit={"features": 16384},
         limit_tol=0.1,
         tiny={"features": 16},
     )
 
     def __init__(
-        self, dims: Dims, *, causal: bool, features: int = 256, seed: int = 0, orthogonal: bool = True
+        self,
+        dims: Dims,
+        *,
+        causal: bool,
+        features: int = 256,
+        map: str = "positive",
+        orthogonal: bool = True,
+        lengths: str = "chi",
+        epsilon: float = 1e-3,
+        normalise: bool = False,
+        seed: int = 0,
+        redraw_every: int = 0,
     ) -> None:
-        favor = Favor(dims.head_dim, features=features, seed=seed, orthogonal=orthogonal)
-        super().__init__(dims, causal=causal, features=favor)
+        for option, chosen, possible in (("map", map, MAPS), ("lengths", lengths, LENGTHS)):
+            if chosen not in possible:
+                raise ValueError(
+                    f"'performer': {option} must be one of {', '.join(possible)}, not {chosen!r}"
+                )
+        if features < 1:
+            raise ValueError(f"'performer': features must be at least 1, not {features!r}")
+        if map in PAIRED and features % 2:
+            raise ValueError(
+                f"'performer': {map} features come in pairs: features must be even, not {features!r}"
+            )
+        if not 0 < epsilon < math.inf:
+            raise ValueError(f"'performer': epsilon must be a positive number, not {epsilon!r}")
+        if redraw_every < 0:
+            raise ValueError(
+                f"'performer': redraw_every must be a number of steps, 0 for never, not {redraw_every!r}"
+            )
+        project = Projection(
+            dims.head_dim,
+            rows=features // 2 if map in PAIRED else features,
+            generator=seeded(seed, dims.layer),
+            orthogonal=orthogonal,
+            lengths=lengths,
+            normalised=normalise,
+        )
+        super().__init__(dims, causal=causal, features=feature_map(map, project, epsilon=epsilon))
+        self.map = map
+        self.normalise = normalise
+        self.redraw_every = redraw_every
+
+    @torch.no_grad()
+    def estimate_error(
+        self, q: Queries, k: Keys, *, valid: Valid | None = None, at_most: int = 256
+    ) -> Float[Tensor, " h"]:
+        """How far the weights are from softmax attention's, by head: `(b h t d), (b h s d) -> (h)`.
+
+        The norm of their difference over the norm of softmax's weights: 0 is exact, and from about 1 on the
+        estimate says no more about softmax than zeros would. Both are taken over `at_most` queries and
+        `at_most` keys, evenly spaced, of which every query sees every real one, also where the mechanism is
+        causal; so the cost does not grow with length. With `normalise` the softmax is that of the cosines.
+        Raises `ValueError` for a `map` that estimates no softmax.
+        """
+        if self.map not in ESTIMATES:
+            raise ValueError(
+                f"'performer': map={self.map!r} is a kernel of its own and estimates no softmax attention; "
+                f"those that do are {', '.join(ESTIMATES)}"
+            )
+        with no_autocast(q):
+            q, k = wide(*hide(valid, q, k))
+            real = k.new_ones(k.shape[0], k.shape[2], dtype=torch.bool) if valid is None else valid
+            counts = real if q.shape[2] == k.shape[2] else real.new_ones(q.shape[0], q.shape[2])
+            rows, columns = (evenly(x.shape[2], at_most, device=x.device) for x in (q, k))
+            q, k, real, counts = q[:, :, rows], k[:, :, columns], real[:, columns], counts[:, rows]
+            one_hot = torch.eye(k.shape[2], dtype=k.dtype, device=k.device).expand(*k.shape[:2], -1, -1)
+            estimated = self.over_all_keys(q, k, one_hot, valid=real)
+            logits = scaled(q, normalised=self.normalise) @ scaled(k, normalised=self.normalise).mT
+            lowest = torch.finfo(logits.dtype).min  # finite, so that a row without keys is not nan
+            exact = logits.masked_fill(~real[:, None, None, :], lowest).softmax(-1)
+            exact, estimated = (
+                x.masked_fill(~(counts[:, None, :, None] & real[:, None, None, :]), 0)
+                for x in (exact, estimated)
+            )
+            return by_head(estimated - exact) / by_head(exact)
+
+
+def feature_map(name: str, project: Projection, *, epsilon: float) -> FeatureMap:
+    if name in ESTIMATES:
+        return ESTIMATES[name](project)
+    if name == "exp":
+        return GeneralisedExponential(project, epsilon=epsilon)
+    return Generalised(project, f=FUNCTIONS[name], epsilon=epsilon)
+
+
+def by_head(x: Float[Tensor, "b h t s"]) -> Float[Tensor, " h"]:
+    """The norm of each head's part."""
+    return torch.linalg.vector_norm(x, dim=(0, 2, 3))
+
+
+def evenly(count: int, at_most: int, *, device: torch.device) -> Int[Tensor, " n"]:
+    """Indices below `count`, evenly spaced, all of them if there are no more than `at_most`."""
+    return torch.linspace(0, count - 1, min(count, at_most), device=device).round().long()

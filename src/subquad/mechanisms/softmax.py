@@ -25,7 +25,13 @@ class Cache(NamedTuple):
 
 
 class SoftmaxAttention(Mechanism):
-    """Exact attention; what all others are measured against."""
+    """Exact attention; what all others are measured against. It has no options.
+
+    Approximates nothing: it is softmax attention.
+
+    Not for long sequences: work grows with the square of the length, and so does memory where a mask or a
+    machine without a fused kernel makes PyTorch form the weights.
+    """
 
     traits = Traits(
         name="softmax",

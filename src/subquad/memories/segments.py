@@ -29,23 +29,23 @@ class Segments:
     start: Int[Tensor, " b"]  # slots of segment 0 that were filled before this chunk
     end: Int[Tensor, " b"]  # slots filled after it, counted from the start of segment 0
     valid: Bool[Tensor, "b t"]
+    new: bool  # nothing before
     whole: bool  # nothing before and no padding: places need no gather
 
     @classmethod
     def place(
         cls,
+        q: Float[Tensor, "b h t d"],
         *,
         size: int,
-        batch: int,
-        length: int,
         valid: Bool[Tensor, "b t"] | None,
         filled: Int[Tensor, " b"] | None,
-        device: torch.device,
     ) -> "Segments":
-        """Cut a chunk; `filled` counts the slots of the unfinished segment that earlier chunks took."""
+        """Cut a chunk like `q`; `filled` counts the slots of segment 0 that earlier chunks took."""
+        batch, _, length, _ = q.shape
         free = 0 if filled is None else size - 1
-        real = torch.ones(batch, length, dtype=torch.bool, device=device) if valid is None else valid
-        start = torch.zeros(batch, dtype=torch.int64, device=device) if filled is None else filled
+        real = torch.ones(batch, length, dtype=torch.bool, device=q.device) if valid is None else valid
+        start = torch.zeros(batch, dtype=torch.int64, device=q.device) if filled is None else filled
         return cls(
             size=size,
             count=max(1, -(-(length + free) // size)),
@@ -53,6 +53,7 @@ class Segments:
             start=start,
             end=start + real.sum(1),
             valid=real,
+            new=filled is None,
             whole=valid is None and filled is None,
         )
 
@@ -109,14 +110,32 @@ class Segments:
         """Whether segment `n` is full after this chunk."""
         return self.end >= (n + 1) * self.size
 
-    def unfinished(
-        self, keys: Float[Tensor, "b h n l c"], before: Float[Tensor, "b h l c"]
-    ) -> tuple[Float[Tensor, "b h l c"], Float[Tensor, "b h l c"]]:
-        """The last full segment and the one behind it, still unfinished; `before` preceded segment 0."""
-        done, row = self.end // self.size, torch.arange(len(self.end), device=self.end.device)
-        empty = torch.zeros_like(before)[:, :, None]
-        last = torch.cat([before[:, :, None], keys], 2)
-        return last[row, :, done], torch.cat([keys, empty], 2)[row, :, done]
+    def done(self) -> Int[Tensor, " b"]:
+        """Full segments after this chunk."""
+        return self.end // self.size
+
+    def filled(self) -> Int[Tensor, " b"]:
+        """Tokens in the unfinished segment after this chunk."""
+        return self.end - self.done() * self.size
+
+    def before(self, behind: Int[Tensor, " b"], *, each: int) -> Int[Tensor, "b n"]:
+        """What there is before each segment: what is `behind` segment 0, and `each` segment's share."""
+        return behind[:, None] + each * torch.arange(self.count, device=behind.device)
+
+    def most_before(self, limit: int) -> int:
+        """How many of the last `limit` tokens before a segment there can be at most."""
+        return min(limit, (self.count - 1) * self.size) if self.new else limit
+
+    def after(
+        self, line: Float[Tensor, "b h s c"], *, width: int, stride: int
+    ) -> Float[Tensor, "b h {width} c"]:
+        """What the next chunk needs of `line`: each row's window of its unfinished segment.
+
+        Segment n has the window of `width` slots from slot n * `stride`; zeros behind the end of the line.
+        """
+        source = stride * self.done()[:, None] + torch.arange(width, device=line.device)
+        last = line.shape[2] - 1
+        return take(line, source.clamp(max=last), real=source <= last)
 
     def _first(self) -> Int[Tensor, "b n 1"]:
         """The place, counted from segment 0, of each segment's first query."""
@@ -132,3 +151,21 @@ class Segments:
             return torch.zeros_like(rank)
         order = (~self.valid).to(torch.int8).argsort(dim=1, stable=True)
         return order.gather(1, rank.clamp(0, self.length - 1).flatten(1)).reshape(rank.shape)
+
+
+def windows(
+    line: Float[Tensor, "b h s c"], *, count: int, width: int, stride: int
+) -> Float[Tensor, "b h {count} {width} c"]:
+    """`count` windows of `width` slots, each `stride` slots after the one before.
+
+    Shifted slices side by side: the gradient of `unfold` is slower.
+    """
+    starts = range(0, width, stride)
+    line = F.pad(line, (0, 0, 0, max((len(starts) + count - 1) * stride - line.shape[2], 0)))
+    blocks = [line[:, :, start : start + count * stride].unflatten(2, (count, stride)) for start in starts]
+    return torch.cat(blocks, 3)[:, :, :, :width]
+
+
+def as_batch(x: Float[Tensor, "b h n s c"]) -> Float[Tensor, "b*n h s c"]:
+    """Every segment of every row as a row of its own."""
+    return x.transpose(1, 2).flatten(0, 1)

@@ -1,6 +1,6 @@
-"""Transformer-XL's short-term memory: attention with relative positions over two segments.
+"""Transformer-XL's short-term memory: attention with relative positions beyond one's own segment.
 
-Each token sees the segment before its own, and its own up to itself, at distances i - j:
+Each token sees the tokens remembered before its segment, and its segment up to itself, at distances i - j:
 
     a_ij = ((q_i + u) . k_j + (q_i + v) . W_R r_(i-j)) / sqrt(d),    out_i = sum_j softmax_j(a_ij) v_j
     r_n = (sin(n w_m), cos(n w_m))_m,    w_m = 10000^(-m / (d/2)),    m = 0 .. d/2 - 1
@@ -10,13 +10,15 @@ by the addition theorems a . r_(i-j) = turn_i(a) . r_j, where turn_i rotates eac
 the two terms are one product of queries and keys twice as wide, and fused kernels apply.
 
 Dai et al.: Transformer-XL. ACL 2019, arXiv:1901.02860, section 3.3. Departs from the paper in the width of
-r_n, a head's and not the model's, so that the product stays narrow; gradients flow into the segment before.
+r_n, a head's and not the model's, so that the product stays narrow; gradients flow into what came before.
 """
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from subquad.memories.segments import Segments, as_batch
 
 
 class RelativeAttention(nn.Module):
@@ -52,6 +54,27 @@ class RelativeAttention(nn.Module):
         values = F.pad(v, (0, queries.shape[-1] - d))  # fused CPU kernels want one width
         mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen[:, None], scale=d**-0.5)
         return mixed[..., :d]
+
+    def by_segment(
+        self,
+        queries: Float[Tensor, "b h n w d"],
+        window: Float[Tensor, "b h n s c"],
+        *,
+        segments: Segments,
+        held: Int[Tensor, "b n"],
+        reach: int,
+    ) -> Float[Tensor, "b h n w d"]:
+        """Each segment's queries attend to its own window, of keys and values side by side.
+
+        The last slots of a window are the segment itself; of those before them, `held` hold something. A
+        query sees itself and what is less than `reach` slots behind it.
+        """
+        i, slots = segments.slots()[..., None], window.shape[3]
+        j = torch.arange(segments.size - slots, segments.size, device=i.device)
+        seen = (j <= i) & (i - j < reach) & (j >= -held[..., None, None])
+        q, k, v = (as_batch(x) for x in (queries, *window.chunk(2, -1)))
+        mixed = self(q, k, v, i=i[..., 0].flatten(0, 1), j=j, seen=seen.flatten(0, 1))
+        return mixed.unflatten(0, (-1, segments.count)).transpose(1, 2)
 
 
 def sinusoid(n: Int[Tensor, "*n"], width: int, *, like: Tensor) -> Float[Tensor, "*n {width}"]:

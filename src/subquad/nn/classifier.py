@@ -77,7 +77,7 @@ class SequenceClassifier(nn.Module):
         layers = [module for module in self.modules() if isinstance(module, MultiheadAttention)]
         return {
             "total": numel(self),
-            "attention": sum(numel(layer) for layer in layers),
+            "attention": numel(nn.ModuleList(layers)),
             "grows_with_length": growing(self.encoder),
         }
 

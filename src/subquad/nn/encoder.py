@@ -1,6 +1,6 @@
 """A stack of blocks with positions: whole sequences, streams, and sequences by segments with a memory."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
@@ -8,18 +8,19 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from subquad.mechanism import Valid
+from subquad.mechanism import Mechanism, Valid
 from subquad.nn import positions
 from subquad.nn import state as states
 from subquad.nn.blocks import TransformerBlock
-from subquad.nn.multihead import MultiheadAttention, Stream, Tokens, clear
+from subquad.nn.multihead import Causal, MultiheadAttention, Stream, Tokens, clear
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
     """All that an encoder is built from. `options` are those of the mechanism called `attention`.
 
-    `max_len` is the most tokens of a sequence; learnt positions and some mechanisms ask for it.
+    `max_len` is the most tokens of a sequence; learnt positions and some mechanisms ask for it. `causal=True`
+    asks for a mechanism that sees nothing of the future; "values" accepts one whose choice of keys does.
     """
 
     dim: int
@@ -27,7 +28,7 @@ class EncoderConfig:
     heads: int
     attention: str = "softmax"
     options: Mapping[str, Any] = field(default_factory=dict)
-    causal: bool = False
+    causal: Causal = False
     positions: str = "none"  # or "learnt", "sinusoidal", "rotary"
     max_len: int | None = None
     dropout: float = 0.0
@@ -77,6 +78,16 @@ class Encoder(nn.Module):
             for layer in range(config.depth)
         )
         self.norm = nn.LayerNorm(config.dim)
+        self.tie()
+
+    def tie(self) -> None:
+        """Share the weights that the mechanisms of all layers have in common, if any.
+
+        Done when built; to be done again where parameters were put into the layers one by one.
+        """
+        first, *later = self.mechanisms()
+        for mechanism in later:
+            mechanism.tie(first)
 
     def forward(self, x: Tokens, valid: Valid | None = None) -> Tokens:
         start = torch.zeros(1, dtype=torch.int64, device=x.device)
@@ -127,8 +138,16 @@ class Encoder(nn.Module):
 
     def penalty(self) -> Float[Tensor, ""]:
         """The sum of the mechanisms' own loss terms from their latest use; the trainer adds it."""
-        layers = (module for module in self.modules() if isinstance(module, MultiheadAttention))
-        return sum((layer.mechanism.penalty() for layer in layers), start=torch.zeros(()))
+        return sum((mechanism.penalty() for mechanism in self.mechanisms()), start=torch.zeros(()))
+
+    def update(self) -> None:
+        """Let the mechanisms learn what gradients do not teach; for after each step of the optimiser."""
+        for mechanism in self.mechanisms():
+            mechanism.update()
+
+    def mechanisms(self) -> Iterator[Mechanism]:
+        """Those of all layers, from the first to the last."""
+        return (block.attention.mechanism for block in cast(Sequence[TransformerBlock], self.blocks))
 
     def _place(
         self, x: Tokens, valid: Valid | None, offset: Int[Tensor, " #b"]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from subquad.files import write_whole
 from subquad.nn.classifier import ClassifierConfig, SequenceClassifier
@@ -30,7 +31,9 @@ CONFIG = "config.json"
 
 def save(model: SequenceClassifier, folder: Path, *, extra: Mapping[str, Any]) -> None:
     """Write the model to `folder`, made if need be, with `extra`, which is JSON, beside it."""
-    weights = safetensors.save({name: tensor.contiguous() for name, tensor in model.state_dict().items()})
+    twins = shared(model)
+    tensors = model.state_dict().items()
+    weights = safetensors.save({name: x.contiguous() for name, x in tensors if name not in twins})
     config = {
         "format": FORMAT,
         "weights": hashlib.sha256(weights).hexdigest(),
@@ -60,7 +63,10 @@ def read(folder: Path) -> tuple[SequenceClassifier, dict[str, Any]]:
             raise ValueError(f"{WEIGHTS} is not the file that {CONFIG} was written for; save the model again")
         with torch.random.fork_rng(devices=[]):
             model = SequenceClassifier(_config(**stored["model"]))
-        model.load_state_dict(safetensors.load(weights), assign=True)  # keeps the dtypes they were saved in
+        tensors = safetensors.load(weights)
+        tensors |= {name: tensors[first] for name, first in shared(model).items() if first in tensors}
+        model.load_state_dict(tensors, assign=True)  # keeps the dtypes they were saved in
+        model.encoder.tie()
         return model.eval(), dict(stored["extra"])
     except OSError as error:
         raise ValueError(f"{folder} holds no exported model: {error.strerror}: {error.filename}") from error
@@ -68,6 +74,13 @@ def read(folder: Path) -> tuple[SequenceClassifier, dict[str, Any]]:
         raise ValueError(f"{folder} holds no model that can be read: {CONFIG} has no {error}") from error
     except (ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder} holds no model that can be read: {error}") from error
+
+
+def shared(model: nn.Module) -> dict[str, str]:
+    """The names of tensors that have another name already, and that other: each is saved once."""
+    names: dict[Tensor, str] = {}
+    tensors = model.state_dict(keep_vars=True).items()
+    return {name: names[tensor] for name, tensor in tensors if names.setdefault(tensor, name) != name}
 
 
 def _config(*, vocabularies: list[int], encoder: dict[str, Any], **rest: int) -> ClassifierConfig:

@@ -4,7 +4,6 @@ Drawn one after the other from one seed, the weights of everything after the fir
 too, and a comparison of mechanisms would also compare draws.
 """
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from subquad.nn.multihead import MultiheadAttention
+from subquad.ops.generators import digest
 
 
 def initialise(model: nn.Module, *, seed: int) -> None:
@@ -40,7 +40,6 @@ def initialise(model: nn.Module, *, seed: int) -> None:
 @contextmanager
 def drawn_from(seed: int, name: str) -> Iterator[None]:
     """Random numbers inside depend on (seed, name) alone."""
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int.from_bytes(digest[:8]) >> 1)
+        torch.manual_seed(digest(seed, name))
         yield

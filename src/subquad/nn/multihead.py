@@ -6,7 +6,7 @@ weights. What most mechanisms cannot do is refused and not ignored: attention ma
 arbitrary masks.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from subquad.mechanism import Dims, Mechanism, State, Valid
-from subquad.nn.positions import count, rotate
+from subquad.nn.positions import count
+from subquad.ops.rotary import rotate
 from subquad.registry import build
 
 Heads = Float[Tensor, "b h t e"]
 Inputs = dict[str, Float[Tensor, "b h _ _"]]  # q has as many tokens as queries, the others as keys
 Tokens = Float[Tensor, "b t m"]
+Causal = bool | Literal["values"]  # "values": a choice of keys that sees the future is accepted
 Keyed = Float[Tensor, "b s m"]
 
 NOT_OURS = {  # arguments of torch's layer, and what to do instead
@@ -45,9 +47,11 @@ class MultiheadAttention(nn.Module):
     """Multi-head attention by the mechanism called `attention`; `options` are the mechanism's own.
 
     `causal` and `rotary` are how the layer is built. `is_causal` and `attn_mask` of `forward` can only say
-    again that it is causal. `rotary` turns queries and keys with their positions, before any feature map.
-    Mechanisms with weights per position need `max_len`, the longest sequence; those that differ from layer to
-    layer look at `layer`, counted from 0.
+    again that it is causal. Some mechanisms are causal in their values only: which keys a query sees depends
+    on later tokens, and a language model would learn to read them from that; `causal=True` refuses these, and
+    `causal="values"` takes them. `rotary` turns queries and keys with their positions, before any feature
+    map. Mechanisms with weights per position need `max_len`, the longest sequence; those that differ from
+    layer to layer look at `layer`, counted from 0.
 
     The rows of `in_proj_weight` make the mechanism's inputs in its own order: q, k and v, as in torch, and
     after them what else it wants.
@@ -64,7 +68,7 @@ class MultiheadAttention(nn.Module):
         dropout: float = 0.0,
         bias: bool = True,
         batch_first: bool = True,
-        causal: bool = False,
+        causal: Causal = False,
         rotary: bool = False,
         max_len: int | None = None,
         layer: int = 0,
@@ -81,6 +85,8 @@ class MultiheadAttention(nn.Module):
             )
         if not batch_first:
             raise ValueError("inputs are (batch, time, features): use batch_first=True and transpose yours")
+        if causal not in (True, False, "values"):
+            raise ValueError(f'causal is True, False or "values", not {causal!r}')
         if num_heads < 1 or embed_dim % num_heads:
             raise ValueError(f"embed_dim={embed_dim} does not divide into num_heads={num_heads} heads")
         self.embed_dim = embed_dim
@@ -88,12 +94,17 @@ class MultiheadAttention(nn.Module):
         self.head_dim = embed_dim // num_heads
         self.batch_first = batch_first
         self.attention = attention
-        self.causal = causal
+        self.causal = bool(causal)
         self.rotary = rotary
         self.max_len = max_len
         self.layer = layer
         self.options = options
         self.mechanism = self.build_mechanism()
+        if causal is True and self.mechanism.traits.causal == "values":
+            raise ValueError(
+                f"{attention!r} is causal in its values only: which keys a query sees depends on later "
+                'tokens. Take a mechanism that is strictly causal, or accept this one with causal="values"'
+            )
         self.widths = self.mechanism.projections()
         if rotary:
             self._check_rotary()
@@ -112,7 +123,7 @@ class MultiheadAttention(nn.Module):
         layer: nn.MultiheadAttention,
         attention: str = "softmax",
         *,
-        causal: bool = False,
+        causal: Causal = False,
         rotary: bool = False,
         max_len: int | None = None,
         **options: Any,

@@ -15,10 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from subquad.mechanism import Valid
+from subquad.ops.rotary import phases
 from subquad.registry import hint
 
 KINDS = ("none", "learnt", "sinusoidal", "rotary")
-LONGEST_WAVE = 10_000.0  # in tokens, over 2 pi; both papers
 
 Ordinals = Int[Tensor, "#b t"]
 Tokens = Float[Tensor, "b t m"]
@@ -87,18 +87,3 @@ def build(kind: str, dim: int, *, max_len: int | None) -> nn.Module:
             raise ValueError("learnt positions are a table: set max_len to the longest sequence")
         return LearntPositions(dim, max_len=max_len)
     return SinusoidalPositions(dim) if kind == "sinusoidal" else NoPositions()
-
-
-def rotate(x: Float[Tensor, "b h t d"], ordinals: Ordinals) -> Float[Tensor, "b h t d"]:
-    """Turn the pairs (x_i, x_{i + d/2}) by their position; the paper pairs neighbours, which is the same."""
-    angles = phases(ordinals, x.shape[-1] // 2, dtype=x.dtype)[:, None]
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
-
-
-def phases(ordinals: Ordinals, waves: int, *, dtype: torch.dtype) -> Float[Tensor, "#b t {waves}"]:
-    """The angle of each wave at each position, in float32 at least."""
-    wide = torch.promote_types(dtype, torch.float32)
-    rates = LONGEST_WAVE ** -(torch.arange(waves, device=ordinals.device, dtype=wide) / waves)
-    return ordinals.to(wide)[..., None] * rates

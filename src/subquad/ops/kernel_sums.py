@@ -6,14 +6,18 @@
 Bidirectional sums run over all keys. Causal ones advance a chunk at a time: keys before the chunk act
 through (S, z), keys inside it through a masked product, so that the work is matrix products.
 
-The functions named `exponential` take log phi. Exponentials of random features span hundreds of orders
-of magnitude, and no one shift keeps them all in range, so every sum carries the shifts that its own
-terms need; they cancel in the ratio, and carry no gradient:
+The functions named `exponential` take phi as amplitude * exp(log). Exponentials of random features span
+hundreds of orders of magnitude, and no one shift keeps them all in range, so every sum carries the shifts
+that its own terms need; they cancel in the ratio, and carry no gradient:
 
     sums over keys   one per feature, c_f = max_j log phi_f(k_j). A query then shifts by
-                     b_i = max_f (log phi_f(q_i) + c_f), and its denominator is never below one.
+                     b_i = max_f (log phi_f(q_i) + c_f), and without amplitudes its denominator is never
+                     below one.
     inside a chunk   one per key, since a prefix has a maximum of its own: the rows of the masked product
                      are scaled by their own largest weight, as in fused softmax.
+
+Amplitudes may be negative. Weights then cancel, and a denominator may be of any sign and as small as it
+happens to be: the ratio is what the formula says, however large, and no bound is put under it.
 """
 
 import math
@@ -31,6 +35,17 @@ Valid = Bool[Tensor, "b s"]
 HEADROOM = 40.0
 
 
+class Exponentials(NamedTuple):
+    """Features amplitude * exp(log); `log` may have one column for all."""
+
+    log: Float[Tensor, "b h t #f"]
+    amplitude: Features | None = None  # None: all are one
+
+    def shifted(self, log: Float[Tensor, "b h t #f"]) -> Float[Tensor, "b h t _"]:
+        """The features with `log` in place of their own exponents, from which it differs by shifts."""
+        return log.exp() if self.amplitude is None else self.amplitude * log.exp()
+
+
 class Sums(NamedTuple):
     """What linear attention remembers of the keys so far."""
 
@@ -43,7 +58,7 @@ class ShiftedSums(NamedTuple):
 
     S: Float[Tensor, "b h f e"]
     z: Float[Tensor, "b h f 1"]
-    c: Float[Tensor, "b h 1 f"]
+    c: Float[Tensor, "b h 1 #f"]
 
 
 def average(
@@ -69,61 +84,61 @@ def causal_average(
 
 
 def exponential_average(
-    log_q: Features, log_k: KeyFeatures, v: Float[Tensor, "b h s e"], *, valid: Valid | None
+    q: Exponentials, k: Exponentials, v: Float[Tensor, "b h s e"], *, valid: Valid | None
 ) -> Float[Tensor, "b h t e"]:
     """Every query sees every key."""
-    log_k = hidden(log_k, valid, -math.inf)
+    log_k = hidden(k.log, valid, -math.inf)
     c = largest(log_k, dim=2)
-    k = (log_k - c).exp()
-    q = (log_q + c - largest(log_q + c, dim=3)).exp()
-    return divide(q @ (k.mT @ v), q @ k.sum(2)[..., None])
+    phi_k = k.shifted(log_k - c)
+    phi_q = q.shifted(q.log + c - largest(q.log + c, dim=3))
+    return divide(phi_q @ (phi_k.mT @ v), phi_q @ phi_k.sum(2)[..., None])
 
 
 def causal_exponential_average(
-    log_q: Features,
-    log_k: KeyFeatures,
+    q: Exponentials,
+    k: Exponentials,
     v: Float[Tensor, "b h s e"],
     *,
     valid: Valid | None,
     state: ShiftedSums | None,
 ) -> tuple[Float[Tensor, "b h t e"], ShiftedSums]:
     """One chunk: every query sees the keys of earlier chunks, and those of its own up to itself."""
-    log_k = hidden(log_k, valid, -math.inf)
-    numerator, denominator, a = inside_chunk(log_q, log_k, v)
+    k = k._replace(log=hidden(k.log, valid, -math.inf))
+    numerator, denominator, a = inside_chunk(q, k, v)
     if state is not None:
-        b = largest(log_q + state.c, dim=3)
-        q = (log_q + state.c - b).exp()
+        b = largest(q.log + state.c, dim=3)
+        phi_q = q.shifted(q.log + state.c - b)
         top = torch.maximum(a, b)
-        numerator = (a - top).exp() * numerator + (b - top).exp() * (q @ state.S)
-        denominator = (a - top).exp() * denominator + (b - top).exp() * (q @ state.z)
-    return divide(numerator, denominator), remember(log_k, v, state)
+        numerator = (a - top).exp() * numerator + (b - top).exp() * (phi_q @ state.S)
+        denominator = (a - top).exp() * denominator + (b - top).exp() * (phi_q @ state.z)
+    return divide(numerator, denominator), remember(k, v, state)
 
 
 def inside_chunk(
-    log_q: Features, log_k: KeyFeatures, v: Float[Tensor, "b h s e"]
+    q: Exponentials, k: Exponentials, v: Float[Tensor, "b h s e"]
 ) -> tuple[Float[Tensor, "b h t e"], Float[Tensor, "b h t 1"], Float[Tensor, "b h t 1"]]:
     """Numerator and denominator of a chunk's own keys, to be multiplied by the exp of the third."""
-    r, m = largest(log_q, dim=3), largest(log_k, dim=3)
-    product = (log_q - r + HEADROOM).exp() @ (log_k - m + HEADROOM).exp().mT
+    r, m = largest(q.log, dim=3), largest(k.log, dim=3)
+    product = q.shifted(q.log - r + HEADROOM) @ k.shifted(k.log - m + HEADROOM).mT
     past = torch.ones(product.shape[-2:], dtype=torch.bool, device=v.device).tril()
     seen = m.mT.masked_fill(~past, -math.inf)
     M = largest(seen, dim=3)
     weights = product * (seen - M).exp()
-    peak = weights.detach().amax(-1, keepdim=True) if weights.shape[-1] else weights.new_zeros(r.shape)
+    peak = weights.detach().abs().amax(-1, keepdim=True) if weights.shape[-1] else weights.new_zeros(r.shape)
     peak = peak.masked_fill(peak == 0, 1)
     weights = weights / peak
     return weights @ v, weights.sum(-1, keepdim=True), r + M + peak.log() - 2 * HEADROOM
 
 
-def remember(log_k: KeyFeatures, v: Float[Tensor, "b h s e"], state: ShiftedSums | None) -> ShiftedSums:
+def remember(k: Exponentials, v: Float[Tensor, "b h s e"], state: ShiftedSums | None) -> ShiftedSums:
     """The sums after one more chunk, shifted anew where a feature has a new largest exponent."""
-    c = largest(log_k, dim=2)
+    c = largest(k.log, dim=2)
     if state is None:
-        k = (log_k - c).exp()
-        return ShiftedSums(k.mT @ v, k.sum(2)[..., None], c)
+        phi_k = k.shifted(k.log - c)
+        return ShiftedSums(phi_k.mT @ v, phi_k.sum(2)[..., None], c)
     c = torch.maximum(c, state.c)
-    k, old = (log_k - c).exp(), (state.c - c).exp().mT
-    return ShiftedSums(old * state.S + k.mT @ v, old * state.z + k.sum(2)[..., None], c)
+    phi_k, old = k.shifted(k.log - c), (state.c - c).exp().mT
+    return ShiftedSums(old * state.S + phi_k.mT @ v, old * state.z + phi_k.sum(2)[..., None], c)
 
 
 def largest(x: Float[Tensor, "*shape"], *, dim: int) -> Float[Tensor, "..."]:

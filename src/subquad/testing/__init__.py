@@ -4,7 +4,7 @@ With pytest:
 
     from subquad.testing import contract
 
-    @pytest.mark.parametrize("check", contract(MyAttention), ids=lambda check: check.__name__)
+    @pytest.mark.parametrize("check", list(contract(MyAttention)), ids=lambda check: check.__name__)
     def test_contract(check):
         check(MyAttention)
 

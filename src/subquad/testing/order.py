@@ -27,7 +27,7 @@ def check_causal_by_gradients(cls: type[Mechanism]) -> None:
         for name, gradient in gradients(out[:, :, t], causal).items():
             leak = gradient[:, :, t + 1 :].abs()
             assert not leak.any(), f"output {t} has a gradient up to {leak.max():.2g} in later {name}"
-            if name == "v":
+            if name == "v" and cls.traits.causal == "strict":
                 assert gradient[:, :, t].any(), f"output {t} does not see its own token"
 
 

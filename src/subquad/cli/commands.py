@@ -1,11 +1,10 @@
-"""The command line: parse, call, print. Whatever is heavy is imported by the command that needs it."""
+"""The commands: parse, call, print. Whatever is heavy is imported by the command that needs it."""
 
-import json
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,15 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from subquad.cli.output import described, print_json, show_bench, show_comparison, show_pattern
+from subquad.cli.progress import watching, working
 from subquad.experiments.asked import Benchmark, Comparison
-from subquad.experiments.spec import Row
+from subquad.files import write_whole
 
 if TYPE_CHECKING:
-    from subquad.experiments.live import Live
-    from subquad.experiments.spec import AnySpec
     from subquad.mechanism import Mechanism
     from subquad.records import Record
-    from subquad.report.cost import Scaling
 
 app = typer.Typer(
     name="subquad",
@@ -33,13 +31,15 @@ app = typer.Typer(
 )
 
 FAILED = 1
-INTERRUPTED = 130  # 128 + SIGINT, as shells count
 COMPARISON, BENCHMARK = Comparison(), Benchmark()  # their defaults
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Attention = Annotated[
     list[str],
-    typer.Option(metavar="NAME[:option=value,…]", help="A row of the table; give it once for each."),
+    typer.Option(
+        metavar="NAME[:option=value,…]",
+        help="A row of the table; give it once for each. 'all' takes every one.",
+    ),
 ]
 Lengths = Annotated[list[int], typer.Option(min=1, help="Tokens; give it once for each length.")]
 
@@ -115,7 +115,8 @@ def compare(
 @app.command()
 def bench(
     attention: Annotated[
-        list[str], typer.Argument(metavar="[NAME[:option=value,…]]…", help="Mechanisms to time.")
+        list[str],
+        typer.Argument(metavar="[NAME[:option=value,…]]…", help="Mechanisms to time; 'all' takes every one."),
     ] = list(BENCHMARK.attention),  # noqa: B006
     length: Lengths = list(BENCHMARK.lengths),  # noqa: B006
     heads: Annotated[int, number("Heads.")] = BENCHMARK.heads,
@@ -199,6 +200,36 @@ def check(
     raise typer.Exit(FAILED if failed else 0)
 
 
+@app.command("pattern")
+def draw_pattern(
+    expression: Annotated[
+        str, typer.Argument(metavar="EXPR", help="Such as 'Local(8) | Random(2, seed=1)'.")
+    ],
+    length: Annotated[int, number("Tokens.")] = 64,
+    causal: Annotated[bool, typer.Option("--causal", help="Its causal form: EXPR & CAUSAL.")] = False,
+    svg: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write it as an SVG too.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Draw a sparse pattern: which keys each query sees, and how many.
+
+    Patterns are joined by | (union) and & (intersection), and PerHead(a, b) has one for each head.
+
+    An unknown name is answered with those there are, and wrong arguments with the right ones.
+    """
+    from subquad.patterns.drawing import Drawing
+    from subquad.patterns.grammar import parse
+    from subquad.patterns.pattern import CAUSAL
+    from subquad.patterns.svg import svg as written
+
+    pattern = parse(expression)
+    drawing = Drawing.of(pattern & CAUSAL if causal else pattern, length)
+    if svg:
+        write_whole(svg, written(drawing).encode())
+    show_pattern(drawing, svg, as_json=as_json)
+
+
 @app.command("list")
 def list_known(as_json: Json = False) -> None:
     """Mechanisms with their traits and options, and tasks."""
@@ -238,106 +269,6 @@ def write_report(
     end(records)
 
 
-def show_comparison(
-    comparison: dict[str, Any], records: Sequence["Record"], page: Path, *, as_json: bool
-) -> None:
-    from subquad.report import terminal
-    from subquad.report.answer import answer
-    from subquad.report.cost import curves
-    from subquad.report.leaderboard import leaderboard
-
-    rows = leaderboard(comparison, records)
-    found = answer(comparison, rows, curves(comparison, records))
-    models = model_folders(records, page.parent)
-    if as_json:
-        return print_json(
-            {
-                "comparison": comparison,
-                "answer": asdict(found),
-                "rows": [asdict(row) for row in rows],
-                "failed": sum(record["status"] != "ok" for record in records),
-                "models": models,
-                "report": str(page),
-            }
-        )
-    console = Console()
-    console.print(terminal.quality(comparison, rows))
-    console.print(terminal.costs(comparison, rows))
-    for line in (found.sentence, *found.reasons):
-        console.print(line, markup=False, highlight=False)
-    last = [f"model: {path}" for path in models.get(found.label or "", [])[:1]] + [f"report: {page}"]
-    for line in ("", *last):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def model_folders(records: Sequence["Record"], folder: Path) -> dict[str, list[str]]:
-    """Where the trained models of each row are, by its label, in the order of the seeds."""
-    from subquad.records import Store
-
-    found: dict[str, list[str]] = {}
-    for record in records:
-        if record["kind"] == "fit" and record["status"] == "ok":
-            spec = record["spec"]
-            label = Row(attention=spec["attention"], options=spec["options"]).label
-            found.setdefault(label, []).append(str(Store(folder).model_path(record["key"])))
-    return found
-
-
-def show_bench(document: dict[str, Any], records: Sequence["Record"], *, as_json: bool) -> None:
-    from subquad.report import terminal
-    from subquad.report.cost import QUANTITIES, curves
-
-    found = curves(document, records)
-    if as_json:
-        return print_json(
-            {
-                "rows": [
-                    {**asdict(curve), "scaling": {name: scaled(curve.scaling(name)) for name in QUANTITIES}}
-                    for curve in found
-                ],
-                "machine": records[0]["machine"],
-            }
-        )
-    console = Console()
-    for quantity in QUANTITIES:
-        console.print(*terminal.lengths(found, quantity))
-
-
-def scaled(scaling: "Scaling | None") -> dict[str, Any] | None:
-    return None if scaling is None else asdict(scaling)
-
-
-def print_json(document: object) -> None:
-    print(json.dumps(document, indent=1, allow_nan=False))
-
-
-@contextmanager
-def interruptible() -> Iterator[Console]:
-    """A console on standard error, where after Ctrl-C a line says how to go on."""
-    console = Console(stderr=True, highlight=False)
-    try:
-        yield console
-    except KeyboardInterrupt:
-        console.print("interrupted; the same command goes on from here")
-        raise typer.Exit(INTERRUPTED) from None
-
-
-@contextmanager
-def working(on: str) -> Iterator[None]:
-    """On a terminal, a sign of life for what takes a few seconds."""
-    with interruptible() as console, console.status(on):
-        yield
-
-
-@contextmanager
-def watching(specs: Sequence["AnySpec"]) -> Iterator["Live"]:
-    """Progress of the runs."""
-    from subquad.experiments.live import Live
-
-    with interruptible() as console, Live(specs, console) as live:
-        yield live
-
-
 @contextmanager
 def folder(given: Path | None) -> Iterator[Path]:
     """The folder that was given, or one that vanishes."""
@@ -368,12 +299,3 @@ def mechanism_class(text: str) -> type["Mechanism"]:
     if not (isinstance(cls, type) and issubclass(cls, Mechanism)):
         raise ValueError(f"{name!r} in {package!r} is not a subclass of subquad.Mechanism")
     return cls
-
-
-def described(cls: type["Mechanism"]) -> dict[str, Any]:
-    """A mechanism's traits and options as JSON."""
-    from subquad.registry import options
-
-    claims = {field.name: getattr(cls.traits, field.name) for field in fields(cls.traits)}
-    plain = {name: dict(claim) if isinstance(claim, Mapping) else claim for name, claim in claims.items()}
-    return {"kind": "mechanism", **plain, "options": options(cls)}

@@ -1,0 +1,71 @@
+"""How a row is written, NAME:option=value,option=value, and read back.
+
+A word or a number stands as it is: "performer:features=128". Any other value is quoted, as in
+'pattern:expr="Local(64) | Random(3, seed=1)"'; a quote inside is written twice. Quotes may be left
+out where nothing is lost: a comma within parentheses belongs to the value.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+
+Option = bool | int | float | str
+
+WORD = re.compile(r"[\w.+-]+")
+NAME = re.compile(r"([^=,]+)=")
+QUOTED = re.compile(r"""(["'])((?:(?!\1).|\1\1)*)\1(?!\1)""", re.DOTALL)
+
+
+def written(attention: str, options: Mapping[str, Option]) -> str:
+    """What users type for a mechanism with these options."""
+    chosen = ",".join(f"{name}={_spelled(str(value))}" for name, value in options.items())
+    return f"{attention}:{chosen}" if chosen else attention
+
+
+def read(text: str) -> tuple[str, list[tuple[str, str]]]:
+    """The mechanism's name, and its options in their order with the text of each; `ValueError`."""
+    name, colon, rest = text.partition(":")
+    return name, list(_options(rest, text)) if colon else []
+
+
+def _options(rest: str, text: str) -> Iterator[tuple[str, str]]:
+    place = 0
+    while place <= len(rest):  # one option each time, and the comma behind it
+        named = NAME.match(rest, place)
+        if not named:
+            raise ValueError(f"{text!r} is not of the form NAME:option=value,…")
+        place = named.end()
+        if quoted := QUOTED.match(rest, place):
+            place, value = quoted.end(), quoted[2].replace(2 * quoted[1], quoted[1])
+        elif rest[place : place + 1] in {'"', "'"}:
+            raise ValueError(f"{text!r} does not end the quotes of {named[1]!r}")
+        else:
+            end = _end(rest, place, named[1])
+            place, value = end, rest[place:end]
+        if rest[place : place + 1] not in {"", ","}:
+            raise ValueError(
+                f"{text!r} has {rest[place:]!r} behind the quotes of {named[1]!r}; a comma is due"
+            )
+        yield named[1], value
+        place += 1
+
+
+def _end(rest: str, start: int, option: str) -> int:
+    """Where a value without quotes ends: at the first comma outside parentheses."""
+    depth = 0
+    for place in range(start, len(rest)):
+        if rest[place] == "," and depth == 0:
+            return place
+        depth += {"(": 1, ")": -1}.get(rest[place], 0)
+        if depth < 0:
+            break
+    if depth:
+        sign, value = "(" if depth > 0 else ")", rest[start:]
+        raise ValueError(f"{option!r} has a {sign!r} too many in {value!r}: close it, or quote the value")
+    return len(rest)
+
+
+def _spelled(value: str) -> str:
+    if WORD.fullmatch(value):
+        return value
+    quote = "'" if '"' in value and "'" not in value else '"'
+    return quote + value.replace(quote, 2 * quote) + quote

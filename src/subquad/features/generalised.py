@@ -1,0 +1,68 @@
+"""Generalised attention: random features of other kernels than softmax's.
+
+    phi(x) = f(W x') + epsilon,    x' = x / d^(1/4),    rows of W ~ N(0, I), f x d
+
+Each f is a kernel of its own, E[f(w . q') f(w . k')]: that of relu is the arc-cosine kernel of degree one,
+that of exp is exp(|q' + k'|^2 / 2), softmax's times a factor that favours long keys. None of them tends to
+softmax attention, and epsilon, added to every feature, keeps a query from seeing no key at all.
+
+Choromanski et al.: Rethinking Attention with Performers. ICLR 2021, arXiv:2009.14794, section 2.2; f, the
+scale and epsilon = 0.001 as in the authors' JAX code. Left out are those of their functions whose weights
+change sign throughout: cos, tanh and the identity.
+"""
+
+import math
+from collections.abc import Callable
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from subquad.features.directions import Projection
+from subquad.features.favor import RandomExponentials
+from subquad.features.feature_map import FeatureMap, Features, Heads
+
+FUNCTIONS: MappingProxyType[str, Callable[[Tensor], Tensor]] = MappingProxyType(
+    {
+        "relu": F.relu,
+        "abs": torch.abs,
+        "elu": lambda u: F.elu(u) + 1,
+        "gelu": F.gelu,  # down to -0.17: its weights may be negative
+        "sigmoid": torch.sigmoid,
+    }
+)
+
+
+class Generalised(FeatureMap):
+    """Features `f` of a projection."""
+
+    def __init__(self, project: Projection, *, f: Callable[[Tensor], Tensor], epsilon: float) -> None:
+        super().__init__()
+        self.project = project
+        self.f = f
+        self.epsilon = epsilon
+
+    def redraw(self, *, generator: torch.Generator) -> None:
+        self.project.redraw(generator=generator)
+
+    def forward(self, x: Heads) -> Features:
+        return self.f(self.project(x)) + self.epsilon
+
+
+class GeneralisedExponential(RandomExponentials):
+    """The same with f = exp, in log space."""
+
+    def __init__(self, project: Projection, *, epsilon: float) -> None:
+        super().__init__(project)
+        self.epsilon = epsilon
+
+    def forward(self, x: Heads) -> Features:
+        return self.project(x).exp() + self.epsilon
+
+    def log_queries(self, q: Heads) -> Features:
+        u = self.project(q)
+        return torch.logaddexp(u, torch.full_like(u, math.log(self.epsilon)))
+
+    def log_keys(self, k: Heads) -> Features:
+        return self.log_queries(k)

@@ -1,0 +1,243 @@
+"""The Compressive Transformer: what leaves the memory is not forgotten but kept, c tokens to a slot.
+
+A sequence is read in segments of l tokens. Behind a segment lie a memory of the M tokens before it and,
+behind that, a compressed memory of C slots, each made of c older tokens. Token i attends to all three and
+to its segment up to itself, at distances in slots, as Transformer-XL does to two:
+
+    out_i = relative attention of q_i over [compressed; memory; segment up to i]
+
+When a segment is full, its tokens enter the memory. The l oldest ones leave it, f_c makes l / c slots of
+them, and as many of the oldest slots are dropped. So C slots reach C c tokens further back, for work that
+is O(n (l + M + C) d), and what a stream keeps is bounded. `memories/compression.py` has f_c, and
+`memories/short_term.py` the attention.
+
+The attention-reconstruction loss asks of f_c that attention hardly notice it. It compares, for the queries
+of each segment, what they would get from the tokens about to leave the memory, and from the slots made of
+them:
+
+    penalty = weight * mean |attention(q, k, v) - attention(q, f_c(k), f_c(v))|^2
+
+by content alone, unmasked, and with q, k and v held fixed, so that of all weights only those of f_c learn
+from it.
+
+Rae, Potapenko, Jayakumar, Hillier, Lillicrap: Compressive Transformers for Long-Range Sequence Modelling.
+ICLR 2020, arXiv:1911.05507, section 3. Sizes are those of the authors' model for PG-19, and the rate is
+their best for WikiText-103. Where it departs:
+
+- f_c works on keys and values, head by head, and not on the hidden states that the paper projects
+  afterwards. For the mean that is the same, for projections are linear. A convolution here has weights of
+  its own for keys and for values and mixes within a head, and the maximum is that of projected numbers.
+- Gradients flow through both memories within one call, into f_c too, so it also learns from the task. The
+  paper stops them, and f_c learns from its loss alone. Detach the state to stop them between calls.
+- The convolution begins as the mean.
+- Dilated convolutions, most-used memories and the auto-encoding loss are left out; none did better in the
+  paper than a convolution with this loss.
+- Segments count real tokens, each row by its own clock.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from subquad.mechanism import Dims, Mechanism, Mixed, Queries, Traits, Valid
+from subquad.memories.compression import KINDS, Convolution, compressor
+from subquad.memories.literal import Row, relative_attention, row_by_row
+from subquad.memories.segments import Segments, as_batch, windows
+from subquad.memories.short_term import RelativeAttention
+from subquad.ops.padding import hide
+from subquad.ops.precision import no_autocast, wide
+
+Line = Float[Tensor, "b h _ c"]  # tokens or slots, one after the other
+
+
+class Memory(NamedTuple):
+    """What is remembered between chunks, keys and values side by side; all zeros before the first."""
+
+    compressed: Float[Tensor, "b h g c"]  # slots made of what left the memory, the latest last
+    past: Float[Tensor, "b h m c"]  # the tokens before the unfinished segment, the latest last
+    unfinished: Float[Tensor, "b h l c"]  # the segment being filled; zeros in its free slots
+    filled: Int[Tensor, " b"]  # tokens in the unfinished segment
+    held: Int[Tensor, " b"]  # how often `rate` tokens are in the past, or a slot in the compressed memory
+
+
+class CompressiveAttention(Mechanism):
+    """Relative attention to one's own segment, to a memory of tokens, and to one of compressed tokens.
+
+    `segment`: tokens per segment. `memory`: tokens before it that are kept as they are. `compressed`: slots
+    for older ones, `rate` tokens to a slot; `segment` and `memory` must be multiples of `rate`.
+    `compression`: how a slot is made, `convolution`, `mean` or `max`. `penalty()` is `weight` times the
+    attention-reconstruction loss; it is there in training, where a convolution learns from it, and zero
+    otherwise.
+
+    Approximates causal softmax attention with relative positions: exact for the segment and the memory
+    before it, by a slot for every `rate` tokens further back, and blind to what is older still. Where a
+    sequence fits into a segment and its memory nothing is compressed, and it equals `transformer-xl`; it
+    then equals plain softmax attention if, besides, u, v and W_R are zero.
+
+    Not for sequences that a segment and its memory hold: there it is `transformer-xl`, with weights that
+    nothing trains. Nor for recalling single old tokens exactly, which a slot has mixed with their
+    neighbours.
+    """
+
+    traits = Traits(
+        name="compressive",
+        paper="arXiv:1911.05507",
+        family="memory",
+        causal="strict",
+        state="bounded",
+        tiny={"segment": 4, "memory": 6, "compressed": 3, "rate": 2},
+    )
+
+    def __init__(
+        self,
+        dims: Dims,
+        *,
+        causal: bool,
+        segment: int = 512,
+        memory: int = 512,
+        compressed: int = 512,
+        rate: int = 4,
+        compression: str = "convolution",
+        weight: float = 1.0,
+    ) -> None:
+        super().__init__(dims, causal=causal)
+        sizes = {"segment": segment, "memory": memory, "compressed": compressed, "rate": rate}
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"'compressive': {name} must be at least 1, not {size!r}")
+        for name in ("segment", "memory"):
+            if sizes[name] % rate:
+                raise ValueError(
+                    f"'compressive': {name} must be a multiple of rate={rate}, so that no token is left "
+                    f"over, not {sizes[name]!r}: take {-(-sizes[name] // rate) * rate}, or another rate"
+                )
+        if compression not in KINDS:
+            raise ValueError(
+                f"'compressive': unknown compression {compression!r}; it is one of {', '.join(KINDS)}"
+            )
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"'compressive': weight must be zero or a positive number, not {weight!r}")
+        self.segment, self.memory, self.compressed, self.rate = segment, memory, compressed, rate
+        self.weight = weight
+        self.attention = RelativeAttention(dims.heads, dims.head_dim)
+        self.f_c = compressor(compression, heads=dims.heads, head_dim=dims.head_dim, rate=rate)
+        self._loss = torch.zeros(())
+
+    def definition(self, q: Queries, k: Queries, v: Queries, *, valid: Valid | None = None) -> Mixed:
+        """Row by row without its padding: two queues, and a segment after the other."""
+        return row_by_row(self._define, q, k, v, valid=valid)
+
+    def _define(self, q: Row, k: Row, v: Row) -> Row:
+        tokens, outputs = torch.cat([k, v], -1), [q[:, :0]]
+        compressed = memory = tokens[:, :0]
+        for start in range(0, q.shape[1], self.segment):
+            leaving = max(memory.shape[1] - self.memory, 0)
+            old, memory = memory[:, :leaving], memory[:, leaving:]
+            for first in range(0, leaving, self.rate):
+                slot = self._compress(*old[:, first : first + self.rate].chunk(2, -1))
+                compressed = torch.cat([compressed, slot], 1)[:, -self.compressed :]
+            now = slice(start, start + self.segment)
+            memory = torch.cat([memory, tokens[:, now]], 1)
+            seen = torch.cat([compressed, memory], 1)
+            outputs.append(
+                relative_attention(q[:, now], *seen.chunk(2, -1), weights=self.attention, reach=seen.shape[1])
+            )
+        return torch.cat(outputs, 1)
+
+    def _compress(self, *k_and_v: Row) -> Float[Tensor, "h 1 c"]:
+        """One slot."""
+        if isinstance(self.f_c, Convolution):
+            A, b = self.f_c.A, self.f_c.b
+            slot = [torch.einsum("hrd,hrde->he", x, A[n]) + b[n] for n, x in enumerate(k_and_v)]
+        else:
+            slot = [x.mean(1) if self.f_c.kind == "mean" else x.max(1).values for x in k_and_v]
+        return torch.cat(slot, -1)[:, None]
+
+    def forward(self, q: Queries, k: Queries, v: Queries, *, valid: Valid | None = None) -> Mixed:
+        return self.step(q, k, v, valid=valid)[0]
+
+    def step(
+        self, q: Queries, k: Queries, v: Queries, *, valid: Valid | None = None, state: Memory | None = None
+    ) -> tuple[Mixed, Memory]:
+        self.require_equal_lengths(q, k)
+        l, m, g, c, dtype = self.segment, self.memory, self.compressed, self.rate, q.dtype
+        with no_autocast(q):
+            q, k, v = wide(*hide(valid, q, k, v))
+            tokens = torch.cat([k, v], -1)
+            memory = self._empty(tokens) if state is None else state
+            filled = None if state is None else state.filled
+            segments = Segments.place(q, size=l, valid=valid, filled=filled)
+            queries, slots = segments.queries(q), segments.keys(tokens, memory.unfinished)
+            line = torch.cat([memory.past, slots.flatten(2, 3)], 2)
+            made = torch.cat([memory.compressed, self.f_c(line[:, :, : segments.count * l])], 2)
+            before = segments.before(memory.held, each=l // c)
+            mixed = self.attention.by_segment(
+                queries,
+                self._window(line, made, segments),
+                segments=segments,
+                held=c * before.clamp(max=m // c) + (before - m // c).clamp(0, g),
+                reach=g + m + l,
+            )
+            self._loss = self._reconstruction(queries, line, segments, before)
+            past, unfinished = segments.after(line, width=m + l, stride=l).split([m, l], 2)
+            compressed = segments.after(made, width=g, stride=l // c)
+            held = (memory.held + l // c * segments.done()).clamp(max=m // c + g)
+            return segments.outputs(mixed).to(dtype), Memory(
+                compressed, past, unfinished, segments.filled(), held
+            )
+
+    def penalty(self) -> Float[Tensor, ""]:
+        return self.weight * self._loss
+
+    def _empty(self, tokens: Line) -> Memory:
+        """What is remembered before the first token."""
+        b, h, _, c = tokens.shape
+        count = torch.zeros(b, dtype=torch.int64, device=tokens.device)
+        sizes = (self.compressed, self.memory, self.segment)
+        compressed, past, unfinished = (tokens.new_zeros(b, h, slots, c) for slots in sizes)
+        return Memory(compressed, past, unfinished, count, count)
+
+    def _window(self, line: Line, made: Line, segments: Segments) -> Float[Tensor, "b h n s c"]:
+        """What each segment attends to: compressed memory, memory, itself; without what must be empty."""
+        l, m, g, c = self.segment, self.memory, self.compressed, self.rate
+        tokens = segments.most_before(m + g * c)
+        uncompressed = min(tokens, m)
+        near = windows(line, count=segments.count, width=m + l, stride=l)
+        far = windows(made, count=segments.count, width=g, stride=l // c)
+        near = near[:, :, :, m - uncompressed :]
+        return torch.cat([far[:, :, :, g - (tokens - uncompressed) // c :], near], 3)
+
+    def _reconstruction(
+        self,
+        queries: Float[Tensor, "b h n w d"],
+        line: Line,
+        segments: Segments,
+        before: Int[Tensor, "b n"],
+    ) -> Float[Tensor, ""]:
+        """The attention-reconstruction loss, for what leaves the memory when each segment is full."""
+        l, m, c = self.segment, self.memory, self.rate
+        leaving = min(l, m)
+        first = (m - leaving) // l + 1 if segments.new else 0  # before that there is nothing to leave
+        count = segments.count - first
+        if not (self.training and isinstance(self.f_c, Convolution) and self.weight and count > 0):
+            return queries.new_zeros(())
+        old = windows(line.detach(), count=segments.count, width=leaving, stride=l)[:, :, first:]
+        new = self.f_c(old.flatten(2, 3)).unflatten(2, (count, leaving // c))
+        there = torch.arange(leaving, device=before.device) >= m - c * before[:, first:, None]
+        some = there.any(-1, keepdim=True)
+        seen = (there | ~some).flatten(0, 1)[:, None, None]
+        q = as_batch(queries[:, :, first:].detach())
+        old_mixed, new_mixed = (
+            F.scaled_dot_product_attention(q, *as_batch(x).chunk(2, -1), attn_mask=seen[..., ::step])
+            for x, step in ((old, 1), (new, c))
+        )
+        readers = segments.real()[:, first:] & some
+        error = (old_mixed - new_mixed).square().mean(-1).masked_fill(~readers.flatten(0, 1)[:, None], 0)
+        return error.sum() / (readers.sum() * self.dims.heads).clamp(min=1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_loss": torch.zeros(())}  # its graph cannot be copied

@@ -1,0 +1,160 @@
+"""cosFormer: rectified dot products, and a preference for what is near.
+
+    out_i = sum_j a_ij v_j / sum_j a_ij,    a_ij = (relu(q_i) . relu(k_j)) cos(pi/2 (i - j) / M)
+
+With angles t_i = pi/2 i / M the cosine of a difference is cos t_i cos t_j + sin t_i sin t_j, so that the
+weight is a dot product of features twice as wide, all of them non-negative:
+
+    phi_i(x) = [relu(x) cos t_i, relu(x) sin t_i],    a_ij = phi_i(q_i) . phi_j(k_j)
+
+i and j count the real tokens of a row. M must not be less than the length: in the bidirectional form it is
+the row's own length, and in the causal one `Dims.max_len`, for the length is not known until the last token.
+
+Qin et al.: cosFormer: Rethinking Softmax in Attention. ICLR 2022, arXiv:2202.08791, on cos-based
+re-weighting. Departs from the authors' code in M, which there is the length of the padded batch in both
+forms; in its denominator, which is clamped there; and in having no cross-attention, where M is the greater
+of two lengths: a mask of keys says nothing of the places of queries.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from subquad.mechanism import Dims, Keys, Mechanism, Mixed, Queries, State, Traits, Valid, Values
+from subquad.ops.kernel_sums import Sums, average, causal_average, divide
+from subquad.ops.padding import hide
+from subquad.ops.precision import no_autocast, wide
+from subquad.ops.scan import scan
+
+CHUNK = 64  # tokens, as in the rest of the kernel family
+
+
+class Past(NamedTuple):
+    """The sums over the keys so far, and how many there were."""
+
+    S: Float[Tensor, "b h f e"]
+    z: Float[Tensor, "b h f 1"]
+    count: Int[Tensor, " b"]
+
+
+class CosFormer(Mechanism):
+    """Weights fall with distance as a quarter of a cosine, over the whole length.
+
+    Approximates nothing: it keeps two properties of softmax attention, weights that are not negative and
+    that concentrate on near tokens, and is equal to it for no options. The causal form asks for
+    `Dims.max_len`, and refuses a sequence or a stream of more real tokens than that.
+
+    Not for streams without an end, since the reach of the cosine is fixed beforehand, nor for keys that must
+    be found wherever they stand. Where no feature of a query and of the keys it sees is above zero at once,
+    its weights are all zero, and so is its output.
+    """
+
+    traits = Traits(
+        name="cosformer",
+        paper="arXiv:2202.08791",
+        family="kernel",
+        bidirectional=True,
+        causal="strict",
+        state="bounded",
+    )
+
+    def __init__(self, dims: Dims, *, causal: bool) -> None:
+        super().__init__(dims, causal=causal)
+        if causal and dims.max_len is None:
+            raise ValueError("'cosformer' weighs by distance over the greatest length: set Dims.max_len")
+
+    def definition(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
+        """Row by row, without its padding."""
+        self.require_equal_lengths(q, k)
+        out = torch.zeros_like(v)
+        for row in range(len(q)):
+            real = slice(None) if valid is None else valid[row]
+            own_q, own_k, own_v = q[row][:, real], k[row][:, real], v[row][:, real]
+            n = own_q.shape[1]
+            M = self.dims.max_len if self.causal and self.dims.max_len is not None else n
+            i = torch.arange(n, dtype=q.dtype, device=q.device)
+            weights = own_q.relu() @ own_k.relu().mT * (math.pi / 2 * (i[:, None] - i) / M).cos()
+            if self.causal:
+                weights = weights.tril()
+            out[row, :, real] = divide((weights @ own_v)[None], weights.sum(-1, keepdim=True)[None])[0]
+        return out
+
+    def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
+        if self.causal:
+            return self.step(q, k, v, valid=valid)[0]
+        self.require_equal_lengths(q, k)
+        with no_autocast(q):
+            wide_q, wide_k, wide_v = wide(*hide(valid, q, k, v))
+            M = counted(valid, like=wide_q).clamp(min=1)
+            angles = math.pi / 2 * places(valid, like=wide_q) / M[:, None]
+            out = average(features(wide_q, angles), features(wide_k, angles), wide_v, valid=valid)
+        return out.to(v.dtype)
+
+    def step(
+        self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, state: Past | None = None
+    ) -> tuple[Mixed, State]:
+        if not self.causal:
+            return super().step(q, k, v, valid=valid, state=state)
+        self.require_equal_lengths(q, k)
+        self._require_room(q, valid, state)
+        with no_autocast(q):
+            out, state = scan(self._chunk, q, k, v, valid=valid, state=state, chunk=CHUNK)
+        return out.to(v.dtype), state
+
+    def _chunk(
+        self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: Past | None
+    ) -> tuple[Mixed, Past]:
+        assert self.dims.max_len is not None
+        q, k, v = wide(*hide(valid, q, k, v))
+        place = places(valid, like=q)
+        count = counted(valid, like=q)
+        if state is not None:
+            place, count = place + state.count[:, None], count + state.count
+        angles = math.pi / 2 / self.dims.max_len * place
+        out, sums = causal_average(
+            features(q, angles),
+            features(k, angles),
+            v,
+            valid=valid,
+            state=None if state is None else Sums(state.S, state.z),
+        )
+        return out, Past(*sums, count)
+
+    def _require_room(self, q: Queries, valid: Valid | None, state: Past | None) -> None:
+        """Raise `ValueError` for more real tokens than `max_len`; looks into tensors only where it must."""
+        assert self.dims.max_len is not None
+        if state is None and q.shape[2] <= self.dims.max_len:
+            return
+        count = counted(valid, like=q)
+        if state is not None:
+            count = count + state.count
+        if len(q) and (longest := int(count.max())) > self.dims.max_len:
+            raise ValueError(
+                f"'cosformer' was built for {self.dims.max_len} tokens, not {longest}: "
+                "set a greater Dims.max_len"
+            )
+
+
+def counted(valid: Valid | None, *, like: Queries) -> Int[Tensor, " b"]:
+    """The real tokens of each row."""
+    batch, _, length, _ = like.shape
+    if valid is None:
+        return torch.full((batch,), length, device=like.device)
+    return valid.sum(1)
+
+
+def places(valid: Valid | None, *, like: Queries) -> Float[Tensor, "b t"]:
+    """How many real tokens of its row stand before each token."""
+    batch, _, length, _ = like.shape
+    if valid is None:
+        return torch.arange(length, dtype=like.dtype, device=like.device).expand(batch, -1)
+    return (valid.cumsum(1) - 1).clamp(min=0).to(like.dtype)
+
+
+def features(x: Queries, angles: Float[Tensor, "b t"]) -> Float[Tensor, "b h t f"]:
+    """phi, for tokens at `angles`."""
+    x, angles = x.relu(), angles[:, None, :, None]
+    return torch.cat([x * angles.cos(), x * angles.sin()], -1)

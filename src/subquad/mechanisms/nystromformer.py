@@ -1,0 +1,149 @@
+"""Nystromformer: softmax attention reconstructed from its entries at a few landmarks, by the Nystrom method.
+
+    out = F Z B V + convolution(V)
+    F = softmax(Q K~^T / sqrt(d)),  A = softmax(Q~ K~^T / sqrt(d)),  B = softmax(Q~ K^T / sqrt(d))
+
+The landmarks Q~ and K~ are the means of m contiguous segments of the queries and keys, and Z is the
+pseudo-inverse of the m x m matrix A, approached by `iterations` of
+
+    Z <- Z (13 I - A Z (15 I - A Z (7 I - A Z))) / 4,    Z_0 = A^T / (|A|_1 |A|_inf)
+
+Read from the right, nothing larger than n x m is ever formed: O(n m d + m^3).
+
+Xiong, Zeng, Chakraborty, Tan, Fung, Li, Singh: Nystromformer: A Nystrom-Based Algorithm for Approximating
+Self-Attention. AAAI 2021, arXiv:2102.03902, sections 3.2 to 3.4. How it is laid out here, and where it
+departs:
+
+- The norms in Z_0 are each matrix's own; the authors' code takes the largest of the batch, and so lets an
+  example depend on its neighbours.
+- Segments are those of a row's real tokens, whatever their number: lengths need not be multiples of m. A
+  row of at most m tokens has a landmark for each.
+- The convolution, over each head's values, sees the row's real tokens side by side.
+- There is no causal form: every landmark but the first is a mean that knows later tokens.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from subquad.mechanism import Dims, Keys, Mechanism, Mixed, Queries, Traits, Valid, Values
+from subquad.ops.landmarks import Segments
+from subquad.ops.masked_softmax import masked_softmax
+from subquad.ops.packing import Packing
+from subquad.ops.padding import hide
+from subquad.ops.precision import no_autocast, wide
+
+Row = Float[Tensor, "h n d"]
+RowValues = Float[Tensor, "h n e"]
+Square = Float[Tensor, "b h m m"]
+
+
+class Nystromformer(Mechanism):
+    """Softmax attention by way of `landmarks`, and a convolution of the values beside it.
+
+    `landmarks`: m. `iterations`: of the pseudo-inverse; six suffice for landmarks that differ little from
+    each other, more are needed the nearer A is to a singular matrix. `kernel`: tokens that the depthwise
+    convolution spans, one kernel a head; an odd number, or 0 for no convolution.
+
+    Approximates softmax attention, well where its matrix has rank m and the landmarks span it. It equals
+    softmax attention where there are as many landmarks as tokens, the iterations have converged and there is
+    no convolution.
+
+    Not for causal models or cross-attention. Not for tokens whose order in time says nothing, for segments
+    then average unlike tokens and the landmarks come to resemble one another.
+    """
+
+    traits = Traits(
+        name="nystromformer",
+        paper="arXiv:2102.03902",
+        family="low rank",
+        bidirectional=True,
+        limit={"landmarks": 24, "iterations": 30, "kernel": 0},
+        tiny={"landmarks": 7, "kernel": 5},
+    )
+
+    def __init__(
+        self, dims: Dims, *, causal: bool, landmarks: int = 64, iterations: int = 6, kernel: int = 33
+    ) -> None:
+        super().__init__(dims, causal=causal)
+        for name, size in (("landmarks", landmarks), ("iterations", iterations)):
+            if size < 1:
+                raise ValueError(f"'nystromformer': {name} must be at least 1, not {size!r}")
+        if kernel < 0 or (kernel > 0 and kernel % 2 == 0):
+            raise ValueError(f"'nystromformer': kernel must be odd, or 0 for none, not {kernel!r}")
+        self.landmarks, self.iterations, self.kernel = landmarks, iterations, kernel
+        if kernel:
+            bound = kernel**-0.5  # torch's for a convolution
+            self.skip = nn.Parameter(torch.empty(dims.heads, kernel).uniform_(-bound, bound))
+
+    def definition(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
+        out = torch.zeros_like(v)
+        for row in range(len(q)):
+            real = slice(None) if valid is None else valid[row]
+            tokens = [x[row][:, real] for x in (q, k, v)]
+            if tokens[0].shape[1]:
+                out[row, :, real] = self._define(*tokens)
+        return out
+
+    def _define(self, q: Row, k: Row, v: RowValues) -> RowValues:
+        """One row without padding."""
+        n, d = q.shape[1:]
+        m = min(self.landmarks, n)
+        segments = [[t for t in range(n) if t * m // n == j] for j in range(m)]
+        q_landmarks, k_landmarks = (torch.stack([x[:, s].mean(1) for s in segments], 1) for x in (q, k))
+        F = (q @ k_landmarks.mT / d**0.5).softmax(-1)
+        A = (q_landmarks @ k_landmarks.mT / d**0.5).softmax(-1)
+        B = (q_landmarks @ k.mT / d**0.5).softmax(-1)
+        norms = torch.linalg.matrix_norm(A, ord=1) * torch.linalg.matrix_norm(A, ord=torch.inf)
+        Z, I = A.mT / norms[:, None, None], torch.eye(m).to(A)
+        for _ in range(self.iterations):
+            Z = Z @ (13 * I - A @ Z @ (15 * I - A @ Z @ (7 * I - A @ Z))) / 4
+        out = F @ Z @ B @ v
+        if self.kernel:
+            around = functional.pad(v, (0, 0, self.kernel // 2, self.kernel // 2))
+            for offset in range(self.kernel):
+                out = out + self.skip[:, offset, None, None] * around[:, offset : offset + n]
+        return out
+
+    def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
+        self.require_equal_lengths(q, k)
+        if q.shape[2] == 0:
+            return v
+        with no_autocast(q):
+            packing = Packing.of(valid, like=k)
+            tokens = wide(*hide(valid, q, k, v))
+            wide_q, wide_k, wide_v = (packing.pack(x) for x in tokens)
+            return packing.unpack(self._attend(wide_q, wide_k, wide_v, packing)).to(v.dtype)
+
+    def _attend(self, q: Queries, k: Keys, v: Values, packing: Packing) -> Mixed:
+        """What packed tokens get, from the right: B V, then Z (B V), then F (Z B V)."""
+        length = q.shape[2]
+        segments = Segments.cut(packing.count, landmarks=min(self.landmarks, length), length=length)
+        q_landmarks, k_landmarks = segments.means(q), segments.means(k)
+        both = (segments.real[:, :, None] & segments.real[:, None, :])[:, None]
+        A = masked_softmax(q_landmarks @ k_landmarks.mT / q.shape[-1] ** 0.5, seen=both)
+        seen = None if packing.valid is None else packing.valid[:, None, None, :]
+        BV = functional.scaled_dot_product_attention(q_landmarks, k, v, attn_mask=seen)
+        ZBV = pseudo_inverse(A, iterations=self.iterations) @ BV
+        real = segments.real[:, None, None, :]
+        out = functional.scaled_dot_product_attention(q, k_landmarks, ZBV, attn_mask=real)
+        if self.kernel:
+            out = out + functional.conv2d(
+                v,
+                self.skip.to(v.dtype)[:, None, :, None],
+                padding=(self.kernel // 2, 0),
+                groups=self.dims.heads,
+            )
+        return out
+
+
+def pseudo_inverse(A: Square, *, iterations: int) -> Square:
+    """Section 3.3: each matrix by itself. Rows and columns of zeros stay so."""
+    norms = A.sum(-2).amax(-1) * A.sum(-1).amax(-1)  # its entries are weights: none is negative
+    Z = A.mT / norms.clamp(min=0.5)[..., None, None]  # a matrix with a row of weights has norms from 1 up
+    I = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+    for _ in range(iterations):
+        AZ = A @ Z
+        Z = Z @ (13 * I - AZ @ (15 * I - AZ @ (7 * I - AZ))) / 4
+    return Z

@@ -1,0 +1,219 @@
+"""Reformer: attention among tokens that a locality-sensitive hash puts into the same bucket.
+
+    out_i = sum_{j in P_i} a_ij v_j,    a_ij = softmax_{j in P_i}(q_i . k_j / sqrt(d)),    k_j = q_j / |q_j|
+
+Queries serve as keys, so that what hashes alike attends alike. A round of hashing rotates them at random, and
+a bucket is the coordinate, of either sign, that comes out largest:
+
+    h(x) = argmax [x R; -x R],    R ~ N(0, 1), d x buckets / 2
+
+Tokens are sorted by (bucket, position) and cut into chunks of c. In round r, P_i^r holds those of i's
+bucket in its chunk and in the chunk before. Similar tokens miss each other in one round, hardly in many,
+and P_i is the union of them: a pair found in N_ij rounds has log N_ij taken off its score in each, and the
+rounds add up by their log-sum-exp. A token sees itself only where it sees nothing else, since its key is
+all too like its query. With about n / c buckets a round costs O(n c d), besides the sorting.
+
+Kitaev, Kaiser, Levskaya: Reformer: The Efficient Transformer. ICLR 2020, arXiv:2001.04451, section 2 and
+appendix A. How it is laid out here, and where it departs:
+
+- The number of buckets is n / c, rounded up to an even number, for a row's own n real tokens; padding is
+  sorted behind them. Rows of at most c tokens have one bucket, and attend to all of it.
+- A hash over n / c coordinates costs n^2 d / c. Beyond 64 buckets it is the product of several hashes, as in
+  the authors' code, and hashing costs O(n log n).
+- The first chunk has nothing before it. In the authors' code it sees the last chunk of another round.
+- Rotations are drawn once, from `seed` and the layer, and not at every call: the same input always comes out
+  the same. `redraw` draws others. All heads share them.
+- Which tokens share a chunk depends on all of the sequence, so only values are causal.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from subquad.mechanism import Dims, Mechanism, Mixed, Queries, Traits, Valid, Values
+from subquad.ops.buckets import Buckets, look_back
+from subquad.ops.generators import seeded
+from subquad.ops.padding import hide
+from subquad.ops.precision import no_autocast, wide
+
+Row = Float[Tensor, "h n d"]
+
+WIDEST = 64  # buckets of one hash; more are a product of hashes
+HASHES = 4  # in such a product, enough for sixteen million chunks
+ALONE = -1e5  # the score of a token with itself; paper, appendix A
+
+
+class Reformer(Mechanism):
+    """Softmax attention with shared queries and keys, over the tokens that LSH finds.
+
+    `bucket`: c, the tokens of a chunk and of an average bucket. `rounds` of hashing, from `seed`. Chunks hold
+    strays of other buckets; `strays` attends to them too, as most implementations do. `duplicates` leaves out
+    the correction of pairs found in several rounds, which then weigh more; it saves time.
+
+    Approximates softmax attention whose queries are its keys, by the few large weights of each query. It
+    never equals softmax attention of queries and keys apart, but equals its own full form, over all keys,
+    where all tokens stand in one bucket and the chunks reach them all: rows of at most `bucket` tokens
+    always do.
+
+    Not for cross-attention, streaming, or language models: causal outputs do not see later values, but later
+    tokens change which earlier ones are looked at. Not for sequences of a few hundred tokens, where rounds of
+    sorting cost more than full attention.
+    """
+
+    R: Float[Tensor, "levels r d f"]
+
+    traits = Traits(
+        name="reformer",
+        paper="arXiv:2001.04451",
+        family="content",
+        bidirectional=True,
+        causal="values",
+        normalised=True,
+        tiny={"bucket": 3, "rounds": 2},
+    )
+
+    def __init__(
+        self,
+        dims: Dims,
+        *,
+        causal: bool,
+        bucket: int = 64,
+        rounds: int = 8,
+        strays: bool = False,
+        duplicates: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(dims, causal=causal)
+        for name, size in (("bucket", bucket), ("rounds", rounds)):
+            if size < 1:
+                raise ValueError(f"'reformer': {name} must be at least 1, not {size!r}")
+        self.bucket, self.rounds = bucket, rounds
+        self.strays, self.duplicates = strays, duplicates
+        self.register_buffer("R", torch.empty(HASHES, rounds, dims.head_dim, WIDEST // 2))
+        self.redraw(generator=seeded(seed, dims.layer))
+
+    def redraw(self, *, generator: torch.Generator) -> None:
+        self.R.copy_(torch.randn(self.R.shape, dtype=torch.float64, generator=generator))
+
+    def projections(self) -> dict[str, int]:
+        return dict.fromkeys(("q", "v"), self.dims.head_dim)
+
+    def definition(self, q: Queries, v: Values, *, valid: Valid | None = None) -> Mixed:
+        """Row by row without its padding, as a softmax over the pairs that are in P."""
+        out = torch.zeros_like(v)
+        for row in range(len(q)):
+            real = slice(None) if valid is None else valid[row]
+            x, y = q[row][:, real], v[row][:, real]
+            times = torch.stack([self._pairs(x, round) for round in range(self.rounds)]).sum(0)
+            if self.causal:
+                times = times.tril()
+            self_only = torch.eye(x.shape[1], dtype=torch.int64, device=q.device).expand_as(times)
+            others = times - times * self_only
+            times = torch.where(others.sum(-1, keepdim=True) > 0, others, self_only)
+            scores = x @ (x / x.norm(dim=-1, keepdim=True)).mT / x.shape[-1] ** 0.5
+            if self.duplicates:
+                scores = scores + times.clamp(min=1).log()
+            out[row][:, real] = scores.masked_fill(times == 0, -torch.inf).softmax(-1) @ y
+        return out
+
+    def _pairs(self, x: Row, round: int) -> Bool[Tensor, "h n n"]:
+        """Which tokens one round lets a token see, itself included."""
+        n = x.shape[1]
+        bucket = torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)
+        for level, size in reversed(list(enumerate(hash_sizes(n, self.bucket)))):
+            if size > 1:
+                rotated = x @ self.R[level, round, :, : size // 2].to(x.dtype)
+                bucket = size * bucket + torch.cat([rotated, -rotated], -1).argmax(-1)
+        place = (bucket * n + torch.arange(n, device=x.device)).argsort(-1).argsort(-1)
+        back = (place // self.bucket)[:, :, None] - (place // self.bucket)[:, None]
+        near = (back == 0) | (back == 1)
+        return near if self.strays else near & (bucket[:, :, None] == bucket[:, None])
+
+    def forward(self, q: Queries, v: Values, *, valid: Valid | None = None) -> Mixed:
+        self.require_equal_lengths(q, v)
+        with no_autocast(q):
+            wide_q, wide_v = wide(*hide(valid, q, q, v)[1:])
+            real = torch.ones_like(q[:, 0, :, 0], dtype=torch.bool) if valid is None else valid
+            bucket = self._hash(wide_q.detach(), real)
+            rounds = [Buckets.of(bucket[:, r], size=self.bucket) for r in range(self.rounds)]
+            marks = torch.stack([self._marks(bucket[:, r], x, real) for r, x in enumerate(rounds)], -1)
+            found = [self._attend(wide_q, wide_v, marks, round=r, buckets=x) for r, x in enumerate(rounds)]
+            share = torch.stack([mass for _, mass in found]).softmax(0)
+            return torch.stack([out for out, _ in found]).mul(share).sum(0).to(v.dtype)
+
+    def _hash(self, x: Queries, real: Bool[Tensor, "b n"]) -> Int[Tensor, "b r h n"]:
+        """The bucket of each token in each round, by the number of tokens in its row."""
+        most = -(-x.shape[2] // self.bucket)
+        levels = next(level for level in range(1, HASHES + 1) if most <= WIDEST**level)
+        columns = WIDEST // 2 if levels > 1 else max(1, -(-most // 2))
+        bucket = torch.zeros((), dtype=torch.int64, device=x.device)
+        left = even((-(-real.sum(1) // self.bucket)).clamp(min=1))
+        for level in reversed(range(levels)):
+            size = even(-(-left // WIDEST**level))
+            left = -(-left // size)
+            half = size[:, None, None, None] // 2
+            rotated = x[:, None] @ self.R[level, :, None, :, :columns].to(x.dtype)
+            beyond = torch.arange(columns, device=x.device) >= half[..., None]
+            column = rotated.abs().masked_fill(beyond, -1).argmax(-1)
+            negative = rotated.gather(-1, column[..., None])[..., 0] < 0
+            bucket = size[:, None, None, None] * bucket + column + half * negative
+        return bucket.masked_fill(~real[:, None, None], torch.iinfo(torch.int32).max // 4)
+
+    def _marks(
+        self, bucket: Int[Tensor, "b h n"], buckets: Buckets, real: Bool[Tensor, "b n"]
+    ) -> Int[Tensor, "b h n"]:
+        """Numbers of which the difference is 0 or 1 just where the first token may see the second.
+
+        In the sorted order chunks ascend with buckets, so that another bucket is at least two away.
+        """
+        chunk = buckets.place // self.bucket
+        mark = chunk if self.strays else 2 * bucket + chunk
+        return mark.masked_fill(~real[:, None], PADDING).to(torch.int32)
+
+    def _attend(
+        self, q: Queries, v: Values, marks: Int[Tensor, "b h n r"], *, round: int, buckets: Buckets
+    ) -> tuple[Mixed, Float[Tensor, "b h n 1"]]:
+        """What one round gives, and the logarithm of its weight."""
+        position = torch.arange(q.shape[2], device=q.device).expand(marks.shape[:3])
+        i, x, mark = buckets.chunk(position), buckets.chunk(q), buckets.chunk(marks, fill=PADDING)
+        j, k, marked = look_back(i), look_back(F.normalize(x, dim=-1)), look_back(mark, fill=NOTHING)
+        seen = near(mark[..., round], marked[..., round])
+        if self.causal:
+            seen = seen & (j[..., None, :] <= i[..., None])
+        scores = x @ k.mT / x.shape[-1] ** 0.5
+        if self.rounds > 1 and not self.duplicates:
+            times = torch.zeros_like(scores)
+            for r in range(self.rounds):
+                times = times + near(mark[..., r], marked[..., r])
+            scores = scores - times.clamp(min=1).log()
+        scores = scores.masked_fill(j[..., None, :] == i[..., None], ALONE)
+        scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
+        mass = scores.logsumexp(-1, keepdim=True)
+        out = (scores - mass).exp() @ look_back(buckets.chunk(v))
+        return buckets.unchunk(out), buckets.unchunk(mass)
+
+
+PADDING, NOTHING = -4, -8  # marks that are near to none but themselves
+
+
+def near(mark: Int[Tensor, "b h m c"], marked: Int[Tensor, "b h m k"]) -> Bool[Tensor, "b h m c k"]:
+    """Which tokens of a chunk see which, by their marks."""
+    return (mark[..., None] - marked[..., None, :]) >> 1 == 0
+
+
+def hash_sizes(n: int, c: int) -> list[int]:
+    """The buckets of the hashes whose product has about n / c: the first is the finest part of the number."""
+    left, sizes = 1 if n <= c else 2 * -(-n // (2 * c)), []
+    while left > WIDEST ** len(sizes):
+        sizes.append(0)
+    for level in reversed(range(len(sizes))):
+        size = -(-left // WIDEST**level)
+        sizes[level] = size if size == 1 else size + size % 2
+        left = -(-left // sizes[level])
+    return sizes
+
+
+def even(count: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
+    """The next even number, or one."""
+    return count + (count % 2) * (count > 1)

@@ -1,0 +1,117 @@
+"""Attention over the pairs of a sparse pattern: the core of local attention, BigBird and their relatives.
+
+    out_i = sum_{j in S_i} softmax_j(q_i . k_j / sqrt(d)) v_j
+
+S_i, the keys that query i sees, depend on positions only, and a key that several rules allow counts once.
+Work and memory grow with the pairs (`patterns/running.py` says how). Positions count real tokens, row by row,
+and what depends on the length depends on each row's own.
+
+On CUDA, sequences without padding go through FlexAttention, which sees the same pairs.
+
+A stream keeps all keys and values, since a pattern may reach back to the first, but reads only those that the
+new queries see.
+
+Lin, Wang, Liu, Qiu: A Survey of Transformers. AI Open 2022, arXiv:2106.04554, section 4.1, has the family.
+"""
+
+from abc import abstractmethod
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from subquad.mechanism import Dims, Keys, Mechanism, Mixed, Queries, Valid, Values
+from subquad.ops.packing import Packing, take
+from subquad.ops.precision import no_autocast, wide
+from subquad.patterns import CAUSAL, Pattern, attend, attend_rows
+from subquad.patterns.flex import flex_attend, suits_flex
+
+CHUNK = 128  # rows of a stream that are read at once
+
+
+class Cache(NamedTuple):
+    """All real tokens so far, packed to the left; zeros behind them."""
+
+    k: Float[Tensor, "b h s d"]
+    v: Float[Tensor, "b h s e"]
+    count: Int[Tensor, " b"]
+
+
+class SparseAttention(Mechanism):
+    """Owns the running; a member of the family names its pattern, and writes its paper's sets as `pairs`."""
+
+    def __init__(self, dims: Dims, *, causal: bool, pattern: Pattern) -> None:
+        super().__init__(dims, causal=causal)
+        if pattern.heads not in (None, dims.heads):
+            raise ValueError(
+                f"{self.traits.name!r}: {pattern!r} is for {pattern.heads} heads, not {dims.heads}; "
+                "give a pattern for each head, or one for all"
+            )
+        self.pattern = pattern & CAUSAL if causal else pattern
+
+    @abstractmethod
+    def pairs(self, n: int) -> Bool[Tensor, "*heads {n} {n}"]:
+        """Which keys each query sees in a sequence of n tokens, as the paper writes it: for `definition`."""
+
+    def definition(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
+        """Row by row without its padding, all scores, and those of pairs outside the pattern hidden."""
+        out = torch.zeros_like(v)
+        for row in range(len(q)):
+            real = slice(None) if valid is None else valid[row]
+            q_row, k_row, v_row = (x[row][:, real] for x in (q, k, v))
+            scores = q_row @ k_row.mT / q.shape[-1] ** 0.5
+            seen = self.pairs(scores.shape[-1]).to(q.device)
+            out[row, :, real] = masked_softmax(scores, seen) @ v_row
+        return out
+
+    def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
+        self.require_equal_lengths(q, k)
+        if valid is None and suits_flex(q):
+            return flex_attend(self.pattern, q, k, v)
+        packing = Packing.of(valid, like=k)
+        with no_autocast(q):
+            packed = (packing.pack(x) for x in wide(q, k, v))
+            out = attend(self.pattern, *packed, n=None if valid is None else packing.count)
+        return packing.unpack(out).to(v.dtype)
+
+    def step(
+        self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, state: Cache | None = None
+    ) -> tuple[Mixed, Cache]:
+        if not self.causal:
+            return super().step(q, k, v, valid=valid, state=state)
+        self.require_equal_lengths(q, k)
+        packing = Packing.of(valid, like=k)
+        cache = extend(state, packing, k, v)
+        i = (cache.count - packing.count)[:, None] + torch.arange(q.shape[2], device=q.device)
+        with no_autocast(q):
+            packed, known_k, known_v = wide(packing.pack(q), cache.k, cache.v)
+            chunks = zip(packed.split(CHUNK, 2), i.split(CHUNK, 1), strict=True)
+            outputs = [attend_rows(self.pattern, rows, known_k, known_v, i=at) for rows, at in chunks]
+        return packing.unpack(torch.cat(outputs, 2)).to(v.dtype), cache
+
+
+def extend(cache: Cache | None, packing: Packing, k: Keys, v: Values) -> Cache:
+    """The cache with the real tokens of one more chunk."""
+    k, v = packing.pack(k), packing.pack(v)
+    if cache is None:
+        return Cache(k, v, packing.count)
+    old, new = cache.k.shape[2], k.shape[2]
+    count = cache.count + packing.count
+    slot = torch.arange(old + new, device=k.device)
+    behind = (slot - cache.count[:, None]).clamp(max=new - 1) + old  # the chunk's tokens follow the row's own
+    source = torch.where(slot < cache.count[:, None], slot, behind.clamp(min=0))
+    real = slot < count[:, None]
+    return Cache(
+        take(torch.cat([cache.k, k], 2), source, real=real),
+        take(torch.cat([cache.v, v], 2), source, real=real),
+        count,
+    )
+
+
+def masked_softmax(
+    scores: Float[Tensor, "h t s"], seen: Bool[Tensor, "*heads t s"]
+) -> Float[Tensor, "h t s"]:
+    """The softmax of what is seen; zeros in a row that sees nothing."""
+    lowest = torch.finfo(scores.dtype).min  # finite, so that a row without keys has gradients
+    return scores.masked_fill(~seen, lowest).softmax(-1).masked_fill(~seen, 0)

@@ -1,0 +1,108 @@
+"""Sparse Transformer: attention factorised into two sparse steps that together reach every token.
+
+Strided, for data with a period l, such as images and music:
+
+    A1_i = {j : i - l <= j <= i}            A2_i = {j <= i : (i - j) mod l = 0}
+
+Fixed, for data without one, such as text, where the last c tokens of each block of l sum it up:
+
+    A1_i = {j <= i : floor(j / l) = floor(i / l)}            A2_i = {j <= i : j mod l >= l - c}
+
+Any j <= i is about two steps from i. The two can be merged, A1_i or A2_i, be given to different heads, or
+alternate from layer to layer. The bidirectional form leaves out j <= i, and takes l tokens on either side.
+
+A token sees about l + t / l keys (fixed: l + c t / l), so that with l near sqrt(t) a sequence costs
+O(t sqrt(t) d). With l as it is, work grows with t^2 / l in the end, which is what the trait `cost` says.
+
+Child, Gray, Radford, Sutskever: Generating Long Sequences with Sparse Transformers. arXiv:1904.10509,
+sections 4.2, 4.3 and 5.1. The defaults are those of its model of text (Enwik8).
+"""
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from subquad.mechanism import Dims, Traits
+from subquad.mechanisms.sparse import SparseAttention
+from subquad.patterns import Blocks, Local, Pattern, PerHead, Strided, Summaries
+
+KINDS, HEADS = ("strided", "fixed"), ("merged", "split", "alternate")
+
+
+class SparseTransformer(SparseAttention):
+    """Sees its neighbourhood, and one token in `stride` (or a summary of each block) everywhere else.
+
+    `kind`: "strided" or "fixed". `stride`: l; choose it near the square root of the length. `columns`: c, for
+    "fixed" only. `heads`: "merged", every head sees A1 and A2; "split", the first half of the heads sees A1
+    and the other A2; "alternate", layers see A1 and A2 in turn, the first layer A1. Where "fixed" has A2
+    alone, a causal token before the first summary sees nothing and gets zeros.
+
+    Approximates softmax attention in two hops, and equals it when the stride is the sequence's length.
+
+    Not for lengths far beyond the square of the stride, where it costs as softmax does, divided by the
+    stride; nor "strided" for data without a period, which the paper found to do worse.
+    """
+
+    traits = Traits(
+        name="sparse-transformer",
+        paper="arXiv:1904.10509",
+        family="sparse",
+        bidirectional=True,
+        causal="strict",
+        state="growing",
+        cost=2.0,  # 1.5 where the stride grows with the root of the length
+        normalised=True,
+        limit={"stride": 24, "columns": 1},
+        tiny={"stride": 5, "columns": 2},
+    )
+
+    def __init__(
+        self,
+        dims: Dims,
+        *,
+        causal: bool,
+        kind: str = "fixed",
+        stride: int = 128,
+        columns: int = 32,
+        heads: str = "merged",
+    ) -> None:
+        for name, given, known in (("kind", kind, KINDS), ("heads", heads, HEADS)):
+            if given not in known:
+                raise ValueError(f"'sparse-transformer': {name} must be one of {known}, not {given!r}")
+        if not 1 <= columns <= stride:
+            raise ValueError(
+                f"'sparse-transformer': stride and columns must be at least 1 and columns no more than the "
+                f"stride, not stride={stride!r} and columns={columns!r}"
+            )
+        if heads == "split" and dims.heads < 2:
+            raise ValueError("'sparse-transformer': heads='split' needs two heads at least; use 'merged'")
+        self.kind, self.stride, self.columns, self.heads = kind, stride, columns, heads
+        super().__init__(dims, causal=causal, pattern=self._pattern(dims))
+
+    def _pattern(self, dims: Dims) -> Pattern:
+        l, c = self.stride, self.columns
+        if self.kind == "strided":
+            first, second = Local(l), Strided(l)
+        else:
+            first, second = Blocks(Local(0), l), Summaries(l, c)
+        if self.heads == "merged":
+            return first | second
+        if self.heads == "alternate":
+            return (first, second)[dims.layer % 2]
+        half = dims.heads // 2
+        return PerHead(*[first] * (dims.heads - half), *[second] * half)
+
+    def pairs(self, n: int) -> Bool[Tensor, "*heads {n} {n}"]:
+        i, j, l = torch.arange(n)[:, None], torch.arange(n), self.stride
+        if self.kind == "strided":
+            A1, A2 = (i - l <= j) & (j <= i + l), (i - j) % l == 0
+        else:
+            A1, A2 = (i // l == j // l), (j % l >= l - self.columns).expand(n, n)
+        if self.causal:
+            A1, A2 = A1 & (j <= i), A2 & (j <= i)
+        if self.heads == "merged":
+            return A1 | A2
+        if self.heads == "alternate":
+            return (A1, A2)[self.dims.layer % 2]
+        half = self.dims.heads // 2
+        return torch.stack([A1] * (self.dims.heads - half) + [A2] * half)

@@ -1,0 +1,139 @@
+"""Transformer-XL: attention within segments that remembers the tokens before them.
+
+A sequence is read in segments of l tokens. Token i, whose segment begins at b = l floor(i / l), attends to
+the M tokens before its segment and to its segment up to itself, by content and by distance:
+
+    out_i = sum_j softmax_j(a_ij) v_j  over  b - M <= j <= i
+    a_ij  = ((q_i + u) . k_j + (q_i + v) . W_R r_(i-j)) / sqrt(d),    r_n: sines and cosines of n
+
+A layer reaches M tokens back, a stack of L layers L M. Work is O(n (l + M) d), and a stream keeps the last
+M tokens and the unfinished segment. `memories/short_term.py` says how the term of distances becomes part of
+one product.
+
+Dai, Yang, Yang, Carbonell, Le, Salakhutdinov: Transformer-XL: Attentive Language Models Beyond a
+Fixed-Length Context. ACL 2019, arXiv:1901.02860, sections 3.2 and 3.3. Defaults are those of the authors'
+base model for WikiText-103. Where it departs:
+
+- Gradients flow into the memory within one call; the paper stops them between segments. Detach the state to
+  stop them between calls.
+- u, v and W_R belong to the layer, as with the authors' option `untie_r`, and W_R r_n is as wide as a head.
+- Keys and values are remembered, which the paper makes anew, with the same weights, of remembered hidden
+  states.
+- Segments count real tokens, each row by its own clock.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from subquad.mechanism import Dims, Mechanism, Mixed, Queries, Traits, Valid
+from subquad.memories.literal import Row, relative_attention, row_by_row
+from subquad.memories.segments import Segments, windows
+from subquad.memories.short_term import RelativeAttention
+from subquad.ops.padding import hide
+from subquad.ops.precision import no_autocast, wide
+
+
+class Memory(NamedTuple):
+    """What is remembered between chunks, keys and values side by side; all zeros before the first."""
+
+    past: Float[Tensor, "b h m c"]  # the tokens before the unfinished segment, the latest last
+    unfinished: Float[Tensor, "b h l c"]  # the segment being filled; zeros in its free slots
+    filled: Int[Tensor, " b"]  # tokens in the unfinished segment
+    held: Int[Tensor, " b"]  # tokens in the past
+
+
+class TransformerXL(Mechanism):
+    """Relative attention to one's own segment and to the tokens remembered before it.
+
+    `segment`: tokens per segment. `memory`: how many tokens before its segment a token sees; it may be more
+    or less than a segment, or none. `same_length`: every token sees itself and the `memory` - 1 tokens
+    before it, a sliding window, wherever it stands in its segment.
+
+    Approximates causal softmax attention with relative positions by leaving out what is older than the
+    memory; where the sequence fits into one segment and the memory before it, nothing is left out. It
+    equals plain softmax attention when, besides, u, v and W_R are zero.
+
+    Not for reading in both directions, and not for what lies further back than the memory times the layers
+    of the network: nothing of it is left. `compressive` and `infinity` keep something.
+    """
+
+    traits = Traits(
+        name="transformer-xl",
+        paper="arXiv:1901.02860",
+        family="memory",
+        causal="strict",
+        state="bounded",
+        normalised=True,
+        tiny={"segment": 5, "memory": 7},
+    )
+
+    def __init__(
+        self, dims: Dims, *, causal: bool, segment: int = 150, memory: int = 150, same_length: bool = False
+    ) -> None:
+        super().__init__(dims, causal=causal)
+        if segment < 1:
+            raise ValueError(f"'transformer-xl': segment must be at least 1, not {segment!r}")
+        if memory < 0:
+            raise ValueError(f"'transformer-xl': memory must be at least 0, not {memory!r}")
+        if same_length and memory < 1:
+            raise ValueError(
+                f"'transformer-xl': same_length=True shows every token `memory` keys, itself among them: "
+                f"memory must be at least 1, not {memory!r}"
+            )
+        self.segment, self.memory = segment, memory
+        self.reach = memory if same_length else memory + segment
+        self.attention = RelativeAttention(dims.heads, dims.head_dim)
+
+    def definition(self, q: Queries, k: Queries, v: Queries, *, valid: Valid | None = None) -> Mixed:
+        """Row by row without its padding, segment by segment, with a vector for every distance."""
+        return row_by_row(self._define, q, k, v, valid=valid)
+
+    def _define(self, q: Row, k: Row, v: Row) -> Row:
+        outputs = [q[:, :0]]
+        for start in range(0, q.shape[1], self.segment):
+            now = slice(start, start + self.segment)
+            seen = slice(max(start - self.memory, 0), start + self.segment)
+            outputs.append(
+                relative_attention(
+                    q[:, now], k[:, seen], v[:, seen], weights=self.attention, reach=self.reach
+                )
+            )
+        return torch.cat(outputs, 1)
+
+    def forward(self, q: Queries, k: Queries, v: Queries, *, valid: Valid | None = None) -> Mixed:
+        return self.step(q, k, v, valid=valid)[0]
+
+    def step(
+        self, q: Queries, k: Queries, v: Queries, *, valid: Valid | None = None, state: Memory | None = None
+    ) -> tuple[Mixed, Memory]:
+        self.require_equal_lengths(q, k)
+        l, m, dtype = self.segment, self.memory, q.dtype
+        with no_autocast(q):
+            q, k, v = wide(*hide(valid, q, k, v))
+            tokens = torch.cat([k, v], -1)
+            memory = self._empty(tokens) if state is None else state
+            filled = None if state is None else state.filled
+            segments = Segments.place(q, size=l, valid=valid, filled=filled)
+            slots = segments.keys(tokens, memory.unfinished)
+            line = torch.cat([memory.past, slots.flatten(2, 3)], 2)
+            window = windows(line, count=segments.count, width=m + l, stride=l)
+            mixed = self.attention.by_segment(
+                segments.queries(q),
+                window[:, :, :, m - segments.most_before(m) :],
+                segments=segments,
+                held=segments.before(memory.held, each=l).clamp(max=m),
+                reach=self.reach,
+            )
+            past, unfinished = segments.after(line, width=m + l, stride=l).split([m, l], 2)
+            held = (memory.held + l * segments.done()).clamp(max=m)
+            return segments.outputs(mixed).to(dtype), Memory(past, unfinished, segments.filled(), held)
+
+    def _empty(self, tokens: Float[Tensor, "b h t c"]) -> Memory:
+        """What is remembered before the first token."""
+        b, h, _, c = tokens.shape
+        count = torch.zeros(b, dtype=torch.int64, device=tokens.device)
+        past, unfinished = (tokens.new_zeros(b, h, slots, c) for slots in (self.memory, self.segment))
+        return Memory(past, unfinished, count, count)

@@ -1,0 +1,39 @@
+"""Drawing random features anew in the course of training.
+
+A model that keeps one draw learns its accidents; a new one now and then keeps it to what holds on average.
+What is drawn depends on nothing but (seed, step, place in the model), so that all ranks of a distributed
+training draw the same, and a training that was interrupted draws what it would have drawn.
+"""
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import nn
+
+from subquad.nn.multihead import MultiheadAttention
+from subquad.ops.generators import seeded
+
+
+@runtime_checkable
+class Redrawn(Protocol):
+    """A mechanism that has a schedule."""
+
+    redraw_every: int  # steps; 0: never
+
+    def redraw(self, *, generator: torch.Generator) -> None: ...
+
+
+def redraw(model: nn.Module, *, step: int, seed: int) -> None:
+    """Draw anew what is due before step `step`, counted from 0; a training loop calls it before every step.
+
+    Due is what a mechanism draws at multiples of its `redraw_every`, but not at 0. Layers in eval mode keep
+    what they have, and so does every mechanism without a schedule. A stream's state belongs to the features
+    it was made with: begin a new one after a redraw.
+    """
+    layers = (module for module in model.modules() if isinstance(module, MultiheadAttention))
+    for place, layer in enumerate(layers):
+        mechanism = layer.mechanism
+        if not isinstance(mechanism, Redrawn) or not layer.training or not mechanism.redraw_every:
+            continue
+        if step > 0 and step % mechanism.redraw_every == 0:
+            mechanism.redraw(generator=seeded(seed, "redraw", step, place))

@@ -1,0 +1,50 @@
+"""Softmax attention within a band around the diagonal, at a cost that grows with the band and not its square.
+
+Key j stands for the tokens from `stride * j` up to `last[j]`: for a single token where `stride` is 1, for a
+pooled window otherwise. Query i sees the keys all of whose tokens lie between i - before and i + after.
+Queries go in chunks; each chunk gathers the keys that any of its queries may see, and masks the rest.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+NEVER = 2**62  # the last token of a key that nobody sees
+
+
+def banded_attention(
+    q: Float[Tensor, "b h t d"],
+    k: Float[Tensor, "b h p d"],
+    v: Float[Tensor, "b h p e"],
+    *,
+    last: Int[Tensor, "b p"],
+    stride: int,
+    before: int,
+    after: int,
+) -> Float[Tensor, "b h t e"]:
+    """What each query gets; zeros where it sees no key."""
+    batch, _, length, _ = q.shape
+    before, after = min(before, length), min(after, length)
+    step = max(-(-before // stride), 1)  # keys from one chunk to the next
+    chunk = step * stride
+    chunks = max(-(-length // chunk), 1)
+    left = before // stride
+    width = left + (chunk - 1 + after) // stride + 1  # keys that a chunk may see
+    right = (chunks - 1) * step + width - left - k.shape[2]
+
+    def by_chunk(x: Float[Tensor, "b h p c"]) -> Float[Tensor, "bn h w c"]:
+        return F.pad(x, (0, 0, left, right)).unfold(2, width, step).transpose(1, 2).flatten(0, 1).mT
+
+    i = torch.arange(chunks * chunk, device=q.device).unflatten(0, (chunks, chunk, 1))
+    j = torch.arange(chunks, device=q.device)[:, None] * step + torch.arange(width, device=q.device) - left
+    end = F.pad(last, (left, right), value=NEVER).unfold(1, width, step)
+    seen = (j[:, None] * stride >= i - before) & (end[:, :, None] <= i + after)
+    queries = F.pad(q, (0, 0, 0, chunks * chunk - length)).unflatten(2, (chunks, chunk))
+    mixed = F.scaled_dot_product_attention(
+        queries.transpose(1, 2).flatten(0, 1),
+        by_chunk(k),
+        by_chunk(v),
+        attn_mask=seen.flatten(0, 1)[:, None],
+    )
+    return mixed.unflatten(0, (batch, chunks)).transpose(1, 2).flatten(2, 3)[:, :, :length]

@@ -1,0 +1,39 @@
+"""Landmarks: the means of contiguous, nearly equal segments of a sequence, row by row.
+
+A row of n tokens is cut into m = min(landmarks, n) segments, token t belonging to segment floor(t m / n), so
+that segments differ by at most one token and none is empty. Tokens must be packed: n is the row's own count.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from subquad.ops.packing import take
+
+
+class Segments(NamedTuple):
+    """Where each segment's tokens stand. Rows with fewer tokens than landmarks leave the last ones empty."""
+
+    places: Int[Tensor, "b r w"]
+    inside: Bool[Tensor, "b r w"]
+    real: Bool[Tensor, "b r"]  # landmarks of at least one token
+
+    @classmethod
+    def cut(cls, count: Int[Tensor, " b"], *, landmarks: int, length: int) -> "Segments":
+        """The segments of rows of `count` tokens each, packed into `length` places, of which there is one."""
+        j = torch.arange(landmarks + 1, device=count.device)
+        real = j[:-1] < count[:, None]
+        used = count[:, None].clamp(min=1, max=landmarks)
+        edges = (j * count[:, None] + used - 1) // used  # ceil(j n / m)
+        widest = -(-length // landmarks)
+        places = edges[:, :-1, None] + torch.arange(widest, device=count.device)
+        inside = (places < edges[:, 1:, None]) & real[..., None]
+        return cls(places.clamp(max=length - 1), inside, real)
+
+    def means(self, x: Float[Tensor, "b h s d"]) -> Float[Tensor, "b h r d"]:
+        """The mean of each segment of packed tokens; zero for one that is empty."""
+        tokens = take(x, self.places.flatten(1), real=self.inside.flatten(1))
+        sums = tokens.unflatten(2, tuple(self.places.shape[1:])).sum(3)
+        return sums / self.inside.sum(2).clamp(min=1)[:, None, :, None]

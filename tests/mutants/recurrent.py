@@ -1,0 +1,108 @@
+"""Bugs planted in the gated recurrences."""
+
+from mutants.mutant import Mutant
+
+DECAY = "ops/decay.py"
+DELTA = "ops/delta_rule.py"
+RECURRENT = "mechanisms/recurrent.py"
+RETENTION = "mechanisms/retention.py"
+GATED = "mechanisms/gated_linear.py"
+
+MUTANTS = [
+    Mutant(
+        "retention",
+        "causal_by_gradients",
+        "decays are not masked, and the future has not faded at all",
+        DECAY,
+        "return terms.cumsum(-2).masked_fill(~past, -math.inf).exp()",
+        "return terms.cumsum(-2).exp()",
+    ),
+    Mutant(
+        "retention",
+        "padding_is_invisible",
+        "positions count padding",
+        RETENTION,
+        "position = state.seen[:, None] + real.cumsum(1) - 1",
+        "position = state.seen[:, None] + torch.ones_like(real).cumsum(1) - 1",
+    ),
+    Mutant(
+        "retention",
+        "stream_equals_sequence",
+        "a stream forgets how many tokens it has seen",
+        RETENTION,
+        "Turning(S, state.seen + real.sum(1))",
+        "Turning(S, real.sum(1))",
+    ),
+    Mutant(
+        "retention",
+        "memory",
+        "one chunk as long as the sequence",
+        DECAY,
+        "CHUNK = 64",
+        "CHUNK = 4096",
+    ),
+    Mutant(
+        "gated-linear",
+        "matches_definition",
+        "a key fades at its own token already",
+        DECAY,
+        "start, end = log_decay, torch.zeros_like(log_decay)",
+        "start, end = log_decay, log_decay",
+    ),
+    Mutant(
+        "gated-linear",
+        "padding_is_invisible",
+        "the past fades at padding",
+        RECURRENT,
+        "return log_decay if valid is None else log_decay.masked_fill(~valid[:, None, :, None], 0)",
+        "return log_decay",
+    ),
+    Mutant(
+        "gated-linear",
+        "stream_equals_sequence",
+        "what a chunk found is detached, so gradients stop at chunks",
+        DECAY,
+        "found.append(state)",
+        "found.append(state.detach())",
+    ),
+    Mutant(
+        "gated-linear",
+        "half_precision",
+        "the recurrence is computed in half precision",
+        GATED,
+        "q, k, v, forget, gate = wide(*hide(valid, q, k, v, forget, gate))",
+        "q, k, v, forget, gate = hide(valid, q, k, v, forget, gate)",
+    ),
+    Mutant(
+        "delta",
+        "matches_definition",
+        "corrections of corrections are left out: a first order in place of the inverse",
+        DELTA,
+        "torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)",
+        "right - system @ right",
+    ),
+    Mutant(
+        "delta",
+        "stream_equals_sequence",
+        "what the chunk found is not taken out before it is overwritten",
+        DELTA,
+        "u.append(u_own[:, :, n] - w[:, :, n] @ state)",
+        "u.append(u_own[:, :, n])",
+    ),
+    Mutant(
+        "gated-delta",
+        "stream_equals_sequence",
+        "what a key would recall from before the chunk has not faded",
+        DELTA,
+        "fading.since_start * k], -1)",
+        "k], -1)",
+    ),
+    Mutant(
+        "gated-delta",
+        "state_goes_by_row",
+        "rows share their memory",
+        "mechanisms/gated_delta.py",
+        "else state.S",
+        "else state.S[:1].expand_as(state.S)",
+    ),
+]

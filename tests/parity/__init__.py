@@ -1,0 +1,1 @@
+"""Our mechanisms beside independent implementations: `pip install "subquad[parity]"`."""

@@ -1,0 +1,164 @@
+"""The recurrences beside flash-linear-attention's plain PyTorch: the same numbers, its layout and its scale.
+
+Its functions scale queries by 1 / sqrt(d), which ours leave to the mechanism, and compute in float32. Its
+kernels need a GPU; here the wiring to them is held against the plain functions of the same signature.
+"""
+
+import inspect
+import math
+import warnings
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from subquad.ops import flash_linear
+from subquad.ops.decay import decayed_product
+from subquad.ops.delta_rule import delta_product
+
+with warnings.catch_warnings():  # it warns that there is no GPU
+    warnings.simplefilter("ignore")
+    pytest.importorskip("fla.ops.gla.naive", exc_type=ImportError)
+    from fla.ops.delta_rule.naive import delta_rule_chunkwise, delta_rule_recurrence
+    from fla.ops.gated_delta_rule.naive import naive_recurrent_gated_delta_rule
+    from fla.ops.gla.naive import naive_recurrent_gla
+    from fla.ops.retention.naive import naive_retention
+    from fla.ops.simple_gla.naive import naive_recurrent_simple_gla
+
+B, H, T, D, E = 2, 3, 150, 8, 6
+SCALE = D**0.5  # undoes theirs
+
+
+def close(ours, theirs):
+    assert_close(ours, theirs, rtol=1e-4, atol=1e-5)  # float32, sums of 150 terms
+
+
+def normal(*shape, seed):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def tokens():
+    q, k = (F.normalize(normal(B, H, T, D, seed=seed), dim=-1) for seed in (0, 1))
+    return q, k, normal(B, H, T, E, seed=2)
+
+
+@pytest.fixture
+def state():
+    return normal(B, H, D, E, seed=3)
+
+
+def decays(width):
+    return F.logsigmoid(normal(B, H, T, width, seed=4)) / 4
+
+
+def rates():
+    return normal(B, H, T, 1, seed=5).sigmoid()
+
+
+def theirs(*inputs):
+    return tuple(x.transpose(1, 2) for x in inputs)
+
+
+def test_decay_by_channel_is_gla(tokens, state):
+    q, k, v = tokens
+    log_decay = decays(D)
+    ours = decayed_product(q, k, v, log_decay, state=state, given=q.dtype)
+    out, last = naive_recurrent_gla(
+        *theirs(SCALE * q, k, v, log_decay), initial_state=state, output_final_state=True
+    )
+    close(ours, (out.transpose(1, 2), last))
+
+
+def test_one_decay_a_head_is_simple_gla(tokens, state):
+    q, k, v = tokens
+    log_decay = decays(1)
+    ours = decayed_product(q, k, v, log_decay, state=state, given=q.dtype)
+    out, last = naive_recurrent_simple_gla(
+        *theirs(SCALE * q, k, v, log_decay[..., 0]), initial_state=state, output_final_state=True
+    )
+    close(ours, (out.transpose(1, 2), last))
+
+
+def test_a_fixed_decay_is_retention(tokens, state):
+    q, k, v = tokens
+    gamma = torch.tensor([math.log1p(-(2.0 ** -(5 + h))) for h in range(H)])
+    log_decay = gamma[:, None, None].expand(1, H, T, 1)
+    out, _ = decayed_product(q, k, v, log_decay, state=0 * state, given=q.dtype)
+    close(out, naive_retention(SCALE * q, k, v))
+
+
+def test_without_decay_the_delta_product_is_delta_net(tokens, state):
+    q, k, v = tokens
+    beta, nothing_fades = rates(), torch.zeros(1, 1, T, 1)
+    ours = delta_product(q, k, v, beta, nothing_fades, state=state, given=q.dtype)
+    close(ours, delta_rule_recurrence(SCALE * q, k, v, beta[..., 0], state))
+
+
+def test_their_chunks_of_the_delta_rule_give_the_same(tokens, state):
+    q, k, v = (x[:, :, :128] for x in tokens)  # theirs wants whole chunks
+    beta = rates()[:, :, :128]
+    ours = delta_product(q, k, v, beta, torch.zeros(1, 1, 128, 1), state=0 * state, given=q.dtype)
+    close(ours, delta_rule_chunkwise(SCALE * q, k, v, beta[..., 0]))
+
+
+def test_the_delta_product_is_gated_delta_net(tokens, state):
+    q, k, v = tokens
+    beta, log_decay = rates(), decays(1)
+    ours = delta_product(q, k, v, beta, log_decay, state=state, given=q.dtype)
+    out, last = naive_recurrent_gated_delta_rule(
+        *theirs(SCALE * q, k, v, beta[..., 0], log_decay[..., 0]),
+        initial_state=state,
+        output_final_state=True,
+    )
+    close(ours, (out.transpose(1, 2), last))
+
+
+def plain(name):
+    """The plain functions behind the signatures of the kernels; those of `gla` have no scale."""
+
+    def chunk_gla(q, k, v, g, scale, initial_state, output_final_state):
+        return naive_recurrent_gla(q * scale * SCALE, k, v, g, initial_state, output_final_state)
+
+    def chunk_gated_delta_rule(q, k, v, g, beta, **options):
+        return naive_recurrent_gated_delta_rule(q, k, v, beta, g, **options)
+
+    return {
+        "gla": chunk_gla,
+        "simple_gla": naive_recurrent_simple_gla,
+        "gated_delta_rule": chunk_gated_delta_rule,
+    }[name]
+
+
+@pytest.mark.parametrize("width", [1, D])
+def test_the_wiring_to_their_kernels_of_decay_is_right(width, tokens, state, monkeypatch):
+    monkeypatch.setattr(flash_linear, "kernel", plain)
+    inputs = [*tokens, decays(width)]
+    ours = decayed_product(*inputs, state=state, given=torch.float32)
+    wired = flash_linear.decayed_product(*inputs, state=state, given=torch.float32)
+    close(wired, ours)
+
+
+def test_the_wiring_to_their_kernel_of_the_delta_rule_is_right(tokens, state, monkeypatch):
+    monkeypatch.setattr(flash_linear, "kernel", plain)
+    for log_decay in (decays(1), torch.zeros(1, 1, T, 1)):
+        inputs = [*tokens, rates(), log_decay]
+        ours = delta_product(*inputs, state=state, given=torch.float32)
+        wired = flash_linear.delta_product(*inputs, state=state, given=torch.float32)
+        close(wired, ours)
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("gla", {"q", "k", "v", "g", "scale", "initial_state", "output_final_state"}),
+        ("simple_gla", {"q", "k", "v", "g", "scale", "initial_state", "output_final_state"}),
+        ("gated_delta_rule", {"q", "k", "v", "g", "beta", "scale", "initial_state", "output_final_state"}),
+    ],
+)
+def test_their_kernels_take_what_we_hand_them(name, wanted):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        kernel = flash_linear.kernel(name)
+    assert wanted <= inspect.signature(kernel).parameters.keys()

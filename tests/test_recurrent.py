@@ -1,0 +1,228 @@
+"""The laws of the gated recurrences: retention, gated-linear, delta, gated-delta; the contract's are in
+test_contract.py, where sequences fit into one chunk.
+"""
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from subquad.measure.memory import peak_bytes
+from subquad.mechanism import Dims
+from subquad.mechanisms import recurrent
+from subquad.mechanisms.delta import DeltaAttention
+from subquad.mechanisms.gated_delta import GatedDeltaAttention
+from subquad.mechanisms.gated_linear import GatedLinearAttention
+from subquad.mechanisms.retention import Retention, Turning
+from subquad.ops import decay
+from subquad.ops.decay import decayed_product
+from subquad.ops.delta_rule import delta_product
+
+DIMS = Dims(heads=2, head_dim=4)
+ALL = (Retention, GatedLinearAttention, DeltaAttention, GatedDeltaAttention)
+OPEN, SHUT = 1e4, -1e4  # as good as infinite for a sigmoid
+
+
+def normal(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def make(cls, **options):
+    torch.manual_seed(0)
+    return cls(DIMS, causal=True, **options).double()
+
+
+def sequence(mechanism, length, batch=2):
+    widths = mechanism.projections().items()
+    return {name: normal(batch, 2, length, width, seed=n) for n, (name, width) in enumerate(widths)}
+
+
+def decayed(q, k, v, log_decay, *, state=None):
+    state = torch.zeros(*q.shape[:2], q.shape[3], v.shape[3], dtype=q.dtype) if state is None else state
+    return decayed_product(q, k, v, log_decay, state=state, given=q.dtype)
+
+
+def delta(q, k, v, beta, log_decay, *, state=None):
+    state = torch.zeros(*q.shape[:2], q.shape[3], v.shape[3], dtype=q.dtype) if state is None else state
+    return delta_product(q, k, v, beta, log_decay, state=state, given=q.dtype)
+
+
+def normed(o):
+    return o / (o.square().mean(-1, keepdim=True) + recurrent.EPSILON).sqrt()
+
+
+# chunks
+
+
+@pytest.mark.parametrize("cls", ALL)
+@pytest.mark.parametrize("padded", [False, True])
+def test_what_a_chunk_or_a_block_leaves_is_what_the_next_one_finds(cls, padded, monkeypatch):
+    monkeypatch.setattr(decay, "CHUNK", 8)
+    monkeypatch.setattr(recurrent, "BLOCK", 24)
+    mechanism = make(cls)
+    inputs = sequence(mechanism, 61)
+    valid = torch.rand(2, 61, generator=torch.Generator().manual_seed(9)) < (0.6 if padded else 2)
+    fast, exact = mechanism(**inputs, valid=valid), mechanism.definition(**inputs, valid=valid)
+    assert_close(fast * valid[:, None, :, None], exact)
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 150])
+@pytest.mark.parametrize("width", [1, 4])
+def test_a_state_given_at_the_start_fades_and_is_read_like_any_other(width, length):
+    q, k, v = (normal(1, 2, length + 9, 4, seed=seed) for seed in range(3))
+    log_decay = -normal(1, 2, length + 9, width, seed=3).square()
+    whole, last = decayed(q, k, v, log_decay)
+    _, state = decayed(*(x[:, :, :9] for x in (q, k, v, log_decay)))
+    out, end = decayed(*(x[:, :, 9:] for x in (q, k, v, log_decay)), state=state)
+    assert_close(out, whole[:, :, 9:])
+    assert_close(end, last)
+
+
+# limits
+
+
+@pytest.mark.parametrize("width", [1, 4])
+def test_where_nothing_fades_it_is_linear_attention_without_its_denominator(width):
+    q, k, v = (normal(2, 2, 150, 4, seed=seed) for seed in range(3))
+    out, state = decayed(q, k, v, torch.zeros(1, 1, 150, width).double())
+    assert_close(out, (q @ k.mT).tril() @ v)
+    assert_close(state, k.mT @ v)
+
+
+def test_with_open_forget_gates_gated_linear_is_linear_attention():
+    mechanism = make(GatedLinearAttention)
+    inputs = sequence(mechanism, 40)
+    inputs["forget"] = torch.full_like(inputs["forget"], OPEN)
+    o = (inputs["q"] @ inputs["k"].mT / 2).tril() @ inputs["v"]
+    assert_close(mechanism(**inputs), F.silu(inputs["gate"]) * normed(o))
+
+
+def test_a_decay_for_all_channels_is_that_decay_in_each():
+    q, k, v = (normal(1, 2, 100, 4, seed=seed) for seed in range(3))
+    log_decay = -normal(1, 2, 100, 1, seed=3).square()
+    together, apart = decayed(q, k, v, log_decay), decayed(q, k, v, log_decay.expand(-1, -1, -1, 4))
+    assert_close(apart, together)
+
+
+def test_where_nothing_fades_gated_delta_is_delta():
+    gated, plain = make(GatedDeltaAttention), make(DeltaAttention)
+    inputs = sequence(gated, 40)
+    inputs["alpha"] = torch.full_like(inputs["alpha"], SHUT)  # softplus of it is 0, and exp(-A 0) is 1
+    q, k, v, beta = (inputs[name] for name in ("q", "k", "v", "beta"))
+    assert_close(gated(**inputs), F.silu(inputs["gate"]) * plain(q, k, F.silu(v), beta))
+
+
+@pytest.mark.parametrize(
+    ("cls", "gate", "value"),
+    [(GatedLinearAttention, "forget", 100 * SHUT), (GatedDeltaAttention, "alpha", OPEN)],
+)
+def test_a_gate_can_make_it_forget_everything_at_once(cls, gate, value):
+    mechanism = make(cls)
+    inputs = sequence(mechanism, 40)
+    inputs[gate][:, :, 20] = value
+    anew = mechanism(**{name: x[:, :, 20:] for name, x in inputs.items()})
+    assert_close(mechanism(**inputs)[:, :, 20:], anew)
+
+
+# retention
+
+
+def test_retention_fades_by_a_32nd_a_token_in_the_first_head_and_by_a_64th_in_the_next():
+    q, k, v, gate = torch.zeros(4, 1, 2, 65, 4).double()
+    k[:, :, 0, 0] = v[:, :, 0, 0] = 1
+    _, state = make(Retention).step(q, k, v, gate)
+    assert_close(state.S[0, :, 0, 0], torch.tensor([(31 / 32) ** 64, (63 / 64) ** 64]).double())
+
+
+def test_retention_sees_differences_of_positions_only():
+    mechanism = make(Retention)
+    inputs = sequence(mechanism, 40)
+    nothing = torch.zeros(2, 2, 4, 4).double()
+    for start in (1, 1000):
+        late, _ = mechanism.step(**inputs, state=Turning(nothing, torch.tensor([start, 3 * start])))
+        assert_close(late, mechanism(**inputs))
+
+
+def test_retention_names_the_remedy_for_an_odd_head():
+    with pytest.raises(ValueError, match="'retention' turns pairs of channels: head_dim must be even, not 3"):
+        Retention(Dims(heads=2, head_dim=3), causal=True)
+
+
+def test_gated_linear_refuses_a_root_that_is_none():
+    with pytest.raises(ValueError, match="'gated-linear': tau must be a positive number, not 0"):
+        GatedLinearAttention(DIMS, causal=True, tau=0)
+
+
+# the delta rule
+
+
+def test_keys_at_right_angles_recall_their_values_exactly():
+    k = torch.linalg.qr(normal(1, 2, 8, 8))[0]
+    v = normal(1, 2, 8, 4, seed=1)
+    _, state = delta(k, k, v, torch.ones(1, 2, 8, 1).double(), torch.zeros(1, 1, 8, 1).double())
+    assert_close(k @ state, v)
+
+
+def test_a_key_recalls_its_last_value_where_linear_attention_recalls_the_sum():
+    keys = F.normalize(normal(1, 1, 3, 8), dim=-1)
+    k = keys[:, :, [0, 1, 0, 2, 0]]
+    v, none = normal(1, 1, 5, 4, seed=1), torch.zeros(1, 1, 5, 1).double()
+    overwritten, _ = delta(k, k, v, none + 1, none)
+    assert_close(overwritten, v)
+    added, _ = decayed(k, torch.where(torch.arange(5)[:, None] % 2 == 0, k, 0), v, none)
+    assert_close(added[:, :, 4], v[:, :, [0, 2, 4]].sum(2))
+
+
+def test_a_rate_of_zero_writes_nothing():
+    mechanism = make(DeltaAttention)
+    inputs = sequence(mechanism, 40)
+    written = mechanism(**inputs)
+    inputs["beta"][:, :, 10:20], inputs["v"][:, :, 10:20] = SHUT, 1e6
+    keep = torch.arange(40)[(torch.arange(40) < 10) | (torch.arange(40) >= 20)]
+    without = mechanism(**{name: x[:, :, keep] for name, x in inputs.items()})
+    assert_close(mechanism(**inputs)[:, :, keep], without)
+    assert (written[:, :, 20:] - without[:, :, 10:]).abs().max() > 1e-3
+
+
+# numbers
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_extreme_gates_over_thousands_of_tokens_stay_exact(cls):
+    mechanism = make(cls)
+    inputs = sequence(mechanism, 4096, batch=1)
+    for name in {"forget", "alpha", "beta", "gate"} & inputs.keys():
+        inputs[name] = inputs[name] * 10.0 ** normal(*inputs[name].shape, seed=5).mul(2).clamp(max=4)
+    inputs = {name: x.float() for name, x in inputs.items()}  # both see the same numbers
+    exact = mechanism(**{name: x.double() for name, x in inputs.items()})
+    single = {name: x.requires_grad_() for name, x in inputs.items()}
+    out = mechanism.float()(**single)
+    assert ((out - exact).norm() / exact.norm()).item() < 1e-4
+    assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(out.sum(), [*single.values()]))
+
+
+@pytest.mark.parametrize("rule", ["one decay", "decay by channel", "delta"])
+def test_a_slow_decay_after_a_fast_one_is_not_lost_by_rounding(rule):
+    q, k, v = (normal(1, 1, 64, 4, seed=seed) for seed in range(3))
+    k = F.normalize(k, dim=-1)
+    log_decay = torch.full((1, 1, 64, 4 if rule == "decay by channel" else 1), -0.01).double()
+    log_decay[:, :, 8:40:8] = -1e6
+    core, inputs = decayed, [q, k, v, log_decay]
+    if rule == "delta":
+        core, inputs = delta, [q, k, v, torch.full((1, 1, 64, 1), 0.5).double(), log_decay]
+    exact, _ = core(*inputs)
+    single, _ = core(*[x.float() for x in inputs])
+    assert_close(single.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_training_keeps_no_matrix_for_each_token(cls):
+    torch.manual_seed(0)
+    d, length = 64, 128
+    mechanism = cls(Dims(heads=1, head_dim=d), causal=True)
+    inputs = {
+        name: normal(1, 1, length, width, dtype=torch.float32).requires_grad_()
+        for name, width in mechanism.projections().items()
+    }
+    a_matrix_each = 4 * length * d * d  # bytes
+    assert peak_bytes(mechanism, **inputs) < 0.9 * a_matrix_each < peak_bytes(mechanism.definition, **inputs)
