@@ -9,6 +9,7 @@ from pathlib import Path
 # At 512 events two segments at most are in long-term memory: 128 bumps hold what 512 would, in less time.
 ATTENTION = ("softmax", "linear", "performer", "infinity:basis=128,samples=128")
 LENGTHS = (512, 1024, 2048, 4096, 8192)
+CELL = 300.0  # seconds for one cell of a comparison's bench: what takes longer has answered
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true")  # of Lightning Fabric
 

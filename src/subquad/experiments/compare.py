@@ -12,7 +12,7 @@ import torch
 
 from subquad import tasks
 from subquad.experiments import bench
-from subquad.experiments.asked import Comparison
+from subquad.experiments.asked import CELL, Comparison
 from subquad.experiments.device import resolve
 from subquad.experiments.grid import Watch, execute
 from subquad.experiments.model import build
@@ -122,4 +122,4 @@ def carry_out(planned: Plan, asked: Comparison, store: Store, *, watch: Watch) -
     store.put_comparison(planned.document)
     training = (*planned.floors, *planned.fits)
     trained = execute(training, store, watch=watch, workers=asked.workers, timeout=asked.timeout)
-    return trained + execute(planned.benches, store, watch=watch, timeout=asked.timeout)
+    return trained + execute(planned.benches, store, watch=watch, timeout=min(asked.timeout, CELL))
