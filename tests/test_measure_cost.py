@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from itertools import groupby
 
 import pytest
@@ -10,9 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from subquad.measure import cost as bench
+from subquad.measure import peers
 from subquad.measure.cost import cost
+from subquad.measure.peers import Peer
 from subquad.mechanism import Dims, Mechanism, Traits
 from subquad.mechanisms.linear import LinearAttention
+from subquad.registry import find
 
 CELL = {
     "attention": "linear",
@@ -25,12 +29,13 @@ CELL = {
     "seconds": 0,
 }
 TIMES = {"forward_ms", "baseline_forward_ms", "forward_backward_ms", "baseline_forward_backward_ms"}
+FLOORS = {"forward_floor_ms", "forward_backward_floor_ms"}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_cell_has_times_and_memory_of_both(dtype):
     measured = json.loads(json.dumps(cost(**CELL, dtype=dtype)))
-    assert set(measured) == TIMES | {"peak_mb", "baseline_peak_mb", "peak_method"}
+    assert set(measured) == TIMES | FLOORS | {"peak_mb", "baseline_peak_mb", "peak_method"}
     for name in TIMES:
         assert measured[name].keys() == {"median", "low", "high", "repeats"}
         assert 0 < measured[name]["low"] <= measured[name]["median"] <= measured[name]["high"]
@@ -38,6 +43,28 @@ def test_a_cell_has_times_and_memory_of_both(dtype):
 
 def test_a_cell_without_backward_has_forward_times_only():
     assert TIMES & set(cost(**CELL, backward=False)) == {"forward_ms", "baseline_forward_ms"}
+
+
+def test_work_beyond_what_is_counted_goes_on_as_the_mechanism_claims(monkeypatch):
+    monkeypatch.setattr(bench, "COUNTED", (32, 64))
+    for name, grown in (("linear", 3), ("softmax", 9)):
+        mechanism = find(name)(Dims(heads=1, head_dim=4), causal=False)
+        inputs = {key: torch.randn(1, 1, 192, 4) for key in ("q", "k", "v")}
+        candidate = bench.Candidate(mechanism, inputs)
+        deed = bench.Candidate.forward
+        counted = bench.work(deed, candidate.shortened(64), mechanism, 64)
+        assert bench.work(deed, candidate, mechanism, 192).flops == pytest.approx(grown * counted.flops)
+
+
+def test_peers_are_timed_only_if_they_are_asked_for_and_serve(monkeypatch):
+    mine = Peer(name="mine", modules=("torch",), package="", attention=("linear",), causal=None,
+                build=lambda mechanism, length: lambda q, k, v: q + k + v)  # fmt: skip
+    broken = replace(mine, name="broken", build=lambda mechanism, length: lambda q, k, v: q / None)
+    monkeypatch.setattr(peers, "PEERS", {"mine": mine, "broken": broken})
+    measured = cost(**CELL, peers=True)["peers"]
+    assert set(measured["mine"]) == {"forward_ms", "forward_backward_ms"}
+    assert measured["broken"] == {}
+    assert "peers" not in cost(**CELL)
 
 
 def test_the_definition_is_never_timed(monkeypatch):

@@ -1,7 +1,7 @@
 import pytest
 import report_samples as made_up
 
-from subquad.report.cost import Curve, baselines, curves
+from subquad.report.cost import Curve, baselines, curves, part
 
 SETTING = made_up.comparison()
 
@@ -81,3 +81,18 @@ def test_causal_and_bidirectional_mechanisms_have_baselines_of_their_own() -> No
 
 def test_without_cells_there_is_no_curve() -> None:
     assert curves(SETTING, []) == []
+
+
+def test_a_floor_is_told_as_a_part_and_older_records_have_none() -> None:
+    records = made_up.sample(SETTING)
+    assert not any(curve.floors("forward_ms") for curve in curves(SETTING, records))
+    for record in records:
+        if record["kind"] == "bench" and record["status"] == "ok":
+            record["measured"]["forward_floor_ms"] = record["measured"]["forward_ms"]["median"] / 4
+            record["measured"]["peers"] = {"theirs": {"forward_ms": {"median": 7.0}}}
+    curve = curves(SETTING, records)[0]
+    assert len(curve.floors("forward_ms")) == len(curve.cells)
+    assert not curve.floors("peak_mb")
+    assert part(curve.cells[0], "forward_ms") == pytest.approx(0.25)
+    assert part(curve.cells[0], "peak_mb") is None
+    assert curve.cells[0].peers == {"theirs": {"forward_ms": 7.0}}

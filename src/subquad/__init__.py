@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from subquad.experiments.trained import load
     from subquad.mechanism import Dims, Mechanism, Traits
     from subquad.nn.multihead import MultiheadAttention
+    from subquad.ops.native import backend
     from subquad.registry import build, catalog, options
 
 __version__ = "0.1.0"
@@ -15,6 +16,7 @@ _HOME = {
     "Dims": "mechanism",
     "Mechanism": "mechanism",
     "Traits": "mechanism",
+    "backend": "ops.native",
     "build": "registry",
     "catalog": "registry",
     "options": "registry",
@@ -22,7 +24,17 @@ _HOME = {
     "load": "experiments.trained",
 }
 
-__all__ = ["Dims", "Mechanism", "MultiheadAttention", "Traits", "build", "catalog", "load", "options"]
+__all__ = [
+    "Dims",
+    "Mechanism",
+    "MultiheadAttention",
+    "Traits",
+    "backend",
+    "build",
+    "catalog",
+    "load",
+    "options",
+]
 
 
 def __getattr__(name: str) -> Any:

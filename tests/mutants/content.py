@@ -2,7 +2,7 @@
 
 from mutants.mutant import Mutant
 
-BUCKETS = "ops/buckets.py"
+ATTENTION = "ops/bucket_attention.py"
 REFORMER = "mechanisms/reformer.py"
 ROUTING = "mechanisms/routing.py"
 INFORMER = "mechanisms/informer.py"
@@ -12,24 +12,24 @@ MUTANTS = [
         "reformer",
         "matches_definition",
         "chunks do not look back",
-        BUCKETS,
-        "before = torch.cat([torch.full_like(x[:, :, :1], fill), x[:, :, :-1]], 2)",
-        "before = torch.full_like(x, fill)",
+        ATTENTION,
+        "bias.copy_(self._hidden(round, here))",
+        "bias.copy_(self._hidden(round, here))[..., : self.sight.size] = 9",
     ),
     Mutant(
         "reformer",
         "matches_definition",
         "a pair found in two rounds counts twice",
-        REFORMER,
-        "scores = scores - times.clamp(min=1).log()",
-        "scores = scores - 0 * times",
+        ATTENTION,
+        "torch.maximum(own, least.neg_().add_(4), out=own)",
+        "torch.maximum(own, least.neg_().mul_(0), out=own)",
     ),
     Mutant(
         "reformer",
         "matches_definition",
         "tokens attend to themselves",
-        REFORMER,
-        "scores = scores.masked_fill(j[..., None, :] == i[..., None], ALONE)",
+        ATTENTION,
+        "itself(scores).fill_(ALONE)",
         "pass",
     ),
     Mutant(
@@ -37,8 +37,8 @@ MUTANTS = [
         "padding_is_invisible",
         "padding is sorted in front",
         REFORMER,
-        "bucket.masked_fill(~real[:, None, None], torch.iinfo(torch.int32).max // 4)",
-        "bucket.masked_fill(~real[:, None, None], -1)",
+        "bucket.mT.masked_fill(~real[:, None, None], BEHIND)",
+        "bucket.mT.masked_fill(~real[:, None, None], -1)",
     ),
     Mutant(
         "reformer",
@@ -52,8 +52,8 @@ MUTANTS = [
         "reformer",
         "causal_by_gradients",
         "the order within a bucket is taken for time",
-        REFORMER,
-        "seen = seen & (j[..., None, :] <= i[..., None])",
+        ATTENTION,
+        "scores.add_(bias.clamp_(max=0), alpha=HIDDEN)",
         "pass",
     ),
     Mutant(
@@ -61,16 +61,16 @@ MUTANTS = [
         "deterministic",
         "rotations are drawn at every call",
         REFORMER,
-        "rotated = x[:, None] @ self.R[level, :, None, :, :columns].to(x.dtype)",
-        "rotated = x[:, None] @ torch.randn_like(self.R)[level, :, None, :, :columns].to(x.dtype)",
+        "R = self.R[level, :, :, :columns].to(x.dtype)",
+        "R = torch.randn_like(self.R)[level, :, :, :columns].to(x.dtype)",
     ),
     Mutant(
         "routing",
         "matches_definition",
         "what several clusters give is added up and not averaged",
         ROUTING,
-        "return total[..., :-1] / total[..., -1:].clamp(min=1)",
-        "return total[..., :-1]",
+        "return (total / times.clamp(min=1)).view(b, h, n, e)",
+        "return total.view(b, h, n, e)",
     ),
     Mutant(
         "routing",
@@ -84,9 +84,9 @@ MUTANTS = [
         "routing",
         "causal_by_gradients",
         "a cluster's later tokens are seen within a chunk",
-        ROUTING,
-        "& (back >= 0) & (back < self.window)",
-        "& (back < self.window)",
+        ATTENTION,
+        "(column <= row) | (column > row + c)",
+        "(column <= row)",
     ),
     Mutant(
         "routing",

@@ -4,8 +4,8 @@ from mutants.mutant import Mutant
 
 PERFORMER = "mechanisms/performer.py"
 DIRECTIONS = "features/directions.py"
-FAVOR = "features/favor.py"
 SUMS = "ops/kernel_sums.py"
+TILES = "ops/linear_tiles.py"
 
 MUTANTS = [
     Mutant(
@@ -13,40 +13,40 @@ MUTANTS = [
         "limit_is_softmax",
         "queries and keys are not scaled by the fourth root of the width",
         DIRECTIONS,
-        "if normalised else x * x.shape[-1] ** -0.25",
-        "if normalised else x",
+        "return Given(q, k, Map.FAVOR, W.to(q.dtype) / root)",
+        "return Given(q, k, Map.FAVOR, W.to(q.dtype))",
     ),
     Mutant(
         "performer",
         "deterministic",
         "directions come from no seed",
         PERFORMER,
-        "generator=seeded(seed, dims.layer) if dims.layer else seeded(seed),",
+        "generator=seeded(seed, dims.layer),",
         "generator=(lambda fresh: (fresh.seed(), fresh)[1])(torch.Generator()),",
     ),
     Mutant(
         "performer",
         "matches_definition",
         "an epsilon is added to the features of keys",
-        SUMS,
-        "phi_k = k.shifted(log_k - c)\n    phi_q",
-        "phi_k = k.shifted(log_k - c) + 1e-4\n    phi_q",
+        TILES,
+        "return (log - c[:, :, None]).exp_(), c",
+        "return (log - c[:, :, None]).exp_() + 1e-4, c",
     ),
     Mutant(
         "performer",
         "padding_is_invisible",
         "padding is masked in the numerator only",
-        SUMS,
-        "log_k = hidden(k.log, valid, -math.inf)\n    c",
-        "log_k = k.log\n    c",
+        TILES,
+        "log = log.masked_fill(padding, -torch.inf)",
+        "pass",
     ),
     Mutant(
         "performer",
-        "causal_by_gradients",
+        "causal_by_resampling",
         "no causal mask inside a chunk",
-        SUMS,
-        "dtype=torch.bool, device=v.device).tril()",
-        "dtype=torch.bool, device=v.device)",
+        TILES,
+        "inside = (phi_q @ phi.mT).tril_()",
+        "inside = phi_q @ phi.mT",
     ),
     Mutant(
         "performer",
@@ -60,8 +60,8 @@ MUTANTS = [
         "performer",
         "memory",
         "the kernel is formed for all pairs",
-        SUMS,
-        "return divide(phi_q @ (phi_k.mT @ v), phi_q @ phi_k.sum(2)[..., None])\n\n\ndef causal_exponential",
-        "return divide((phi_q @ phi_k.mT) @ v, phi_q @ phi_k.sum(2)[..., None])\n\n\ndef causal_exponential",
+        TILES,
+        "torch.div(phi_q @ sums.S, seen(total)",
+        "torch.div((phi_q @ tiles.keys(slice(None), sums.c)[0].mT) @ v, seen(total)",
     ),
 ]

@@ -2,7 +2,8 @@
 
 from mutants.mutant import Mutant
 
-RUNNING = "patterns/running.py"
+LAYOUT = "patterns/layout.py"
+TILES = "ops/tiles.py"
 PATTERN = "patterns/pattern.py"
 ATOMS = "patterns/atoms.py"
 SPARSE = "mechanisms/sparse.py"
@@ -14,17 +15,17 @@ MUTANTS = [
         "bigbird",
         "matches_definition",
         "a pair that two parts hold counts twice",
-        RUNNING,
-        "seen = seen & ~earlier.covers(row, key, n)",
-        "seen = seen & (key >= 0)",
+        LAYOUT,
+        "seen = seen & ~earlier.covers(i, j, count)",
+        "seen = seen & (j >= 0)",
     ),
     Mutant(
         "bigbird",
         "matches_definition",
-        "each part has its own maximum, and their sums are added all the same",
-        RUNNING,
-        "p = (score - part.queries(top)).exp()",
-        "p = (score - score.amax(-1, keepdim=True).clamp(min=-1e30)).exp()",
+        "the larger of two sums stands for both",
+        TILES,
+        "after = torch.logaddexp(before, total)",
+        "after = torch.maximum(before, total)",
     ),
     Mutant(
         "bigbird",
@@ -44,7 +45,7 @@ MUTANTS = [
     ),
     Mutant(
         "pattern",
-        "causal_by_gradients",
+        "matches_definition",
         "a token sees the one behind it",
         PATTERN,
         "covers(i, j, i + 1) & (j <= i)",

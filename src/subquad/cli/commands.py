@@ -126,6 +126,9 @@ def bench(
     causal: Annotated[
         bool, typer.Option("--causal", help="Causal forms; else bidirectional ones where there are any.")
     ] = BENCHMARK.causal,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Time other packages that are installed, in the same turns.")
+    ] = BENCHMARK.peers,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -134,9 +137,11 @@ def bench(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Time and memory by length, beside torch's fused softmax: exponents and crossovers.
+    """Time and memory by length, beside torch's fused softmax: exponents, crossovers, parts of the floor.
 
     Each mechanism and length has a process of its own, in which both are timed in turns.
+
+    The floor is what the same products take at the highest rates that this machine reaches.
     """
     asked = Benchmark(
         attention=tuple(attention),
@@ -146,6 +151,7 @@ def bench(
         batch=batch,
         dtype=dtype,
         causal=causal,
+        peers=peers,
     )
     with working("reading what is asked"):
         from subquad.experiments.bench import plan

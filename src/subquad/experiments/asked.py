@@ -60,6 +60,7 @@ class Benchmark:
     batch: int = 1
     dtype: str = "float32"
     causal: bool = False  # False: the bidirectional form where there is one
+    peers: bool = False  # whether other packages are timed too, where they are installed
     device: str = "auto"
     timeout: float = 3600.0
 

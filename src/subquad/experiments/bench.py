@@ -32,6 +32,7 @@ def plan(asked: Benchmark) -> Plan:
         dtype=asked.dtype,
         device=resolve(asked.device),
         threads=torch.get_num_threads(),
+        peers=asked.peers,
     )
     return Plan(specs, {"rows": [row.to_json() for row in chosen]})
 
@@ -46,6 +47,7 @@ def cells(
     threads: int,
     batch: int = 1,
     dtype: str = "float32",
+    peers: bool = False,
 ) -> tuple[Bench, ...]:
     """The rows at each length, shortest first."""
     return tuple(
@@ -61,6 +63,7 @@ def cells(
             backward=True,
             device=device,
             threads=threads,
+            peers=peers,
         )
         for length in lengths
         for row in chosen

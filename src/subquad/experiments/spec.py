@@ -125,6 +125,12 @@ class Bench(Spec):
     backward: bool
     device: str
     threads: int
+    peers: bool = False  # whether other packages are timed too
+
+    def to_json(self) -> dict[str, Any]:
+        """`peers` is left out where it is False, so that older records keep their keys."""
+        asked = super().to_json()
+        return asked if self.peers else {name: value for name, value in asked.items() if name != "peers"}
 
     @property
     def label(self) -> str:

@@ -14,7 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from subquad.features.feature_map import Features, Heads
+from subquad.features.feature_map import Features, Heads, Keys
+from subquad.ops.linear_attention import Given
+from subquad.ops.native.linear import Map
 
 LENGTHS = ("chi", "fixed")
 SMALLEST = 1e-6  # norm of a query or key that is still normalised, so that zero has a gradient
@@ -59,6 +61,13 @@ class Projection(nn.Module):
 
     def forward(self, x: Heads) -> Features:
         return self.scaled(x) @ self.W.to(x.dtype).mT
+
+    def given(self, q: Heads, k: Keys, W: Rows) -> Given:
+        """What linear attention makes exp(W x' - |x'|^2 / 2) from, W being ours, or ours and more."""
+        root = W.shape[1] ** 0.25
+        if self.normalised:
+            q, k = self.scaled(q) * root, self.scaled(k) * root
+        return Given(q, k, Map.FAVOR, W.to(q.dtype) / root)
 
 
 def scaled(x: Float[Tensor, "b h t d"], *, normalised: bool) -> Float[Tensor, "b h t d"]:

@@ -5,10 +5,15 @@ Katharopoulos, Vyas, Pappas, Fleuret: Transformers are RNNs. ICML 2020, arXiv:20
 
 import torch
 
-from subquad.features.feature_map import FeatureMap, Features, Heads
+from subquad.features.feature_map import FeatureMap, Features, Heads, Keys
+from subquad.ops.linear_attention import Given
+from subquad.ops.native.linear import Map
 
 
 class Elu(FeatureMap):
     def forward(self, x: Heads) -> Features:
         # elu(x) + 1 would round to zero below -17 in float32, and a query could see no key
         return torch.where(x > 0, x + 1, x.clamp(max=0).exp())
+
+    def given(self, q: Heads, k: Keys) -> Given:
+        return Given(q, k, Map.ELU)

@@ -25,7 +25,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from subquad.features.directions import Projection, gaussian, orthogonal_gaussian
-from subquad.features.feature_map import ExponentialFeatureMap, Features, Heads
+from subquad.features.feature_map import ExponentialFeatureMap, Features, Heads, Keys
+from subquad.ops.linear_attention import Given
 
 __all__ = ["Favor", "Hyperbolic", "RandomExponentials", "Trigonometric", "gaussian", "orthogonal_gaussian"]
 
@@ -48,6 +49,9 @@ class Favor(RandomExponentials):
         x, W = self.project.scaled(x), self.project.W
         return (x @ W.mT - x.square().sum(-1, keepdim=True) / 2).exp() / len(W) ** 0.5
 
+    def given(self, q: Heads, k: Keys) -> Given:
+        return self.project.given(q, k, self.project.W)
+
     def log_queries(self, q: Heads) -> Features:
         return self.project(q)
 
@@ -63,6 +67,9 @@ class Hyperbolic(RandomExponentials):
         u, shrink = x @ W.mT, (-x.square().sum(-1, keepdim=True) / 2).exp()
         return torch.cat([u.exp(), (-u).exp()], -1) * shrink / (2 * len(W)) ** 0.5
 
+    def given(self, q: Heads, k: Keys) -> Given:
+        return self.project.given(q, k, torch.cat([self.project.W, -self.project.W]))
+
     def log_queries(self, q: Heads) -> Features:
         u = self.project(q)
         return torch.cat([u, -u], -1)
@@ -73,6 +80,8 @@ class Hyperbolic(RandomExponentials):
 
 class Trigonometric(RandomExponentials):
     """FAVOR's sines and cosines, one of each a row of W, whose weights may be negative."""
+
+    signed = True
 
     def forward(self, x: Heads) -> Features:
         x, W = self.project.scaled(x), self.project.W

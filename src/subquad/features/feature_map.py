@@ -6,7 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from subquad.ops.linear_attention import Given
+from subquad.ops.native.linear import Map
+
 Heads = Float[Tensor, "b h t d"]
+Keys = Float[Tensor, "b h s d"]
 Features = Float[Tensor, "b h t f"]
 LogFeatures = Float[Tensor, "b h t f"] | Float[Tensor, "b h t 1"]
 
@@ -14,9 +18,15 @@ LogFeatures = Float[Tensor, "b h t f"] | Float[Tensor, "b h t 1"]
 class FeatureMap(nn.Module, ABC):
     """phi: queries and keys to features whose dot products are the weights of attention."""
 
+    signed = False  # whether features have an `amplitude`, whose sign log space cannot hold
+
     @abstractmethod
     def forward(self, x: Heads) -> Features:
         """phi(x), as the paper writes it."""
+
+    def given(self, q: Heads, k: Keys) -> Given:
+        """What linear attention starts from: features, or what it makes them from by itself."""
+        return Given(self(q), self(k))
 
     def penalty(self) -> Float[Tensor, ""]:
         """The map's own loss term from its latest use."""
@@ -40,6 +50,9 @@ class ExponentialFeatureMap(FeatureMap):
     @abstractmethod
     def log_keys(self, k: Heads) -> LogFeatures:
         """log phi(k), up to one constant for all keys; where there is an amplitude, as for queries."""
+
+    def given(self, q: Heads, k: Keys) -> Given:
+        return Given(self.log_queries(q), self.log_keys(k), Map.LOGS)
 
     def amplitude(self, x: Heads) -> Features | None:
         """Factors of at most about one, of either sign, for queries and keys alike; None: all are one."""

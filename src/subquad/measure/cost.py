@@ -9,12 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from subquad.measure import peers as others
+from subquad.measure.flops import count_flops
 from subquad.measure.memory import peak_memory
+from subquad.measure.roofline import Work, rates
 from subquad.measure.timing import Timing, interleaved
-from subquad.mechanism import Dims
+from subquad.mechanism import Dims, Mechanism
 from subquad.registry import build
 
 WARMUP = 64  # tokens that are run first, so that libraries are loaded when memory is measured
+COUNTED = (1024, 2048)  # tokens at which work is counted, where sequences are longer
+RATING = 0.5  # seconds at most in which the machine's rates are measured
 PATIENCE = 3  # timing ends after this many times the seconds asked for, however few the rounds
 
 
@@ -29,6 +34,7 @@ def cost(
     batch: int,
     dtype: str = "float32",
     backward: bool = True,
+    peers: bool = False,
     seconds: float = 1.0,
     device: str = "cpu",
 ) -> dict[str, Any]:
@@ -42,6 +48,8 @@ def cost(
     peak_mb               what the larger of the two takes at its highest, beyond inputs and weights
     peak_method           how that was found, see `subquad.measure.memory.peak_memory`
     baseline_...          the same three of the fused attention
+    ..._floor_ms          what the work would take at this machine's own rates, see `measure.roofline`
+    peers                 only if `peers`: the timings, by name, of the installed packages that have it too
 
     Each timing takes about `seconds`; where calls are slow it has fewer rounds, and "repeats" says how
     many. The threads are torch's (`torch.set_num_threads`). Raises `ValueError` for what cannot be built,
@@ -52,6 +60,7 @@ def cost(
         raise ValueError(f"unknown dtype {dtype!r}; give 'float32', 'bfloat16', 'float16' or 'float64'")
     dims = Dims(heads=heads, head_dim=head_dim, max_len=length)
     mechanism = build(attention, dims, causal=causal, **options).to(device, kind)
+    known = others.found(mechanism) if peers else []
     generator = torch.Generator().manual_seed(0)
 
     def normal(width: int) -> Tensor:
@@ -71,21 +80,59 @@ def cost(
         raise FloatingPointError(f"{attention!r} gives numbers that are not finite at length {length:,}")
 
     turns = partial(interleaved, seconds=seconds, limit=PATIENCE * seconds, warmup=0, device=device)
-    timings: dict[str, Timing] = {}
+    deeds = {"forward_ms": Candidate.forward}
     if backward:
-        timings |= turns(
+        deeds = {"forward_backward_ms": Candidate.forward_backward, **deeds}
+    beside = {peer.name: replace(ours, mix=peer.made(mechanism, length), weights=()) for peer in known}
+    timings: dict[str, Timing] = {}
+    of_peers: dict[str, dict[str, Any]] = {name: {} for name in beside}
+    floors: dict[str, float] = {}
+    reached = rates(seconds=min(seconds, RATING), device=device)
+    for name, deed in deeds.items():
+        mechanism.train(name != "forward_ms")
+        floors[name.replace("_ms", "_floor_ms")] = 1e3 * reached.floor(work(deed, ours, mechanism, length))
+        able = {other: candidate for other, candidate in beside.items() if runs(deed, candidate)}
+        taken = turns(
             {
-                "forward_backward_ms": ours.forward_backward,
-                "baseline_forward_backward_ms": fused.forward_backward,
+                name: partial(deed, ours),
+                f"baseline_{name}": partial(deed, fused),
+                **{other: partial(deed, candidate) for other, candidate in able.items()},
             }
         )
-    mechanism.eval()
-    timings |= turns({"forward_ms": ours.forward, "baseline_forward_ms": fused.forward})
-    return {name: asdict(timing) for name, timing in timings.items()} | {
-        "peak_mb": peak.mb,
-        "baseline_peak_mb": fused_peak.mb,
-        "peak_method": peak.method,
-    }
+        for other in able:
+            of_peers[other][name] = asdict(taken.pop(other))
+        timings |= taken
+    measured = {name: asdict(timing) for name, timing in timings.items()} | floors
+    measured |= {"peak_mb": peak.mb, "baseline_peak_mb": fused_peak.mb, "peak_method": peak.method}
+    return measured | ({"peers": of_peers} if peers else {})
+
+
+def runs(deed: Callable[["Candidate"], object], candidate: "Candidate") -> bool:
+    """Whether another package can do it at this length and in this precision, whatever it raises if not."""
+    try:
+        deed(candidate)
+    except Exception:
+        return False
+    return True
+
+
+def work(
+    deed: Callable[["Candidate"], object], candidate: "Candidate", mechanism: Mechanism, length: int
+) -> Work:
+    """What is computed, as it is computed, and each input, output and gradient moved once.
+
+    The products are counted at `length`, or at two shorter ones, from which on they grow as the mechanism
+    claims: in proportion to what is added, or to its square.
+    """
+    moved = sum(x.nbytes for x in candidate.inputs.values())
+    moved += next(iter(candidate.inputs.values())).nbytes  # the output, as wide as the queries
+    moved *= 1 if deed is Candidate.forward else 2
+    if length <= COUNTED[-1]:
+        return Work(flops=count_flops(partial(deed, candidate)), bytes=moved)
+    first, second = (count_flops(partial(deed, candidate.shortened(tokens))) for tokens in COUNTED)
+    power = mechanism.traits.cost
+    part = (length**power - COUNTED[0] ** power) / (COUNTED[1] ** power - COUNTED[0] ** power)
+    return Work(flops=first + part * (second - first), bytes=moved)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from subquad.measure.opened import opened
+
 aten = torch.ops.aten
 
 
@@ -17,7 +19,7 @@ def count_flops(compute: Callable[..., object], **inputs: Any) -> int:
     masked or not. Elementwise work, sorting and factorisations do not count.
     """
     counter = FlopCounterMode(display=False, custom_mapping=_UNKNOWN_TO_TORCH)
-    with counter, sdpa_kernel(SDPBackend.MATH):  # the counter cannot see into fused kernels
+    with counter, opened(), sdpa_kernel(SDPBackend.MATH):  # the counter cannot see into fused kernels
         compute(**inputs)
     return counter.get_total_flops()
 

@@ -13,6 +13,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from subquad.measure.opened import opened
+
 MB = 1e6
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -26,7 +28,7 @@ def peak_bytes(compute: Callable[..., object], **inputs: Any) -> int:
     counts until the graph dies; inputs and whatever else existed before do not count. What an operator
     allocates and frees inside itself is not seen.
     """
-    with _Ledger() as ledger:
+    with _Ledger() as ledger, opened():
         compute(**inputs)
     return ledger.peak
 

@@ -20,12 +20,15 @@ from subquad.features.feature_map import ExponentialFeatureMap, FeatureMap
 from subquad.mechanism import Dims, Keys, Mechanism, Mixed, Queries, State, Traits, Valid, Values
 from subquad.ops.kernel_sums import (
     Exponentials,
-    average,
+    ShiftedSums,
+    Sums,
     causal_average,
     causal_exponential_average,
     divide,
     exponential_average,
 )
+from subquad.ops.linear_attention import advance, linear_attention
+from subquad.ops.native import linear as native
 from subquad.ops.padding import hide
 from subquad.ops.precision import no_autocast, wide
 from subquad.ops.scan import scan
@@ -63,18 +66,19 @@ class KernelAttention(Mechanism):
         return divide(weights @ v, weights.sum(-1, keepdim=True))
 
     def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
-        if self.causal:
-            return self.step(q, k, v, valid=valid)[0]
         self.require_equal_lengths(q, k)
+        if self.causal and self.features.signed:
+            return self.step(q, k, v, valid=valid)[0]
         with no_autocast(q):
             wide_q, wide_k, wide_v = wide(*hide(valid, q, k, v))
-            return self.over_all_keys(wide_q, wide_k, wide_v, valid=valid).to(v.dtype)
+            return self.average(wide_q, wide_k, wide_v, valid=valid, causal=self.causal).to(v.dtype)
 
-    def over_all_keys(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None) -> Mixed:
-        """Every query sees every key. What is hidden, and what precision is due, the caller sees to."""
-        if isinstance(self.features, ExponentialFeatureMap):
-            return exponential_average(*exponentials(self.features, q, k), v, valid=valid)
-        return average(self.features(q), self.features(k), v, valid=valid)
+    def average(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, causal: bool) -> Mixed:
+        """The averages of values. What is hidden, and what precision is due, the caller sees to."""
+        phi = self.features
+        if isinstance(phi, ExponentialFeatureMap) and phi.signed:
+            return exponential_average(*exponentials(phi, q, k), v, valid=valid)
+        return linear_attention(phi.given(q, k), v, valid=valid, causal=causal)
 
     def step(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, state: State | None = None
@@ -83,8 +87,24 @@ class KernelAttention(Mechanism):
             return super().step(q, k, v, valid=valid, state=state)
         self.require_equal_lengths(q, k)
         with no_autocast(q):
-            out, state = scan(self._chunk, q, k, v, valid=valid, state=state, chunk=CHUNK)
+            fast = self._advance(*wide(*hide(valid, q, k, v)), valid=valid, state=state)
+            out, state = fast or scan(self._chunk, q, k, v, valid=valid, state=state, chunk=CHUNK)
         return out.to(v.dtype), state
+
+    def _advance(
+        self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: State | None
+    ) -> tuple[Mixed, State] | None:
+        """The next tokens by compiled kernels; `None` where `_chunk` must do it."""
+        if self.features.signed:
+            return None
+        exponential = isinstance(self.features, ExponentialFeatureMap)
+        found = advance(
+            self.features.given(q, k), v, valid=valid, before=None if state is None else bare(state)
+        )
+        if found is None:
+            return None
+        out, (S, z, c) = found
+        return out, ShiftedSums(S, z[..., None], c[:, :, None]) if exponential else Sums(S, z[..., None])
 
     def _chunk(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: State | None
@@ -99,6 +119,12 @@ class KernelAttention(Mechanism):
 
     def redraw(self, *, generator: torch.Generator) -> None:
         self.features.redraw(generator=generator)
+
+
+def bare(state: Sums | ShiftedSums) -> native.Sums:
+    """A state as the kernels know it, which have shifts for all features and need none for some."""
+    z = state.z[..., 0]
+    return native.Sums(state.S, z, state.c[:, :, 0] if isinstance(state, ShiftedSums) else z)
 
 
 def exponentials(phi: ExponentialFeatureMap, q: Queries, k: Keys) -> tuple[Exponentials, Exponentials]:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from subquad.mechanism import Dims, Keys, Mechanism, Mixed, Queries, Traits, Valid, Values
+from subquad.ops.convolution import convolve
 from subquad.ops.landmarks import Segments
 from subquad.ops.masked_softmax import masked_softmax
 from subquad.ops.packing import Packing
@@ -119,23 +120,20 @@ class Nystromformer(Mechanism):
     def _attend(self, q: Queries, k: Keys, v: Values, packing: Packing) -> Mixed:
         """What packed tokens get, from the right: B V, then Z (B V), then F (Z B V)."""
         length = q.shape[2]
-        segments = Segments.cut(packing.count, landmarks=min(self.landmarks, length), length=length)
+        m, full = min(self.landmarks, length), packing.valid is None
+        segments = Segments.cut(packing.count, landmarks=m, length=length, full=full)
         q_landmarks, k_landmarks = segments.means(q), segments.means(k)
-        both = (segments.real[:, :, None] & segments.real[:, None, :])[:, None]
-        A = masked_softmax(q_landmarks @ k_landmarks.mT / q.shape[-1] ** 0.5, seen=both)
-        seen = None if packing.valid is None else packing.valid[:, None, None, :]
+        scores = q_landmarks @ k_landmarks.mT / q.shape[-1] ** 0.5
+        if packing.valid is None:
+            seen = real = None
+            A = scores.softmax(-1)
+        else:
+            seen, real = packing.valid[:, None, None, :], segments.real[:, None, None, :]
+            A = masked_softmax(scores, seen=real & real.mT)
         BV = functional.scaled_dot_product_attention(q_landmarks, k, v, attn_mask=seen)
         ZBV = pseudo_inverse(A, iterations=self.iterations) @ BV
-        real = segments.real[:, None, None, :]
         out = functional.scaled_dot_product_attention(q, k_landmarks, ZBV, attn_mask=real)
-        if self.kernel:
-            out = out + functional.conv2d(
-                v,
-                self.skip.to(v.dtype)[:, None, :, None],
-                padding=(self.kernel // 2, 0),
-                groups=self.dims.heads,
-            )
-        return out
+        return out + convolve(v, self.skip.to(v.dtype)) if self.kernel else out
 
 
 def pseudo_inverse(A: Square, *, iterations: int) -> Square:

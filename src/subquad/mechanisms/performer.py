@@ -149,7 +149,7 @@ class Performer(KernelAttention):
             rows, columns = (evenly(x.shape[2], at_most, device=x.device) for x in (q, k))
             q, k, real, counts = q[:, :, rows], k[:, :, columns], real[:, columns], counts[:, rows]
             one_hot = torch.eye(k.shape[2], dtype=k.dtype, device=k.device).expand(*k.shape[:2], -1, -1)
-            estimated = self.over_all_keys(q, k, one_hot, valid=real)
+            estimated = self.average(q, k, one_hot, valid=real, causal=False)
             logits = scaled(q, normalised=self.normalise) @ scaled(k, normalised=self.normalise).mT
             lowest = torch.finfo(logits.dtype).min  # finite, so that a row without keys is not nan
             exact = logits.masked_fill(~real[:, None, None, :], lowest).softmax(-1)

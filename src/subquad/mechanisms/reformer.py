@@ -10,8 +10,9 @@ a bucket is the coordinate, of either sign, that comes out largest:
 Tokens are sorted by (bucket, position) and cut into chunks of c. In round r, P_i^r holds those of i's
 bucket in its chunk and in the chunk before. Similar tokens miss each other in one round, hardly in many,
 and P_i is the union of them: a pair found in N_ij rounds has log N_ij taken off its score in each, and the
-rounds add up by their log-sum-exp. A token sees itself only where it sees nothing else, since its key is
-all too like its query. With about n / c buckets a round costs O(n c d), besides the sorting.
+rounds add up by their log-sum-exp; here it counts in the first of them alone, and the sum is the same. A
+token sees itself only where it sees nothing else, since its key is all too like its query. With about n / c
+buckets a round costs O(n c d), besides the sorting.
 
 Kitaev, Kaiser, Levskaya: Reformer: The Efficient Transformer. ICLR 2020, arXiv:2001.04451, section 2 and
 appendix A. How it is laid out here, and where it departs:
@@ -32,7 +33,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from subquad.mechanism import Dims, Mechanism, Mixed, Queries, Traits, Valid, Values
-from subquad.ops.buckets import Buckets, look_back
+from subquad.ops.bucket_attention import bucket_attention
+from subquad.ops.buckets import Buckets
 from subquad.ops.generators import seeded
 from subquad.ops.padding import hide
 from subquad.ops.precision import no_autocast, wide
@@ -41,7 +43,6 @@ Row = Float[Tensor, "h n d"]
 
 WIDEST = 64  # buckets of one hash; more are a product of hashes
 HASHES = 4  # in such a product, enough for sixteen million chunks
-ALONE = -1e5  # the score of a token with itself; paper, appendix A
 
 
 class Reformer(Mechanism):
@@ -49,7 +50,7 @@ class Reformer(Mechanism):
 
     `bucket`: c, the tokens of a chunk and of an average bucket. `rounds` of hashing, from `seed`. Chunks hold
     strays of other buckets; `strays` attends to them too, as most implementations do. `duplicates` leaves out
-    the correction of pairs found in several rounds, which then weigh more; it saves time.
+    the correction of pairs found in several rounds, which then weigh more; it saves some time.
 
     Approximates softmax attention whose queries are its keys, by the few large weights of each query. It
     never equals softmax attention of queries and keys apart, but equals its own full form, over all keys,
@@ -136,70 +137,52 @@ class Reformer(Mechanism):
             wide_q, wide_v = wide(*hide(valid, q, q, v)[1:])
             real = torch.ones_like(q[:, 0, :, 0], dtype=torch.bool) if valid is None else valid
             bucket = self._hash(wide_q.detach(), real)
-            rounds = [Buckets.of(bucket[:, r], size=self.bucket) for r in range(self.rounds)]
-            marks = torch.stack([self._marks(bucket[:, r], x, real) for r, x in enumerate(rounds)], -1)
-            found = [self._attend(wide_q, wide_v, marks, round=r, buckets=x) for r, x in enumerate(rounds)]
-            share = torch.stack([mass for _, mass in found]).softmax(0)
-            return torch.stack([out for out, _ in found]).mul(share).sum(0).to(v.dtype)
+            rounds = Buckets.of(bucket, size=self.bucket)
+            out = bucket_attention(
+                wide_q,
+                F.normalize(wide_q, dim=-1),
+                wide_v,
+                order=rounds.order,
+                marks=self._marks(bucket, rounds, real),
+                size=rounds.size,
+                causal=self.causal,
+                alone=True,
+                repeats=self.duplicates,
+            )
+            return out.to(v.dtype)
 
-    def _hash(self, x: Queries, real: Bool[Tensor, "b n"]) -> Int[Tensor, "b r h n"]:
+    def _hash(self, x: Queries, real: Bool[Tensor, "b n"]) -> Int[Tensor, "b h r n"]:
         """The bucket of each token in each round, by the number of tokens in its row."""
-        most = -(-x.shape[2] // self.bucket)
-        levels = next(level for level in range(1, HASHES + 1) if most <= WIDEST**level)
-        columns = WIDEST // 2 if levels > 1 else max(1, -(-most // 2))
-        bucket = torch.zeros((), dtype=torch.int64, device=x.device)
+        bucket = torch.zeros(*x.shape[:3], self.rounds, dtype=torch.int64, device=x.device)
         left = even((-(-real.sum(1) // self.bucket)).clamp(min=1))
-        for level in reversed(range(levels)):
+        sizes = hash_sizes(x.shape[2], self.bucket)
+        for level in reversed(range(len(sizes))):
             size = even(-(-left // WIDEST**level))
             left = -(-left // size)
             half = size[:, None, None, None] // 2
-            rotated = x[:, None] @ self.R[level, :, None, :, :columns].to(x.dtype)
+            columns = max(1, sizes[level] // 2) if level == len(sizes) - 1 else WIDEST // 2
+            R = self.R[level, :, :, :columns].to(x.dtype).transpose(0, 1).flatten(1)
+            rotated = (x @ R).unflatten(-1, (self.rounds, columns))
             beyond = torch.arange(columns, device=x.device) >= half[..., None]
-            column = rotated.abs().masked_fill(beyond, -1).argmax(-1)
+            column = rotated.abs().masked_fill_(beyond, -1).max(-1).indices
             negative = rotated.gather(-1, column[..., None])[..., 0] < 0
             bucket = size[:, None, None, None] * bucket + column + half * negative
-        return bucket.masked_fill(~real[:, None, None], torch.iinfo(torch.int32).max // 4)
+        return bucket.mT.masked_fill(~real[:, None, None], BEHIND)
 
     def _marks(
-        self, bucket: Int[Tensor, "b h n"], buckets: Buckets, real: Bool[Tensor, "b n"]
-    ) -> Int[Tensor, "b h n"]:
+        self, bucket: Int[Tensor, "b h r n"], buckets: Buckets, real: Bool[Tensor, "b n"]
+    ) -> Int[Tensor, "b h r n"]:
         """Numbers of which the difference is 0 or 1 just where the first token may see the second.
 
         In the sorted order chunks ascend with buckets, so that another bucket is at least two away.
         """
         chunk = buckets.place // self.bucket
         mark = chunk if self.strays else 2 * bucket + chunk
-        return mark.masked_fill(~real[:, None], PADDING).to(torch.int32)
-
-    def _attend(
-        self, q: Queries, v: Values, marks: Int[Tensor, "b h n r"], *, round: int, buckets: Buckets
-    ) -> tuple[Mixed, Float[Tensor, "b h n 1"]]:
-        """What one round gives, and the logarithm of its weight."""
-        position = torch.arange(q.shape[2], device=q.device).expand(marks.shape[:3])
-        i, x, mark = buckets.chunk(position), buckets.chunk(q), buckets.chunk(marks, fill=PADDING)
-        j, k, marked = look_back(i), look_back(F.normalize(x, dim=-1)), look_back(mark, fill=NOTHING)
-        seen = near(mark[..., round], marked[..., round])
-        if self.causal:
-            seen = seen & (j[..., None, :] <= i[..., None])
-        scores = x @ k.mT / x.shape[-1] ** 0.5
-        if self.rounds > 1 and not self.duplicates:
-            times = torch.zeros_like(scores)
-            for r in range(self.rounds):
-                times = times + near(mark[..., r], marked[..., r])
-            scores = scores - times.clamp(min=1).log()
-        scores = scores.masked_fill(j[..., None, :] == i[..., None], ALONE)
-        scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
-        mass = scores.logsumexp(-1, keepdim=True)
-        out = (scores - mass).exp() @ look_back(buckets.chunk(v))
-        return buckets.unchunk(out), buckets.unchunk(mass)
+        return mark.masked_fill(~real[:, None, None], PADDING)
 
 
-PADDING, NOTHING = -4, -8  # marks that are near to none but themselves
-
-
-def near(mark: Int[Tensor, "b h m c"], marked: Int[Tensor, "b h m k"]) -> Bool[Tensor, "b h m c k"]:
-    """Which tokens of a chunk see which, by their marks."""
-    return (mark[..., None] - marked[..., None, :]) >> 1 == 0
+BEHIND = torch.iinfo(torch.int32).max // 4  # the bucket of padding, sorted after all others
+PADDING = -4  # a mark that is near to none but itself
 
 
 def hash_sizes(n: int, c: int) -> list[int]:

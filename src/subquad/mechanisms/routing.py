@@ -37,8 +37,10 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 from subquad.mechanism import Dims, Keys, Mechanism, Mixed, Queries, Traits, Valid, Values
-from subquad.ops.buckets import Buckets, look_back, reorder
+from subquad.ops.bucket_attention import bucket_attention
+from subquad.ops.buckets import Buckets, reorder
 from subquad.ops.generators import seeded
+from subquad.ops.nearest import largest
 from subquad.ops.padding import hide
 from subquad.ops.precision import no_autocast, wide
 from subquad.ops.scan import scan
@@ -181,8 +183,9 @@ class RoutingAttention(Mechanism):
         self.require_equal_lengths(q, k)
         with no_autocast(q):
             inputs, real = self._route(q, k, v, valid)
-            mix = self._within_clusters if self.causal else self._by_centroid
-            return mix(*inputs, real).to(v.dtype)
+            if self.causal:
+                return self._within_clusters(*inputs, real).to(v.dtype)
+            return self._by_centroid(*inputs, valid).to(v.dtype)
 
     def step(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, state: Clusters | None = None
@@ -229,40 +232,36 @@ class RoutingAttention(Mechanism):
             sums.append(own.transpose(0, 1).flatten(1, 2).mT @ ones.transpose(0, 1).flatten(1, 2))
         return squares / (2 * q.shape[1] * real.sum()).clamp(min=1), torch.stack(sums, 1)
 
-    def _by_centroid(self, q: Queries, k: Keys, v: Values, near: Cosines, real: Real) -> Mixed:
+    def _by_centroid(self, q: Queries, k: Keys, v: Values, near: Cosines, real: Real | None) -> Mixed:
         """The bidirectional form: each centroid's nearest queries attend to its nearest keys."""
-        most = min(self.window, -(-q.shape[2] // self.clusters))
-        w = (-(-real.sum(1) // self.clusters)).clamp(max=self.window)
-        taken = (torch.arange(most, device=q.device) < w[:, None])[:, None, None]  # b 1 1 w
-        queries, keys = (
-            nearness.masked_fill(~real[:, None, :, None], -torch.inf)
-            .sort(dim=2, descending=True, stable=True)
-            .indices[:, :, :most]
-            .mT
-            for nearness in (near, self._cosines(k))
-        )
+        b, h, n, e = v.shape
+        most = min(self.window, -(-n // self.clusters))
+        nearness, taken = (near.detach(), self._cosines(k.detach())), None
+        if real is not None:
+            w = (-(-real.sum(1) // self.clusters)).clamp(max=self.window)
+            taken = (torch.arange(most, device=q.device) < w[:, None])[:, None, None]  # b 1 1 w
+            nearness = [x.masked_fill(~real[:, None, :, None], -torch.inf) for x in nearness]
+        queries, keys = (largest(x.mT.contiguous(), most) for x in nearness)
         q, k, values = (
-            reorder(x, index.flatten(2)).unflatten(2, (self.clusters, most))
-            for x, index in ((q, queries), (k, keys), (v, keys))
+            reorder(x, places.flatten(2)).unflatten(2, (self.clusters, most)).flatten(1, 2)
+            for x, places in ((q, queries), (k, keys), (v, keys))
         )
-        scores = (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(~taken[..., None, :], torch.finfo(q.dtype).min)
-        given = scores.softmax(-1) @ values
-        given = torch.cat([given, torch.ones_like(given[..., :1])], -1).masked_fill(~taken[..., None], 0)
-        place = queries.flatten(2)[..., None].expand(-1, -1, -1, given.shape[-1])
-        total = v.new_zeros(*v.shape[:3], given.shape[-1]).scatter_add(2, place, given.flatten(2, 3))
-        return total[..., :-1] / total[..., -1:].clamp(min=1)
+        given = F.scaled_dot_product_attention(q, k, values, attn_mask=taken)
+        times = torch.ones_like(given[..., :1])
+        if taken is not None:
+            given, times = (x.masked_fill(~taken.mT, 0) for x in (given, times))
+        first = n * torch.arange(b * h, device=v.device)[:, None]
+        place = (queries.flatten(0, 1).flatten(1) + first).flatten()
+        total = v.new_zeros(b * h * n, e).index_add(0, place, given.flatten(0, 2))
+        times = v.new_zeros(b * h * n, 1).index_add(0, place, times.flatten(0, 2))
+        return (total / times.clamp(min=1)).view(b, h, n, e)
 
     def _within_clusters(self, q: Queries, k: Keys, v: Values, near: Cosines, real: Real) -> Mixed:
         """The causal form: sorted by cluster, then by time, w tokens back are at most one chunk back."""
         cluster = near.argmax(-1).masked_fill(~real[:, None], self.clusters)
-        buckets = Buckets.of(cluster, size=self.window)
-        own = buckets.chunk(cluster, fill=self.clusters)
-        q, k, v = (buckets.chunk(x) for x in (q, k, v))
-        w = buckets.size
-        back = torch.arange(w, 2 * w, device=q.device)[:, None] - torch.arange(2 * w, device=q.device)
-        seen = (own[..., None] == look_back(own, fill=-1)[..., None, :]) & (back >= 0) & (back < self.window)
-        scores = (q @ look_back(k).mT / q.shape[-1] ** 0.5).masked_fill(~seen, -torch.inf)
-        return buckets.unchunk(scores.softmax(-1) @ look_back(v))
+        buckets = Buckets.of(cluster[:, :, None], size=self.window)
+        marks = 2 * cluster[:, :, None] + buckets.place // buckets.size
+        return bucket_attention(q, k, v, order=buckets.order, marks=marks, size=buckets.size, band=True)
 
     def _empty(self, k: Keys, v: Values) -> Clusters:
         """What is remembered before the first token."""

@@ -15,12 +15,16 @@ exponent is a sum of logarithms of the decays in question: never positive, never
                              that at a query of the second half. The halves are halved again; all levels
                              together cost half of one full product
 
+One operator, whose backward pass does a block of tokens again: it keeps the inputs and nothing else, so that
+memory is O(n d), and `torch.compile` sees one node. On the CPU in float32 compiled kernels do the work, where
+there are any (`native/decay.cpp`).
+
 Sun et al.: Retentive Network. arXiv:2307.08621, section 2.1. Yang et al.: Gated Linear Attention Transformers
 with Hardware-Efficient Training. ICML 2024, arXiv:2312.06635, section 4.3, whose secondary chunks are one
 level of halves.
 """
 
-import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -28,7 +32,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from subquad.ops import flash_linear
+from subquad.ops import flash_linear, native
+from subquad.ops.blocks import by_blocks, pull_back_by_blocks
+from subquad.ops.native import recurrence
 
 CHUNK = 64  # tokens, a power of two; measured best on CPUs, forward and back, of 32, 64 and 128
 
@@ -55,10 +61,76 @@ def decayed_product(
     """
     if flash_linear.serves(q, given=given):
         return flash_linear.decayed_product(q, k, v, log_decay, state=state, given=given)
+    return _forward(q, k, v, log_decay, state)
+
+
+@torch.library.custom_op("subquad::decayed_product", mutates_args=())
+def _forward(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    if native.usable(q, k, v, log_decay, state):
+        return recurrence.forward(q, k, v, log_decay, None, state)
+    return by_blocks(advance, q, k, v, log_decay, state=state)
+
+
+@_forward.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    return v.new_empty(v.shape), state.new_empty(state.shape)
+
+
+@torch.library.custom_op("subquad::decayed_product_backward", mutates_args=())
+def _backward(
+    grad: Tensor,
+    grad_state: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    state: Tensor,
+    decays: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    if native.usable(grad, grad_state, q, k, v, log_decay, state):
+        found = recurrence.backward(grad, grad_state, q, k, v, log_decay, None, state, decays=decays)
+        return found.q, found.k, found.v, found.log_decay.sum_to_size(log_decay.shape), found.state
+    found = pull_back_by_blocks(advance, pull_back, grad, grad_state, q, k, v, log_decay, state=state)
+    return found[0], found[1], found[2], found[3], found[4]
+
+
+@_backward.register_fake
+def _(
+    grad: Tensor,
+    grad_state: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    state: Tensor,
+    decays: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    like_q, like_k, like_v, like_decay, like_state = (
+        x.new_empty(x.shape) for x in (q, k, v, log_decay, state)
+    )
+    return like_q, like_k, like_v, like_decay, like_state
+
+
+def _remember(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _pull_back(ctx, grad: Tensor, grad_state: Tensor) -> tuple[Tensor, ...]:
+    return _backward(grad, grad_state, *ctx.saved_tensors, ctx.needs_input_grad[3])
+
+
+_forward.register_autograd(_pull_back, setup_context=_remember)
+
+
+def advance(
+    q: Queries, k: Queries, v: Values, log_decay: LogDecays, *, state: Matrix
+) -> tuple[Values, Matrix]:
+    """A block of tokens, its chunks side by side."""
     length = q.shape[2]
     q, k, v, log_decay = (chunked(x) for x in (q, k, v, log_decay))
     if log_decay.shape[-1] == 1:
-        weights, fading = (q @ k.mT) * between(log_decay), fade(log_decay)
+        fading = fade(log_decay)
+        weights = (q @ k.mT).mul_(between(log_decay))
     else:
         weights, fading = weights_by_halves(q, k, log_decay)
     written = (k * fading.until_end).mT @ v
@@ -66,8 +138,79 @@ def decayed_product(
     for n in range(q.shape[2]):
         found.append(state)
         state = torch.addcmul(written[:, :, n], fading.whole[:, :, n], state)
-    out = weights @ v + (q * fading.since_start) @ torch.stack(found, 2)
-    return joined(out, length), state
+    return joined(read(weights, v, q * fading.since_start, torch.stack(found, 2)), length), state
+
+
+def pull_back(
+    grad: Values,
+    grad_state: Matrix,
+    q: Queries,
+    k: Queries,
+    v: Values,
+    log_decay: LogDecays,
+    *,
+    state: Matrix,
+) -> tuple[Queries, Queries, Values, LogDecays, Matrix]:
+    """Gradients of what `advance` is given. That of a log_decay is the flow through it: of all that
+    was written before and is read after, each term once, and never a difference of sums.
+    """
+    length, like = q.shape[2], log_decay.shape
+    q, k, v, log_decay, grad = (chunked(x) for x in (q, k, v, log_decay, grad))
+    fading = fade(log_decay)
+    kept, asked = k * fading.until_end, q * fading.since_start
+    written, pulled = kept.mT @ v, asked.mT @ grad
+    found, due = [], []
+    for n in range(q.shape[2]):
+        found.append(state)
+        state = torch.addcmul(written[:, :, n], fading.whole[:, :, n], state)
+    for n in reversed(range(q.shape[2])):
+        due.append(grad_state)
+        grad_state = torch.addcmul(pulled[:, :, n], fading.whole[:, :, n], grad_state)
+    before, after = torch.stack(found, 2), torch.stack(due[::-1], 2)
+    of_weights = (grad @ v.mT).tril_()
+    dq = (grad @ before.mT).mul_(fading.since_start)
+    dk = (v @ after.mT).mul_(fading.until_end)
+    flow = (before * after).sum(-1)[..., None, :] * fading.whole.mT
+    flow = earlier(k * dk).add_(later(q * dq)).add_(flow)
+    if log_decay.shape[-1] == 1:
+        left = between(log_decay)
+        weights = (q @ k.mT).mul_(left)
+        flow = flow.sum(-1, keepdim=True).add_(across(of_weights * weights))
+        of_weights.mul_(left)
+        dq += of_weights @ k
+        dk += of_weights.mT @ q
+    else:
+        weights, _ = weights_by_halves(q, k, log_decay)
+        pull_back_by_halves(of_weights, q, k, log_decay, dq, dk, flow)
+    dv = read(weights.mT, grad, kept, after)
+    dq, dk, dv, flow = (joined(x, length) for x in (dq, dk, dv, flow))
+    return dq, dk, dv, flow.sum_to_size(like), grad_state
+
+
+def earlier(x: Float[Tensor, "*b c d"]) -> Float[Tensor, "*b c d"]:
+    """Sums over the tokens before each."""
+    return F.pad(x[..., :-1, :], (0, 0, 1, 0)).cumsum(-2)
+
+
+def later(x: Float[Tensor, "*b c d"]) -> Float[Tensor, "*b c d"]:
+    """Sums over each token and those after it."""
+    return x.flip(-2).cumsum(-2).flip(-2)
+
+
+def across(terms: Float[Tensor, "b h n c c"]) -> Float[Tensor, "b h n c 1"]:
+    """For each decay the sum of terms (i, j) that it stands between, j < l <= i."""
+    return F.pad(terms[..., :-1].cumsum(-1).tril_(-1).sum(-2), (1, 0))[..., None]
+
+
+def read(
+    weights: Float[Tensor, "b h n c c"],
+    v: Float[Tensor, "b h n c e"],
+    q: Float[Tensor, "b h n c d"],
+    found: Float[Tensor, "b h n d e"],
+) -> Float[Tensor, "b h n c e"]:
+    """What queries read of their own chunk, and of what it found."""
+    out = (weights @ v).flatten(0, 2)
+    return out.baddbmm_(q.flatten(0, 2), found.flatten(0, 2)).unflatten(0, q.shape[:3])
 
 
 def fade(log_decay: Float[Tensor, "#b #h n c #d"]) -> Fading:
@@ -79,40 +222,80 @@ def fade(log_decay: Float[Tensor, "#b #h n c #d"]) -> Fading:
 
 def between(log_decay: Float[Tensor, "#b #h n c 1"]) -> Float[Tensor, "#b #h n c c"]:
     """a_ij: what is left at token i of what token j wrote; zero where i < j."""
-    c = log_decay.shape[-2]
-    past = torch.ones(c, c, dtype=torch.bool, device=log_decay.device).tril()
-    terms = log_decay.expand(*log_decay.shape[:-1], c).masked_fill(~past.tril(-1), 0)
-    return terms.cumsum(-2).masked_fill(~past, -math.inf).exp()
+    terms = log_decay.expand(*log_decay.shape[:-1], log_decay.shape[-2]).tril(-1)
+    return terms.cumsum(-2).exp_().tril_()
 
 
 def weights_by_halves(
     q: Float[Tensor, "b h n c d"], k: Float[Tensor, "b h n c d"], log_decay: Float[Tensor, "#b #h n c d"]
 ) -> tuple[Float[Tensor, "b h n c c"], Fading]:
     """sum_c q_ic a_ijc k_jc for j <= i, and zero where i < j; for parts of 1, 2, 4, ... c tokens in turn."""
-    weights, size = (q * k).sum(-1)[..., None, None], 1
-    start, end = log_decay, torch.zeros_like(log_decay)  # from a part's start to a token, and on to its end
-    while size < q.shape[-2]:
-        (start_1, start_2), (end_1, end_2) = (halves(x, size) for x in (start, end))
-        across = (halves(q, size)[1] * start_2.exp()) @ (halves(k, size)[0] * end_1.exp()).mT
-        first, second = weights.unflatten(-3, (-1, 2)).unbind(-3)
-        weights = torch.cat([F.pad(first, (0, size)), torch.cat([across, second], -1)], -2)
-        start = torch.cat([start_1, start_1[..., -1:, :] + start_2], -2).flatten(-3, -2)
-        end = torch.cat([end_1 + start_2[..., -1:, :], end_2], -2).flatten(-3, -2)
+    weights = (q * k).sum(-1).diag_embed()
+    start, end = log_decay.clone(), torch.zeros_like(log_decay)
+    for size, since_start, until_end in levels(start, end):
+        read = since_start * halves(q, size)[1]
+        corners(weights, size).copy_(read @ (until_end * halves(k, size)[0]).mT)
+    return weights, Fading(start.exp(), end.exp(), start[..., -1, :, None].exp())
+
+
+def pull_back_by_halves(
+    of_weights: Float[Tensor, "b h n c c"],
+    q: Float[Tensor, "b h n c d"],
+    k: Float[Tensor, "b h n c d"],
+    log_decay: Float[Tensor, "#b #h n c d"],
+    dq: Float[Tensor, "b h n c d"],
+    dk: Float[Tensor, "b h n c d"],
+    flow: Float[Tensor, "b h n c d"],
+) -> None:
+    """Add the gradients of q, k and log_decay through the weights."""
+    own = of_weights.diagonal(dim1=-2, dim2=-1)[..., None]
+    dq.addcmul_(own, k)
+    dk.addcmul_(own, q)
+    for size, since_start, until_end in levels(log_decay.clone(), torch.zeros_like(log_decay)):
+        (_, q_2), (k_1, _), here = halves(q, size), halves(k, size), corners(of_weights, size)
+        of_read = (here @ (until_end * k_1)).mul_(since_start)
+        of_kept = (here.mT @ (since_start * q_2)).mul_(until_end)
+        halves(dq, size)[1].add_(of_read)
+        halves(dk, size)[0].add_(of_kept)
+        halves(flow, size)[1].add_(later(of_read.mul_(q_2)))
+        halves(flow, size)[0].add_(earlier(of_kept.mul_(k_1)))
+
+
+def levels(
+    start: Float[Tensor, "#b #h n c d"], end: Float[Tensor, "#b #h n c d"]
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """For parts of 1, 2, 4, ... tokens what is left at tokens of a second part since its start, and until the
+    end of a first. `start` and `end`, the logarithms for each part, come to be those of a whole chunk.
+    """
+    size = 1
+    while size < start.shape[-2]:
+        (start_1, start_2), (end_1, _) = halves(start, size), halves(end, size)
+        yield size, start_2.exp(), end_1.exp()
+        end_1 += start_2[..., -1:, :]
+        start_2 += start_1[..., -1:, :]
         size *= 2
-    return weights.squeeze(-3), Fading(start.exp(), end.exp(), start[..., -1, :, None].exp())
 
 
-def halves(x: Float[Tensor, "b h n c d"], size: int) -> tuple[Tensor, ...]:
-    """The first and the second `size` tokens of every 2 `size`: two of (b h n p size d)."""
-    return x.unflatten(-2, (-1, 2, size)).unbind(-3)
+def corners(weights: Float[Tensor, "b h n c c"], size: int) -> Float[Tensor, "b h n p l l"]:
+    """Those of queries in a second part and keys in the first part before it: a view."""
+    _, second = halves(weights, size)
+    parts = second.unflatten(-1, (-1, 2, size))[..., 0, :]  # (b h n p l p l)
+    return parts.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
+
+
+def halves(x: Float[Tensor, "b h n c d"], size: int) -> tuple[Tensor, Tensor]:
+    """The first and the second `size` tokens of every 2 `size`: views of (b h n p size d)."""
+    both = x.unflatten(-2, (-1, 2, size))
+    return both.select(-3, 0), both.select(-3, 1)
 
 
 def chunked(x: Float[Tensor, "b h t c"]) -> Float[Tensor, "b h n l c"]:
     """Cut into chunks, at least one, with zeros behind the last token; short sequences make a shorter one."""
     length = max(x.shape[2], 1)
     size = min(CHUNK, 1 << (length - 1).bit_length())
-    whole = length + -length % size
-    return F.pad(x, (0, 0, 0, whole - x.shape[2])).unflatten(2, (-1, size))
+    if missing := length + -length % size - x.shape[2]:
+        x = F.pad(x, (0, 0, 0, missing))
+    return x.contiguous().unflatten(2, (-1, size))
 
 
 def joined(x: Float[Tensor, "b h n l c"], length: int) -> Float[Tensor, "b h t c"]:

@@ -11,17 +11,36 @@ left of S, the u solve a triangular system:
 Solved once for both parts of the right side, u = u_own - w S is one product once S is known, and the chunk
 behaves as in `ops/decay.py` with u for v: the WY form of a product of Householder matrices.
 
+One operator, as in `ops/decay.py`; its compiled kernels are in `native/delta.cpp`.
+
 Yang, Wang, Zhang, Shen, Kim: Parallelizing Linear Transformers with the Delta Rule over Sequence Length.
 NeurIPS 2024, arXiv:2406.06484, section 3. Yang, Kautz, Hatamizadeh: Gated Delta Networks. ICLR 2025,
 arXiv:2412.06464, section 3.3.
 """
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from subquad.ops import flash_linear
-from subquad.ops.decay import Matrix, Queries, Values, between, chunked, fade, joined
+from subquad.ops import flash_linear, native
+from subquad.ops.blocks import by_blocks, pull_back_by_blocks
+from subquad.ops.decay import (
+    Fading,
+    Matrix,
+    Queries,
+    Values,
+    across,
+    between,
+    chunked,
+    earlier,
+    fade,
+    joined,
+    later,
+    read,
+)
+from subquad.ops.native import recurrence
 
 Betas = Float[Tensor, "b h t 1"]
 LogDecays = Float[Tensor, "#b #h t 1"]  # at most 0
@@ -43,19 +62,156 @@ def delta_product(
     """
     if flash_linear.serves(q, given=given):
         return flash_linear.delta_product(q, k, v, beta, log_decay, state=state, given=given)
-    length, e = q.shape[2], v.shape[3]
-    q, k, v, beta, log_decay = (chunked(x) for x in (q, k, v, beta, log_decay))
-    fading, left = fade(log_decay), between(log_decay)
-    system = ((beta * k) @ k.mT * left).tril(-1)
-    right = beta * torch.cat([v, fading.since_start * k], -1)
-    solved = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
-    u_own, w = solved[..., :e], solved[..., e:]
-    kept = (k * fading.until_end).mT
-    found, u = [], []
-    for n in range(q.shape[2]):
-        found.append(state)
-        u.append(u_own[:, :, n] - w[:, :, n] @ state)
-        state = fading.whole[:, :, n] * state + kept[:, :, n] @ u[n]
-    weights = (q @ k.mT) * left
-    out = weights @ torch.stack(u, 2) + (q * fading.since_start) @ torch.stack(found, 2)
-    return joined(out, length), state
+    return _forward(q, k, v, beta, log_decay, state)
+
+
+@torch.library.custom_op("subquad::delta_product", mutates_args=())
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    if native.usable(q, k, v, beta, log_decay, state):
+        return recurrence.forward(q, k, v, log_decay, beta, state)
+    return by_blocks(advance, q, k, v, beta, log_decay, state=state)
+
+
+@_forward.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    return v.new_empty(v.shape), state.new_empty(state.shape)
+
+
+@torch.library.custom_op("subquad::delta_product_backward", mutates_args=())
+def _backward(
+    grad: Tensor,
+    grad_state: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor,
+    state: Tensor,
+    decays: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    if native.usable(grad, grad_state, q, k, v, beta, log_decay, state):
+        found = recurrence.backward(grad, grad_state, q, k, v, log_decay, beta, state, decays=decays)
+        decay = found.log_decay.sum_to_size(log_decay.shape)
+        return found.q, found.k, found.v, found.beta, decay, found.state
+    found = pull_back_by_blocks(advance, pull_back, grad, grad_state, q, k, v, beta, log_decay, state=state)
+    return found[0], found[1], found[2], found[3], found[4], found[5]
+
+
+@_backward.register_fake
+def _(
+    grad: Tensor,
+    grad_state: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor,
+    state: Tensor,
+    decays: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    like_q, like_k, like_v, like_beta, like_decay, like_state = (
+        x.new_empty(x.shape) for x in (q, k, v, beta, log_decay, state)
+    )
+    return like_q, like_k, like_v, like_beta, like_decay, like_state
+
+
+def _remember(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _pull_back(ctx, grad: Tensor, grad_state: Tensor) -> tuple[Tensor, ...]:
+    return _backward(grad, grad_state, *ctx.saved_tensors, ctx.needs_input_grad[4])
+
+
+_forward.register_autograd(_pull_back, setup_context=_remember)
+
+
+def advance(
+    q: Queries, k: Queries, v: Values, beta: Betas, log_decay: LogDecays, *, state: Matrix
+) -> tuple[Values, Matrix]:
+    """A block of tokens, its chunks side by side."""
+    chunk = Chunks.of(k, v, beta, log_decay, state=state)
+    q, length = chunked(q), q.shape[2]
+    weights = (q @ chunk.k.mT).mul_(chunk.left)
+    return joined(read(weights, chunk.u, q * chunk.fading.since_start, chunk.found), length), chunk.last
+
+
+class Chunks(NamedTuple):
+    """A block's chunks, and what the rule does in them."""
+
+    k: Float[Tensor, "b h n c d"]
+    beta: Float[Tensor, "b h n c 1"]
+    fading: Fading
+    left: Float[Tensor, "#b #h n c c"]  # a_ij
+    alike: Float[Tensor, "b h n c c"]  # a_ij (k_i . k_j) for j < i
+    inverse: Float[Tensor, "b h n c c"]  # of the system
+    recalling: Float[Tensor, "b h n c d"]  # a_i k_i
+    kept: Float[Tensor, "b h n c d"]  # what is left of keys at the end
+    lacking: Float[Tensor, "b h n c e"]  # v_i - a_i S^T k_i
+    u: Float[Tensor, "b h n c e"]
+    found: Float[Tensor, "b h n d e"]  # S
+    last: Matrix
+
+    @classmethod
+    def of(cls, k: Queries, v: Values, beta: Betas, log_decay: LogDecays, *, state: Matrix) -> "Chunks":
+        k, v, beta, log_decay = (chunked(x) for x in (k, v, beta, log_decay))
+        fading, left = fade(log_decay), between(log_decay)
+        alike = (k @ k.mT).mul_(left).tril_(-1)
+        one = torch.eye(k.shape[-2], dtype=k.dtype, device=k.device)
+        inverse = torch.linalg.solve_triangular(beta * alike, one, upper=False, unitriangular=True)
+        solution, recalling, kept = inverse * beta.mT, fading.since_start * k, fading.until_end * k
+        lacking, u, found = [], [], []
+        for n in range(k.shape[2]):
+            found.append(state)
+            lacking.append(v[:, :, n] - recalling[:, :, n] @ state)
+            u.append(solution[:, :, n] @ lacking[n])
+            state = fading.whole[:, :, n] * state + kept[:, :, n].mT @ u[n]
+        r, u, S = (torch.stack(x, 2) for x in (lacking, u, found))
+        return cls(k, beta, fading, left, alike, inverse, recalling, kept, r, u, S, state)
+
+
+def pull_back(
+    grad: Values,
+    grad_state: Matrix,
+    q: Queries,
+    k: Queries,
+    v: Values,
+    beta: Betas,
+    log_decay: LogDecays,
+    *,
+    state: Matrix,
+) -> tuple[Queries, Queries, Values, Betas, LogDecays, Matrix]:
+    """Gradients of what `advance` is given. That of a log_decay is as in `ops/decay.py`."""
+    chunk, length = Chunks.of(k, v, beta, log_decay, state=state), q.shape[2]
+    q, grad, k, fading, left = chunked(q), chunked(grad), chunk.k, chunk.fading, chunk.left
+    weights = (q @ k.mT).mul_(left)
+    pulled, of_u = (q * fading.since_start).mT @ grad, weights.mT @ grad
+    back, due, solved = chunk.inverse.mT, [], []
+    for n in reversed(range(q.shape[2])):
+        due.append(grad_state)
+        solved.append(back[:, :, n] @ (of_u[:, :, n] + chunk.kept[:, :, n] @ grad_state))
+        taken = chunk.recalling[:, :, n].mT @ (chunk.beta[:, :, n] * solved[-1])
+        grad_state = fading.whole[:, :, n] * grad_state + pulled[:, :, n] - taken
+    after, of_right = torch.stack(due[::-1], 2), torch.stack(solved[::-1], 2)
+    dv = chunk.beta * of_right
+    of_weights, of_system = (grad @ chunk.u.mT).tril_(), (of_right @ chunk.u.mT).tril_(-1).neg_()
+    dbeta = (of_right * chunk.lacking).sum(-1, keepdim=True)
+    dbeta += (of_system * chunk.alike).sum(-1, keepdim=True)
+    of_system *= chunk.beta
+    dq = (grad @ chunk.found.mT).mul_(fading.since_start)
+    recalled = (dv @ chunk.found.mT).mul_(fading.since_start)
+    dk = (chunk.u @ after.mT).mul_(fading.until_end)
+    flow = earlier((k * dk).sum(-1, keepdim=True))
+    flow += later((q * dq).sub_(k * recalled).sum(-1, keepdim=True))
+    flow += (chunk.found * after).sum((-1, -2))[..., None, None] * fading.whole
+    flow += across((of_weights * weights).addcmul_(of_system, chunk.alike))
+    of_weights *= left
+    of_system *= left
+    dq += of_weights @ k
+    dk += (of_weights.mT @ q).sub_(recalled).add_((of_system + of_system.mT) @ k)
+    dq, dk, dv, dbeta, flow = (joined(x, length) for x in (dq, dk, dv, dbeta, flow))
+    return dq, dk, dv, dbeta, flow.sum_to_size(log_decay.shape), grad_state

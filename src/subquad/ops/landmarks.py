@@ -19,10 +19,14 @@ class Segments(NamedTuple):
     places: Int[Tensor, "b r w"]
     inside: Bool[Tensor, "b r w"]
     real: Bool[Tensor, "b r"]  # landmarks of at least one token
+    even: bool  # all segments of all rows are known to have as many tokens
 
     @classmethod
-    def cut(cls, count: Int[Tensor, " b"], *, landmarks: int, length: int) -> "Segments":
-        """The segments of rows of `count` tokens each, packed into `length` places, of which there is one."""
+    def cut(cls, count: Int[Tensor, " b"], *, landmarks: int, length: int, full: bool = False) -> "Segments":
+        """The segments of rows of `count` tokens each, packed into `length` places, of which there is one.
+
+        `full` says that all rows are known to fill their places.
+        """
         j = torch.arange(landmarks + 1, device=count.device)
         real = j[:-1] < count[:, None]
         used = count[:, None].clamp(min=1, max=landmarks)
@@ -30,10 +34,12 @@ class Segments(NamedTuple):
         widest = -(-length // landmarks)
         places = edges[:, :-1, None] + torch.arange(widest, device=count.device)
         inside = (places < edges[:, 1:, None]) & real[..., None]
-        return cls(places.clamp(max=length - 1), inside, real)
+        return cls(places.clamp(max=length - 1), inside, real, full and length % landmarks == 0)
 
     def means(self, x: Float[Tensor, "b h s d"]) -> Float[Tensor, "b h r d"]:
         """The mean of each segment of packed tokens; zero for one that is empty."""
+        if self.even:
+            return x.unflatten(2, tuple(self.places.shape[1:])).mean(3)
         tokens = take(x, self.places.flatten(1), real=self.inside.flatten(1))
         sums = tokens.unflatten(2, tuple(self.places.shape[1:])).sum(3)
         return sums / self.inside.sum(2).clamp(min=1)[:, None, :, None]

@@ -1,6 +1,7 @@
 """Running a chunk function over a sequence."""
 
 from collections.abc import Callable
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -19,11 +20,11 @@ def scan(
 
     Returns what the chunks gave, joined, and the last state. An empty sequence is one empty chunk.
     """
-    length = inputs[0].shape[2]
+    # `split`, and no slices: the gradient of each slice would be as long as the sequence
+    parts = zip(*(x.split(chunk, 2) for x in inputs), strict=True)
+    masks = repeat(None) if valid is None else valid.split(chunk, 1)
     outputs = []
-    for start in range(0, max(length, 1), chunk):
-        here = slice(start, start + chunk)
-        seen = None if valid is None else valid[:, here]
-        output, state = step(*(x[:, :, here] for x in inputs), valid=seen, state=state)
+    for part, seen in zip(parts, masks):  # noqa: B905  # masks may go on
+        output, state = step(*part, valid=seen, state=state)
         outputs.append(output)
     return torch.cat(outputs, dim=2), state

@@ -1,6 +1,6 @@
 """The patterns that others are made of. Queries are i, keys j, and a sequence has n tokens, all from 0."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Int
@@ -27,7 +27,8 @@ class Local(Pattern):
         return (i - j).abs() <= self.width
 
     def parts(self, *, length: int, n: Int[Tensor, " b"], causal: bool, unit: int) -> list[Part]:
-        return [band(self.allows, self.width, length=length, causal=causal, unit=unit)]
+        part = band(self.allows, self.width, length=length, causal=causal, unit=unit)
+        return [replace(part, window=(self.width, 0 if causal else self.width))]
 
     def reach(self, i: Int[Tensor, "b t"], *, length: int) -> list[Reach]:
         return [Reach(backwards(i, count=self.width + 1, length=length), self.allows)]
@@ -54,7 +55,9 @@ class Dilated(Pattern):
         return (d.abs() <= self.width * self.dilation) & (d % self.dilation == 0)
 
     def parts(self, *, length: int, n: Int[Tensor, " b"], causal: bool, unit: int) -> list[Part]:
-        return [band(self.allows, self.width, length=length, causal=causal, unit=unit, stride=self.dilation)]
+        stride = self.dilation
+        part = band(self.allows, self.width, length=length, causal=causal, unit=unit, stride=stride)
+        return [replace(part, window=(self.width, 0 if causal else self.width))]
 
     def reach(self, i: Int[Tensor, "b t"], *, length: int) -> list[Reach]:
         keys = backwards(i, count=self.width + 1, length=length, stride=self.dilation)
@@ -342,7 +345,7 @@ class Ring(Pattern):
         return True
 
 
-def band(covers: Predicate, width: int, *, length: int, causal: bool, unit: int, stride: int = 1) -> Part:
+def band(covers: Predicate, width: int, *, length: int, causal: bool, unit: int, stride: int = 1) -> Banded:
     """Tiles for `width` keys on either side among every `stride`-th token."""
     own = -(-length // stride)
     block = max(1, min(own, max(width, SMALLEST_TILE // unit), LARGEST_TILE // unit))

@@ -34,6 +34,7 @@ class Part(ABC):
 
     covers: Predicate
     unit: int = 1  # tokens that are laid out as one
+    grain: int = 1  # tokens in a row, from a multiple of it on, that `covers` cannot tell apart
 
     def queries(self, x: Tokens) -> Tiles:
         return in_tokens(self._queries(in_units(x, self.unit)), self.unit)
@@ -72,6 +73,7 @@ class Banded(Part):
     before: int = 0
     after: int = 0
     stride: int = 1
+    window: tuple[int, int] | None = None  # it covers just these many tokens to the left and right of each
 
     def _blocks(self, x: Tokens) -> Shaped[Tensor, "#b h residues blocks l c"]:
         whole = self.stride * self.block

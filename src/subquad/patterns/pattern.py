@@ -168,11 +168,11 @@ class Intersection(Pattern):
     def parts(self, *, length: int, n: Int[Tensor, " b"], causal: bool, unit: int) -> list[Part]:
         if self._other is not None:
             parts = self._other.parts(length=length, n=n, causal=True, unit=unit)
-            return [replace(part, covers=before_end(part.covers)) for part in parts]
+            return [replace(part, covers=before_end(part.covers), grain=1) for part in parts]
         left, right = (x.parts(length=length, n=n, causal=causal, unit=unit) for x in (self.left, self.right))
         if sum(part.pairs(length) for part in left) <= sum(part.pairs(length) for part in right):
-            return [replace(part, covers=both(part.covers, self.right.allows)) for part in left]
-        return [replace(part, covers=both(part.covers, self.left.allows)) for part in right]
+            return [narrowed(part, self.right) for part in left]
+        return [narrowed(part, self.left) for part in right]
 
     def reach(self, i: Int[Tensor, "b t"], *, length: int) -> list[Reach]:
         if self._other is not None:
@@ -240,7 +240,12 @@ class Blocks(Pattern):
     def parts(self, *, length: int, n: Int[Tensor, " b"], causal: bool, unit: int) -> list[Part]:
         s = self.size
         parts = self.pattern.parts(length=-(-length // s), n=(n + s - 1) // s, causal=causal, unit=unit * s)
-        return [replace(part, unit=part.unit * s, covers=self._blockwise(part.covers)) for part in parts]
+        return [
+            replace(
+                no_window(part), unit=part.unit * s, grain=part.grain * s, covers=self._blockwise(part.covers)
+            )
+            for part in parts
+        ]
 
     def reach(self, i: Int[Tensor, "b t"], *, length: int) -> list[Reach]:
         s, found = self.size, []
@@ -318,6 +323,16 @@ def by_head(combine: Callable[[Pattern, Pattern], Pattern], left: Pattern, right
 def before_end(covers: Predicate) -> Predicate:
     """The same for row i of a sequence that ends with i."""
     return lambda i, j, n: covers(i, j, i + 1) & (j <= i)
+
+
+def narrowed(part: Part, other: Pattern) -> Part:
+    """The pairs of a part that `other` allows too."""
+    return replace(no_window(part), covers=both(part.covers, other.allows), grain=1)
+
+
+def no_window(part: Part) -> Part:
+    """The part as tiles, even where it was a plain window."""
+    return replace(part, window=None) if isinstance(part, Banded) else part
 
 
 def both(one: Predicate, other: Predicate) -> Predicate:

@@ -13,6 +13,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from subquad.ops.tiles import tile_attention
+from subquad.ops.window import window_attention
+from subquad.patterns.layout import layout
 from subquad.patterns.parts import Part, Scattered
 from subquad.patterns.pattern import Pattern, PerHead
 
@@ -37,10 +40,10 @@ def attend(
     s = q.shape[2]
     if s == 0:
         return v
-    real = torch.full((1,), s, device=q.device) if n is None else n
-    parts = pattern.parts(length=s, n=real, causal=False, unit=1)
-    at = torch.arange(1, s + 1, device=q.device)[None, None, :, None]
-    return mix(parts, q, k, v, i=at, j=at, n=real)
+    band, tilings = layout(pattern, s, n, q.device)
+    if band is not None and not tilings:
+        return window_attention(q, k, v, left=band[0], right=band[1], lengths=n)[0]
+    return tile_attention(q, k, v, tilings, lengths=n, band=band)
 
 
 def attend_rows(

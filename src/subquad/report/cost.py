@@ -1,7 +1,7 @@
 """Cost by length: each mechanism's time and memory beside fused softmax, and what follows from them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
@@ -23,6 +23,10 @@ class Cell:
     length: int
     values: Mapping[str, float]  # of the quantities that were measured; milliseconds, MB
     baseline: Mapping[str, float]
+    floor: Mapping[str, float] = field(
+        default_factory=dict
+    )  # of times, where it was found: see measure.roofline
+    peers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # other packages, by name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +57,10 @@ class Curve:
             if quantity in cell.values
         ]
 
+    def floors(self, quantity: str) -> list[tuple[int, float]]:
+        """(length, the least time that the machine could take) where it was found."""
+        return [(cell.length, cell.floor[quantity]) for cell in self.cells if quantity in cell.floor]
+
     def scaling(self, quantity: str) -> Scaling | None:
         """None where it was not measured, is too small to be seen, or was measured on several machines."""
         ours, theirs = self.points(quantity), self.points(quantity, baseline=True)
@@ -65,6 +73,12 @@ class Curve:
             crossover=crossover(lengths, values, baseline),
             at_longest=values[-1] / baseline[-1],
         )
+
+
+def part(cell: Cell, quantity: str) -> float | None:
+    """The floor over what was measured: 1 is as fast as the machine."""
+    floor, measured = cell.floor.get(quantity), cell.values.get(quantity)
+    return floor / measured if floor and measured else None
 
 
 def curves(comparison: Mapping[str, Any], records: Sequence[Record]) -> list[Curve]:
@@ -111,6 +125,15 @@ def _cell(record: Record) -> Cell:
         length=record["spec"]["length"],
         values={name: _value(measured[name]) for name in present},
         baseline={name: _value(measured[f"baseline_{name}"]) for name in present},
+        floor={
+            name: measured[floor]
+            for name in present
+            if measured.get(floor := name.replace("_ms", "_floor_ms")) and floor != name
+        },
+        peers={
+            peer: {name: _value(timing) for name, timing in timings.items()}
+            for peer, timings in measured.get("peers", {}).items()
+        },
     )
 
 

@@ -66,9 +66,14 @@ def costs(comparison: Mapping[str, Any], rows: Sequence[Row]) -> Table:
 
 
 def lengths(curves: Sequence[Curve], quantity: str) -> list[Table]:
-    """One quantity by length: what each mechanism takes, and its ratio to torch's fused softmax."""
+    """One quantity by length: what mechanisms take, their ratio to fused softmax, their part of the floor.
+
+    Other packages follow, with ratios of their own.
+    """
     unit = "MB" if quantity.endswith("mb") else "ms"
-    title = f"{QUANTITIES[quantity]}, {unit} (ratio to torch's fused softmax)"
+    floor = any(curve.floors(quantity) for curve in curves)
+    said = "ratio to torch's fused softmax" + (", of the machine's floor" if floor else "")
+    title = f"{QUANTITIES[quantity]}, {unit} ({said})"
     return [
         _lengths(title, curves[first : first + ABREAST], quantity) for first in range(0, len(curves), ABREAST)
     ]
@@ -79,8 +84,15 @@ def _lengths(title: str, curves: Sequence[Curve], quantity: str) -> Table:
     for column in made.columns[1:]:
         column.no_wrap, column.overflow = False, "fold"
     points = [(dict(curve.points(quantity)), dict(curve.points(quantity, baseline=True))) for curve in curves]
-    for length in sorted({length for ours, _ in points for length in ours}):
-        made.add_row(f"{length:,}", *(_cell(ours.get(length), theirs.get(length)) for ours, theirs in points))
+    floors = [dict(curve.floors(quantity)) for curve in curves]
+    lengths = sorted({length for ours, _ in points for length in ours})
+    for n in lengths:
+        cells = (
+            _cell(ours.get(n), theirs.get(n), floor.get(n))
+            for (ours, theirs), floor in zip(points, floors, strict=True)
+        )
+        made.add_row(f"{n:,}", *cells)
+    _add_peers(made, curves, quantity, lengths)
     found = [curve.scaling(quantity) for curve in curves]
     made.add_section()
     made.add_row("exponent", *(units.significant(scaling.exponent) if scaling else "" for scaling in found))
@@ -127,10 +139,29 @@ def tasks(known: Sequence[Mapping[str, Any]]) -> Table:
     return made
 
 
-def _cell(ours: float | None, theirs: float | None) -> str:
+def _add_peers(made: Table, curves: Sequence[Curve], quantity: str, lengths: Sequence[int]) -> None:
+    """A row for each other package and length at which it was timed."""
+    for name in dict.fromkeys(name for curve in curves for cell in curve.cells for name in cell.peers):
+        made.add_section()
+        found = [
+            {
+                cell.length: _cell(cell.peers[name].get(quantity), cell.baseline.get(quantity))
+                for cell in curve.cells
+                if name in cell.peers
+            }
+            for curve in curves
+        ]
+        for n in lengths:
+            if quantity.endswith("_ms") and any(n in cells for cells in found):
+                made.add_row(f"{name} {n:,}", *(cells.get(n, "") for cells in found))
+
+
+def _cell(ours: float | None, theirs: float | None, floor: float | None = None) -> str:
     if ours is None:
         return units.ABSENT
-    return f"{units.significant(ours)} ({units.times(ours / theirs)})" if theirs else units.significant(ours)
+    said = [units.times(ours / theirs)] if theirs else []
+    said += [f"{floor / ours:.0%}"] if floor else []
+    return f"{units.significant(ours)} ({', '.join(said)})" if said else units.significant(ours)
 
 
 def _score(row: Row) -> str:

@@ -1,15 +1,18 @@
 """What the checks feed to a mechanism: odd, small, seeded, and in float64.
 
-On the CPU in float64, what fails is mathematics and not rounding.
+On the CPU in float64, what fails is mathematics and not rounding. `precision` has them feed float32, for code
+that runs in nothing else.
 """
 
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from jaxtyping import Bool
-from torch import Tensor
+from torch import Tensor, testing
 
 from subquad.mechanism import Dims, Mechanism
 
@@ -17,7 +20,28 @@ DIMS = Dims(heads=2, head_dim=4, max_len=4096)
 LENGTH = 24
 CHUNKS = ([1, 2, 9, 12], [24], [7, 0, 17], [1] * 24)  # ways to cut a sequence of LENGTH
 
+# sums of float32, and their gradients, in another order; relative, and absolute near zero
+ROUNDED = {"rtol": 1e-3, "atol": 2e-4}
+
 Inputs = dict[str, Tensor]
+
+_dtype = ContextVar("dtype", default=torch.float64)
+
+
+@contextmanager
+def precision(dtype: torch.dtype) -> Iterator[None]:
+    """Within, mechanisms and inputs are in `dtype`, float64 or float32."""
+    token = _dtype.set(dtype)
+    try:
+        yield
+    finally:
+        _dtype.reset(token)
+
+
+def assert_close(found: Any, expected: Any, **given: Any) -> None:
+    """`torch.testing.assert_close`, which forgives what float32 rounds where that is the precision."""
+    tolerance = ROUNDED if _dtype.get() == torch.float32 else {}
+    testing.assert_close(found, expected, **{**tolerance, **given})
 
 
 def forms(cls: type[Mechanism]) -> list[bool]:
@@ -26,10 +50,10 @@ def forms(cls: type[Mechanism]) -> list[bool]:
 
 
 def make(cls: type[Mechanism], *, causal: bool, seed: int = 0, **options: Any) -> Mechanism:
-    """A mechanism in float64, with the options that suit a test unless others are given."""
+    """A mechanism in the precision at hand, with the options that suit a test unless others are given."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return cls(DIMS, causal=causal, **(options or dict(cls.traits.tiny))).double()
+        return cls(DIMS, causal=causal, **(options or dict(cls.traits.tiny))).to(_dtype.get())
 
 
 def each_form(cls: type[Mechanism]) -> Iterator[Mechanism]:
@@ -43,17 +67,20 @@ def random_inputs(
     batch: int = 2,
     length: int = LENGTH,
     queries: int | None = None,
-    dtype: torch.dtype = torch.float64,
+    dtype: torch.dtype | None = None,
     requires_grad: bool = False,
     seed: int = 1,
 ) -> Inputs:
-    """Normal inputs for every projection; `queries` where they differ from the keys in number."""
+    """Normal inputs for every projection; `queries` where they differ from the keys in number.
+
+    In the precision at hand, unless another `dtype` is given.
+    """
     generator = torch.Generator().manual_seed(seed)
     inputs = {}
     for name, width in mechanism.projections().items():
         rows = queries if queries is not None and name == "q" else length
         shape = (batch, mechanism.dims.heads, rows, width)
-        x = torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype)
+        x = torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype or _dtype.get())
         inputs[name] = x.requires_grad_(requires_grad)
     return inputs
 

@@ -2,10 +2,19 @@
 
 import torch
 from torch.nn import functional as F
-from torch.testing import assert_close
 
 from subquad.mechanism import Mechanism
-from subquad.testing.cases import LENGTH, each_form, forms, gradients, holes, leaves, make, random_inputs
+from subquad.testing.cases import (
+    LENGTH,
+    assert_close,
+    each_form,
+    forms,
+    gradients,
+    holes,
+    leaves,
+    make,
+    random_inputs,
+)
 
 
 def check_shapes_and_dtypes(cls: type[Mechanism]) -> None:

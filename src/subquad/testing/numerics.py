@@ -5,12 +5,12 @@ import shutil
 
 import torch
 from torch import Tensor
-from torch.testing import assert_close
 
 from subquad.mechanism import Mechanism
 from subquad.testing.cases import (
     LENGTH,
     Inputs,
+    assert_close,
     each_form,
     forms,
     gradients,

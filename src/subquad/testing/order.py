@@ -1,12 +1,12 @@
 """That the causal form sees no future, and that a stream is a sequence."""
 
 import torch
-from torch.testing import assert_close
 
 from subquad.mechanism import Mechanism
 from subquad.testing.cases import (
     CHUNKS,
     LENGTH,
+    assert_close,
     gradients,
     holes,
     leaves,

@@ -5,13 +5,13 @@ import math
 import torch
 from jaxtyping import Bool
 from torch import Tensor
-from torch.testing import assert_close
 
 from subquad.mechanism import Mechanism
 from subquad.testing.cases import (
     CHUNKS,
     LENGTH,
     Inputs,
+    assert_close,
     each_form,
     fill,
     gradients,

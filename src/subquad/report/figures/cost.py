@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from subquad.report import units
-from subquad.report.cost import QUANTITIES, Curve, baselines
+from subquad.report.cost import QUANTITIES, Curve, baselines, part
 from subquad.report.figures.figure import Figure, Json, Panel, axes, line, plain
 from subquad.report.looks import Look
 from subquad.report.table import Cell, Table
@@ -31,6 +31,10 @@ def cost_by_length(found: Sequence[Curve], looks: Mapping[str, Look]) -> Figure 
     ]
     if len({curve.form for curve in found}) > 1:
         said.append("Causal mechanisms stand beside the causal form of it, which is dotted.")
+    if any(cell.floor for curve in found for cell in curve.cells):
+        said.append(
+            "A thin dotted line is a mechanism's floor: its own products at the highest rates of the machine."
+        )
     if any(curve.failures for curve in found):
         said.append("A cross at the top is a length at which it failed.")
     if len({machine for curve in found for machine in curve.machines}) > 1:
@@ -52,11 +56,16 @@ def _table(found: Sequence[Curve]) -> Table:
     columns = ["mechanism", "tokens"]
     for quantity, words in QUANTITIES.items():
         columns += [f"{words}, {UNITS[quantity]}", f"fused softmax, {UNITS[quantity]}"]
+    timed = [quantity for quantity in QUANTITIES if any(curve.floors(quantity) for curve in found)]
+    columns += [f"{QUANTITIES[quantity]}, of the floor" for quantity in timed]
     rows: list[tuple[Cell, ...]] = []
     for curve in found:
         for cell in curve.cells:
             pairs = [(cell.values.get(name), cell.baseline.get(name)) for name in QUANTITIES]
-            rows.append((curve.label, cell.length, *(value for pair in pairs for value in pair), "ok"))
+            parts = [part(cell, quantity) for quantity in timed]
+            rows.append(
+                (curve.label, cell.length, *(value for pair in pairs for value in pair), *parts, "ok")
+            )
         for length, failure in zip(curve.failed_lengths, curve.failures, strict=True):
             rows.append((curve.label, length, *[None] * (len(columns) - 2), failure.status))
     return Table(
@@ -79,6 +88,9 @@ def _panel(found: Sequence[Curve], looks: Mapping[str, Look], quantity: str) -> 
             continue
         heights += [y for _, y in points]
         data.append(_mechanism(curve.label, looks[curve.label], points, unit))
+        if floor := curve.floors(quantity):
+            data.append(_floor(curve.label, looks[curve.label], floor, unit))
+            heights += [y for _, y in floor]
         said.append(f"{curve.label}: {_ends(points, unit)}")
         scaling = curve.scaling(quantity)
         if scaling and scaling.crossover and not scaling.crossover.at_or_below:
@@ -121,6 +133,13 @@ def _reference(label: str, points: Points, unit: str, *, solid: bool) -> Json:
     drawn = line(label, look, *_columns(points), what=unit, marks=len(points) == 1)
     drawn["line"] |= {"width": 6, "dash": "solid" if solid else "dot"}
     return {**drawn, **_hover(label, points, unit), "opacity": 0.45, "meta": None}
+
+
+def _floor(label: str, look: Look, points: Points, unit: str) -> Json:
+    """The machine's own limit for a mechanism: thin and dotted, in its colour."""
+    drawn = line(label, look, *_columns(points), what=unit, marks=len(points) == 1)
+    drawn["line"] |= {"width": 1, "dash": "dot"}
+    return {**drawn, **_hover(f"floor of {label}", points, unit)}
 
 
 def _hover(label: str, points: Points, unit: str) -> Json:

@@ -1,0 +1,77 @@
+"""The command: measure, print the table, and fail where a gate is missed."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks import document, suite, verdicts
+from subquad.files import write_whole
+
+EPILOG = """\
+Exit status: 0 every gate passed, 1 a gate was missed, 2 bad usage.
+A gate is 80 % of a target's ratio, at one thread.
+Run it where `benchmarks/` is, with the peers installed: pip install -e ".[peers]"
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    asked = parser().parse_args(arguments)
+    if asked.list:
+        print(*suite.names(), sep="\n")
+        return 0
+    unknown = [start for start in asked.only if not any(name.startswith(start) for name in suite.names())]
+    if unknown:
+        parser().error(f"no row begins with {unknown[0]!r}; --list tells which there are")
+    if asked.read:
+        results = json.loads(asked.read.read_text())
+    else:
+        threads = tuple(dict.fromkeys((1, *asked.threads)))
+        results = suite.carry_out(
+            asked.only, quick=asked.quick, threads=threads, say=say, keep=partial(keep, asked.json)
+        )
+        keep(asked.json, results)
+    if asked.write:
+        write_whole(asked.write, document.page(results).encode())
+    print(document.report(results))
+    failed = verdicts.failed(verdicts.verdicts(results), verdicts.claims(results))
+    for line in failed:
+        say(line)
+    return 1 if failed else 0
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(
+        "python -m benchmarks",
+        description="subquad beside PyTorch's fused softmax and other packages: time, memory, targets.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    found.add_argument("--quick", action="store_true", help="short sequences, few rounds: about ten minutes")
+    found.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME", help="rows and claims whose names begin so"
+    )
+    found.add_argument(
+        "--threads", nargs="+", type=int, default=[1, 2], help="one thread is always measured (default: 1 2)"
+    )
+    found.add_argument("--json", type=Path, metavar="FILE", help="keep what was measured")
+    found.add_argument("--read", type=Path, metavar="FILE", help="measure nothing, read what --json kept")
+    found.add_argument("--write", type=Path, metavar="FILE", help="write the page, docs/performance.md")
+    found.add_argument("--list", action="store_true", help="the names of all rows and claims")
+    return found
+
+
+def keep(path: Path | None, results: dict[str, Any]) -> None:
+    if path:
+        write_whole(path, json.dumps(results, indent=1).encode())
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""The results as Markdown: what the terminal shows, and with an explanation docs/performance.md."""
+
+from collections.abc import Iterable, Sequence
+
+from benchmarks import verdicts
+from benchmarks.targets import GATE, HEADS, WIDTH
+from benchmarks.verdicts import Ratio, Results, Verdict
+
+SIGNS = {"met": "met", "short": "**short**", "missed": "**MISSED**", "not run": "not run"}
+
+INTRODUCTION = """\
+# Speed and memory
+
+This page is written by `python -m benchmarks --write docs/performance.md` and holds what that command
+measured on one machine. Run it on yours: ratios carry over between machines of a kind, milliseconds do not.
+`subquad bench` does the same for any mechanism, shape and dtype.
+
+"""
+
+METHOD = f"""
+## How it is measured
+
+Batch 1, {HEADS} heads of {WIDTH}, float32, unless a row says otherwise. "kernel" is subquad with its
+compiled kernels, "torch" is subquad without them (`SUBQUAD_NATIVE=0`). The fused softmax is PyTorch's
+`scaled_dot_product_attention` with the same causality: on a CPU a flash kernel of linear memory, a far
+stronger rival than attention written out. Each row runs in a process of its own, in which all who take part
+are called in turns, round by round, after their outputs have been asserted: ours against the definition in
+float64 (gradients too, where they are timed), those peers that compute the same function against ours. One
+thread is measured by processor time, which other processes hardly disturb; two threads by the clock on the
+wall. Figures are medians; in brackets the ratio between opposite quartiles. Memory is the rise of a fresh
+process's resident memory over one call. Of a peer only the core is timed: its projections are replaced by
+the identity. The peers' versions stand below; `pip install "subquad[peers]"` brings them.
+
+A ratio is the rival's time over ours. "Short" is below the target, "MISSED" below {GATE:.0%} of it, where
+the command ends with status 1.
+
+The floor of a row is what its formula has to multiply, exponentiate, read and write, divided by the rates
+that this machine reaches in the same minute: PyTorch's own products of large matrices, exponentials in
+cache, and copies beyond it. It counts nothing that a chunked form does besides.
+"""
+
+LIMITS = """
+## Honest limits
+
+- **Short sequences with many features.** With m = 256 features of 64 wide heads, FAVOR+ multiplies as much
+  for a token as softmax does over some 500 keys. Below that, use fewer features or the fused softmax.
+- **Methods that are matrix products already.** Linformer and Nyströmformer spend their time in products,
+  which every implementation hands to the same library. About twice as fast as a peer is the ceiling there.
+- **The delta rule** solves a triangular system in each chunk, which no arrangement of PyTorch operators
+  makes fast on a CPU; only a kernel helps.
+- **torch.compile** does little here: the loops are single nodes to it (`torch.library.custom_op`), so that
+  it neither breaks on them nor speeds them up. It helps peers, which is why the compiled peer is a rival of
+  its own; compiling takes 10 to 30 seconds for each length.
+- **bfloat16 and float16** are computed in float32 by chunks, since processors without units for them
+  multiply them some twenty times more slowly. They save memory, not time.
+- **Double precision and CUDA** take the PyTorch tier. CUDA was not measured.
+- Peers that draw their own random numbers (Reformer), or whose cores leave out a part of ours (the
+  retention, GLA and delta rule of flash-linear-attention, without turning, norm and gate), are checked for
+  finite outputs only. The latter do less than we do, in the time that is compared.
+"""
+
+
+def page(results: Results) -> str:
+    return INTRODUCTION + report(results) + METHOD + LIMITS
+
+
+def report(results: Results) -> str:
+    """The tables."""
+    found, claimed = verdicts.verdicts(results), verdicts.claims(results)
+    parts = [told(results), targets(found)]
+    of_floor = list(verdicts.floors(results))
+    if of_floor:
+        head = ("work", "tokens", "tier", "of the floor", "target", "")
+        rows = (
+            (f.row.title, f"{f.length:,}", f.tier, f"{f.part:.0%}", f"{f.aim:.0%}", sign(f.part >= f.aim))
+            for f in of_floor
+        )
+        parts.append("## Of the floor, one thread\n\n" + table(head, rows, numbers=(1, 3, 4)))
+    if claimed:
+        head = ("claim", "claimed", "found", "")
+        rows = ((claim.name, claim.claimed, claim.found, sign(claim.met)) for claim in claimed)
+        parts.append("## Lengths and limits\n\n" + table(head, rows))
+    return "\n".join(parts)
+
+
+def sign(met: bool) -> str:
+    return SIGNS["met" if met else "short"]
+
+
+def told(results: Results) -> str:
+    """Where these figures come from."""
+    machine = results["machine"]
+    rates = next(
+        (
+            cell["rates"]
+            for by_threads in results["rows"].values()
+            for cell in by_threads.get("1", {}).values()
+            if isinstance(cell, dict) and "rates" in cell
+        ),
+        None,
+    )
+    lines = [
+        f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['os']}, "
+        f"Python {machine['python']}.",
+        "Versions: " + ", ".join(f"{name} {version}" for name, version in results["versions"].items()) + ".",
+        f"Backend: {results['backend']}. Commit: {results['commit']}.",
+        "Command: `python -m benchmarks" + command(results) + f"`, {results['seconds']:,} seconds.",
+    ]
+    if not results.get("finished"):
+        lines.append("**This run was interrupted: rows are missing.**")
+    if rates:
+        lines.append(
+            f"Rates of one thread: products {rates['flops'] / 1e9:.0f} GF/s, copies "
+            f"{rates['bytes'] / 1e9:.1f} GB/s, exponentials {rates['exponentials'] / 1e9:.2f} G/s."
+        )
+    return "\n".join(f"- {line}" for line in lines) + "\n"
+
+
+def command(results: Results) -> str:
+    only = [repr(name) if " " in name else name for name in results["only"]]
+    return " ".join(["", *["--quick"] * results["quick"], *(["--only", *only] if only else [])])
+
+
+def targets(found: Sequence[Verdict]) -> str:
+    if not found:
+        return ""
+    head = ("work", "tokens", "tier", "ours", "rival", "theirs", "1 thread", "2 threads", "target", "")
+    counts = {sign: sum(v.outcome == sign for v in found) for sign in SIGNS}
+    summed = ", ".join(f"{count} {sign}" for sign, count in counts.items())
+    return f"## Targets: {summed}\n\n" + table(head, map(line, found), numbers=(1, 3, 5, 6, 7, 8))
+
+
+def line(v: Verdict) -> tuple[str, ...]:
+    unit = "MB" if v.target.figure == "memory" else "ms"
+    return (
+        v.row.title + (", memory" if v.target.figure == "memory" else ""),
+        f"{v.target.length:,}",
+        v.target.tier,
+        quantity(v.ours, unit),
+        v.target.rival,
+        quantity(v.theirs, unit),
+        times(v.one) if v.target.figure == "time" or v.one is None else f"{v.one.median:.3g}×",
+        times(v.two),
+        "" if v.aim is None else f"{v.aim:.3g}×",
+        SIGNS[v.outcome] + (f": {v.reason}" if v.outcome == "not run" else ""),
+    )
+
+
+def quantity(value: float | None, unit: str) -> str:
+    return "" if value is None else f"{value:,.3g} {unit}" if value < 1000 else f"{value:,.0f} {unit}"
+
+
+def times(ratio: Ratio | None) -> str:
+    return "" if ratio is None else f"{ratio.median:.3g}× ({ratio.low:.3g}–{ratio.high:.3g})"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[int] = ()) -> str:
+    """As wide as it has to be, so that it reads as it stands; columns of numbers go to the right."""
+    cells = [tuple(head), *(tuple(cell.replace("|", "\\|") for cell in row) for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    lines = [
+        "| "
+        + " | ".join(
+            cell.rjust(width) if i in numbers else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        + " |"
+        for row in cells
+    ]
+    rule = "|".join(
+        "-" * (width + 1) + ":" if i in numbers else "-" * (width + 2) for i, width in enumerate(widths)
+    )
+    return "\n".join([lines[0], f"|{rule}|", *lines[1:]]) + "\n"

@@ -1,0 +1,108 @@
+"""Everything that is measured, one worker process after the other, into one JSON document."""
+
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from benchmarks import claims, worker
+from benchmarks.targets import ROWS, Row
+from benchmarks.verdicts import selected
+from subquad.measure.machine import machine, versions
+from subquad.ops.native.library import backend
+
+PACKAGES = (
+    *("subquad", "torch", "performer-pytorch", "linformer", "nystrom-attention", "local-attention"),
+    *("reformer-pytorch", "routing-transformer", "fla-core", "pytorch-fast-transformers"),
+)
+PATIENCE = {True: 240.0, False: 3600.0}  # seconds for one worker, by `quick`
+SECONDS = {True: 0.6, False: 3.0}  # of timing at one length, where five rounds take less
+LIMIT = {True: 4.0, False: 60.0}  # after which the round in progress is the last
+
+Say = Callable[[str], object]
+Keep = Callable[[dict[str, Any]], object]
+
+
+def names() -> list[str]:
+    """Of all rows and claims, as --only takes them."""
+    return [row.name for row in ROWS] + [name for name, _ in claims.jobs(quick=True)]
+
+
+def carry_out(
+    only: Sequence[str], *, quick: bool, threads: Sequence[int], say: Say, keep: Keep
+) -> dict[str, Any]:
+    """Measure what a name in `only` begins, or all if it is empty.
+
+    Each is told of as it begins, and what there is so far is kept after each.
+    """
+    begun = time.time()
+
+    def wanted(name: str) -> bool:
+        return not only or any(name.startswith(start) for start in only)
+
+    results: dict[str, Any] = {
+        "quick": quick,
+        "only": list(only),
+        "machine": machine(),
+        "versions": versions(PACKAGES),
+        "backend": str(backend()),
+        "commit": commit(),
+        "rows": {},
+        "memory": {},
+        "claims": {},
+        "seconds": 0,
+    }
+
+    def keep_so_far() -> None:
+        keep(results | {"seconds": round(time.time() - begun)})
+
+    for row in filter(lambda row: wanted(row.name), ROWS):
+        by_threads = results["rows"][row.name] = {}
+        for count in threads:
+            say(f"{row.title}, {'one thread' if count == 1 else f'{count} threads'}")
+            by_threads[str(count)] = race(row, count, quick=quick)
+            keep_so_far()
+        for length, who in rivalry(row):
+            say(f"{row.title}, memory of {who}")
+            job = {"job": "memory", "threads": 1, "row": row.name, "length": length, "who": who}
+            cells = results["memory"].setdefault(row.name, {}).setdefault(str(length), {})
+            cells[who] = worker.run(job, timeout=PATIENCE[quick])
+    for name, job in claims.jobs(quick=quick):
+        if wanted(name):
+            say(name)
+            results["claims"][name] = worker.run({**job, "threads": 1}, timeout=PATIENCE[quick])
+            keep_so_far()
+    return results | {"seconds": round(time.time() - begun), "finished": True}
+
+
+def race(row: Row, threads: int, *, quick: bool) -> dict[str, Any]:
+    job = {
+        "job": "race",
+        "threads": threads,
+        "row": row.name,
+        "lengths": selected(row, quick=quick),
+        "seconds": SECONDS[quick],
+        "limit": LIMIT[quick],
+        "compiled": not quick,
+    }
+    return worker.run(job, timeout=PATIENCE[quick])
+
+
+def rivalry(row: Row) -> list[tuple[int, str]]:
+    """Whose memory is measured, at which length."""
+    pairs = {
+        (target.length, who): None
+        for target in row.targets
+        if target.figure == "memory"
+        for who in (target.tier, target.rival)
+    }
+    return list(pairs)
+
+
+def commit() -> str:
+    """Of the working copy, and whether it has been changed since."""
+    try:
+        asked = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,162 @@
+"""Linear attention as one operator, with features made where they are used and a backward pass of its own.
+
+    out_i = sum_j a(q_i, k_j) v_j / sum_j a(q_i, k_j),    a(q, k) = phi(q) . phi(k)
+
+Forward and backward keep the inputs, the outputs, one number a query and one set of sums, so that memory is
+O(n d) however many features there are. On the CPU in float32 compiled kernels do the work, where there are
+any (`native/linear.cpp`); PyTorch's operators do the same elsewhere (`linear_tiles.py`). `torch.compile` sees
+one node.
+
+Inside a causal chunk all keys share one shift a feature, where `kernel_sums.py` gives each key its own. That
+is as exact unless a later key of the chunk is so large that a query's own keys vanish beside it. Denominators
+tell, and then the whole is done again in shorter chunks, at last of single tokens, which are always exact.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from subquad.ops import linear_tiles, native
+from subquad.ops.native import linear as kernels
+from subquad.ops.native.linear import Map, Sums
+
+CHUNKS = (64, 8, 1)  # tokens of a causal chunk, the shorter ones for want of range; the kernels' are of 64
+SMALLEST = {torch.float32: 1e-26, torch.float64: 1e-200}  # a denominator below this may have lost terms
+
+
+class Given(NamedTuple):
+    """What the operator starts from: queries and keys, and how features come from them."""
+
+    q: Float[Tensor, "b h t d"]
+    k: Float[Tensor, "b h s d"]
+    map: Map = Map.GIVEN
+    W: Float[Tensor, "f d"] | None = None  # for Map.FAVOR, scaled by d^(-1/4)
+
+
+def linear_attention(
+    given: Given, v: Float[Tensor, "b h s e"], *, valid: Bool[Tensor, "b s"] | None, causal: bool
+) -> Float[Tensor, "b h t e"]:
+    """The averages of values, for inputs in float32 or float64 that hold zeros at padding."""
+    return _forward(given.q, given.k, v, given.W, valid, int(given.map), causal)[0]
+
+
+def advance(
+    given: Given,
+    v: Float[Tensor, "b h t e"],
+    *,
+    valid: Bool[Tensor, "b t"] | None,
+    before: Sums | None,
+) -> tuple[Float[Tensor, "b h t e"], Sums] | None:
+    """The next tokens of a stream by compiled kernels; `None` where they cannot.
+
+    They have no gradients here, and give up where a denominator leaves their range.
+    """
+    inputs = (given.q, given.k, v)
+    if torch.compiler.is_compiling() or not native.usable(*inputs):
+        return None
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (*inputs, *(before or ()))):
+        return None
+    return kernels.step(*inputs, given.W, valid, map=given.map, before=before)
+
+
+@torch.library.custom_op("subquad::linear_attention", mutates_args=())
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, W: Tensor | None, valid: Tensor | None, map: int, causal: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Outputs, denominators, the sums over all keys, and how many tokens there were in a chunk."""
+    way, chunk, found = Map(map), CHUNKS[0], None
+    if native.usable(q, k, v):
+        found = kernels.forward(q, k, v, W, valid, map=way, causal=causal, before=None)
+    for shorter in CHUNKS[found is None and native.usable(q, k, v) :]:
+        if found is not None:
+            break
+        chunk, found = shorter, linear_tiles.forward(q, k, v, W, valid, map=way, causal=causal, chunk=shorter)
+        if causal and shorter > 1 and linear_tiles.exponential(way) and out_of_range(found[1], valid):
+            found = None
+    assert found is not None
+    out, den, (S, z, c) = found
+    return out, den, S, z, c, torch.tensor(chunk)
+
+
+@_forward.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, W: Tensor | None, valid: Tensor | None, map: int, causal: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    b, h, t, _ = q.shape
+    f, e = width(q, W), v.shape[3]
+    S, z, c = v.new_empty(b, h, f, e), v.new_empty(b, h, f), v.new_empty(b, h, f)
+    return v.new_empty(b, h, t, e), v.new_empty(b, h, t), S, z, c, torch.empty((), dtype=torch.int64)
+
+
+def width(q: Tensor, W: Tensor | None) -> int:
+    """How many features there are."""
+    return q.shape[-1] if W is None else W.shape[0]
+
+
+@torch.library.custom_op("subquad::linear_attention_backward", mutates_args=())
+def _backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    W: Tensor | None,
+    valid: Tensor | None,
+    out: Tensor,
+    den: Tensor,
+    S: Tensor,
+    z: Tensor,
+    c: Tensor,
+    chunk: Tensor,
+    map: int,
+    causal: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    way, sums = Map(map), Sums(S, z, c)
+    if native.usable(q, k, v, grad) and int(chunk) == CHUNKS[0]:
+        return kernels.backward(
+            grad, q, k, v, W, valid, out, den, None if causal else sums, map=way, causal=causal
+        )
+    return linear_tiles.backward(
+        grad, q, k, v, W, valid, out, den, sums, map=way, causal=causal, chunk=int(chunk)
+    )
+
+
+@_backward.register_fake
+def _(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    W: Tensor | None,
+    valid: Tensor | None,
+    out: Tensor,
+    den: Tensor,
+    S: Tensor,
+    z: Tensor,
+    c: Tensor,
+    chunk: Tensor,
+    map: int,
+    causal: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _remember(ctx, inputs, output) -> None:
+    q, k, v, W, valid, ctx.map, ctx.causal = inputs
+    ctx.save_for_backward(q, k, v, W, valid, *output)
+
+
+def _pull_back(ctx, grad, *_) -> tuple[Tensor | None, ...]:
+    return *_backward(grad, *ctx.saved_tensors, ctx.map, ctx.causal), None, None, None, None
+
+
+_forward.register_autograd(_pull_back, setup_context=_remember)
+
+
+def out_of_range(den: Float[Tensor, "b h t"], valid: Bool[Tensor, "b t"] | None) -> bool:
+    """Whether a query that sees keys has too small a denominator."""
+    small = den <= SMALLEST[den.dtype]
+    if valid is not None:
+        small = small & (valid.cumsum(1) > 0)[:, None]
+    return bool(small.any())

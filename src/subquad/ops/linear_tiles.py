@@ -1,0 +1,232 @@
+"""The averages of `linear_attention.py` in PyTorch's operators: in chunks, and in place.
+
+What `native/linear.cpp` does, written with tensors, for any device and precision. Nothing of size tokens x
+features is kept: the backward pass makes the features of each chunk again.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from subquad.ops.native.linear import Map, Sums
+
+Upstream = Callable[[slice], tuple[Tensor, Tensor]]  # the gradients of some numerators and denominators
+
+WIDE = 512  # tokens of a chunk where every query sees every key
+
+
+class Tiles:
+    """Features of queries and keys, chunk by chunk, under shifts that grow with the keys."""
+
+    def __init__(self, k: Tensor, v: Tensor, W: Tensor | None, valid: Tensor | None, *, map: Map) -> None:
+        self.map, self.valid = map, valid
+        self.W = None if W is None else W.to(k.dtype)
+        self.half = 0.5 * k.shape[-1] ** -0.5
+        self.features = k.shape[-1] if W is None else len(W)
+        self.k, self.v = k, v
+
+    def empty(self) -> Sums:
+        """The sums before the first key."""
+        return nothing(self.v, features=self.features)
+
+    def queries(self, q: Tensor, c: Tensor) -> Tensor:
+        if self.map == Map.GIVEN:
+            return q
+        if self.map == Map.ELU:
+            return elu(q)
+        log = (q if self.W is None else q @ self.W.mT) + c[:, :, None]
+        return log.sub_(log.amax(-1, keepdim=True)).exp_()
+
+    def keys(self, here: slice, c: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of some keys, and the shifts with them; `c` are those before."""
+        k = self.k[:, :, here]
+        padding = None if self.valid is None else ~self.valid[:, None, here, None]
+        if not exponential(self.map):
+            phi = k if self.map == Map.GIVEN else elu(k)
+            return (phi if padding is None else phi.masked_fill(padding, 0)), c
+        log = k if self.W is None else (k @ self.W.mT).sub_(k.square().sum(-1, keepdim=True) * self.half)
+        if padding is not None:
+            log = log.masked_fill(padding, -torch.inf)
+        c = torch.maximum(c, log.amax(2))
+        return (log - c[:, :, None]).exp_(), c
+
+    def pull(self, change: Tensor, phi: Tensor, x: Tensor, *, key: bool) -> Tensor:
+        """From the gradient of features, which is overwritten, to that of queries or keys `x`."""
+        if self.map == Map.GIVEN:
+            return change
+        if self.map == Map.ELU:
+            return change.mul_(phi.clamp(max=1))
+        change.mul_(phi)
+        if self.W is None:
+            return change
+        pulled = change @ self.W
+        return pulled.sub_(change.sum(-1, keepdim=True) * (2 * self.half) * x) if key else pulled
+
+
+def nothing(v: Tensor, *, features: int) -> Sums:
+    """The sums of no keys, under shifts below any other."""
+    z = v.new_zeros(*v.shape[:2], features)
+    return Sums(v.new_zeros(*z.shape, v.shape[3]), z, torch.full_like(z, torch.finfo(v.dtype).min / 8))
+
+
+def exponential(map: Map) -> bool:
+    return map in (Map.FAVOR, Map.LOGS)
+
+
+def elu(x: Tensor) -> Tensor:
+    """elu(x) + 1, which does not round to zero."""
+    return torch.where(x > 0, x + 1, x.clamp(max=0).exp_())
+
+
+def chunks(length: int, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, length, size)]
+
+
+def shifted(sums: Sums, c: Tensor) -> Sums:
+    """The sums under the shifts `c`; in place."""
+    if c is sums.c:
+        return sums
+    scale = (sums.c - c).exp()
+    return Sums(sums.S.mul_(scale[..., None]), sums.z.mul_(scale), c)
+
+
+def raised(pull: Sums, c: Tensor) -> Sums:
+    """What later queries bring, when it comes to keys under earlier, smaller shifts; in place."""
+    if c is pull.c:
+        return pull
+    scale = (c - pull.c).exp()
+    return Sums(pull.S.mul_(scale[..., None]), pull.z.mul_(scale), c)
+
+
+def add(sums: Sums, phi: Tensor, x: Tensor, weight: Tensor | None = None) -> Sums:
+    """The sums with more of phi x^T and of phi, or of phi times `weight`; in place."""
+    b, h, f, e = sums.S.shape
+    sums.S.view(b * h, f, e).baddbmm_(phi.flatten(0, 1).mT, x.flatten(0, 1))
+    sums.z.add_((phi if weight is None else phi * weight).sum(2))
+    return sums
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    W: Tensor | None,
+    valid: Tensor | None,
+    *,
+    map: Map,
+    causal: bool,
+    chunk: int = 64,
+) -> tuple[Tensor, Tensor, Sums]:
+    """Outputs, denominators and sums; `chunk` is for the causal form, which may leave the range."""
+    tiles = Tiles(k, v, W, valid, map=map)
+    out, den = v.new_empty(*q.shape[:3], v.shape[3]), v.new_empty(q.shape[:3])
+    sums = tiles.empty()
+    for here in chunks(k.shape[2], chunk if causal else WIDE):
+        phi, c = tiles.keys(here, sums.c)
+        sums, value = shifted(sums, c), v[:, :, here]
+        if causal:
+            phi_q = tiles.queries(q[:, :, here], c)
+            inside = (phi_q @ phi.mT).tril_()
+            total = (phi_q @ sums.z[..., None])[..., 0].add_(inside.sum(-1))
+            torch.div((phi_q @ sums.S).add_(inside @ value), seen(total)[..., None], out=out[:, :, here])
+            den[:, :, here] = total
+        sums = add(sums, phi, value)
+    if not causal:
+        for here in chunks(q.shape[2], WIDE):
+            phi_q = tiles.queries(q[:, :, here], sums.c)
+            total = (phi_q @ sums.z[..., None])[..., 0]
+            torch.div(phi_q @ sums.S, seen(total)[..., None], out=out[:, :, here])
+            den[:, :, here] = total
+    return out, den, sums
+
+
+def backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    W: Tensor | None,
+    valid: Tensor | None,
+    out: Tensor,
+    den: Tensor,
+    sums: Sums,
+    *,
+    map: Map,
+    causal: bool,
+    chunk: int = 64,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v, with the chunks of `forward`."""
+    tiles = Tiles(k, v, W, valid, map=map)
+    found = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)]
+
+    def g(here: slice) -> tuple[Tensor, Tensor]:
+        return upstream(grad, out, den, here)
+
+    if causal:
+        causal_sweep(tiles, q, g, chunks(k.shape[2], chunk), *found)
+    else:
+        whole_sweep(tiles, q, g, sums, *found)
+    if valid is not None:
+        for x in found[1:]:
+            x.masked_fill_(~valid[:, None, :, None], 0)
+    return found[0], found[1], found[2]
+
+
+def whole_sweep(
+    tiles: Tiles, q: Tensor, upstream: Upstream, sums: Sums, dq: Tensor, dk: Tensor, dv: Tensor
+) -> None:
+    k, v = tiles.k, tiles.v
+    pull = tiles.empty()
+    for here in chunks(q.shape[2], WIDE):
+        g, gd = upstream(here)
+        phi = tiles.queries(q[:, :, here], sums.c)
+        change = (g @ sums.S.mT).addcmul_(gd, sums.z[:, :, None])
+        pull = add(pull, phi, g, gd)
+        dq[:, :, here] = tiles.pull(change, phi, q[:, :, here], key=False)
+    for here in chunks(k.shape[2], WIDE):
+        phi, _ = tiles.keys(here, sums.c)
+        dv[:, :, here] = phi @ pull.S
+        change = (v[:, :, here] @ pull.S.mT).add_(pull.z[:, :, None])
+        dk[:, :, here] = tiles.pull(change, phi, k[:, :, here], key=True)
+
+
+def causal_sweep(
+    tiles: Tiles, q: Tensor, upstream: Upstream, cuts: list[slice], dq: Tensor, dk: Tensor, dv: Tensor
+) -> None:
+    k, v, sums, shifts = tiles.k, tiles.v, tiles.empty(), []
+    for here in cuts:
+        g, gd = upstream(here)
+        phi, c = tiles.keys(here, sums.c)
+        sums = shifted(sums, c)
+        shifts.append(c)
+        phi_q = tiles.queries(q[:, :, here], c)
+        mixed = (g @ v[:, :, here].mT).add_(gd).tril_()
+        change = (g @ sums.S.mT).addcmul_(gd, sums.z[:, :, None]).add_(mixed @ phi)
+        dq[:, :, here] = tiles.pull(change, phi_q, q[:, :, here], key=False)
+        sums = add(sums, phi, v[:, :, here])
+    pull = tiles.empty()
+    pull = pull._replace(c=sums.c)
+    for here, c in zip(reversed(cuts), reversed(shifts), strict=True):
+        g, gd = upstream(here)
+        pull = raised(pull, c)
+        phi = tiles.keys(here, c)[0]
+        phi_q = tiles.queries(q[:, :, here], c)
+        inside = (phi_q @ phi.mT).tril_()
+        mixed = (g @ v[:, :, here].mT).add_(gd).tril_()
+        dv[:, :, here] = (phi @ pull.S).add_(inside.mT @ g)
+        change = (v[:, :, here] @ pull.S.mT).add_(pull.z[:, :, None]).add_(mixed.mT @ phi_q)
+        dk[:, :, here] = tiles.pull(change, phi, k[:, :, here], key=True)
+        pull = add(pull, phi_q, g, gd)
+
+
+def upstream(grad: Tensor, out: Tensor, den: Tensor, here: slice) -> tuple[Tensor, Tensor]:
+    """The gradients of some numerators and denominators."""
+    g = (grad[:, :, here] / seen(den[:, :, here])[..., None]).masked_fill_(
+        (den[:, :, here] == 0)[..., None], 0
+    )
+    return g, -(g * out[:, :, here]).sum(-1, keepdim=True)
+
+
+def seen(den: Tensor) -> Tensor:
+    return den.masked_fill(den == 0, 1)

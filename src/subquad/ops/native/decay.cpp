@@ -1,0 +1,310 @@
+// Causal linear products whose past fades: see ops/decay.py.
+//
+//     out_i = sum_(j <= i) (sum_c q_ic a_ijc k_jc) v_j,    a_ij the product of the decays after j, up to i
+//
+// Tokens are taken C at a time, and a state carries what is left of earlier chunks. The gradient of the
+// logarithm of a decay is the flow through it: the sum of all that was written before and is read after, each
+// term once. It is never had as a difference of sums.
+
+#include "recurrence.h"
+
+namespace {
+
+constexpr int BLOCK = 16;  // tokens between which channels fade one product at a time
+
+// The tiles of one thread.
+struct Tiles {
+    bool backward;
+    Fading fading;  // one decay for all channels
+    Scratch q, k, v, log, since, until, x, xT, fade, alpha, P, a, out, g, gT, A, dq, dk, dv, flow, ST, faded, whole;
+    Tiles(int d, int e, bool backward)
+        : backward(backward), q(C * d), k(C * d), v(C * e), log(C * d + C), since(C * d), until(C * d), x(C * d), xT(d * C + N_R), fade(C * d),
+          alpha(C * d), P(C * C + N_R), a(C * C), out(C * e), g(backward ? C * e : 0), gT(backward ? C * e : 0),
+          A(backward ? C * C + N_R : 0), dq(backward ? C * d : 0), dk(backward ? C * d : 0), dv(backward ? C * e : 0),
+          flow(backward ? C * d : 0), ST(backward ? d * e : 0), faded((BLOCK + 1) * d), whole(d) {}
+};
+
+struct Decayed : Sequences {
+    bool by_channel;
+    explicit Decayed(const Recurrence &p) : Sequences(p), by_channel(p.channels > 1) {}
+
+    // Keys, values and what is left over the chunk.
+    void read_keys(Tiles &w, long head, long t, int n) const {
+        keys(head, t, n, w.k);
+        values(head, t, n, w.v);
+        if (by_channel) {
+            tokens(p.log_decay, p.log_decay_stride, head, t, n, p.d, d, w.log);
+            for (int c = 0; c < d; c += LANES) {
+                start(w, 0, C, c, w.since);
+                end(w, 0, C, c, w.until);
+            }
+            std::memcpy(w.whole, w.since + (C - 1) * d, sizeof(float) * d);
+        } else {
+            numbers(p.log_decay, p.log_decay_stride, head, t, n, w.log);
+            w.fading = Fading(w.log);
+            std::fill(w.whole + 0, w.whole + d, w.fading.whole);
+        }
+    }
+
+    // Rows times what is left, since the chunk's start or until its end; in place or not.
+    void since_start(const Tiles &w, const float *from, float *to) const {
+        if (by_channel) multiply(from, w.since, C * d, to);
+        else scale_rows(from, d, w.fading.since_start, to);
+    }
+
+    void until_end(const Tiles &w, const float *from, float *to) const {
+        if (by_channel) multiply(from, w.until, C * d, to);
+        else scale_rows(from, d, w.fading.until_end, to);
+    }
+
+    // What is left at tokens from `first` on of what stood before it, for the channels at c.
+    void start(Tiles &w, int first, int size, int c, float *to) const {
+        vec total = vec{};
+        for (int i = first; i < first + size; i++) {
+            total += load(w.log + i * d + c);
+            store(to + i * d + c, exp(total));
+        }
+    }
+
+    // What is left of what they wrote at the last of `size` tokens.
+    void end(Tiles &w, int first, int size, int c, float *to) const {
+        vec total = vec{};
+        for (int j = first + size - 1; j >= first; j--) {
+            store(to + j * d + c, exp(total));
+            total += load(w.log + j * d + c);
+        }
+    }
+
+    // S <- what is left of it + k v^T
+    void remember(Tiles &w, float *S) const {
+        fade_state(w.whole, S);
+        until_end(w, w.k, w.x);
+        product<true>(p.d, p.e, C, {w.x, 1, d}, {w.v, e, N_R}, {S, e, N_R});
+    }
+
+    // P_ji: the weight of key j at query i; zero where i < j.
+    void weigh(Tiles &w) const {
+        if (by_channel) {
+            for (int size = BLOCK; size < C; size *= 2) {
+                halves(w, size);
+                transpose(w.x, C, d, w.xT);
+                for (int first = 0; first < C; first += 2 * size) {
+                    int second = first + size;
+                    product<false>(size, size, p.d, {w.x + first * d, d, 1}, {w.xT + second, C, N_R}, {w.P + first * C + second, C, N_R});
+                }
+            }
+            keep_upper(w.P);
+            for (int x = 0; x < C * d; x += LANES) store(w.alpha + x, exp(load(w.log + x)));
+            for (int first = 0; first < C; first += BLOCK) weigh_block(w, first);
+            return;
+        }
+        transpose(w.q, C, d, w.xT);
+        product<false, RESULT_UPPER>(C, C, p.d, {w.k, d, 1}, {w.xT, C, N_R}, {w.P, C, N_R});
+        fade_between(w.log, w.P, w.backward ? w.a + 0 : nullptr);
+    }
+
+    // x: keys as they are left at the end of a first half, queries by what is left of that at them.
+    void halves(Tiles &w, int size) const {
+        for (int first = 0; first < C; first += 2 * size)
+            for (int c = 0; c < d; c += LANES) {
+                end(w, first, size, c, w.fade);
+                start(w, first + size, size, c, w.fade);
+            }
+        for (int i = 0; i < C; i++) {
+            const float *from = (i / size % 2 ? w.q : w.k) + i * d;
+            for (int c = 0; c < d; c += LANES) store(w.x + i * d + c, load(from + c) * load(w.fade + i * d + c));
+        }
+    }
+
+    void weigh_block(Tiles &w, int first) const {
+        const int last = first + BLOCK;
+        for (int j = first; j < last; j++) {
+            vec totals[BLOCK] = {};
+            for (int c = 0; c < d; c += LANES) {
+                vec x = load(w.k + j * d + c);
+                totals[j - first] += x * load(w.q + j * d + c);
+                for (int i = j + 1; i < last; i++) {
+                    x *= load(w.alpha + i * d + c);
+                    totals[i - first] += x * load(w.q + i * d + c);
+                }
+            }
+            for (int i = j; i < last; i++) w.P[j * C + i] = total(totals[i - first]);
+        }
+    }
+
+    void forward(Tiles &w, long head) const {
+        Scratch S((size_t)d * e);
+        read_state(p.S0, head, S);
+        for (long t = 0; t < p.length; t += C) {
+            int n = std::min<long>(C, p.length - t);
+            read_keys(w, head, t, n);
+            queries(head, t, n, w.q);
+            weigh(w);
+            since_start(w, w.q, w.q);
+            product<false>(C, p.e, p.d, {w.q, d, 1}, {S, e, N_R}, {w.out, e, N_R});
+            product<true, LEFT_LOWER>(C, p.e, C, {w.P, 1, C}, {w.v, e, N_R}, {w.out, e, N_R});
+            write(w.out, e, head, t, n, p.e, p.out);
+            remember(w, S);
+        }
+        write_state(S, head, p.S1);
+    }
+
+    // Through the weights between tokens of different halves.
+    void pull_halves(Tiles &w, int size) const {
+        halves(w, size);
+        for (int first = 0; first < C; first += 2 * size) {
+            int second = first + size;
+            const float *A = w.A + first * C + second;
+            product<false>(size, p.d, size, {A, C, 1}, {w.x + second * d, d, N_R}, {w.xT + first * d, d, N_R});
+            product<false>(size, p.d, size, {A, 1, C}, {w.x + first * d, d, N_R}, {w.xT + second * d, d, N_R});
+            multiply(w.xT + first * d, w.fade + first * d, 2 * size * d, w.xT + first * d);
+            add_to(w.dk + first * d, w.xT + first * d, size * d);
+            add_to(w.dq + second * d, w.xT + second * d, size * d);
+            written(w, w.xT, first, size);
+            read(w, w.xT, second, size);
+        }
+    }
+
+    // What tokens wrote, which is gone through all decays after theirs; what others read, through all before.
+    void written(Tiles &w, const float *dk, int first, int size) const {
+        for (int c = 0; c < d; c += LANES) {
+            vec total = vec{};
+            for (int j = first; j < first + size; j++) {
+                store(w.flow + j * d + c, load(w.flow + j * d + c) + total);
+                total += load(w.k + j * d + c) * load(dk + j * d + c);
+            }
+        }
+    }
+
+    void read(Tiles &w, const float *dq, int first, int size) const {
+        for (int c = 0; c < d; c += LANES) {
+            vec total = vec{};
+            for (int i = first + size - 1; i >= first; i--) {
+                total += load(w.q + i * d + c) * load(dq + i * d + c);
+                store(w.flow + i * d + c, load(w.flow + i * d + c) + total);
+            }
+        }
+    }
+
+    void pull_block(Tiles &w, int first) const {
+        const int last = first + BLOCK;
+        for (int j = first; j < last; j++)
+            for (int c = 0; c < d; c += LANES) {
+                vec x = load(w.k + j * d + c), r = vec{}, own = all(w.A[j * C + j]);
+                store(w.dq + j * d + c, load(w.dq + j * d + c) + own * x);
+                for (int i = j + 1; i < last; i++) {
+                    store(w.faded + (i - first) * d + c, x);  // as token i finds it
+                    x *= load(w.alpha + i * d + c);
+                    store(w.dq + i * d + c, load(w.dq + i * d + c) + x * w.A[j * C + i]);
+                }
+                for (int i = last - 1; i > j; i--) {
+                    r = (r + load(w.q + i * d + c) * w.A[j * C + i]) * load(w.alpha + i * d + c);
+                    store(w.flow + i * d + c, load(w.flow + i * d + c) + r * load(w.faded + (i - first) * d + c));
+                }
+                store(w.dk + j * d + c, load(w.dk + j * d + c) + r + own * load(w.q + j * d + c));
+            }
+    }
+
+    // Through the weights within the chunk; `A` holds their gradients where i >= j.
+    void pull_inside(Tiles &w) const {
+        if (by_channel) {
+            for (int size = BLOCK; size < C; size *= 2) pull_halves(w, size);
+            for (int first = 0; first < C; first += BLOCK) pull_block(w, first);
+            return;
+        }
+        flow_between(w.P, w.A, w.flow, d);
+        multiply(w.A, w.a, C * C, w.A);
+        product<true, LEFT_LOWER>(C, p.d, C, {w.A, 1, C}, {w.k, d, N_R}, {w.dq, d, N_R});
+        product<true, LEFT_UPPER>(C, p.d, C, {w.A, C, 1}, {w.q, d, N_R}, {w.dk, d, N_R});
+    }
+
+    void write_decays(const Tiles &w, long head, long t, int n) const {
+        if (!p.dlog_decay) return;
+        if (by_channel) return write(w.flow, d, head, t, n, p.d, p.dlog_decay);
+        for (int i = 0; i < n; i++) {
+            vec sums = vec{};
+            for (int c = 0; c < d; c += LANES) sums += load(w.flow + i * d + c);
+            p.dlog_decay[head * p.length + t + i] = ::total(sums);
+        }
+    }
+
+    void backward(Tiles &w, long head) const {
+        const size_t size = (size_t)d * e;
+        const long chunks = (p.length + C - 1) / C;
+        Scratch states(size * (chunks + 1)), dS(size);  // what each chunk finds
+        read_state(p.S0, head, states);
+        for (long t = 0; t + C < p.length; t += C) {
+            float *S = states + size * (t / C);
+            std::memcpy(S + size, S, sizeof(float) * size);
+            read_keys(w, head, t, C);
+            remember(w, S + size);
+        }
+        read_state(p.grad_S1, head, dS);
+        for (long t = (chunks - 1) * C; t >= 0; t -= C) {
+            int n = std::min<long>(C, p.length - t);
+            const float *S = states + size * (t / C);
+            read_keys(w, head, t, n);
+            queries(head, t, n, w.q);
+            gradients(head, t, n, w.g);
+            weigh(w);
+            transpose(w.g, C, e, w.gT);
+            product<false, RESULT_UPPER>(C, C, p.e, {w.v, e, 1}, {w.gT, C, N_R}, {w.A, C, N_R});
+            keep_upper(w.A);
+
+            transpose(S, d, e, w.ST);
+            product<false>(C, p.d, p.e, {w.g, e, 1}, {w.ST, d, N_R}, {w.dq, d, N_R});
+            since_start(w, w.dq, w.dq);
+            transpose(dS, d, e, w.ST);
+            product<false>(C, p.d, p.e, {w.v, e, 1}, {w.ST, d, N_R}, {w.dk, d, N_R});
+            until_end(w, w.dk, w.dk);
+            until_end(w, w.k, w.x);
+            product<false>(C, p.e, p.d, {w.x, d, 1}, {dS, e, N_R}, {w.dv, e, N_R});
+            product<true, LEFT_UPPER>(C, p.e, C, {w.P, C, 1}, {w.g, e, N_R}, {w.dv, e, N_R});
+
+            for (int c = 0; c < d; c++) {
+                vec through = vec{};
+                for (int j = 0; j < e; j += LANES) through += load(S + (long)c * e + j) * load(dS + (long)c * e + j);
+                w.flow[c] = total(through) * w.whole[c];
+            }
+            for (int i = 1; i < C; i++) std::memcpy(w.flow + i * d, w.flow, sizeof(float) * d);
+            written(w, w.dk, 0, C);
+            read(w, w.dq, 0, C);
+            pull_inside(w);
+
+            write(w.dq, d, head, t, n, p.d, p.dq);
+            write(w.dk, d, head, t, n, p.d, p.dk);
+            write(w.dv, e, head, t, n, p.e, p.dv);
+            write_decays(w, head, t, n);
+            fade_state(w.whole, dS);
+            since_start(w, w.q, w.q);
+            product<true>(p.d, p.e, C, {w.q, 1, d}, {w.g, e, N_R}, {dS, e, N_R});
+        }
+        write_state(dS, head, p.dS0);
+    }
+};
+
+}  // namespace
+
+extern "C" int decayed(const Recurrence *given) {
+    Decayed k(*given);
+#pragma omp parallel num_threads(given->threads)
+    {
+        Flushed flushed;
+        Tiles w(k.d, k.e, false);
+#pragma omp for
+        for (long head = 0; head < k.heads; head++) k.forward(w, head);
+    }
+    return 0;
+}
+
+extern "C" int decayed_backward(const Recurrence *given) {
+    Decayed k(*given);
+#pragma omp parallel num_threads(given->threads)
+    {
+        Flushed flushed;
+        Tiles w(k.d, k.e, true);
+#pragma omp for
+        for (long head = 0; head < k.heads; head++) k.backward(w, head);
+    }
+    return 0;
+}

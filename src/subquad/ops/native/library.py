@@ -1,0 +1,79 @@
+"""The compiled kernels: found and loaded at first use, for the best instruction set that this machine has."""
+
+import ctypes
+import os
+from collections.abc import Iterable
+from functools import cache
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from subquad.ops.native import build
+
+SETS = {"AVX512": ("avx512", "avx2", "baseline"), "AVX2": ("avx2", "baseline")}
+
+
+class Backend(NamedTuple):
+    """What computes on the CPU in float32."""
+
+    name: Literal["native", "torch"]
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+def backend() -> Backend:
+    """What computes on the CPU in float32, subquad's own kernels or PyTorch's operators, and why.
+
+    The environment's SUBQUAD_NATIVE=0 switches the kernels off, at any time.
+    """
+    if os.environ.get("SUBQUAD_NATIVE") == "0":
+        return Backend("torch", "SUBQUAD_NATIVE=0 switches the kernels off")
+    loaded, told = load()
+    return Backend("torch" if loaded is None else "native", told)
+
+
+def usable(*inputs: Tensor | None) -> bool:
+    """Whether the kernels can take these inputs: CPU, float32, and there are kernels."""
+    given = [x for x in inputs if x is not None]
+    return all(x.device.type == "cpu" and x.dtype == torch.float32 for x in given) and kernels() is not None
+
+
+def kernels() -> ctypes.CDLL | None:
+    """The library, unless there is none or it is switched off."""
+    return None if os.environ.get("SUBQUAD_NATIVE") == "0" else load()[0]
+
+
+@cache
+def load() -> tuple[ctypes.CDLL | None, str]:
+    """The library, if there is one, and what is to be said of it."""
+    for name in SETS.get(torch.backends.cpu.get_cpu_capability(), ("baseline",)):
+        path = build.library(name)
+        if path.exists():
+            try:
+                return ctypes.CDLL(str(path)), f"kernels for {name}"
+            except OSError as error:  # another system's, or without its OpenMP
+                return None, f"{path.name} cannot be loaded: {error}"
+    return (
+        None,
+        "no kernels were compiled when subquad was installed (python -m subquad.ops.native.build makes them)",
+    )
+
+
+def address(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
+
+
+def strides(x: Tensor) -> ctypes.Array[ctypes.c_int64]:
+    """Those of batch, head and token."""
+    return (ctypes.c_int64 * 3)(*x.stride()[:3])
+
+
+def contiguous_rows(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def addresses(tensors: Iterable[Tensor]) -> tuple[int, ...]:
+    return tuple(x.data_ptr() for x in tensors)

@@ -1,0 +1,52 @@
+"""The operator beneath the kernel family, where denominators leave the range of a chunk."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from subquad.ops import linear_tiles
+from subquad.ops.linear_attention import Given, linear_attention
+from subquad.ops.native.linear import Map
+
+LENGTH = 100
+
+
+def drowned(dtype):
+    """Log features and values; keys from 40 on are larger by exp(300) than those before, but for one."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, LENGTH, 6, generator=generator, dtype=torch.float64) for _ in range(3))
+    k[:, :, 40:] += 300
+    k[:, :, 70] -= 150
+    return [x.to(dtype).requires_grad_() for x in (q, k, v)]
+
+
+def exact(q, k, v):
+    weights = (q[:, :, :, None] + k[:, :, None]).logsumexp(-1)
+    past = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
+    return weights.masked_fill(~past, -torch.inf).softmax(-1) @ v
+
+
+@pytest.mark.parametrize("native", ["0", "1"])
+def test_a_prefix_that_later_keys_drown_keeps_its_outputs_and_gradients(native, monkeypatch):
+    monkeypatch.setenv("SUBQUAD_NATIVE", native)
+    inputs, truth = drowned(torch.float32), drowned(torch.float64)
+    q, k, v = inputs
+    out, expected = linear_attention(Given(q, k, Map.LOGS), v, valid=None, causal=True), exact(*truth)
+    assert_close(out, expected.float(), rtol=1e-4, atol=1e-4)
+    found, wanted = (torch.autograd.grad(y.square().sum(), x) for y, x in ((out, inputs), (expected, truth)))
+    for one, other in zip(found, wanted, strict=True):
+        assert_close(one, other.float(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("chunk", [64, 8, 1])
+def test_chunks_of_any_length_give_the_same(chunk):
+    q, k, v = (x.detach().requires_grad_() for x in drowned(torch.float64))
+    with torch.no_grad():
+        k[:, :, 40:] -= 300
+        out, den, sums = linear_tiles.forward(q, k, v, None, None, map=Map.LOGS, causal=True, chunk=chunk)
+        grad = torch.ones_like(out)
+        found = linear_tiles.backward(
+            grad, q, k, v, None, None, out, den, sums, map=Map.LOGS, causal=True, chunk=chunk
+        )
+    assert_close(out, exact(q, k, v))
+    assert_close(found, torch.autograd.grad(exact(q, k, v).sum(), (q, k, v)))

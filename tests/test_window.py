@@ -1,0 +1,125 @@
+"""Laws of attention in a sliding window and in tiles: the formula, in every precision, on both tiers."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from subquad.ops.native.library import kernels
+from subquad.ops.window import window_attention
+from subquad.patterns import Blocks, Global, Local, Random, attend
+
+SIDES = [(0, 0), (15, 0), (70, 70), (3, 9), (5000, 0)]
+TIERS = ["0", "1"]
+
+
+@pytest.fixture(params=TIERS, ids=["torch", "native"])
+def tier(request, monkeypatch):
+    """float32 on one tier after the other, as far as it is there."""
+    monkeypatch.setenv("SUBQUAD_NATIVE", request.param)
+    if request.param == "1" and kernels() is None:
+        pytest.skip("no kernels were compiled")
+
+
+def inputs(length, *, batch=2, heads=2, d=5, e=3, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    q, k = torch.randn(2, batch, heads, length, d, dtype=torch.float64, generator=generator)
+    v = torch.randn(batch, length, heads, e, dtype=torch.float64, generator=generator).transpose(1, 2)
+    return [x.requires_grad_() for x in (q, k, v)]
+
+
+def dense(q, k, v, *, left, right, lengths):
+    """The same over all pairs, with lse, and zeros for queries behind their row's length."""
+    i = torch.arange(q.shape[2])
+    d = i[:, None] - i
+    seen = ((d <= left) & (d >= -right)).expand(len(q), 1, -1, -1)
+    real = torch.ones(len(q), 1, q.shape[2], dtype=torch.bool)
+    if lengths is not None:
+        real = (i < lengths[:, None])[:, None]
+        seen = seen & real[..., None] & real[:, :, None]
+    scores = (q @ k.mT * q.shape[3] ** -0.5).masked_fill(~seen, -1e300)
+    return scores.softmax(-1).masked_fill(~seen, 0) @ v, scores.logsumexp(-1).masked_fill(~real, 0), real
+
+
+def outputs_and_gradients(found, x):
+    """Of outputs and finite lse, both of which the loss takes in."""
+    out, lse = found
+    weight = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view(out.shape)
+    loss = (out * weight).sum() + (lse * weight[..., 0].cos()).sum()
+    return [out, lse, *torch.autograd.grad(loss, x)]
+
+
+def windowed(x, *, left, right, lengths, real):
+    out, lse = window_attention(*x, left=left, right=right, lengths=lengths)
+    return out, lse.masked_fill(~real, 0)
+
+
+@pytest.mark.parametrize("lengths", [None, torch.tensor([130, 77])], ids=["whole", "padded"])
+@pytest.mark.parametrize(("left", "right"), SIDES)
+@pytest.mark.parametrize("length", [1, 130])
+def test_a_window_is_softmax_over_its_keys(length, left, right, lengths):
+    x = inputs(length)
+    lengths = None if lengths is None else lengths.clamp(max=length)
+    *exact, real = dense(*x, left=left, right=right, lengths=lengths)
+    found = windowed(x, left=left, right=right, lengths=lengths, real=real)
+    assert_close(outputs_and_gradients(found, x), outputs_and_gradients(exact, x))
+
+
+@pytest.mark.usefixtures("tier")
+@pytest.mark.parametrize("width", [5, 16, 64], ids="d={}".format)
+@pytest.mark.parametrize("lengths", [None, torch.tensor([201, 66])], ids=["whole", "padded"])
+@pytest.mark.parametrize(("left", "right"), SIDES)
+def test_float32_is_float64_but_for_rounding(left, right, lengths, width):
+    x = inputs(201, d=width, e=width + 4)
+    *exact, real = dense(*x, left=left, right=right, lengths=lengths)
+    narrow = [t.detach().float().requires_grad_() for t in x]
+    found = windowed(narrow, left=left, right=right, lengths=lengths, real=real)
+    both = (outputs_and_gradients(y, z) for y, z in ((found, narrow), (exact, x)))
+    for rounded, value in zip(*both, strict=True):  # sums of up to 200 rounding errors of float32
+        assert_close(rounded.double(), value, rtol=1e-4, atol=2e-5)
+
+
+def test_queries_behind_the_length_see_nothing():
+    x = inputs(9)
+    out, lse = window_attention(*x, left=2, right=2, lengths=torch.tensor([9, 4]))
+    assert (out[1, :, 4:] == 0).all()
+    assert (lse[1, :, 4:] == -torch.inf).all()
+
+
+def test_keys_behind_the_length_are_never_read():
+    q, k, v = (x.detach() for x in inputs(100))
+    lengths = torch.tensor([100, 40])
+    before, _ = window_attention(q, k, v, left=5, right=5, lengths=lengths)
+    k[1, :, 40:], v[1, :, 40:] = 1e3, 1e3
+    after, _ = window_attention(q, k, v, left=5, right=5, lengths=lengths)
+    assert torch.equal(before, after)
+
+
+def test_scores_beyond_any_exponential_are_fine_in_a_window():
+    q, k, v = inputs(70)
+    out, _ = window_attention(1e4 * q, 1e4 * k, torch.ones_like(v), left=6, right=3, lengths=None)
+    assert_close(out, torch.ones_like(v))
+
+
+@pytest.mark.usefixtures("tier")
+def test_tiles_go_on_where_a_window_ends():
+    pattern = Local(20) | Global(2, last=3) | Random(3)
+    x = inputs(150, e=5)
+    lengths = torch.tensor([150, 93])
+    narrow = [t.detach().float().requires_grad_() for t in x]
+    found = []
+    for y in (x, narrow):
+        out = attend(pattern, *y, n=lengths)
+        out = torch.cat([out[0], out[1, :, :93]], 1)
+        found.append([out, *torch.autograd.grad((out * out.detach().cos()).sum(), y)])
+    for value, rounded in zip(*found, strict=True):
+        assert_close(rounded.double(), value, rtol=1e-4, atol=2e-5)
+
+
+def test_what_is_known_of_a_pattern_in_inference_serves_training():
+    q, k, v = inputs(70, e=5)
+    pattern = Blocks(Local(1) | Global(1), 8)
+    with torch.inference_mode():
+        before = attend(pattern, q, k, v, n=None)
+    after = attend(pattern, q, k, v, n=None)
+    after.sum().backward()
+    assert torch.equal(before, after)
