@@ -29,6 +29,7 @@ def test_contract(name, check):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", {cls.__module__: name for name, cls in catalog().items()}.values())
 def test_compiles_whole(name):
-    # one of each file, whose code they share, in a process of its own: the tests' run-time type checks are no part of what users compile
+    # one of each file, whose code they share, and in a process of its own: the tests' run-time type checks
+    # are no part of what users compile
     run = subprocess.run([sys.executable, "-c", CERTIFY_COMPILING, name], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
