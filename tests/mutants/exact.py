@@ -61,4 +61,20 @@ MUTANTS = [
         "        seen = valid[:, None, None, :]\n        if",
         "        seen = valid[:, None, None, :]\n        if valid.all():\n            q = 1 * q\n        if",
     ),
+    Mutant(
+        "linformer",
+        "refuses_inputs_that_do_not_go_together",
+        "fewer values than keys are taken",
+        "ops/padding.py",
+        "    require_together(q, *keyed)\n",
+        "",
+    ),
+    Mutant(
+        "linear",
+        "refuses_inputs_that_do_not_go_together",
+        "values of one head are taken for those of all",
+        "ops/shapes.py",
+        "if x.shape != wanted:",
+        "if x.shape[2:] != wanted[2:]:",
+    ),
 ]

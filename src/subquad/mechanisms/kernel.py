@@ -27,7 +27,7 @@ from subquad.ops.kernel_sums import (
     divide,
     exponential_average,
 )
-from subquad.ops.linear_attention import advance, linear_attention
+from subquad.ops.linear_attention import advance, linear_attention, streams
 from subquad.ops.native import linear as native
 from subquad.ops.padding import hide
 from subquad.ops.precision import no_autocast, wide
@@ -87,7 +87,7 @@ class KernelAttention(Mechanism):
             return super().step(q, k, v, valid=valid, state=state)
         self.require_equal_lengths(q, k)
         with no_autocast(q):
-            fast = self._advance(*wide(*hide(valid, q, k, v)), valid=valid, state=state)
+            fast = self._advance(q, k, v, valid=valid, state=state)
             out, state = fast or scan(self._chunk, q, k, v, valid=valid, state=state, chunk=CHUNK)
         return out.to(v.dtype), state
 
@@ -95,12 +95,13 @@ class KernelAttention(Mechanism):
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: State | None
     ) -> tuple[Mixed, State] | None:
         """The next tokens by compiled kernels; `None` where `_chunk` must do it."""
-        if self.features.signed:
+        q, k, v = wide(q, k, v)
+        if self.features.signed or not streams(q, k, v):
             return None
+        q, k, v = hide(valid, q, k, v)
         exponential = isinstance(self.features, ExponentialFeatureMap)
-        found = advance(
-            self.features.given(q, k), v, valid=valid, before=None if state is None else bare(state)
-        )
+        before = None if state is None else bare(state)
+        found = advance(self.features.given(q, k), v, valid=valid, before=before)
         if found is None:
             return None
         out, (S, z, c) = found

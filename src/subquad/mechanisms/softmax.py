@@ -59,9 +59,9 @@ class SoftmaxAttention(Mechanism):
 
     def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
         self.require_equal_lengths(q, k)
+        q, k, v = hide(valid, q, k, v)
         if valid is None:
             return F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
-        q, k, v = hide(valid, q, k, v)
         seen = valid[:, None, None, :]
         if self.causal:
             seen = seen & past(q.shape[2], k.shape[2], device=q.device)

@@ -24,6 +24,7 @@ from torch import Tensor
 from subquad.mechanism import Dims, Keys, Mechanism, Mixed, Queries, Valid, Values
 from subquad.ops.packing import Packing, take
 from subquad.ops.precision import no_autocast, wide
+from subquad.ops.shapes import require_together
 from subquad.patterns import CAUSAL, Pattern, attend, attend_rows
 from subquad.patterns.flex import flex_attend, suits_flex
 
@@ -81,6 +82,7 @@ class SparseAttention(Mechanism):
         if not self.causal:
             return super().step(q, k, v, valid=valid, state=state)
         self.require_equal_lengths(q, k)
+        require_together(q, k, v)
         packing = Packing.of(valid, like=k)
         cache = extend(state, packing, k, v)
         i = (cache.count - packing.count)[:, None] + torch.arange(q.shape[2], device=q.device)

@@ -25,7 +25,7 @@ level of halves.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -35,6 +35,7 @@ from torch.nn import functional as F
 from subquad.ops import flash_linear, native
 from subquad.ops.blocks import by_blocks, pull_back_by_blocks
 from subquad.ops.native import recurrence
+from subquad.ops.shapes import require_shape, require_together
 
 CHUNK = 64  # tokens, a power of two; measured best on CPUs, forward and back, of 32, 64 and 128
 
@@ -58,10 +59,23 @@ def decayed_product(
     """The outputs, and the state after the last token. A token with k = 0 and log_decay = 0 leaves no trace.
 
     `given` is the dtype in which the caller was given q, k and v: half precision may go to kernels of a GPU.
+    Raises `ValueError` for inputs whose shapes do not fit one another.
     """
+    require_fit(q, k, v, log_decay, state)
     if flash_linear.serves(q, given=given):
         return flash_linear.decayed_product(q, k, v, log_decay, state=state, given=given)
     return _forward(q, k, v, log_decay, state)
+
+
+def require_fit(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> None:
+    """Raise `ValueError` for shapes that do not fit one another; decays may be one for all rows and heads."""
+    require_together(q, k, v)
+    require_shape("keys", k, *q.shape)
+    require_shape("the state's numbers", state, *q.shape[:2], q.shape[3], v.shape[3])
+    batch, heads, length, channels = log_decay.shape
+    fits = batch in (1, len(q)) and heads in (1, q.shape[1]) and channels in (1, q.shape[3])
+    if not fits or length != q.shape[2]:
+        raise ValueError(f"decays of shape {tuple(log_decay.shape)} do not fit queries of {tuple(q.shape)}")
 
 
 @torch.library.custom_op("subquad::decayed_product", mutates_args=())
@@ -95,20 +109,10 @@ def _backward(
 
 
 @_backward.register_fake
-def _(
-    grad: Tensor,
-    grad_state: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor,
-    state: Tensor,
-    decays: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    like_q, like_k, like_v, like_decay, like_state = (
-        x.new_empty(x.shape) for x in (q, k, v, log_decay, state)
-    )
-    return like_q, like_k, like_v, like_decay, like_state
+def _(grad: Tensor, grad_state: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    *tensors, _ = inputs
+    q, k, v, log_decay, state = (x.new_empty(x.shape) for x in tensors)
+    return q, k, v, log_decay, state
 
 
 def _remember(ctx, inputs, output) -> None:

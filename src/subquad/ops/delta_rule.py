@@ -18,7 +18,7 @@ NeurIPS 2024, arXiv:2406.06484, section 3. Yang, Kautz, Hatamizadeh: Gated Delta
 arXiv:2412.06464, section 3.3.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -39,8 +39,10 @@ from subquad.ops.decay import (
     joined,
     later,
     read,
+    require_fit,
 )
 from subquad.ops.native import recurrence
+from subquad.ops.shapes import require_shape
 
 Betas = Float[Tensor, "b h t 1"]
 LogDecays = Float[Tensor, "#b #h t 1"]  # at most 0
@@ -59,7 +61,10 @@ def delta_product(
     """The outputs, and the state after the last token. A token with k = 0 and log_decay = 0 leaves no trace.
 
     `given` is the dtype in which the caller was given q, k and v: half precision may go to kernels of a GPU.
+    Raises `ValueError` for inputs whose shapes do not fit one another.
     """
+    require_fit(q, k, v, log_decay, state)
+    require_shape("rates", beta, *q.shape[:3], 1)
     if flash_linear.serves(q, given=given):
         return flash_linear.delta_product(q, k, v, beta, log_decay, state=state, given=given)
     return _forward(q, k, v, beta, log_decay, state)
@@ -103,20 +108,11 @@ def _backward(
 
 @_backward.register_fake
 def _(
-    grad: Tensor,
-    grad_state: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    beta: Tensor,
-    log_decay: Tensor,
-    state: Tensor,
-    decays: bool,
+    grad: Tensor, grad_state: Tensor, *inputs: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    like_q, like_k, like_v, like_beta, like_decay, like_state = (
-        x.new_empty(x.shape) for x in (q, k, v, beta, log_decay, state)
-    )
-    return like_q, like_k, like_v, like_beta, like_decay, like_state
+    *tensors, _ = inputs
+    q, k, v, beta, log_decay, state = (x.new_empty(x.shape) for x in tensors)
+    return q, k, v, beta, log_decay, state
 
 
 def _remember(ctx, inputs, output) -> None:

@@ -12,7 +12,7 @@ is as exact unless a later key of the chunk is so large that a query's own keys 
 tell, and then the whole is done again in shorter chunks, at last of single tokens, which are always exact.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,6 +21,8 @@ from torch import Tensor
 from subquad.ops import linear_tiles, native
 from subquad.ops.native import linear as kernels
 from subquad.ops.native.linear import Map, Sums
+from subquad.ops.padding import require_mask
+from subquad.ops.shapes import require_shape, require_together
 
 CHUNKS = (64, 8, 1)  # tokens of a causal chunk, the shorter ones for want of range; the kernels' are of 64
 SMALLEST = {torch.float32: 1e-26, torch.float64: 1e-200}  # a denominator below this may have lost terms
@@ -38,8 +40,17 @@ class Given(NamedTuple):
 def linear_attention(
     given: Given, v: Float[Tensor, "b h s e"], *, valid: Bool[Tensor, "b s"] | None, causal: bool
 ) -> Float[Tensor, "b h t e"]:
-    """The averages of values, for inputs in float32 or float64 that hold zeros at padding."""
+    """The averages of values, for inputs in float32 or float64 that hold zeros at padding.
+
+    Raises `ValueError` for inputs whose shapes do not fit one another.
+    """
+    require_fit(given, v, valid, causal=causal)
     return _forward(given.q, given.k, v, given.W, valid, int(given.map), causal)[0]
+
+
+def streams(q: Float[Tensor, "b h t d"], k: Float[Tensor, "b h t d"], v: Float[Tensor, "b h t e"]) -> bool:
+    """Whether `advance` can take the next tokens: compiled kernels, which have no gradients here."""
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling()) and native.usable(q, k, v)
 
 
 def advance(
@@ -49,16 +60,26 @@ def advance(
     valid: Bool[Tensor, "b t"] | None,
     before: Sums | None,
 ) -> tuple[Float[Tensor, "b h t e"], Sums] | None:
-    """The next tokens of a stream by compiled kernels; `None` where they cannot.
+    """The next tokens of a stream by compiled kernels; `None` where a denominator leaves their range."""
+    require_fit(given, v, valid, causal=True)
+    if before is not None:
+        features = (*given.q.shape[:2], width(given.q, given.W))
+        require_shape("sums", before.S, *features, v.shape[3])
+        require_shape("sums of keys", before.z, *features)
+        require_shape("shifts", before.c, *features)
+        before = Sums(*(x.to(v) for x in before))
+    return kernels.step(given.q, given.k, v, given.W, valid, map=given.map, before=before)
 
-    They have no gradients here, and give up where a denominator leaves their range.
-    """
-    inputs = (given.q, given.k, v)
-    if torch.compiler.is_compiling() or not native.usable(*inputs):
-        return None
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (*inputs, *(before or ()))):
-        return None
-    return kernels.step(*inputs, given.W, valid, map=given.map, before=before)
+
+def require_fit(given: Given, v: Tensor, valid: Tensor | None, *, causal: bool) -> None:
+    """Raise `ValueError` for shapes that do not fit one another."""
+    require_together(given.q, given.k, v)
+    b, h, t, d = given.q.shape
+    require_shape("keys", given.k, b, h, t if causal else given.k.shape[2], d)
+    if given.W is not None:
+        require_shape("directions", given.W, given.W.shape[0], d)
+    if valid is not None:
+        require_mask(valid, given.k)
 
 
 @torch.library.custom_op("subquad::linear_attention", mutates_args=())
@@ -67,22 +88,23 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Outputs, denominators, the sums over all keys, and how many tokens there were in a chunk."""
     way, chunk, found = Map(map), CHUNKS[0], None
-    if native.usable(q, k, v):
+    if native.usable(q, k, v, W):
         found = kernels.forward(q, k, v, W, valid, map=way, causal=causal, before=None)
-    for shorter in CHUNKS[found is None and native.usable(q, k, v) :]:
-        if found is not None:
-            break
-        chunk, found = shorter, linear_tiles.forward(q, k, v, W, valid, map=way, causal=causal, chunk=shorter)
-        if causal and shorter > 1 and linear_tiles.exponential(way) and out_of_range(found[1], valid):
+        shorter = iter(CHUNKS[1:])
+    else:
+        shorter = iter(CHUNKS)
+    while found is None:
+        chunk = next(shorter)
+        found = linear_tiles.forward(q, k, v, W, valid, map=way, causal=causal, chunk=chunk)
+        if causal and chunk > 1 and linear_tiles.exponential(way) and out_of_range(found[1], valid):
             found = None
-    assert found is not None
     out, den, (S, z, c) = found
     return out, den, S, z, c, torch.tensor(chunk)
 
 
 @_forward.register_fake
 def _(
-    q: Tensor, k: Tensor, v: Tensor, W: Tensor | None, valid: Tensor | None, map: int, causal: bool
+    q: Tensor, k: Tensor, v: Tensor, W: Tensor | None, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     b, h, t, _ = q.shape
     f, e = width(q, W), v.shape[3]
@@ -113,7 +135,7 @@ def _backward(
     causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     way, sums = Map(map), Sums(S, z, c)
-    if native.usable(q, k, v, grad) and int(chunk) == CHUNKS[0]:
+    if native.usable(q, k, v, W, grad) and int(chunk) == CHUNKS[0]:
         return kernels.backward(
             grad, q, k, v, W, valid, out, den, None if causal else sums, map=way, causal=causal
         )
@@ -123,22 +145,7 @@ def _backward(
 
 
 @_backward.register_fake
-def _(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    W: Tensor | None,
-    valid: Tensor | None,
-    out: Tensor,
-    den: Tensor,
-    S: Tensor,
-    z: Tensor,
-    c: Tensor,
-    chunk: Tensor,
-    map: int,
-    causal: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 

@@ -45,7 +45,11 @@ def tile_attention(
     lengths: Int[Tensor, " b"] | None,
     band: tuple[int, int] | None,
 ) -> Float[Tensor, "b h t e"]:
-    """Outputs; zeros for a query that sees nothing. `band`: keys to the left and right of each query."""
+    """Outputs; zeros for a query that sees nothing. `band`: keys to the left and right of each query.
+
+    Raises `ValueError` for inputs whose shapes do not fit one another.
+    """
+    window.require_rows(q, k, v, lengths)
     nothing = torch.empty(0, dtype=torch.int64, device=q.device)
     out, _ = torch.ops.subquad.tiles(
         *(q, k, v),

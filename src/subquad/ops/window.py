@@ -17,6 +17,7 @@ from torch import Tensor
 
 from subquad.ops.native import window as native
 from subquad.ops.native.library import usable
+from subquad.ops.shapes import require_shape, require_together
 
 Keyed = Float[Tensor, "b h t d"]
 Values = Float[Tensor, "b h t e"]
@@ -34,12 +35,22 @@ def window_attention(
 ) -> tuple[Values, Rows]:
     """Outputs and lse; `left` and `right` are the keys on either side, `lengths` the tokens of each row.
 
-    Queries behind their row's length see nothing: zeros, and an lse of -inf.
+    Queries behind their row's length see nothing: zeros, and an lse of -inf. Raises `ValueError` for inputs
+    whose shapes do not fit one another.
     """
+    require_rows(q, k, v, lengths)
     if q.shape[2] == 0:
         return v, q.sum(-1)
     last = q.shape[2] - 1
     return torch.ops.subquad.window(q, k, v, lengths, min(left, last), min(right, last))
+
+
+def require_rows(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths) -> None:
+    """Raise `ValueError` unless there is a key and a value for each query, and a length for each row."""
+    require_together(q, k, v)
+    require_shape("keys", k, *q.shape)
+    if lengths is not None:
+        require_shape("lengths", lengths, len(q))
 
 
 @torch.library.custom_op("subquad::window", mutates_args=(), schema=f"({INPUTS}) -> (Tensor, Tensor)")

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,6 +50,21 @@ def check_refuses_bad_masks(cls: type[Mechanism]) -> None:
         refused(
             cls, f"given a mask {bad.dtype} {tuple(bad.shape)}", lambda b=bad: mechanism(**inputs, valid=b)
         )
+
+
+def check_refuses_inputs_that_do_not_go_together(cls: type[Mechanism]) -> None:
+    """Keys or values of other heads, another batch, or another number than the rest are a ValueError."""
+    for mechanism in each_form(cls):
+        inputs = random_inputs(mechanism)
+        calls: list[Callable[..., Any]] = [mechanism.forward]
+        if cls.traits.state is not None and mechanism.causal:
+            calls.append(mechanism.step)
+        for name in [name for name in inputs if name != "q"]:
+            x = inputs[name]
+            for other in (x[:1], x[:, :1], x[:, :, :13]):
+                what = f"given {name} of {tuple(other.shape)} among inputs of {tuple(x.shape)}"
+                for call in calls:
+                    refused(cls, what, partial(call, **{**inputs, name: other}))
 
 
 def refused(cls: type[Mechanism], what: str, attempt: Callable[[], Any]) -> None:
