@@ -128,7 +128,7 @@ struct Decayed : Sequences {
                     totals[i - first] += x * load(w.q + i * d + c);
                 }
             }
-            for (int i = j; i < last; i++) w.P[j * C + i] = total(totals[i - first]);
+            for (int i = j; i < last; i++) w.P[j * C + i] = sum(totals[i - first]);
         }
     }
 
@@ -224,7 +224,7 @@ struct Decayed : Sequences {
         for (int i = 0; i < n; i++) {
             vec sums = vec{};
             for (int c = 0; c < d; c += LANES) sums += load(w.flow + i * d + c);
-            p.dlog_decay[head * p.length + t + i] = ::total(sums);
+            p.dlog_decay[head * p.length + t + i] = ::sum(sums);
         }
     }
 
@@ -264,7 +264,7 @@ struct Decayed : Sequences {
             for (int c = 0; c < d; c++) {
                 vec through = vec{};
                 for (int j = 0; j < e; j += LANES) through += load(S + (long)c * e + j) * load(dS + (long)c * e + j);
-                w.flow[c] = total(through) * w.whole[c];
+                w.flow[c] = sum(through) * w.whole[c];
             }
             for (int i = 1; i < C; i++) std::memcpy(w.flow + i * d, w.flow, sizeof(float) * d);
             written(w, w.dk, 0, C);
@@ -285,26 +285,6 @@ struct Decayed : Sequences {
 
 }  // namespace
 
-extern "C" int decayed(const Recurrence *given) {
-    Decayed k(*given);
-#pragma omp parallel num_threads(given->threads)
-    {
-        Flushed flushed;
-        Tiles w(k.d, k.e, false);
-#pragma omp for
-        for (long head = 0; head < k.heads; head++) k.forward(w, head);
-    }
-    return 0;
-}
+extern "C" int decayed(const Recurrence *given) { return each_head<Decayed, Tiles>(*given, false); }
 
-extern "C" int decayed_backward(const Recurrence *given) {
-    Decayed k(*given);
-#pragma omp parallel num_threads(given->threads)
-    {
-        Flushed flushed;
-        Tiles w(k.d, k.e, true);
-#pragma omp for
-        for (long head = 0; head < k.heads; head++) k.backward(w, head);
-    }
-    return 0;
-}
+extern "C" int decayed_backward(const Recurrence *given) { return each_head<Decayed, Tiles>(*given, true); }

@@ -127,7 +127,7 @@ struct Delta : Sequences {
         for (int i = 0; i < C; i++) {
             vec sums = vec{};
             for (int c = 0; c < d; c += LANES) sums += load(w.y + i * d + c) * load(read + i * d + c);
-            terms[i] = total(sums);
+            terms[i] = sum(sums);
         }
     }
 
@@ -150,7 +150,7 @@ struct Delta : Sequences {
         for (int i = 0; i < C; i++) {
             vec sums = vec{};
             for (int j = 0; j < e; j += LANES) sums += load(w.dR + i * e + j) * load(w.r + i * e + j);
-            w.flow[i] = total(sums);
+            w.flow[i] = sum(sums);
         }
         for (int j = 0; j < C; j++)
             for (int i = 0; i < C; i += LANES) {
@@ -171,7 +171,7 @@ struct Delta : Sequences {
         // the flow through the decays
         vec through = vec{};
         for (int x = 0; x < p.d * e; x += LANES) through += load(S + x) * load(dS + x);
-        float all_through = total(through) * fading.whole, before = 0, after = 0;
+        float all_through = sum(through) * fading.whole, before = 0, after = 0;
         for (int i = 0; i < C; i++) {
             w.flow[i] = all_through + before;
             before += writes[i];
@@ -228,26 +228,6 @@ struct Delta : Sequences {
 
 }  // namespace
 
-extern "C" int delta(const Recurrence *given) {
-    Delta k(*given);
-#pragma omp parallel num_threads(given->threads)
-    {
-        Flushed flushed;
-        Tiles w(k.d, k.e, false);
-#pragma omp for
-        for (long head = 0; head < k.heads; head++) k.forward(w, head);
-    }
-    return 0;
-}
+extern "C" int delta(const Recurrence *given) { return each_head<Delta, Tiles>(*given, false); }
 
-extern "C" int delta_backward(const Recurrence *given) {
-    Delta k(*given);
-#pragma omp parallel num_threads(given->threads)
-    {
-        Flushed flushed;
-        Tiles w(k.d, k.e, true);
-#pragma omp for
-        for (long head = 0; head < k.heads; head++) k.backward(w, head);
-    }
-    return 0;
-}
+extern "C" int delta_backward(const Recurrence *given) { return each_head<Delta, Tiles>(*given, true); }

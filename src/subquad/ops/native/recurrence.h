@@ -22,15 +22,6 @@ struct Flushed {
 #endif
 };
 
-// By fours, which is quicker than one after the other.
-INLINE float total(vec x) {
-    vec4 parts[LANES / 4], s;
-    std::memcpy(parts, &x, sizeof(x));
-    s = parts[0];
-    for (int i = 1; i < LANES / 4; i++) s += parts[i];
-    return (s[0] + s[1]) + (s[2] + s[3]);
-}
-
 // The numbers of the tokens of a chunk.
 struct Numbers {
     alignas(64) float at[C];
@@ -151,7 +142,7 @@ static inline void flow_between(const float *P, const float *A, float *flow, int
             through += number(x) >= all(j) ? before[x] : vec{};
             before[x] += load(A + j * C + x * LANES) * load(P + j * C + x * LANES);
         }
-        flow[j * step] += total(through);
+        flow[j * step] += sum(through);
     }
 }
 
@@ -166,4 +157,20 @@ INLINE void multiply(const float *a, const float *b, int n, float *to) {
 
 INLINE void add_to(float *a, const float *b, int n) {
     for (int x = 0; x < n; x += LANES) store(a + x, load(a + x) + load(b + x));
+}
+
+// A kernel over all heads, forward or backward, with tiles for each thread.
+template <class Kernel, class Tiles> static int each_head(const Recurrence &given, bool backward) {
+    Kernel k(given);
+#pragma omp parallel num_threads(given.threads)
+    {
+        Flushed flushed;
+        Tiles w(k.d, k.e, backward);
+#pragma omp for
+        for (long head = 0; head < k.heads; head++) {
+            if (backward) k.backward(w, head);
+            else k.forward(w, head);
+        }
+    }
+    return 0;
 }

@@ -26,12 +26,6 @@ INLINE void store(float *p, vec x) { *(vec_anywhere *)p = x; }
 INLINE vec all(float x) { return x - (vec){}; }
 INLINE vec greater(vec a, vec b) { return a > b ? a : b; }
 
-INLINE float sum(vec x) {
-    float s = 0;
-    for (int i = 0; i < LANES; i++) s += x[i];
-    return s;
-}
-
 INLINE float largest(vec x) {
     float s = x[0];
     for (int i = 1; i < LANES; i++) s = std::max(s, x[i]);
@@ -58,6 +52,15 @@ INLINE vec exp(vec x) {
 
 typedef float vec4 __attribute__((vector_size(16)));
 typedef float vec4_anywhere __attribute__((vector_size(16), aligned(4), may_alias));
+
+// By fours, which is quicker than one after the other.
+INLINE float sum(vec x) {
+    vec4 parts[LANES / 4], s;
+    std::memcpy(parts, &x, sizeof(x));
+    s = parts[0];
+    for (int i = 1; i < LANES / 4; i++) s += parts[i];
+    return (s[0] + s[1]) + (s[2] + s[3]);
+}
 
 // `to` (columns rows) from `from` (rows columns); both counts are multiples of four.
 static inline void transpose(const float *from, int rows, int columns, float *to) {
