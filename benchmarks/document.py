@@ -42,17 +42,15 @@ cache, and copies beyond it. It counts nothing that a chunked form does besides.
 LIMITS = """
 ## Honest limits
 
-- **Short sequences with many features.** With m = 256 features of 64 wide heads, FAVOR+ multiplies as much
-  for a token as softmax does over some 500 keys. Below that, use fewer features or the fused softmax.
+- **Short sequences with many features.** By count, FAVOR+ with m features multiplies as much for a token as
+  softmax does over 2 m keys. Below that, use fewer features or the fused softmax.
 - **Methods that are matrix products already.** Linformer and Nyströmformer spend their time in products,
-  which every implementation hands to the same library. About twice as fast as a peer is the ceiling there.
-- **The delta rule** solves a triangular system in each chunk, which no arrangement of PyTorch operators
-  makes fast on a CPU; only a kernel helps.
-- **torch.compile** does little here: the loops are single nodes to it (`torch.library.custom_op`), so that
-  it neither breaks on them nor speeds them up. It helps peers, which is why the compiled peer is a rival of
-  its own; compiling takes 10 to 30 seconds for each length.
-- **bfloat16 and float16** are computed in float32 by chunks, since processors without units for them
-  multiply them some twenty times more slowly. They save memory, not time.
+  which every implementation hands to the same library: little can be won over a peer.
+- **torch.compile** sees our loops as single nodes (`torch.library.custom_op`): it neither breaks on them nor
+  speeds them up. It can speed up peers, so the compiled peer is a rival of its own, without the time that
+  compiling takes.
+- **bfloat16 and float16** are computed in float32, by chunks or after one conversion: they save memory in the
+  model, not time here.
 - **Double precision and CUDA** take the PyTorch tier. CUDA was not measured.
 - Peers that draw their own random numbers (Reformer), or whose cores leave out a part of ours (the
   retention, GLA and delta rule of flash-linear-attention, without turning, norm and gate), are checked for

@@ -133,5 +133,6 @@ def test_what_cannot_be_is_refused_with_its_reason(texts, message):
 
 def test_all_names_every_mechanism_that_has_the_form_asked_for():
     assert [row.attention for row in rows(["all"], DIMS)] == list(catalog())
+    assert [row.label for row in rows(["all", "performer:features=8"], DIMS)][-1] == "performer:features=8"
     causal = [name for name, cls in catalog().items() if cls.traits.causal]
     assert [row.attention for row in rows(["all"], DIMS, causal=True)] == causal

@@ -7,6 +7,7 @@ the form that exists.
 import inspect
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import chain
 from math import inf
 from typing import Any, get_args
 
@@ -32,10 +33,9 @@ def rows(texts: Sequence[str], dims: Dims, *, causal: bool = False) -> tuple[Row
     """
     if not texts:
         raise ValueError("no attention mechanism is named")
-    if list(texts) == [ALL]:
-        texts = [name for name, cls in catalog().items() if cls.traits.causal or not causal]
+    every = [name for name, cls in catalog().items() if cls.traits.causal or not causal]
     found: list[Row] = []
-    for text in texts:
+    for text in chain.from_iterable(every if text == ALL else [text] for text in texts):
         row = parse(text, dims, causal=causal)
         if row in found:
             raise ValueError(f"{text!r} is asked for twice")
