@@ -47,6 +47,14 @@ MUTANTS = [
     ),
     Mutant(
         "softmax",
+        "refuses_what_it_lacks",
+        "a causal form takes fewer queries than keys",
+        "mechanism.py",
+        "(self.causal or not self.traits.cross)",
+        "not self.traits.cross",
+    ),
+    Mutant(
+        "softmax",
         "work",
         "a claim of linear cost",
         SOFTMAX,

@@ -157,14 +157,6 @@ MUTANTS = [
     ),
     Mutant(
         "linear",
-        "refuses_what_it_lacks",
-        "a causal form takes fewer queries than keys",
-        LINEAR,
-        "self.require_equal_lengths(q, k)",
-        "pass",
-    ),
-    Mutant(
-        "linear",
         "refuses_bad_masks",
         "a mask of floats is taken",
         PADDING,

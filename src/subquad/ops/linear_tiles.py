@@ -35,7 +35,7 @@ class Tiles:
             return q
         if self.map == Map.ELU:
             return elu(q)
-        log = (q if self.W is None else q @ self.W.mT) + c[:, :, None]
+        log = q + c[:, :, None] if self.W is None else (q @ self.W.mT).add_(c[:, :, None])
         return log.sub_(log.amax(-1, keepdim=True)).exp_()
 
     def keys(self, here: slice, c: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,11 +45,15 @@ class Tiles:
         if not exponential(self.map):
             phi = k if self.map == Map.GIVEN else elu(k)
             return (phi if padding is None else phi.masked_fill(padding, 0)), c
-        log = k if self.W is None else (k @ self.W.mT).sub_(k.square().sum(-1, keepdim=True) * self.half)
+        log = (
+            k.clone()
+            if self.W is None
+            else (k @ self.W.mT).sub_(k.square().sum(-1, keepdim=True) * self.half)
+        )
         if padding is not None:
-            log = log.masked_fill(padding, -torch.inf)
+            log.masked_fill_(padding, -torch.inf)
         c = torch.maximum(c, log.amax(2))
-        return (log - c[:, :, None]).exp_(), c
+        return log.sub_(c[:, :, None]).exp_(), c
 
     def pull(self, change: Tensor, phi: Tensor, x: Tensor, *, key: bool) -> Tensor:
         """From the gradient of features, which is overwritten, to that of queries or keys `x`."""
@@ -76,7 +80,7 @@ def exponential(map: Map) -> bool:
 
 def elu(x: Tensor) -> Tensor:
     """elu(x) + 1, which does not round to zero."""
-    return torch.where(x > 0, x + 1, x.clamp(max=0).exp_())
+    return x.clamp(max=0).exp_().add_(x.clamp(min=0))
 
 
 def chunks(length: int, size: int) -> list[slice]:

@@ -115,12 +115,12 @@ void start_parts(const Kernel &k, const Stored &sums, long parts, Tiles &w) {
 
 // A_ji = v_j . g_i + gd_i for keys j up to query i, and zero for later ones; or its transpose.
 void mix(Tiles &w, bool by_key) {
-    if (by_key) product<false, RESULT_UPPER>(C, C, w.e, {w.v, w.e, 1}, {w.gT, C, N_R}, {w.A, C, N_R});
-    else product<false>(C, C, w.e, {w.g, w.e, 1}, {w.vT, C, N_R}, {w.A, C, N_R});
+    if (by_key) product<false, RESULT_UPPER>(C, C, w.e, {w.v.p, w.v.row, 1}, {w.gT, C, N_R}, {w.A, C, N_R});
+    else product<false, RESULT_LOWER>(C, C, w.e, {w.g, w.e, 1}, {w.vT, C, N_R}, {w.A, C, N_R});
     for (int x = 0; x < C; x++) {
         float *a = w.A + x * C;
         int first = by_key ? x : 0, last = by_key ? C : x + 1;
-        for (int y = first; y < last; y++) a[y] += w.gd[by_key ? y : x];
+        for (int y = 0; y < C; y += LANES) store(a + y, load(a + y) + (by_key ? load(w.gd + y) : all(w.gd[x])));
         std::memset(a, 0, sizeof(float) * first);
         std::memset(a + last, 0, sizeof(float) * (C - last));
     }
@@ -157,8 +157,8 @@ void lower(const Kernel &k, Sums &r, const float *c) {
 void unkey(const Kernel &k, Tiles &w, long head, long t, int n) {
     for (int j = 0; j < n; j++) {
         float *to = k.p.dv + (head * k.p.keys + t + j) * k.p.e;
-        bool real = k.seen(head, t + j);
-        for (int i = 0; i < k.p.e; i++) to[i] = real ? w.out[j * k.e + i] : 0;
+        if (k.seen(head, t + j)) std::memcpy(to, w.out + (long)j * k.e, sizeof(float) * k.p.e);
+        else std::memset(to, 0, sizeof(float) * k.p.e);
     }
     k.pull_back(w, w.phi_k, head, t, n, k.p.k, k.p.k_stride, k.p.dk, k.p.keys, true);
 }
@@ -244,7 +244,7 @@ extern "C" int linear_backward(const Linear *given) {
                 int n = std::min<long>(C, range.last - t);
                 k.values(w, head, t, n);
                 k.keys(w, head, t, n, c, nullptr);
-                transpose(w.v, C, k.e, w.vT);
+                transpose(w.v.p, w.v.row, C, k.e, w.vT);
                 product<false>(given->m, C, given->e, {pull.S, k.e, 1}, {w.vT, C, N_R}, {w.change, C, N_R});
                 for (int f = 0; f < given->m; f++)
                     for (int j = 0; j < C; j += LANES) store(w.change + f * C + j, load(w.change + f * C + j) + pull.z[f]);
@@ -311,7 +311,7 @@ extern "C" int linear_causal_backward(const Linear *given) {
                 transpose(w.g, C, k.e, w.gT);
                 mix(w, true);
                 product<false>(given->m, C, given->e, {s.S, k.e, 1}, {w.gT, C, N_R}, {w.change, C, N_R});
-                product<true>(given->m, C, C, {w.phi_k, C, 1}, {w.A, C, N_R}, {w.change, C, N_R});
+                product<true, RIGHT_UPPER>(given->m, C, C, {w.phi_k, C, 1}, {w.A, C, N_R}, {w.change, C, N_R});
                 add_outer(w, given->m, s.z, w.gd);
                 k.pull_back(w, w.phi_q, head, t, n, given->q, given->q_stride, given->dq, given->queries, false);
                 k.remember(w, s);
@@ -358,13 +358,13 @@ extern "C" int linear_causal_backward(const Linear *given) {
                 k.keys(w, head, t, n, fixed, nullptr);
                 k.queries(w, head, t, n, c);
                 k.gradients(w, head, t, n);
-                transpose(w.v, C, k.e, w.vT);
+                transpose(w.v.p, w.v.row, C, k.e, w.vT);
                 k.weigh(w);
                 mix(w, false);
                 product<false>(C, given->e, given->m, {w.phi_k, 1, C}, {r.S, k.e, N_R}, {w.out, k.e, N_R});
                 product<true, LEFT_UPPER>(C, given->e, C, {w.P, C, 1}, {w.g, k.e, N_R}, {w.out, k.e, N_R});
                 product<false>(given->m, C, given->e, {r.S, k.e, 1}, {w.vT, C, N_R}, {w.change, C, N_R});
-                product<true>(given->m, C, C, {w.phi_q, C, 1}, {w.A, C, N_R}, {w.change, C, N_R});
+                product<true, RIGHT_LOWER>(given->m, C, C, {w.phi_q, C, 1}, {w.A, C, N_R}, {w.change, C, N_R});
                 for (int f = 0; f < given->m; f++)
                     for (int j = 0; j < C; j += LANES) store(w.change + f * C + j, load(w.change + f * C + j) + r.z[f]);
                 unkey(k, w, head, t, n);

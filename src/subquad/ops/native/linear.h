@@ -16,13 +16,19 @@ struct Sums {
     float *S, *z, *c;  // (m e), (m), (m)
 };
 
+struct View {
+    const float *p;
+    long row;
+};
+
 // What the keys of a chunk, or the queries, bring to one thread.
 struct Tiles {
     int d, m, e;  // padded to whole panels
-    Scratch x, v, g, xT, vT, gT, phi_q, phi_k, P, A, out, change, gd, den;
+    Scratch x_copy, v_copy, g, xT, vT, gT, phi_q, phi_k, P, A, out, change, gd, den;
+    View v{};  // tokens by width
     Tiles(int d, int m, int e)
-        : d(d), m(m), e(e), x(C * d), v(C * e), g(C * e), xT(d * C), vT(e * C), gT(e * C), phi_q(m * C), phi_k(m * C),
-          P(C * C), A(C * C), out(C * std::max(d, e)), change(m * C), gd(C), den(C) {}
+        : d(d), m(m), e(e), x_copy(C * d), v_copy(C * e), g(C * e), xT(d * C), vT(e * C), gT(e * C), phi_q(m * C),
+          phi_k(m * C), P(C * C), A(C * C), out(C * std::max(d, e)), change(m * C), gd(C), den(C) {}
 };
 
 struct Kernel {
@@ -41,20 +47,23 @@ struct Kernel {
         return from + head / p.heads * stride[0] + head % p.heads * stride[1] + t * stride[2];
     }
 
-    static void rows(const float *from, long stride, int n, int width, float *to, int ld) {
+    // Up to C tokens: where they lie, if they fill a tile, and else in a copy with zeros around them.
+    View tile_of(const float *from, const int64_t *stride, long head, long t, int n, int width, int padded, float *copy) const {
+        const float *at = row(from, stride, head, t);
+        if (n == C && width == padded) return {at, stride[2]};
         for (int i = 0; i < n; i++) {
-            std::memcpy(to + (long)i * ld, from + i * stride, sizeof(float) * width);
-            std::memset(to + (long)i * ld + width, 0, sizeof(float) * (ld - width));
+            std::memcpy(copy + (long)i * padded, at + i * stride[2], sizeof(float) * width);
+            std::memset(copy + (long)i * padded + width, 0, sizeof(float) * (padded - width));
         }
-        std::memset(to + (long)n * ld, 0, sizeof(float) * (C - n) * ld);
+        std::memset(copy + (long)n * padded, 0, sizeof(float) * (C - n) * padded);
+        return {copy, padded};
     }
 
     bool seen(long head, long t) const { return !p.valid || p.valid[head / p.heads * p.keys + t]; }
 
-    // Tile `x` holds tokens by width; make the features of it, width or feature by token.
+    // The features of some queries, feature by token.
     void queries(Tiles &w, long head, long t, int n, const float *c) const {
-        rows(row(p.q, p.q_stride, head, t), p.q_stride[2], n, p.d, w.x, d);
-        project(w, w.phi_q);
+        project(w, tile_of(p.q, p.q_stride, head, t, n, p.d, d, w.x_copy), w.phi_q);
         if (p.map == ELU) elu(w.phi_q, n);
         if (!exponential()) return;
         vec top[C / LANES];
@@ -70,8 +79,7 @@ struct Kernel {
 
     // The same for keys; `c` grows with them, and what was summed under the old shifts is rescaled.
     void keys(Tiles &w, long head, long t, int n, float *c, Sums *sums) const {
-        rows(row(p.k, p.k_stride, head, t), p.k_stride[2], n, p.d, w.x, d);
-        project(w, w.phi_k);
+        project(w, tile_of(p.k, p.k_stride, head, t, n, p.d, d, w.x_copy), w.phi_k);
         if (p.map == ELU) elu(w.phi_k, n);
         if (!exponential()) {
             for (int j = 0; j < n; j++)
@@ -109,10 +117,10 @@ struct Kernel {
 
     bool exponential() const { return p.map == FAVOR || p.map == LOGS; }
 
-    // The tokens of tile `x`, projected where the map says so, feature by token.
-    void project(Tiles &w, float *to) const {
-        if (p.map != FAVOR) return transpose(w.x, C, d, to);
-        transpose(w.x, C, d, w.xT);
+    // Tokens, projected where the map says so, feature by token.
+    void project(Tiles &w, View x, float *to) const {
+        if (p.map != FAVOR) return transpose(x.p, x.row, C, d, to);
+        transpose(x.p, x.row, C, d, w.xT);
         product<false>(p.m, C, p.d, {weights, d, 1}, {w.xT, C, N_R}, {to, C, N_R});
     }
 
@@ -127,14 +135,12 @@ struct Kernel {
     }
 
     void values(Tiles &w, long head, long t, int n) const {
-        rows(row(p.v, p.v_stride, head, t), p.v_stride[2], n, p.e, w.v, e);
-        for (int j = 0; p.valid && j < n; j++)
-            if (!seen(head, t + j)) std::memset(w.v + (long)j * e, 0, sizeof(float) * e);
+        w.v = tile_of(p.v, p.v_stride, head, t, n, p.e, e, w.v_copy);
     }
 
     // S += phi_k v, z += phi_k 1
     void remember(Tiles &w, Sums &s) const {
-        product<true>(p.m, p.e, C, {w.phi_k, C, 1}, {w.v, e, N_R}, {s.S, e, N_R});
+        product<true>(p.m, p.e, C, {w.phi_k, C, 1}, {w.v.p, w.v.row, N_R}, {s.S, e, N_R});
         for (int f = 0; f < p.m; f++) {
             vec x = vec{};
             for (int j = 0; j < C; j += LANES) x += load(w.phi_k + f * C + j);
@@ -156,66 +162,56 @@ struct Kernel {
         for (int f = 0; f < p.m; f++)
             for (int j = 0; j < C / LANES; j++) total[j] += load(w.phi_q + f * C + j * LANES) * s.z[f];
         if (inside) {
-            product<true, LEFT_LOWER>(C, p.e, C, {w.P, 1, C}, {w.v, e, N_R}, {w.out, e, N_R});
+            product<true, LEFT_LOWER>(C, p.e, C, {w.P, 1, C}, {w.v.p, w.v.row, N_R}, {w.out, e, N_R});
             for (int i = 0; i < C; i++)
                 for (int j = 0; j < C / LANES; j++) total[j] += load(w.P + i * C + j * LANES);
         }
+        for (int j = 0; j < C / LANES; j++) store(w.den + j * LANES, total[j]);
         bool fine = true;
         for (int i = 0; i < n; i++) {
-            float den = total[i / LANES][i % LANES];
+            float den = w.den[i];
             any = any || (inside && seen(head, t + i));
             if (exponential() && any && den <= SMALLEST) fine = false;
-            float over = den == 0 ? 0 : 1 / den;
-            float *out = p.out + (head * p.queries + t + i) * p.e;
-            for (int j = 0; j < p.e; j++) out[j] = w.out[i * e + j] * over;
-            p.den[head * p.queries + t + i] = den;
+            long at = head * p.queries + t + i;
+            scale(p.out + at * p.e, w.out + (long)i * e, den == 0 ? 0 : 1 / den, p.e);
+            p.den[at] = den;
         }
         return fine;
     }
 
     // g / den, and minus its product with out: the gradients of numerators and denominators.
     void gradients(Tiles &w, long head, long t, int n) const {
-        std::memset(w.g.p, 0, sizeof(float) * C * e);
-        for (int i = 0; i < C; i++) {
+        for (int i = 0; i < n; i++) {
             long at = head * p.queries + t + i;
-            float over = i < n && p.den[at] != 0 ? 1 / p.den[at] : 0, s = 0;
-            for (int j = 0; i < n && j < p.e; j++) {
-                w.g[i * e + j] = p.grad[at * p.e + j] * over;
-                s += w.g[i * e + j] * p.out[at * p.e + j];
-            }
-            w.gd[i] = -s;
+            float *g = w.g + (long)i * e;
+            scale(g, p.grad + at * p.e, p.den[at] == 0 ? 0 : 1 / p.den[at], p.e);
+            std::memset(g + p.e, 0, sizeof(float) * (e - p.e));
+            w.gd[i] = -dot(g, p.out + at * p.e, p.e);
         }
+        std::memset(w.g + (long)n * e, 0, sizeof(float) * (C - n) * e);
+        std::fill(w.gd + n, w.gd + C, 0.0f);
     }
 
     // From the gradient of features, `change`, to that of queries or keys: dx = phi'(x)^T change.
     void pull_back(Tiles &w, const float *phi, long head, long t, int n, const float *from, const int64_t *stride,
                    float *to, long length, bool key) const {
-        if (p.map == FAVOR) {
-            vec total[C / LANES];
-            for (int j = 0; j < C / LANES; j++) total[j] = vec{};
-            for (int f = 0; f < p.m; f++)
-                for (int j = 0; j < C / LANES; j++) {
-                    float *at = w.change + f * C + j * LANES;
-                    vec x = load(at) * load(phi + f * C + j * LANES);
-                    store(at, x);
-                    total[j] += x;
-                }
-            product<false>(C, p.d, p.m, {w.change, 1, C}, {weights, d, N_R}, {w.out, d, N_R});
-            for (int i = 0; i < n; i++) {
-                float *x = to + (head * length + t + i) * p.d, pull = key ? -2 * p.half * total[i / LANES][i % LANES] : 0;
-                const float *k = row(from, stride, head, t + i);
-                bool real = !key || seen(head, t + i);
-                for (int j = 0; j < p.d; j++) x[j] = real ? w.out[i * d + j] + (key ? pull * k[j] : 0) : 0;
+        vec total[C / LANES];
+        for (int j = 0; j < C / LANES; j++) total[j] = vec{};
+        for (int f = 0; f < p.m && p.map != GIVEN; f++)
+            for (int j = 0; j < C / LANES; j++) {
+                float *at = w.change + f * C + j * LANES;
+                vec y = load(phi + f * C + j * LANES), x = load(at) * (p.map == ELU && !(y < 1.0f) ? all(1) : y);
+                store(at, x);
+                total[j] += x;
             }
-            return;
-        }
+        if (p.map == FAVOR) product<false>(C, p.d, p.m, {w.change, 1, C}, {weights, d, N_R}, {w.out, d, N_R});
+        else transpose(w.change, m, C, w.out);
+        for (int j = 0; j < C / LANES; j++) store(w.den + j * LANES, total[j]);
         for (int i = 0; i < n; i++) {
-            float *x = to + (head * length + t + i) * p.d;
-            bool real = !key || seen(head, t + i);
-            for (int f = 0; f < p.d; f++) {
-                float y = phi[f * C + i], slope = p.map == GIVEN ? 1 : p.map == LOGS ? y : std::min(y, 1.0f);
-                x[f] = real ? w.change[f * C + i] * slope : 0;
-            }
+            float *x = to + (head * length + t + i) * p.d, *own = w.out + (long)i * d;
+            if (key && !seen(head, t + i)) std::memset(x, 0, sizeof(float) * p.d);
+            else if (key && p.map == FAVOR) blend(x, own, 1, row(from, stride, head, t + i), -2 * p.half * w.den[i], p.d);
+            else std::memcpy(x, own, sizeof(float) * p.d);
         }
     }
 };

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #ifndef LANES
 #define LANES 4
@@ -62,22 +63,60 @@ INLINE float sum(vec x) {
     return (s[0] + s[1]) + (s[2] + s[3]);
 }
 
-// `to` (columns rows) from `from` (rows columns); both counts are multiples of four.
-static inline void transpose(const float *from, int rows, int columns, float *to) {
-    for (int j = 0; j < columns; j += 4)
-        for (int i = 0; i < rows; i += 4) {
-            vec4 r[4], t[4];
-            for (int x = 0; x < 4; x++) r[x] = *(const vec4_anywhere *)(from + (long)(i + x) * columns + j);
-            t[0] = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5);
-            t[1] = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5);
-            t[2] = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7);
-            t[3] = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
-            float *at = to + (long)j * rows + i;
-            *(vec4_anywhere *)at = __builtin_shufflevector(t[0], t[1], 0, 1, 4, 5);
-            *(vec4_anywhere *)(at + rows) = __builtin_shufflevector(t[0], t[1], 2, 3, 6, 7);
-            *(vec4_anywhere *)(at + 2 * rows) = __builtin_shufflevector(t[2], t[3], 0, 1, 4, 5);
-            *(vec4_anywhere *)(at + 3 * rows) = __builtin_shufflevector(t[2], t[3], 2, 3, 6, 7);
+template <int step, int... i>
+INLINE void exchange(vec &a, vec &b, std::integer_sequence<int, i...>) {
+    vec low = __builtin_shufflevector(a, b, (i & step ? LANES + i - step : i)...);
+    b = __builtin_shufflevector(a, b, (i & step ? LANES + i : i + step)...);
+    a = low;
+}
+
+// Rows become columns by exchanging ever larger squares beside the diagonal: those of one number, of two by two, ...
+template <int step = 1>
+INLINE void transpose(vec (&rows)[LANES]) {
+    if constexpr (step < LANES) {
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; i++)
+            if (!(i & step)) exchange<step>(rows[i], rows[i + step], std::make_integer_sequence<int, LANES>());
+        transpose<2 * step>(rows);
+    }
+}
+
+// `to` (columns rows) from `from`, whose rows are ld apart; both counts are multiples of LANES.
+static inline void transpose(const float *from, long ld, int rows, int columns, float *to) {
+    for (int j = 0; j < columns; j += LANES)
+        for (int i = 0; i < rows; i += LANES) {
+            vec square[LANES];
+#pragma GCC unroll 16
+            for (int x = 0; x < LANES; x++) square[x] = load(from + (i + x) * ld + j);
+            transpose(square);
+#pragma GCC unroll 16
+            for (int x = 0; x < LANES; x++) store(to + (long)(j + x) * rows + i, square[x]);
         }
+}
+
+static inline void transpose(const float *from, int rows, int columns, float *to) { transpose(from, columns, rows, columns, to); }
+
+INLINE float dot(const float *x, const float *y, int n) {
+    vec total = vec{};
+    int i = 0;
+    for (; i + LANES <= n; i += LANES) total += load(x + i) * load(y + i);
+    float s = sum(total);
+    for (; i < n; i++) s += x[i] * y[i];
+    return s;
+}
+
+// to = a * from + b * x
+INLINE void blend(float *to, const float *from, float a, const float *x, float b, int n) {
+    int i = 0;
+    for (; i + LANES <= n; i += LANES) store(to + i, load(from + i) * a + load(x + i) * b);
+    for (; i < n; i++) to[i] = a * from[i] + b * x[i];
+}
+
+// to = a * from
+INLINE void scale(float *to, const float *from, float a, int n) {
+    int i = 0;
+    for (; i + LANES <= n; i += LANES) store(to + i, load(from + i) * a);
+    for (; i < n; i++) to[i] = a * from[i];
 }
 
 // Memory of one thread, aligned for vectors, all zero.

@@ -7,22 +7,6 @@
 
 namespace {
 
-float dot(const float *x, const float *y, int n) {
-    vec total = vec{};
-    int i = 0;
-    for (; i + LANES <= n; i += LANES) total += load(x + i) * load(y + i);
-    float s = sum(total);
-    for (; i < n; i++) s += x[i] * y[i];
-    return s;
-}
-
-// to = a * from + b * x
-void blend(float *to, const float *from, float a, const float *x, float b, int n) {
-    int i = 0;
-    for (; i + LANES <= n; i += LANES) store(to + i, load(from + i) * a + load(x + i) * b);
-    for (; i < n; i++) to[i] = a * from[i] + b * x[i];
-}
-
 struct Stream {
     const Linear &p;
     long head;
