@@ -200,7 +200,7 @@ MUTANTS = [
         "weights_sum_to_one",
         "features collapse at large norms for want of a shift",
         TILES,
-        "c = torch.maximum(c, log.amax(2))",
+        "c = torch.maximum(c, log.amax(2, keepdim=True))",
         "c = torch.full_like(c, 900.0)",
     ),
     Mutant(

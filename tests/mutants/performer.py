@@ -29,15 +29,15 @@ MUTANTS = [
         "matches_definition",
         "an epsilon is added to the features of keys",
         TILES,
-        "return (log - c[:, :, None]).exp_(), c",
-        "return (log - c[:, :, None]).exp_() + 1e-4, c",
+        "return log.sub_(c).exp_(), c",
+        "return log.sub_(c).exp_() + 1e-4, c",
     ),
     Mutant(
         "performer",
         "padding_is_invisible",
         "padding is masked in the numerator only",
         TILES,
-        "log = log.masked_fill(padding, -torch.inf)",
+        "log.masked_fill_(padding, -torch.inf)",
         "pass",
     ),
     Mutant(

@@ -20,15 +20,12 @@ from subquad.features.feature_map import ExponentialFeatureMap, FeatureMap
 from subquad.mechanism import Dims, Keys, Mechanism, Mixed, Queries, State, Traits, Valid, Values
 from subquad.ops.kernel_sums import (
     Exponentials,
-    ShiftedSums,
-    Sums,
     causal_average,
     causal_exponential_average,
     divide,
     exponential_average,
 )
 from subquad.ops.linear_attention import advance, linear_attention, streams
-from subquad.ops.native import linear as native
 from subquad.ops.padding import hide
 from subquad.ops.precision import no_autocast, wide
 from subquad.ops.scan import scan
@@ -99,13 +96,7 @@ class KernelAttention(Mechanism):
         if self.features.signed or not streams(q, k, v):
             return None
         q, k, v = hide(valid, q, k, v)
-        exponential = isinstance(self.features, ExponentialFeatureMap)
-        before = None if state is None else bare(state)
-        found = advance(self.features.given(q, k), v, valid=valid, before=before)
-        if found is None:
-            return None
-        out, (S, z, c) = found
-        return out, ShiftedSums(S, z[..., None], c[:, :, None]) if exponential else Sums(S, z[..., None])
+        return advance(self.features.given(q, k), v, valid=valid, before=state)
 
     def _chunk(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: State | None
@@ -120,12 +111,6 @@ class KernelAttention(Mechanism):
 
     def redraw(self, *, generator: torch.Generator) -> None:
         self.features.redraw(generator=generator)
-
-
-def bare(state: Sums | ShiftedSums) -> native.Sums:
-    """A state as the kernels know it, which have shifts for all features and need none for some."""
-    z = state.z[..., 0]
-    return native.Sums(state.S, z, state.c[:, :, 0] if isinstance(state, ShiftedSums) else z)
 
 
 def exponentials(phi: ExponentialFeatureMap, q: Queries, k: Keys) -> tuple[Exponentials, Exponentials]:

@@ -19,8 +19,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from subquad.ops import linear_tiles, native
+from subquad.ops.kernel_sums import ShiftedSums, Sums
 from subquad.ops.native import linear as kernels
-from subquad.ops.native.linear import Map, Sums
+from subquad.ops.native.linear import Map, exponential
 from subquad.ops.padding import require_mask
 from subquad.ops.shapes import require_shape, require_together
 
@@ -58,16 +59,17 @@ def advance(
     v: Float[Tensor, "b h t e"],
     *,
     valid: Bool[Tensor, "b t"] | None,
-    before: Sums | None,
-) -> tuple[Float[Tensor, "b h t e"], Sums] | None:
+    before: Sums | ShiftedSums | None,
+) -> tuple[Float[Tensor, "b h t e"], Sums | ShiftedSums] | None:
     """The next tokens of a stream by compiled kernels; `None` where a denominator leaves their range."""
     require_fit(given, v, valid, causal=True)
     if before is not None:
-        features = (*given.q.shape[:2], width(given.q, given.W))
-        require_shape("sums", before.S, *features, v.shape[3])
-        require_shape("sums of keys", before.z, *features)
-        require_shape("shifts", before.c, *features)
-        before = Sums(*(x.to(v) for x in before))
+        (b, h), f = given.q.shape[:2], width(given.q, given.W)
+        require_shape("sums", before.S, b, h, f, v.shape[3])
+        require_shape("sums of keys", before.z, b, h, f, 1)
+        if isinstance(before, ShiftedSums):
+            require_shape("shifts", before.c, b, h, 1, f)
+        before = type(before)(*(x.to(v) for x in before))
     return kernels.step(given.q, given.k, v, given.W, valid, map=given.map, before=before)
 
 
@@ -96,7 +98,7 @@ def _forward(
     while found is None:
         chunk = next(shorter)
         found = linear_tiles.forward(q, k, v, W, valid, map=way, causal=causal, chunk=chunk)
-        if causal and chunk > 1 and linear_tiles.exponential(way) and out_of_range(found[1], valid):
+        if causal and chunk > 1 and exponential(way) and out_of_range(found[1], valid):
             found = None
     out, den, (S, z, c) = found
     return out, den, S, z, c, torch.tensor(chunk)
@@ -106,9 +108,9 @@ def _forward(
 def _(
     q: Tensor, k: Tensor, v: Tensor, W: Tensor | None, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    b, h, t, _ = q.shape
+    b, h, t = q.shape[:3]
     f, e = width(q, W), v.shape[3]
-    S, z, c = v.new_empty(b, h, f, e), v.new_empty(b, h, f), v.new_empty(b, h, f)
+    S, z, c = v.new_empty(b, h, f, e), v.new_empty(b, h, f, 1), v.new_empty(b, h, 1, f)
     return v.new_empty(b, h, t, e), v.new_empty(b, h, t), S, z, c, torch.empty((), dtype=torch.int64)
 
 
@@ -134,7 +136,7 @@ def _backward(
     map: int,
     causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    way, sums = Map(map), Sums(S, z, c)
+    way, sums = Map(map), ShiftedSums(S, z, c)
     if native.usable(q, k, v, W, grad) and int(chunk) == CHUNKS[0]:
         return kernels.backward(
             grad, q, k, v, W, valid, out, den, None if causal else sums, map=way, causal=causal

@@ -9,7 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from subquad.ops.native.linear import Map, Sums
+from subquad.ops.kernel_sums import ShiftedSums
+from subquad.ops.native.linear import Map, exponential
 
 Upstream = Callable[[slice], tuple[Tensor, Tensor]]  # the gradients of some numerators and denominators
 
@@ -26,7 +27,7 @@ class Tiles:
         self.features = k.shape[-1] if W is None else len(W)
         self.k, self.v = k, v
 
-    def empty(self) -> Sums:
+    def empty(self) -> ShiftedSums:
         """The sums before the first key."""
         return nothing(self.v, features=self.features)
 
@@ -35,7 +36,7 @@ class Tiles:
             return q
         if self.map == Map.ELU:
             return elu(q)
-        log = q + c[:, :, None] if self.W is None else (q @ self.W.mT).add_(c[:, :, None])
+        log = q + c if self.W is None else (q @ self.W.mT).add_(c)
         return log.sub_(log.amax(-1, keepdim=True)).exp_()
 
     def keys(self, here: slice, c: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,8 +53,8 @@ class Tiles:
         )
         if padding is not None:
             log.masked_fill_(padding, -torch.inf)
-        c = torch.maximum(c, log.amax(2))
-        return log.sub_(c[:, :, None]).exp_(), c
+        c = torch.maximum(c, log.amax(2, keepdim=True))
+        return log.sub_(c).exp_(), c
 
     def pull(self, change: Tensor, phi: Tensor, x: Tensor, *, key: bool) -> Tensor:
         """From the gradient of features, which is overwritten, to that of queries or keys `x`."""
@@ -68,14 +69,11 @@ class Tiles:
         return pulled.sub_(change.sum(-1, keepdim=True) * (2 * self.half) * x) if key else pulled
 
 
-def nothing(v: Tensor, *, features: int) -> Sums:
+def nothing(v: Tensor, *, features: int) -> ShiftedSums:
     """The sums of no keys, under shifts below any other."""
-    z = v.new_zeros(*v.shape[:2], features)
-    return Sums(v.new_zeros(*z.shape, v.shape[3]), z, torch.full_like(z, torch.finfo(v.dtype).min / 8))
-
-
-def exponential(map: Map) -> bool:
-    return map in (Map.FAVOR, Map.LOGS)
+    b, h, _, e = v.shape
+    shifts = v.new_full((b, h, 1, features), torch.finfo(v.dtype).min / 8)
+    return ShiftedSums(v.new_zeros(b, h, features, e), v.new_zeros(b, h, features, 1), shifts)
 
 
 def elu(x: Tensor) -> Tensor:
@@ -87,27 +85,27 @@ def chunks(length: int, size: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, length, size)]
 
 
-def shifted(sums: Sums, c: Tensor) -> Sums:
+def shifted(sums: ShiftedSums, c: Tensor) -> ShiftedSums:
     """The sums under the shifts `c`; in place."""
     if c is sums.c:
         return sums
-    scale = (sums.c - c).exp()
-    return Sums(sums.S.mul_(scale[..., None]), sums.z.mul_(scale), c)
+    scale = (sums.c - c).exp_().mT
+    return ShiftedSums(sums.S.mul_(scale), sums.z.mul_(scale), c)
 
 
-def raised(pull: Sums, c: Tensor) -> Sums:
+def raised(pull: ShiftedSums, c: Tensor) -> ShiftedSums:
     """What later queries bring, when it comes to keys under earlier, smaller shifts; in place."""
     if c is pull.c:
         return pull
-    scale = (c - pull.c).exp()
-    return Sums(pull.S.mul_(scale[..., None]), pull.z.mul_(scale), c)
+    scale = (c - pull.c).exp_().mT
+    return ShiftedSums(pull.S.mul_(scale), pull.z.mul_(scale), c)
 
 
-def add(sums: Sums, phi: Tensor, x: Tensor, weight: Tensor | None = None) -> Sums:
+def add(sums: ShiftedSums, phi: Tensor, x: Tensor, weight: Tensor | None = None) -> ShiftedSums:
     """The sums with more of phi x^T and of phi, or of phi times `weight`; in place."""
     b, h, f, e = sums.S.shape
     sums.S.view(b * h, f, e).baddbmm_(phi.flatten(0, 1).mT, x.flatten(0, 1))
-    sums.z.add_((phi if weight is None else phi * weight).sum(2))
+    sums.z.add_((phi if weight is None else phi * weight).sum(2)[..., None])
     return sums
 
 
@@ -121,7 +119,7 @@ def forward(
     map: Map,
     causal: bool,
     chunk: int = 64,
-) -> tuple[Tensor, Tensor, Sums]:
+) -> tuple[Tensor, Tensor, ShiftedSums]:
     """Outputs, denominators and sums; `chunk` is for the causal form, which may leave the range."""
     tiles = Tiles(k, v, W, valid, map=map)
     out, den = v.new_empty(*q.shape[:3], v.shape[3]), v.new_empty(q.shape[:3])
@@ -132,16 +130,16 @@ def forward(
         if causal:
             phi_q = tiles.queries(q[:, :, here], c)
             inside = (phi_q @ phi.mT).tril_()
-            total = (phi_q @ sums.z[..., None])[..., 0].add_(inside.sum(-1))
-            torch.div((phi_q @ sums.S).add_(inside @ value), seen(total)[..., None], out=out[:, :, here])
-            den[:, :, here] = total
+            total = (phi_q @ sums.z).add_(inside.sum(-1, keepdim=True))
+            torch.div((phi_q @ sums.S).add_(inside @ value), seen(total), out=out[:, :, here])
+            den[:, :, here] = total[..., 0]
         sums = add(sums, phi, value)
     if not causal:
         for here in chunks(q.shape[2], WIDE):
             phi_q = tiles.queries(q[:, :, here], sums.c)
-            total = (phi_q @ sums.z[..., None])[..., 0]
-            torch.div(phi_q @ sums.S, seen(total)[..., None], out=out[:, :, here])
-            den[:, :, here] = total
+            total = phi_q @ sums.z
+            torch.div(phi_q @ sums.S, seen(total), out=out[:, :, here])
+            den[:, :, here] = total[..., 0]
     return out, den, sums
 
 
@@ -154,7 +152,7 @@ def backward(
     valid: Tensor | None,
     out: Tensor,
     den: Tensor,
-    sums: Sums,
+    sums: ShiftedSums,
     *,
     map: Map,
     causal: bool,
@@ -178,20 +176,20 @@ def backward(
 
 
 def whole_sweep(
-    tiles: Tiles, q: Tensor, upstream: Upstream, sums: Sums, dq: Tensor, dk: Tensor, dv: Tensor
+    tiles: Tiles, q: Tensor, upstream: Upstream, sums: ShiftedSums, dq: Tensor, dk: Tensor, dv: Tensor
 ) -> None:
     k, v = tiles.k, tiles.v
     pull = tiles.empty()
     for here in chunks(q.shape[2], WIDE):
         g, gd = upstream(here)
         phi = tiles.queries(q[:, :, here], sums.c)
-        change = (g @ sums.S.mT).addcmul_(gd, sums.z[:, :, None])
+        change = (g @ sums.S.mT).addcmul_(gd, sums.z.mT)
         pull = add(pull, phi, g, gd)
         dq[:, :, here] = tiles.pull(change, phi, q[:, :, here], key=False)
     for here in chunks(k.shape[2], WIDE):
         phi, _ = tiles.keys(here, sums.c)
         dv[:, :, here] = phi @ pull.S
-        change = (v[:, :, here] @ pull.S.mT).add_(pull.z[:, :, None])
+        change = (v[:, :, here] @ pull.S.mT).add_(pull.z.mT)
         dk[:, :, here] = tiles.pull(change, phi, k[:, :, here], key=True)
 
 
@@ -206,7 +204,7 @@ def causal_sweep(
         shifts.append(c)
         phi_q = tiles.queries(q[:, :, here], c)
         mixed = (g @ v[:, :, here].mT).add_(gd).tril_()
-        change = (g @ sums.S.mT).addcmul_(gd, sums.z[:, :, None]).add_(mixed @ phi)
+        change = (g @ sums.S.mT).addcmul_(gd, sums.z.mT).add_(mixed @ phi)
         dq[:, :, here] = tiles.pull(change, phi_q, q[:, :, here], key=False)
         sums = add(sums, phi, v[:, :, here])
     pull = tiles.empty()
@@ -219,7 +217,7 @@ def causal_sweep(
         inside = (phi_q @ phi.mT).tril_()
         mixed = (g @ v[:, :, here].mT).add_(gd).tril_()
         dv[:, :, here] = (phi @ pull.S).add_(inside.mT @ g)
-        change = (v[:, :, here] @ pull.S.mT).add_(pull.z[:, :, None]).add_(mixed.mT @ phi_q)
+        change = (v[:, :, here] @ pull.S.mT).add_(pull.z.mT).add_(mixed.mT @ phi_q)
         dk[:, :, here] = tiles.pull(change, phi, k[:, :, here], key=True)
         pull = add(pull, phi_q, g, gd)
 

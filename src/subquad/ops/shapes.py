@@ -14,5 +14,7 @@ def require_shape(what: str, x: Tensor, *wanted: int) -> None:
 
 def require_together(q: Tensor, *keyed: Tensor) -> None:
     """Raise `ValueError` unless what goes by key has one number of keys, and the queries' batch and heads."""
+    b, h = q.shape[:2]
+    keys = keyed[0].shape[2]
     for x in keyed:
-        require_shape("keys and values", x, *q.shape[:2], keyed[0].shape[2], x.shape[3])
+        require_shape("keys and values", x, b, h, keys, x.shape[3])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from subquad.ops.native import build
 
+Strides = ctypes.c_int64 * 3
 SETS = {"AVX512": ("avx512", "avx2", "baseline"), "AVX2": ("avx2", "baseline")}
 
 
@@ -37,8 +38,8 @@ def backend() -> Backend:
 
 def usable(*inputs: Tensor | None) -> bool:
     """Whether the kernels can take these inputs: CPU, float32, and there are kernels."""
-    given = [x for x in inputs if x is not None]
-    return all(x.device.type == "cpu" and x.dtype == torch.float32 for x in given) and kernels() is not None
+    fit = all(x is None or (x.dtype == torch.float32 and x.is_cpu) for x in inputs)
+    return fit and kernels() is not None
 
 
 def kernels() -> ctypes.CDLL | None:
@@ -68,7 +69,7 @@ def address(x: Tensor | None) -> int | None:
 
 def strides(x: Tensor) -> ctypes.Array[ctypes.c_int64]:
     """Those of batch, head and token."""
-    return (ctypes.c_int64 * 3)(*x.stride()[:3])
+    return Strides(*x.stride()[:3])
 
 
 def contiguous_rows(x: Tensor) -> Tensor:

@@ -124,12 +124,10 @@ struct Kernel {
         product<false>(p.m, C, p.d, {weights, d, 1}, {w.xT, C, N_R}, {to, C, N_R});
     }
 
-    static vec elu(vec x) { return x > vec{} ? x + 1.0f : exp(x > vec{} ? vec{} : x); }
-
     // elu(x) + 1 of the first n tokens; the others have no features.
     void elu(float *phi, int n) const {
         for (int f = 0; f < p.m; f++) {
-            for (int j = 0; j < C; j += LANES) store(phi + f * C + j, elu(load(phi + f * C + j)));
+            for (int j = 0; j < C; j += LANES) store(phi + f * C + j, elu_plus_one(load(phi + f * C + j)));
             for (int j = n; j < C; j++) phi[f * C + j] = 0;
         }
     }

@@ -1,13 +1,14 @@
 """Calls of linear.cpp. Shapes: q (b h t d), k (b h s d), v (b h s e), W (f d), valid (b s)."""
 
 import ctypes
+from collections.abc import Iterable
 from ctypes import c_float, c_int32, c_int64, c_void_p
 from enum import IntEnum
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from subquad.ops.kernel_sums import ShiftedSums, Sums
 from subquad.ops.native.library import address, addresses, contiguous_rows, kernels, strides
 
 FEW = 8  # tokens that do not fill a tile
@@ -22,10 +23,9 @@ class Map(IntEnum):
     LOGS = 3  # they are logarithms of features
 
 
-class Sums(NamedTuple):
-    S: Tensor  # (b h f e)
-    z: Tensor  # (b h f)
-    c: Tensor  # (b h f), the shifts of exponential features; without meaning for others
+def exponential(map: Map) -> bool:
+    """Whether features are exponentials, whose sums have shifts."""
+    return map in (Map.FAVOR, Map.LOGS)
 
 
 class Call(ctypes.Structure):
@@ -51,45 +51,68 @@ def forward(
     *,
     map: Map,
     causal: bool,
-    before: Sums | None,
-) -> tuple[Tensor, Tensor, Sums] | None:
-    """Outputs (b h t e), denominators (b h t) and sums; `None` where a denominator leaves float32's range."""
+    before: Sums | ShiftedSums | None,
+) -> tuple[Tensor, Tensor, ShiftedSums] | None:
+    """Outputs (b h t e), denominators (b h t) and sums; `None` where a denominator leaves float32's range.
+
+    The shifts of features that are no exponentials have no meaning.
+    """
     call, held = prepared(q, k, v, W, valid, map=map)
-    out, den = v.new_empty(*q.shape[:3], v.shape[3]), v.new_empty(q.shape[:3])
-    sizes = (*q.shape[:2], call.m)
-    after = Sums(v.new_empty(*sizes, v.shape[3]), v.new_zeros(sizes), v.new_zeros(sizes))
+    (b, h, t), e, m = q.shape[:3], v.shape[3], call.m
+    out, den = v.new_empty(b, h, t, e), v.new_empty(b, h, t)
+    after = ShiftedSums(v.new_empty(b, h, m, e), v.new_empty(b, h, m, 1), v.new_zeros(b, h, 1, m))
     call.out, call.den = out.data_ptr(), den.data_ptr()
-    call.S1, call.z1, call.c1 = addresses(after)
-    if before is not None:
-        before = Sums(*(x.contiguous() for x in before))
-        call.S0, call.z0, call.c0 = addresses(before)
+    point(call, "1", after)
+    start = begin(call, before)
     library = kernels()
     assert library is not None
     failed = (library.linear_causal if causal else library.linear)(ctypes.byref(call))
-    del held
+    del held, start
     return None if failed else (out, den, after)
 
 
 def step(
-    q: Tensor, k: Tensor, v: Tensor, W: Tensor | None, valid: Tensor | None, *, map: Map, before: Sums | None
-) -> tuple[Tensor, Sums] | None:
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    W: Tensor | None,
+    valid: Tensor | None,
+    *,
+    map: Map,
+    before: Sums | ShiftedSums | None,
+) -> tuple[Tensor, Sums | ShiftedSums] | None:
     """The next tokens of a stream, without what a backward pass would need."""
     if k.shape[2] > FEW:
         found = forward(q, k, v, W, valid, map=map, causal=True, before=before)
-        return None if found is None else (found[0], found[2])
+        if found is None:
+            return None
+        out, _, after = found
+        return out, after if exponential(map) else Sums(after.S, after.z)
     call, held = prepared(q, k, v, W, valid, map=map)
-    sizes = (*q.shape[:2], call.m)
-    out = v.new_empty(v.shape)
-    after = Sums(v.new_empty(*sizes, v.shape[3]), v.new_empty(sizes), v.new_empty(sizes))
-    call.out, (call.S1, call.z1, call.c1) = out.data_ptr(), addresses(after)
-    if before is not None:
-        before = Sums(*(x.contiguous() for x in before))
-        call.S0, call.z0, call.c0 = addresses(before)
+    (b, h, _, e), m = v.shape, call.m
+    out, S, z = v.new_empty(v.shape), v.new_empty(b, h, m, e), v.new_empty(b, h, m, 1)
+    after = ShiftedSums(S, z, v.new_empty(b, h, 1, m)) if exponential(map) else Sums(S, z)
+    call.out = out.data_ptr()
+    point(call, "1", after)
+    start = begin(call, before)
     library = kernels()
     assert library is not None
     library.linear_step(ctypes.byref(call))
-    del held
+    del held, start
     return out, after
+
+
+def begin(call: Call, before: Sums | ShiftedSums | None) -> list[Tensor]:
+    """Start the call from the sums `before`; what must live as long as it."""
+    start = [] if before is None else [x.contiguous() for x in before]
+    point(call, "0", start)
+    return start
+
+
+def point(call: Call, end: str, sums: Iterable[Tensor]) -> None:
+    """The sums at one end of the sequence: before the first key ("0") or after the last ("1")."""
+    for name, x in zip("Szc", sums, strict=False):
+        setattr(call, name + end, x.data_ptr())
 
 
 def backward(
@@ -101,7 +124,7 @@ def backward(
     valid: Tensor | None,
     out: Tensor,
     den: Tensor,
-    sums: Sums | None,
+    sums: ShiftedSums | None,
     *,
     map: Map,
     causal: bool,
@@ -112,12 +135,11 @@ def backward(
     call.grad, call.out, call.den = grad.data_ptr(), out.data_ptr(), den.data_ptr()
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
     call.dq, call.dk, call.dv = addresses((dq, dk, dv))
-    if sums is not None:
-        call.S0, call.z0, call.c0 = addresses(sums)
+    start = begin(call, sums)
     library = kernels()
     assert library is not None
     (library.linear_causal_backward if causal else library.linear_backward)(ctypes.byref(call))
-    del held
+    del held, start
     return dq, dk, dv
 
 

@@ -51,6 +51,8 @@ INLINE vec exp(vec x) {
     return x == x ? y : x;
 }
 
+INLINE vec elu_plus_one(vec x) { return x > vec{} ? x + 1.0f : exp(x > vec{} ? vec{} : x); }
+
 typedef float vec4 __attribute__((vector_size(16)));
 typedef float vec4_anywhere __attribute__((vector_size(16), aligned(4), may_alias));
 

@@ -3,91 +3,112 @@
 // Each token's key is in before its query reads, and shifts follow key by key, so that nothing can leave the range.
 
 #include "kernels.h"
-#include "simd.h"
+#include "product.h"
 
 namespace {
 
+const float *at(const Linear &p, const float *from, const int64_t *stride, long head, long t) {
+    return from + head / p.heads * stride[0] + head % p.heads * stride[1] + t * stride[2];
+}
+
+// W x for the queries and keys of all heads at once, feature by token: by itself each token would read all of W.
+struct Projected {
+    long tokens, row;
+    Scratch x, logs;
+    explicit Projected(const Linear &p)
+        : tokens(p.batch * p.heads * p.keys), row(p.map == FAVOR ? round_up(2 * tokens, N_R) : 0), x(p.d * row),
+          logs(p.m * row) {
+        if (p.map != FAVOR) return;
+        for (long i = 0; i < tokens; i++) {
+            const float *q = at(p, p.q, p.q_stride, i / p.keys, i % p.keys), *k = at(p, p.k, p.k_stride, i / p.keys, i % p.keys);
+            for (int j = 0; j < p.d; j++) x[j * row + i] = q[j], x[j * row + tokens + i] = k[j];
+        }
+        product<false>(p.m, row, p.d, {p.W, p.d, 1}, {x, row, N_R}, {logs, row, N_R});
+    }
+    float query(long i, int f) const { return logs[f * row + i]; }
+    float key(long i, int f) const { return logs[f * row + tokens + i]; }
+};
+
 struct Stream {
     const Linear &p;
-    long head;
-    Scratch phi, scale, shift, sums;
-    Stream(const Linear &p, long head)
-        : p(p), head(head), phi(p.m + LANES), scale(p.m + LANES), shift(p.m + LANES), sums(p.e + LANES) {}
+    const Projected &projected;
+    bool exponential;
+    Scratch phi_q, phi_k, left, shift, sums;
+    Stream(const Linear &p, const Projected &projected)
+        : p(p), projected(projected), exponential(p.map == FAVOR || p.map == LOGS), phi_q(p.m + LANES),
+          phi_k(p.m + LANES), left(p.m + LANES), shift(p.m + LANES), sums(p.e + LANES) {}
 
-    const float *row(const float *from, const int64_t *stride, long t) const {
-        return from + head / p.heads * stride[0] + head % p.heads * stride[1] + t * stride[2];
-    }
-
-    bool exponential() const { return p.map == FAVOR || p.map == LOGS; }
-
-    // Features of one query or key; of exponential ones the logarithms, up to what is the same for all of a query.
-    void features(const float *x, bool key) {
-        float norm = p.map == FAVOR && key ? p.half * dot(x, x, p.d) : 0;
-        for (int f = 0; f < p.m; f++) {
-            if (p.map == FAVOR) phi[f] = dot(p.W + (long)f * p.d, x, p.d) - norm;
-            else if (p.map == ELU) phi[f] = x[f] > 0 ? x[f] + 1 : std::exp(x[f]);
-            else phi[f] = x[f];
+    // Features; of exponential ones the logarithms, up to what is the same for all of a query.
+    void features(long head, long t) {
+        const float *q = at(p, p.q, p.q_stride, head, t), *k = at(p, p.k, p.k_stride, head, t);
+        if (p.map == FAVOR) {
+            float norm = p.half * dot(k, k, p.d);
+            for (int f = 0; f < p.m; f++) {
+                phi_q[f] = projected.query(head * p.keys + t, f);
+                phi_k[f] = projected.key(head * p.keys + t, f) - norm;
+            }
+            return;
         }
-    }
-
-    void exponentials() {
-        for (int f = 0; f < p.m; f += LANES) store(phi + f, exp(load(phi + f)));
+        std::memcpy(phi_q.p, q, sizeof(float) * p.m);
+        std::memcpy(phi_k.p, k, sizeof(float) * p.m);
+        for (int f = 0; f < p.m && p.map == ELU; f += LANES) {
+            store(phi_q + f, elu_plus_one(load(phi_q + f)));
+            store(phi_k + f, elu_plus_one(load(phi_k + f)));
+        }
     }
 
     // The features of a key under its shifts, and what those leave of the sums so far.
-    void raise(float *c) {
-        std::memcpy(shift.p, c, sizeof(float) * p.m);
+    void raise() {
         for (int f = 0; f < p.m; f += LANES) {
-            vec top = greater(load(shift + f), load(phi + f));
-            store(scale + f, exp(load(shift + f) - top));
-            store(phi + f, exp(load(phi + f) - top));
+            vec top = greater(load(shift + f), load(phi_k + f));
+            store(left + f, exp(load(shift + f) - top));
+            store(phi_k + f, exp(load(phi_k + f) - top));
             store(shift + f, top);
         }
-        std::memcpy(c, shift.p, sizeof(float) * p.m);
     }
 
-    void remember(const float *v, float *S, float *z, float *c) {
-        if (exponential()) raise(c);
-        for (int f = 0; f < p.m; f++) {
-            float left = exponential() ? scale[f] : 1;
-            blend(S + (long)f * p.e, S + (long)f * p.e, left, v, phi[f], p.e);
-            z[f] = z[f] * left + phi[f];
-        }
+    void lower() {
+        float top = -INFINITY;
+        for (int f = 0; f < p.m; f++) top = std::max(top, phi_q[f] += shift[f]);
+        for (int f = 0; f < p.m; f += LANES) store(phi_q + f, exp(load(phi_q + f) - top));
     }
 
-    void answer(float *out, const float *S, const float *z, const float *c) {
-        if (exponential()) {
-            float top = -INFINITY;
-            for (int f = 0; f < p.m; f++) top = std::max(top, phi[f] += c[f]);
-            for (int f = 0; f < p.m; f++) phi[f] -= top;
-            exponentials();
-        }
+    // S and z are read from S0 and z0, which may be the same.
+    void advance(long head, long t, const float *S0, const float *z0, float *S, float *z) {
+        bool seen = !p.valid || p.valid[head / p.heads * p.keys + t];
+        features(head, t);
+        if (!seen) std::fill(phi_k + 0, phi_k + p.m, exponential ? -INFINITY : 0.0f);
+        if (exponential) raise(), lower();
+        const float *v = at(p, p.v, p.v_stride, head, t);
+        float den = 0;
         std::memset(sums.p, 0, sizeof(float) * p.e);
-        for (int f = 0; f < p.m; f++) blend(sums, sums, 1, S + (long)f * p.e, phi[f], p.e);
-        float den = dot(phi, z, p.m);
-        for (int i = 0; i < p.e; i++) out[i] = den == 0 ? 0 : sums[i] / den;
+        for (int f = 0; f < p.m; f++) {
+            float kept = exponential ? left[f] : 1;
+            blend(S + (long)f * p.e, S0 + (long)f * p.e, kept, v, phi_k[f], p.e);
+            blend(sums, sums, 1, S + (long)f * p.e, phi_q[f], p.e);
+            z[f] = z0[f] * kept + phi_k[f];
+            den += z[f] * phi_q[f];
+        }
+        scale(p.out + (head * p.queries + t) * p.e, sums, den == 0 ? 0 : 1 / den, p.e);
     }
 
-    void run() {
-        size_t m = p.m, e = p.e;
-        float *S = p.S1 + head * m * e, *z = p.z1 + head * m, *c = p.c1 + head * m;
-        if (p.S0) {
-            std::memcpy(S, p.S0 + head * m * e, sizeof(float) * m * e);
-            std::memcpy(z, p.z0 + head * m, sizeof(float) * m);
-            std::memcpy(c, p.c0 + head * m, sizeof(float) * m);
-        } else {
-            std::memset(S, 0, sizeof(float) * m * e);
+    void run(long head) {
+        size_t m = p.m, size = m * p.e;
+        float *S = p.S1 + head * size, *z = p.z1 + head * m;
+        if (!p.S0) {
+            std::memset(S, 0, sizeof(float) * size);
             std::memset(z, 0, sizeof(float) * m);
-            std::fill(c, c + m, -1e30f);
+        } else if (!p.keys) {
+            std::memcpy(S, p.S0 + head * size, sizeof(float) * size);
+            std::memcpy(z, p.z0 + head * m, sizeof(float) * m);
         }
+        if (p.S0 && exponential) std::memcpy(shift.p, p.c0 + head * m, sizeof(float) * m);
+        else std::fill(shift + 0, shift + m, -1e30f);
         for (long t = 0; t < p.keys; t++) {
-            if (!p.valid || p.valid[head / p.heads * p.keys + t]) {
-                features(row(p.k, p.k_stride, t), true);
-                remember(row(p.v, p.v_stride, t), S, z, c);
-            }
-            features(row(p.q, p.q_stride, t), false);
-            answer(p.out + (head * p.queries + t) * p.e, S, z, c);
+            bool first = t == 0 && p.S0;
+            advance(head, t, first ? p.S0 + head * size : S, first ? p.z0 + head * m : z, S, z);
         }
+        if (exponential) std::memcpy(p.c1 + head * m, shift.p, sizeof(float) * m);
     }
 };
 
@@ -96,7 +117,12 @@ struct Stream {
 extern "C" int linear_step(const Linear *given) {
     long heads = given->batch * given->heads;
     int threads = heads * given->m * given->e < 1 << 18 ? 1 : given->threads;  // waking a thread costs microseconds
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (long head = 0; head < heads; head++) Stream(*given, head).run();
+    Projected projected(*given);
+#pragma omp parallel num_threads(threads)
+    {
+        Stream stream(*given, projected);
+#pragma omp for
+        for (long head = 0; head < heads; head++) stream.run(head);
+    }
     return 0;
 }
