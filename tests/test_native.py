@@ -200,6 +200,14 @@ def test_without_a_library_the_operators_do_it(monkeypatch, tmp_path):
     assert "no kernels were compiled" in library.load.__wrapped__()[1]
 
 
+@needs_kernels
+def test_a_library_of_other_sources_is_not_called(monkeypatch):
+    monkeypatch.setattr(build, "digest", lambda: 0)
+    found, why = library.load.__wrapped__()
+    assert found is None
+    assert "is of other sources" in why
+
+
 def test_without_a_compiler_the_build_says_so_in_a_line(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(build.BuildError, match="no C\\+\\+ compiler \\(no-such-compiler\\)"):

@@ -10,9 +10,10 @@ from subquad.mechanisms.delta import DeltaAttention
 from subquad.mechanisms.gated_delta import GatedDeltaAttention
 from subquad.mechanisms.gated_linear import GatedLinearAttention
 from subquad.mechanisms.retention import Retention
-from subquad.ops import blocks, native
-from subquad.ops.decay import decayed_product
-from subquad.ops.delta_rule import delta_product
+from subquad.ops import native, recurrence, rows
+from subquad.ops.recurrence import decayed_product, delta_product
+from subquad.ops.rotary import turns
+from subquad.ops.rows import Around
 
 RULES = ("one decay", "decay by channel", "delta")
 B, H = 2, 3
@@ -54,10 +55,10 @@ def exact(q, k, v, log_decay, beta, state):
     return torch.cat(out, 2), state
 
 
-def fast(q, k, v, log_decay, beta, state):
+def fast(q, k, v, log_decay, beta, state, *, around=recurrence.NOTHING):
     if beta is None:
-        return decayed_product(q, k, v, log_decay, state=state, given=q.dtype)
-    return delta_product(q, k, v, beta, log_decay, state=state, given=q.dtype)
+        return decayed_product(q, k, v, log_decay, state=state, around=around)
+    return delta_product(q, k, v, beta, log_decay, state=state, around=around)
 
 
 def with_gradients(rule, given):
@@ -83,7 +84,7 @@ def agree(ours, theirs):
     ("length", "d", "e"), [(0, 4, 5), (1, 1, 1), (63, 5, 70), (64, 16, 16), (65, 33, 3), (150, 20, 33)]
 )
 def test_any_sizes_give_the_recurrence_and_its_gradients(rule, length, d, e, tier, monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK", 64)
+    monkeypatch.setattr(recurrence, "BLOCK", 64)
     given = inputs(rule, length, d, e)
     agree(with_gradients(fast, single(given)), with_gradients(exact, given))
 
@@ -113,6 +114,123 @@ def test_decays_that_are_not_learnt_change_no_other_gradient(rule, tier):
     for n, (x, y) in enumerate(zip(learnt, frozen, strict=True)):
         if n != 5:  # that of the decays
             assert_close(x, y)
+
+
+def around_of(kind, *, length, d, e):
+    """What is done around a recurrence, and the gates, in float64."""
+    scale, gate = 1 + 0.1 * normal(e, seed=7), normal(B, length, H, e, seed=8).transpose(1, 2)
+    turn = turns(torch.arange(B * length).reshape(B, length), d // 2, dtype=torch.float64)
+    before = {
+        "turned": {"q_scale": 0.5, "turn": turn},
+        "of length one": {"unit": 1e-6, "swish_values": True},
+        "logits of decays": {"q_scale": 0.5, "root": 1 / 16},
+        "normed only": {},
+    }[kind]
+    return Around(norm=1e-5, scale=scale, gate=None if kind == "normed only" else gate, **before)
+
+
+@pytest.mark.parametrize(
+    ("rule", "kind"),
+    [
+        ("one decay", "turned"),
+        ("one decay", "normed only"),
+        ("decay by channel", "logits of decays"),
+        ("delta", "of length one"),
+        ("delta", "turned"),
+    ],
+)
+@pytest.mark.parametrize(("length", "d", "e"), [(1, 2, 1), (70, 6, 5), (65, 64, 32)])
+def test_what_is_done_around_a_recurrence_has_the_gradients_of_its_formula(
+    rule, kind, length, d, e, tier, monkeypatch
+):
+    monkeypatch.setattr(recurrence, "BLOCK", 64)
+    given = inputs(rule, length, d, e)
+    around = around_of(kind, length=length, d=d, e=e)
+    of_float32 = around._replace(turn=None if around.turn is None else around.turn.float())
+
+    def ours(q, k, v, log_decay, beta, state, scale, gate):
+        return fast(q, k, v, log_decay, beta, state, around=of_float32._replace(scale=scale, gate=gate))
+
+    def formula(q, k, v, log_decay, beta, state, scale, gate):
+        of = around._replace(scale=scale, gate=gate)
+        made = rows.ready(rows.Tokens(q, k, v, log_decay, beta), of)
+        out, last = exact(made.q, made.k, made.v, made.log_decay, made.beta, state)
+        return rows.finished(out, of), last
+
+    given = [*given, around.scale, around.gate]
+    given = [None if x is None else x.float().double() for x in given]
+    agree(with_gradients(ours, single(given)), with_gradients(formula, given))
+
+
+def test_a_forget_gate_for_a_head_of_one_channel_is_still_a_logit(tier):
+    mechanism = GatedLinearAttention(Dims(heads=2, head_dim=1), causal=True)
+    tokens = {name: normal(1, 2, 70, 1, seed=n) for n, name in enumerate(mechanism.projections())}
+    out = mechanism(**{name: x.float() for name, x in tokens.items()})
+    assert_close(out.double(), mechanism.double()(**tokens), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("wrong", ["turn", "scale", "gate", "one logit for all channels"])
+def test_what_does_not_fit_the_tokens_is_refused_before_kernels_read_past_its_end(wrong):
+    q, k, v, log_decay = (-normal(B, H, 9, 4, seed=seed).abs().float() for seed in range(4))
+    state = torch.zeros(B, H, 4, 4)
+    given = {
+        "turn": Around(turn=torch.ones(1, 8, 4)),
+        "scale": Around(norm=1e-5, scale=torch.ones(3)),
+        "gate": Around(norm=1e-5, scale=torch.ones(4), gate=v[:, :, :8]),
+        "one logit for all channels": Around(root=0.5),
+    }[wrong]
+    if given.root:
+        log_decay = log_decay[..., :1]
+    with pytest.raises(ValueError, match="do not fit"):
+        decayed_product(q, k, v, log_decay, state=state, around=given)
+
+
+@pytest.mark.parametrize("rule", ["one decay", "delta"])
+@pytest.mark.parametrize("length", [64, 128, 150])
+def test_one_decay_for_all_tokens_is_that_decay_at_each(rule, length, tier):
+    q, k, v, _, beta, state = single(inputs(rule, length, 8, 8))
+    shared = -torch.rand(1, H, 1, 1, generator=torch.Generator().manual_seed(9)).expand(1, H, length, 1)
+
+    def with_decays(log_decay):
+        rule = lambda q, k, v, beta, state: fast(q, k, v, log_decay, beta, state)  # noqa: E731
+        return with_gradients(rule, [q, k, v, beta, state])
+
+    for x, y in zip(with_decays(shared), with_decays(shared.contiguous()), strict=True):
+        assert_close(x, y)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("factor", [1.0, 2.0, 0.3, 1e-3])
+def test_every_number_of_half_precision_is_read_and_rounded_as_pytorch_does(dtype, factor, tier):
+    numbers = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    smallest = torch.finfo(torch.float32).tiny / 1e-3  # kernels flush what is below it in float32
+    fine = numbers.isfinite() & ((numbers.float().abs() > smallest) | (numbers == 0))
+    v = numbers.where(fine, 0).reshape(1, 1, 512, 128)
+    one = torch.ones(1, 1, 512, 1)
+    out, _ = decayed_product(
+        (factor * one).to(dtype), one.to(dtype), v, -1e6 * one, state=torch.zeros(1, 1, 1, 128)
+    )
+    assert_close(out, (torch.tensor(factor).to(dtype).float() * v.float()).to(dtype), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("cls", [Retention, GatedLinearAttention, DeltaAttention, GatedDeltaAttention])
+@pytest.mark.parametrize("width", [6, 32])
+def test_half_precision_rounds_what_is_given_and_what_comes_out_and_nothing_else(
+    cls, dtype, width, tier, monkeypatch
+):
+    monkeypatch.setattr(recurrence, "BLOCK", 64)
+    torch.manual_seed(0)
+    mechanism = cls(Dims(heads=2, head_dim=width), causal=True)
+    tokens = {
+        name: normal(2, 2, 150, size, seed=n).to(dtype)
+        for n, (name, size) in enumerate(mechanism.projections().items())
+    }
+    out = mechanism(**tokens)
+    expected = mechanism(**{name: x.float() for name, x in tokens.items()})
+    assert out.dtype == dtype
+    unit = torch.finfo(dtype).eps
+    assert_close(out.float(), expected, rtol=unit, atol=1e-4)
 
 
 @pytest.mark.parametrize("cls", [Retention, GatedLinearAttention, DeltaAttention, GatedDeltaAttention])

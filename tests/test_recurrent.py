@@ -14,9 +14,8 @@ from subquad.mechanisms.delta import DeltaAttention
 from subquad.mechanisms.gated_delta import GatedDeltaAttention
 from subquad.mechanisms.gated_linear import GatedLinearAttention
 from subquad.mechanisms.retention import Retention, Turning
-from subquad.ops import decay
-from subquad.ops.decay import decayed_product
-from subquad.ops.delta_rule import delta_product
+from subquad.ops import decay, recurrence
+from subquad.ops.recurrence import decayed_product, delta_product
 
 DIMS = Dims(heads=2, head_dim=4)
 ALL = (Retention, GatedLinearAttention, DeltaAttention, GatedDeltaAttention)
@@ -39,12 +38,12 @@ def sequence(mechanism, length, batch=2):
 
 def decayed(q, k, v, log_decay, *, state=None):
     state = torch.zeros(*q.shape[:2], q.shape[3], v.shape[3], dtype=q.dtype) if state is None else state
-    return decayed_product(q, k, v, log_decay, state=state, given=q.dtype)
+    return decayed_product(q, k, v, log_decay, state=state)
 
 
 def delta(q, k, v, beta, log_decay, *, state=None):
     state = torch.zeros(*q.shape[:2], q.shape[3], v.shape[3], dtype=q.dtype) if state is None else state
-    return delta_product(q, k, v, beta, log_decay, state=state, given=q.dtype)
+    return delta_product(q, k, v, beta, log_decay, state=state)
 
 
 def normed(o):
@@ -58,7 +57,7 @@ def normed(o):
 @pytest.mark.parametrize("padded", [False, True])
 def test_what_a_chunk_or_a_block_leaves_is_what_the_next_one_finds(cls, padded, monkeypatch):
     monkeypatch.setattr(decay, "CHUNK", 8)
-    monkeypatch.setattr(recurrent, "BLOCK", 24)
+    monkeypatch.setattr(recurrence, "BLOCK", 24)
     mechanism = make(cls)
     inputs = sequence(mechanism, 61)
     valid = torch.rand(2, 61, generator=torch.Generator().manual_seed(9)) < (0.6 if padded else 2)

@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from subquad.ops.native.library import kernels
 from subquad.ops.window import window_attention
-from subquad.patterns import Blocks, Global, Local, Random, attend
+from subquad.patterns import CAUSAL, Blocks, Dilated, Fixed, Global, Local, Random, attend
 
 SIDES = [(0, 0), (15, 0), (70, 70), (3, 9), (5000, 0)]
 TIERS = ["0", "1"]
@@ -101,15 +101,45 @@ def test_scores_beyond_any_exponential_are_fine_in_a_window():
 
 
 @pytest.mark.usefixtures("tier")
-def test_tiles_go_on_where_a_window_ends():
-    pattern = Local(20) | Global(2, last=3) | Random(3)
-    x = inputs(150, e=5)
-    lengths = torch.tensor([150, 93])
+@pytest.mark.parametrize("lengths", [None, torch.tensor([130, 77])], ids=["whole", "padded"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_is_float32_but_for_rounding_of_what_goes_in_and_out(dtype, lengths):
+    wide = [x.detach().to(dtype).float().requires_grad_() for x in inputs(130, heads=9)]
+    narrow = [x.detach().to(dtype).requires_grad_() for x in wide]
+    found = []
+    for x in (wide, narrow):
+        out, lse = window_attention(*x, left=20, right=3, lengths=lengths)
+        seen = lse.masked_fill(lse == -torch.inf, 0)
+        loss = (out.float() * out.detach().float()).sum() + seen.sum()
+        found.append([out, lse, *torch.autograd.grad(loss, x)])
+    assert found[1][1].dtype == torch.float32
+    assert_close(found[1][1], found[0][1])
+    for exact, rounded in zip(*found, strict=True):  # gradients hear of the outputs as they were rounded
+        assert_close(rounded.float(), exact.float(), rtol=0.03, atol=0.03)
+
+
+PATTERNS = [
+    Local(20) | Global(2, last=3) | Random(3),  # a window, whole rows and columns, single pairs
+    Blocks(Local(1) | Global(1) | Random(2), 16),  # keys in blocks
+    Blocks(Local(0) | Random(2), 7),  # that end in the middle of one
+    Dilated(40, 2),  # queries and keys of a residue, many of whose pairs are hidden
+    Fixed(32, 8) & CAUSAL,
+]
+
+
+@pytest.mark.usefixtures("tier")
+@pytest.mark.parametrize("lengths", [None, [600, 93]], ids=["whole", "padded"])
+@pytest.mark.parametrize("width", [5, 32], ids="d={}".format)
+@pytest.mark.parametrize("pattern", PATTERNS, ids=repr)
+def test_tiles_in_float32_are_float64_but_for_rounding(pattern, width, lengths):
+    x = inputs(600, batch=1 if lengths is None else 2, heads=1, d=width, e=width)
+    n = None if lengths is None else torch.tensor(lengths)
+    real = [600] if lengths is None else lengths
     narrow = [t.detach().float().requires_grad_() for t in x]
     found = []
     for y in (x, narrow):
-        out = attend(pattern, *y, n=lengths)
-        out = torch.cat([out[0], out[1, :, :93]], 1)
+        out = attend(pattern, *y, n=n)
+        out = torch.cat([row[:, :length] for row, length in zip(out, real, strict=True)], 1)
         found.append([out, *torch.autograd.grad((out * out.detach().cos()).sum(), y)])
     for value, rounded in zip(*found, strict=True):
         assert_close(rounded.double(), value, rtol=1e-4, atol=2e-5)

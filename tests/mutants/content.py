@@ -2,7 +2,7 @@
 
 from mutants.mutant import Mutant
 
-ATTENTION = "ops/bucket_attention.py"
+CHUNKS = "ops/bucket_chunks.py"
 REFORMER = "mechanisms/reformer.py"
 ROUTING = "mechanisms/routing.py"
 INFORMER = "mechanisms/informer.py"
@@ -12,23 +12,23 @@ MUTANTS = [
         "reformer",
         "matches_definition",
         "chunks do not look back",
-        ATTENTION,
-        "bias.copy_(self._hidden(round, here))",
-        "bias.copy_(self._hidden(round, here))[..., : self.sight.size] = 9",
+        CHUNKS,
+        "        return hidden\n",
+        "        hidden[..., : hidden.shape[1]] = True\n        return hidden\n",
     ),
     Mutant(
         "reformer",
         "matches_definition",
         "a pair found in two rounds counts twice",
-        ATTENTION,
-        "torch.maximum(own, least.neg_().add_(4), out=own)",
-        "torch.maximum(own, least.neg_().mul_(0), out=own)",
+        CHUNKS,
+        "for marks in earlier)) == 1",
+        "for marks in earlier)) == 0",
     ),
     Mutant(
         "reformer",
         "matches_definition",
         "tokens attend to themselves",
-        ATTENTION,
+        CHUNKS,
         "itself(scores).fill_(ALONE)",
         "pass",
     ),
@@ -37,23 +37,23 @@ MUTANTS = [
         "padding_is_invisible",
         "padding is sorted in front",
         REFORMER,
-        "bucket.mT.masked_fill(~real[:, None, None], BEHIND)",
-        "bucket.mT.masked_fill(~real[:, None, None], -1)",
+        "bucket = bucket.masked_fill(~real[:, None, None], BEHIND)",
+        "bucket = bucket.masked_fill(~real[:, None, None], -1)",
     ),
     Mutant(
         "reformer",
         "padding_is_invisible",
         "padding counts when buckets are numbered",
         REFORMER,
-        "left = even((-(-real.sum(1) // self.bucket)).clamp(min=1))",
-        "left = even((-(-(real | True).sum(1) // self.bucket)).clamp(min=1))",
+        "None if valid is None else valid.sum(1)",
+        "None",
     ),
     Mutant(
         "reformer",
         "causal_by_gradients",
         "the order within a bucket is taken for time",
-        ATTENTION,
-        "scores.add_(bias.clamp_(max=0), alpha=HIDDEN)",
+        CHUNKS,
+        "hidden |= self.position[here, :, None] < windows(self.position, here)[:, None]",
         "pass",
     ),
     Mutant(
@@ -61,8 +61,8 @@ MUTANTS = [
         "deterministic",
         "rotations are drawn at every call",
         REFORMER,
-        "R = self.R[level, :, :, :columns].to(x.dtype)",
-        "R = torch.randn_like(self.R)[level, :, :, :columns].to(x.dtype)",
+        "[self.R[level, :, :, :half].to(x.dtype)",
+        "[torch.randn_like(self.R)[level, :, :, :half].to(x.dtype)",
     ),
     Mutant(
         "routing",
@@ -84,9 +84,9 @@ MUTANTS = [
         "routing",
         "causal_by_gradients",
         "a cluster's later tokens are seen within a chunk",
-        ATTENTION,
-        "(column <= row) | (column > row + c)",
-        "(column <= row)",
+        CHUNKS,
+        "(column <= row[:, None]) | (column > row[:, None] + len(row))",
+        "(column <= row[:, None])",
     ),
     Mutant(
         "routing",

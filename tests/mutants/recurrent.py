@@ -4,6 +4,7 @@ from mutants.mutant import Mutant
 
 DECAY = "ops/decay.py"
 DELTA = "ops/delta_rule.py"
+ROWS = "ops/rows.py"
 RECURRENT = "mechanisms/recurrent.py"
 RETENTION = "mechanisms/retention.py"
 GATED = "mechanisms/gated_linear.py"
@@ -22,16 +23,16 @@ MUTANTS = [
         "padding_is_invisible",
         "positions count padding",
         RETENTION,
-        "position = state.seen[:, None] + real.cumsum(1) - 1",
-        "position = state.seen[:, None] + torch.ones_like(real).cumsum(1) - 1",
+        "state.seen[:, None] + valid.cumsum(1) - 1",
+        "state.seen[:, None] + torch.ones_like(valid).cumsum(1) - 1",
     ),
     Mutant(
         "retention",
         "stream_equals_sequence",
         "a stream forgets how many tokens it has seen",
         RETENTION,
-        "Turning(S, state.seen + real.sum(1))",
-        "Turning(S, real.sum(1))",
+        "Turning(S, state.seen + new)",
+        "Turning(S, 0 * state.seen + new)",
     ),
     Mutant(
         "retention",
@@ -46,11 +47,19 @@ MUTANTS = [
         "matches_definition",
         "a key fades at its own token already",
         DECAY,
-        "start, end = log_decay.clone(), torch.zeros_like(log_decay)",
-        "start, end = log_decay.clone(), log_decay.clone()",
+        "start, end = log_decay.exp(), torch.ones_like(log_decay)",
+        "start, end = log_decay.exp(), log_decay.exp()",
     ),
     Mutant(
         "gated-linear",
+        "padding_is_invisible",
+        "the past fades at padding",
+        GATED,
+        "forget.masked_fill(~valid[:, None, :, None], math.inf)",
+        "forget",
+    ),
+    Mutant(
+        "retention",
         "padding_is_invisible",
         "the past fades at padding",
         RECURRENT,
@@ -76,10 +85,10 @@ MUTANTS = [
     Mutant(
         "gated-linear",
         "half_precision",
-        "the recurrence is computed in half precision",
-        GATED,
-        "q, k, v, forget, gate = wide(*hide(valid, q, k, v, forget, gate))",
-        "q, k, v, forget, gate = hide(valid, q, k, v, forget, gate)",
+        "the state is kept in half precision",
+        RECURRENT,
+        "wider = torch.promote_types(k.dtype, torch.float32)",
+        "wider = k.dtype",
     ),
     Mutant(
         "delta",
@@ -112,5 +121,29 @@ MUTANTS = [
         "mechanisms/gated_delta.py",
         "else state.S",
         "else state.S[:1].expand_as(state.S)",
+    ),
+    Mutant(
+        "gated-delta",
+        "matches_definition",
+        "the gradient of a length is left out",
+        ROWS,
+        "return pull_swish(grad.sub(s.mul_((grad * s).sum(-1, keepdim=True))).mul_(r), x)",
+        "return pull_swish(grad * r, x)",
+    ),
+    Mutant(
+        "retention",
+        "matches_definition",
+        "gradients are turned as queries are, and not back",
+        ROWS,
+        "torch.cat([cos, -sin], -1)",
+        "torch.cat([cos, sin], -1)",
+    ),
+    Mutant(
+        "gated-linear",
+        "matches_definition",
+        "the gradient of the norm leaves out that the mean changes",
+        ROWS,
+        "grad.sub(normed.mul_((grad * normed).mean(-1, keepdim=True))).mul_(r)",
+        "grad.mul_(r)",
     ),
 ]

@@ -3,7 +3,7 @@
 from mutants.mutant import Mutant
 
 LAYOUT = "patterns/layout.py"
-TILES = "ops/tiles.py"
+TILES = "ops/tile_chunks.py"
 PATTERN = "patterns/pattern.py"
 ATOMS = "patterns/atoms.py"
 SPARSE = "mechanisms/sparse.py"

@@ -14,8 +14,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from subquad.ops import flash_linear
-from subquad.ops.decay import decayed_product
-from subquad.ops.delta_rule import delta_product
+from subquad.ops.recurrence import decayed_product, delta_product
 
 with warnings.catch_warnings():  # it warns that there is no GPU
     warnings.simplefilter("ignore")
@@ -64,7 +63,7 @@ def theirs(*inputs):
 def test_decay_by_channel_is_gla(tokens, state):
     q, k, v = tokens
     log_decay = decays(D)
-    ours = decayed_product(q, k, v, log_decay, state=state, given=q.dtype)
+    ours = decayed_product(q, k, v, log_decay, state=state)
     out, last = naive_recurrent_gla(
         *theirs(SCALE * q, k, v, log_decay), initial_state=state, output_final_state=True
     )
@@ -74,7 +73,7 @@ def test_decay_by_channel_is_gla(tokens, state):
 def test_one_decay_a_head_is_simple_gla(tokens, state):
     q, k, v = tokens
     log_decay = decays(1)
-    ours = decayed_product(q, k, v, log_decay, state=state, given=q.dtype)
+    ours = decayed_product(q, k, v, log_decay, state=state)
     out, last = naive_recurrent_simple_gla(
         *theirs(SCALE * q, k, v, log_decay[..., 0]), initial_state=state, output_final_state=True
     )
@@ -85,28 +84,28 @@ def test_a_fixed_decay_is_retention(tokens, state):
     q, k, v = tokens
     gamma = torch.tensor([math.log1p(-(2.0 ** -(5 + h))) for h in range(H)])
     log_decay = gamma[:, None, None].expand(1, H, T, 1)
-    out, _ = decayed_product(q, k, v, log_decay, state=0 * state, given=q.dtype)
+    out, _ = decayed_product(q, k, v, log_decay, state=0 * state)
     close(out, naive_retention(SCALE * q, k, v))
 
 
 def test_without_decay_the_delta_product_is_delta_net(tokens, state):
     q, k, v = tokens
     beta, nothing_fades = rates(), torch.zeros(1, 1, T, 1)
-    ours = delta_product(q, k, v, beta, nothing_fades, state=state, given=q.dtype)
+    ours = delta_product(q, k, v, beta, nothing_fades, state=state)
     close(ours, delta_rule_recurrence(SCALE * q, k, v, beta[..., 0], state))
 
 
 def test_their_chunks_of_the_delta_rule_give_the_same(tokens, state):
     q, k, v = (x[:, :, :128] for x in tokens)  # theirs wants whole chunks
     beta = rates()[:, :, :128]
-    ours = delta_product(q, k, v, beta, torch.zeros(1, 1, 128, 1), state=0 * state, given=q.dtype)
+    ours = delta_product(q, k, v, beta, torch.zeros(1, 1, 128, 1), state=0 * state)
     close(ours, delta_rule_chunkwise(SCALE * q, k, v, beta[..., 0]))
 
 
 def test_the_delta_product_is_gated_delta_net(tokens, state):
     q, k, v = tokens
     beta, log_decay = rates(), decays(1)
-    ours = delta_product(q, k, v, beta, log_decay, state=state, given=q.dtype)
+    ours = delta_product(q, k, v, beta, log_decay, state=state)
     out, last = naive_recurrent_gated_delta_rule(
         *theirs(SCALE * q, k, v, beta[..., 0], log_decay[..., 0]),
         initial_state=state,
@@ -135,7 +134,7 @@ def plain(name):
 def test_the_wiring_to_their_kernels_of_decay_is_right(width, tokens, state, monkeypatch):
     monkeypatch.setattr(flash_linear, "kernel", plain)
     inputs = [*tokens, decays(width)]
-    ours = decayed_product(*inputs, state=state, given=torch.float32)
+    ours = decayed_product(*inputs, state=state)
     wired = flash_linear.decayed_product(*inputs, state=state, given=torch.float32)
     close(wired, ours)
 
@@ -144,7 +143,7 @@ def test_the_wiring_to_their_kernel_of_the_delta_rule_is_right(tokens, state, mo
     monkeypatch.setattr(flash_linear, "kernel", plain)
     for log_decay in (decays(1), torch.zeros(1, 1, T, 1)):
         inputs = [*tokens, rates(), log_decay]
-        ours = delta_product(*inputs, state=state, given=torch.float32)
+        ours = delta_product(*inputs, state=state)
         wired = flash_linear.delta_product(*inputs, state=state, given=torch.float32)
         close(wired, ours)
 

@@ -16,13 +16,12 @@ and v, which is the layer's matter.
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from subquad.mechanism import Mixed, Queries, Traits, Valid
 from subquad.mechanisms.recurrent import Memory, RecurrentAttention, Row, nothing, root_mean_square
-from subquad.ops.delta_rule import delta_product
 from subquad.ops.padding import hide
 from subquad.ops.precision import wide
+from subquad.ops.recurrence import delta_product
 
 EPSILON = 1e-6  # under the length of queries and keys, in the authors' code
 
@@ -91,15 +90,9 @@ class DeltaAttention(RecurrentAttention):
     def _advance(
         self, q: Queries, k: Queries, v: Queries, beta: Rates, *, valid: Valid | None, state: Memory | None
     ) -> tuple[Mixed, Memory]:
-        given = q.dtype
-        q, k, v, beta = wide(*hide(valid, q, k, v, beta))
+        q, k, v, beta = hide(valid, q, k, v, beta)
         S = nothing(k, v) if state is None else state.S
-        nothing_fades = k.new_zeros(1, 1, k.shape[2], 1)
-        out, S = delta_product(unit(q), unit(k), v, beta.sigmoid(), nothing_fades, state=S, given=given)
-        return self._norm(out), Memory(S)
-
-
-def unit(x: Queries) -> Queries:
-    """silu(x), of length 1; a padded key, which is zero, stays zero and writes nothing."""
-    x = F.silu(x)
-    return x * (x.square().sum(-1, keepdim=True) + EPSILON).rsqrt()
+        nothing_fades = S.new_zeros(1).expand(1, 1, k.shape[2], 1)
+        around = self._around(unit=EPSILON)
+        out, S = delta_product(q, k, v, wide(beta)[0].sigmoid(), nothing_fades, state=S, around=around)
+        return out, Memory(S)

@@ -22,11 +22,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from subquad.mechanism import Dims, Mixed, Queries, Traits, Valid
-from subquad.mechanisms.delta import EPSILON, Rates, unit
+from subquad.mechanisms.delta import EPSILON, Rates
 from subquad.mechanisms.recurrent import Memory, RecurrentAttention, Row, kept, nothing, root_mean_square
-from subquad.ops.delta_rule import delta_product
 from subquad.ops.padding import hide
 from subquad.ops.precision import wide
+from subquad.ops.recurrence import delta_product
 
 
 class GatedDeltaAttention(RecurrentAttention):
@@ -125,10 +125,10 @@ class GatedDeltaAttention(RecurrentAttention):
         valid: Valid | None,
         state: Memory | None,
     ) -> tuple[Mixed, Memory]:
-        given = q.dtype
-        q, k, v, beta, alpha, gate = wide(*hide(valid, q, k, v, beta, alpha, gate))
+        q, k, v, beta, alpha, gate = hide(valid, q, k, v, beta, alpha, gate)
         S = nothing(k, v) if state is None else state.S
-        log_A, b = (x.to(q.dtype)[:, None, None] for x in (self.log_A, self.b))
-        log_alpha = kept(-log_A.exp() * F.softplus(alpha + b), valid)
-        out, S = delta_product(unit(q), unit(k), F.silu(v), beta.sigmoid(), log_alpha, state=S, given=given)
-        return F.silu(gate) * self._norm(out), Memory(S)
+        beta, alpha, log_A, b = wide(beta, alpha, self.log_A, self.b)
+        fading = log_A.exp()[:, None, None] * F.softplus(alpha + b[:, None, None])
+        around = self._around(gate, unit=EPSILON, swish_values=True)
+        out, S = delta_product(q, k, v, beta.sigmoid(), kept(-fading, valid), state=S, around=around)
+        return out, Memory(S)

@@ -18,13 +18,11 @@ mechanism here. Departs from the paper:
 import math
 
 import torch
-from torch.nn import functional as F
 
 from subquad.mechanism import Dims, Mixed, Queries, Traits, Valid
-from subquad.mechanisms.recurrent import Memory, RecurrentAttention, Row, kept, nothing, root_mean_square
-from subquad.ops.decay import decayed_product
+from subquad.mechanisms.recurrent import Memory, RecurrentAttention, Row, nothing, root_mean_square
 from subquad.ops.padding import hide
-from subquad.ops.precision import wide
+from subquad.ops.recurrence import decayed_product
 
 
 class GatedLinearAttention(RecurrentAttention):
@@ -114,9 +112,10 @@ class GatedLinearAttention(RecurrentAttention):
         valid: Valid | None,
         state: Memory | None,
     ) -> tuple[Mixed, Memory]:
-        given = q.dtype
-        q, k, v, forget, gate = wide(*hide(valid, q, k, v, forget, gate))
+        q, k, v, forget, gate = hide(valid, q, k, v, forget, gate)
+        if valid is not None:
+            forget = forget.masked_fill(~valid[:, None, :, None], math.inf)  # nothing fades at padding
         S = nothing(k, v) if state is None else state.S
-        log_alpha = kept(F.logsigmoid(forget) / self.tau, valid)
-        out, S = decayed_product(q / q.shape[-1] ** 0.5, k, v, log_alpha, state=S, given=given)
-        return F.silu(gate) * self._norm(out), Memory(S)
+        around = self._around(gate, q_scale=q.shape[-1] ** -0.5, root=1 / self.tau)
+        out, S = decayed_product(q, k, v, forget, state=S, around=around)
+        return out, Memory(S)

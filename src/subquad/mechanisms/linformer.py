@@ -133,10 +133,7 @@ class Linformer(Mechanism):
     ) -> tuple[Slots, Bool[Tensor, "b r"] | None]:
         """The slots of packed tokens, and which of them are real (None: all)."""
         if weights is not None and self.projection == "linear":
-            E = weights[..., : x.shape[2]].to(x.dtype)
-            if len(E) > 1:
-                return E @ x, None
-            return torch.einsum("rs,bhsc->bhrc", E[0], x), None  # one product for all heads
+            return weights[..., : x.shape[2]].to(x.dtype) @ x, None
         windows = Windows.of(x, packing.count, kernel=self.window, stride=self.window)
         if weights is not None:
             return windows.tokens.flatten(3) @ weights.flatten(1, 2).to(x.dtype), windows.real

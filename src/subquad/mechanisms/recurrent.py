@@ -3,7 +3,8 @@
     out_i = norm(q_i^T S_i),    S_i = (what is left of S_(i-1)) + k_i (what is new)^T
 
 A member says what is left and what is new. Its definition is that recurrence, one token after the other. Its
-fast form runs by chunks of matrix products (`ops/decay.py`, `ops/delta_rule.py`). A stream goes on from S.
+fast form runs by chunks of matrix products (`ops/decay.py`, `ops/delta_rule.py`), and what is done to tokens
+before and after runs with it (`ops/recurrence.py`). A stream goes on from S.
 
 Weights may be of any sign, and nothing divides by their sum. Instead each head divides its output by the
 root mean square of its channels, and multiplies it by a scale that is learnt, one for each channel.
@@ -12,20 +13,17 @@ Padding writes nothing and fades nothing, so that S is what it would be without 
 """
 
 from abc import abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from subquad.mechanism import Dims, Mechanism, Mixed, State, Valid
-from subquad.ops import flash_linear
 from subquad.ops.padding import require_mask
 from subquad.ops.precision import no_autocast, wide
-from subquad.ops.scan import scan
+from subquad.ops.rows import Around, Gates
 
-BLOCK = 2048  # tokens at a time, so that what is computed on the way stays small
 EPSILON = 1e-5  # under the root mean square, in the authors' code of all four
 
 Inputs = Float[Tensor, "b h t _"]
@@ -61,22 +59,22 @@ class RecurrentAttention(Mechanism):
         return out
 
     def _run(self, *inputs: Inputs, valid: Valid | None, state: State | None) -> tuple[Mixed, State]:
-        q, k, v, *_ = inputs
+        q, k, *_ = inputs
         self.require_equal_lengths(q, k)
         if valid is not None:
             require_mask(valid, k)
-        block = max(q.shape[2], 1) if flash_linear.serves(q, given=q.dtype) else BLOCK
         with no_autocast(q):
-            out, state = scan(self._advance, *inputs, valid=valid, state=state, chunk=block)
-        return out.to(v.dtype), state
+            return self._advance(*inputs, valid=valid, state=state)
 
-    def _norm(self, x: Mixed) -> Mixed:
-        return F.rms_norm(x, x.shape[-1:], self.scale.to(x.dtype), eps=EPSILON)
+    def _around(self, gate: Gates | None = None, **before: Any) -> Around:
+        """The norm of outputs and their gate, and what is to be done to tokens before."""
+        return Around(norm=EPSILON, scale=wide(self.scale)[0], gate=gate, **before)
 
 
 def nothing(k: Float[Tensor, "b h t d"], v: Float[Tensor, "b h t e"]) -> Float[Tensor, "b h d e"]:
-    """What is remembered before the first token."""
-    return k.new_zeros(*k.shape[:2], k.shape[3], v.shape[3])
+    """What is remembered before the first token, in float32 at least."""
+    wider = torch.promote_types(k.dtype, torch.float32)
+    return k.new_zeros(*k.shape[:2], k.shape[3], v.shape[3], dtype=wider)
 
 
 def kept(log_decay: Float[Tensor, "#b #h t #d"], valid: Valid | None) -> Float[Tensor, "#b #h t #d"]:

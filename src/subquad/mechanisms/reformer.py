@@ -36,6 +36,7 @@ from subquad.mechanism import Dims, Mechanism, Mixed, Queries, Traits, Valid, Va
 from subquad.ops.bucket_attention import bucket_attention
 from subquad.ops.buckets import Buckets
 from subquad.ops.generators import seeded
+from subquad.ops.hashing import hashed
 from subquad.ops.padding import hide
 from subquad.ops.precision import no_autocast, wide
 
@@ -136,7 +137,8 @@ class Reformer(Mechanism):
         with no_autocast(q):
             wide_q, wide_v = wide(*hide(valid, q, q, v)[1:])
             real = torch.ones_like(q[:, 0, :, 0], dtype=torch.bool) if valid is None else valid
-            bucket = self._hash(wide_q.detach(), real)
+            bucket = self._hash(wide_q.detach(), None if valid is None else valid.sum(1))
+            bucket = bucket.masked_fill(~real[:, None, None], BEHIND)
             rounds = Buckets.of(bucket, size=self.bucket)
             out = bucket_attention(
                 wide_q,
@@ -151,23 +153,23 @@ class Reformer(Mechanism):
             )
             return out.to(v.dtype)
 
-    def _hash(self, x: Queries, real: Bool[Tensor, "b n"]) -> Int[Tensor, "b h r n"]:
-        """The bucket of each token in each round, by the number of tokens in its row."""
-        bucket = torch.zeros(*x.shape[:3], self.rounds, dtype=torch.int64, device=x.device)
-        left = even((-(-real.sum(1) // self.bucket)).clamp(min=1))
-        sizes = hash_sizes(x.shape[2], self.bucket)
-        for level in reversed(range(len(sizes))):
-            size = even(-(-left // WIDEST**level))
-            left = -(-left // size)
-            half = size[:, None, None, None] // 2
-            columns = max(1, sizes[level] // 2) if level == len(sizes) - 1 else WIDEST // 2
-            R = self.R[level, :, :, :columns].to(x.dtype).transpose(0, 1).flatten(1)
-            rotated = (x @ R).unflatten(-1, (self.rounds, columns))
-            beyond = torch.arange(columns, device=x.device) >= half[..., None]
-            column = rotated.abs().masked_fill_(beyond, -1).max(-1).indices
-            negative = rotated.gather(-1, column[..., None])[..., 0] < 0
-            bucket = size[:, None, None, None] * bucket + column + half * negative
-        return bucket.mT.masked_fill(~real[:, None, None], BEHIND)
+    def _hash(self, x: Queries, count: Int[Tensor, " b"] | None) -> Int[Tensor, "b h r n"]:
+        """The bucket of each token in each round, by the number of tokens in its row (None: all)."""
+        most = hash_sizes(x.shape[2], self.bucket)
+        if not most:
+            return torch.zeros(*x.shape[:2], self.rounds, x.shape[2], dtype=torch.int64, device=x.device)
+        if count is None:
+            sizes = torch.tensor(most, device=x.device).expand(len(x), -1)
+            halves = [max(1, size // 2) for size in most]
+        else:
+            left, found = even((-(-count // self.bucket)).clamp(min=1)), []
+            for level in reversed(range(len(most))):
+                found.insert(0, even(-(-left // WIDEST**level)))
+                left = -(-left // found[0])
+            sizes = torch.stack(found, 1)
+            halves = [WIDEST // 2] * (len(most) - 1) + [max(1, most[-1] // 2)]
+        rotations = [self.R[level, :, :, :half].to(x.dtype) for level, half in enumerate(halves)]
+        return hashed(x, rotations, sizes, even=count is None)
 
     def _marks(
         self, bucket: Int[Tensor, "b h r n"], buckets: Buckets, real: Bool[Tensor, "b n"]

@@ -24,14 +24,12 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from subquad.mechanism import Dims, Mixed, Queries, Traits, Valid
 from subquad.mechanisms.recurrent import RecurrentAttention, Row, kept, nothing, root_mean_square
-from subquad.ops.decay import decayed_product
 from subquad.ops.padding import hide
-from subquad.ops.precision import wide
-from subquad.ops.rotary import LONGEST_WAVE, rotate
+from subquad.ops.recurrence import decayed_product
+from subquad.ops.rotary import LONGEST_WAVE, turns
 
 
 class Turning(NamedTuple):
@@ -114,15 +112,16 @@ class Retention(RecurrentAttention):
         valid: Valid | None,
         state: Turning | None,
     ) -> tuple[Mixed, Turning]:
-        given = q.dtype
-        q, k, v, gate = wide(*hide(valid, q, k, v, gate))
+        q, k, v, gate = hide(valid, q, k, v, gate)
         batch, heads, length, d = q.shape
         if state is None:
             state = Turning(nothing(k, v), torch.zeros(batch, dtype=torch.int64, device=q.device))
-        real = torch.ones(batch, length, dtype=torch.bool, device=q.device) if valid is None else valid
-        position = state.seen[:, None] + real.cumsum(1) - 1
-        h = torch.arange(heads, device=q.device, dtype=q.dtype)
+        if valid is None:
+            position, new = state.seen[:, None] + torch.arange(length, device=q.device), length
+        else:
+            position, new = state.seen[:, None] + valid.cumsum(1) - 1, valid.sum(1)
+        h = torch.arange(heads, device=q.device, dtype=state.S.dtype)
         log_gamma = torch.log1p(-torch.exp2(-5 - h))[:, None, None].expand(1, heads, length, 1)
-        q, k = rotate(q / d**0.5, position), rotate(k, position)
-        out, S = decayed_product(q, k, v, kept(log_gamma, valid), state=state.S, given=given)
-        return F.silu(gate) * self._norm(out), Turning(S, state.seen + real.sum(1))
+        around = self._around(gate, q_scale=d**-0.5, turn=turns(position, d // 2, dtype=state.S.dtype))
+        out, S = decayed_product(q, k, v, kept(log_gamma, valid), state=state.S, around=around)
+        return out, Turning(S, state.seen + new)

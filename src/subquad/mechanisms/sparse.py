@@ -72,9 +72,9 @@ class SparseAttention(Mechanism):
             return flex_attend(self.pattern, q, k, v)
         packing = Packing.of(valid, like=k)
         with no_autocast(q):
-            packed = (packing.pack(x) for x in wide(q, k, v))
+            packed = (packing.pack(x) for x in (q, k, v))
             out = attend(self.pattern, *packed, n=None if valid is None else packing.count)
-        return packing.unpack(out).to(v.dtype)
+        return packing.unpack(out)
 
     def step(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, state: Cache | None = None

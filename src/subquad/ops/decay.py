@@ -7,17 +7,18 @@ at i of what was written at j. Inside a chunk that is a triangular matrix of wei
 chunk acts through S, which advances a chunk at a time.
 
 The usual a_ij = exp(G_i - G_j), with running sums G of log alpha, is avoided: taken apart for a matrix
-product, exp(-G_j) overflows; left whole, the difference loses the small decays after a large one. Here every
-exponent is a sum of logarithms of the decays in question: never positive, never a difference.
+product, exp(-G_j) overflows; left whole, the difference loses the small decays after a large one. Here
+what is left is a product of the decays in question, or the exponential of a sum of their logarithms: never
+more than one, never a difference. Over a whole chunk it is such a sum, since products of decays near one
+would add up their roundings from chunk to chunk.
 
-    one decay a head         c x c such sums, which is little beside the products
+    one decay a head         c x c such sums, which is little beside the products; one such matrix for all
+                             chunks, if all tokens fade alike
     one for each channel     by halves: what a key of the first half left at its end, times what is left of
                              that at a query of the second half. The halves are halved again; all levels
                              together cost half of one full product
 
-One operator, whose backward pass does a block of tokens again: it keeps the inputs and nothing else, so that
-memory is O(n d), and `torch.compile` sees one node. On the CPU in float32 compiled kernels do the work, where
-there are any (`native/decay.cpp`).
+`ops/recurrence.py` runs it over blocks of tokens; the compiled kernels are in `native/decay.cpp`.
 
 Sun et al.: Retentive Network. arXiv:2307.08621, section 2.1. Yang et al.: Gated Linear Attention Transformers
 with Hardware-Efficient Training. ICML 2024, arXiv:2312.06635, section 4.3, whose secondary chunks are one
@@ -25,17 +26,12 @@ level of halves.
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
-
-from subquad.ops import flash_linear, native
-from subquad.ops.blocks import by_blocks, pull_back_by_blocks
-from subquad.ops.native import recurrence
-from subquad.ops.shapes import require_shape, require_together
 
 CHUNK = 64  # tokens, a power of two; measured best on CPUs, forward and back, of 32, 64 and 128
 
@@ -48,82 +44,9 @@ Matrix = Float[Tensor, "b h d e"]
 class Fading(NamedTuple):
     """What is left over the parts of each chunk."""
 
-    since_start: Float[Tensor, "#b #h n c #d"]  # at a token, of what the chunk found
-    until_end: Float[Tensor, "#b #h n c #d"]  # at the chunk's end, of what the token wrote
-    whole: Float[Tensor, "#b #h n #d 1"]  # at the chunk's end, of what the chunk found
-
-
-def decayed_product(
-    q: Queries, k: Queries, v: Values, log_decay: LogDecays, *, state: Matrix, given: torch.dtype
-) -> tuple[Values, Matrix]:
-    """The outputs, and the state after the last token. A token with k = 0 and log_decay = 0 leaves no trace.
-
-    `given` is the dtype in which the caller was given q, k and v: half precision may go to kernels of a GPU.
-    Raises `ValueError` for inputs whose shapes do not fit one another.
-    """
-    require_fit(q, k, v, log_decay, state)
-    if flash_linear.serves(q, given=given):
-        return flash_linear.decayed_product(q, k, v, log_decay, state=state, given=given)
-    return _forward(q, k, v, log_decay, state)
-
-
-def require_fit(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> None:
-    """Raise `ValueError` for shapes that do not fit one another; decays may be one for all rows and heads."""
-    require_together(q, k, v)
-    require_shape("keys", k, *q.shape)
-    require_shape("the state's numbers", state, *q.shape[:2], q.shape[3], v.shape[3])
-    batch, heads, length, channels = log_decay.shape
-    fits = batch in (1, len(q)) and heads in (1, q.shape[1]) and channels in (1, q.shape[3])
-    if not fits or length != q.shape[2]:
-        raise ValueError(f"decays of shape {tuple(log_decay.shape)} do not fit queries of {tuple(q.shape)}")
-
-
-@torch.library.custom_op("subquad::decayed_product", mutates_args=())
-def _forward(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    if native.usable(q, k, v, log_decay, state):
-        return recurrence.forward(q, k, v, log_decay, None, state)
-    return by_blocks(advance, q, k, v, log_decay, state=state)
-
-
-@_forward.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    return v.new_empty(v.shape), state.new_empty(state.shape)
-
-
-@torch.library.custom_op("subquad::decayed_product_backward", mutates_args=())
-def _backward(
-    grad: Tensor,
-    grad_state: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor,
-    state: Tensor,
-    decays: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    if native.usable(grad, grad_state, q, k, v, log_decay, state):
-        found = recurrence.backward(grad, grad_state, q, k, v, log_decay, None, state, decays=decays)
-        return found.q, found.k, found.v, found.log_decay.sum_to_size(log_decay.shape), found.state
-    found = pull_back_by_blocks(advance, pull_back, grad, grad_state, q, k, v, log_decay, state=state)
-    return found[0], found[1], found[2], found[3], found[4]
-
-
-@_backward.register_fake
-def _(grad: Tensor, grad_state: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    *tensors, _ = inputs
-    q, k, v, log_decay, state = (x.new_empty(x.shape) for x in tensors)
-    return q, k, v, log_decay, state
-
-
-def _remember(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _pull_back(ctx, grad: Tensor, grad_state: Tensor) -> tuple[Tensor, ...]:
-    return _backward(grad, grad_state, *ctx.saved_tensors, ctx.needs_input_grad[3])
-
-
-_forward.register_autograd(_pull_back, setup_context=_remember)
+    since_start: Float[Tensor, "#b #h #n c #d"]  # at a token, of what the chunk found
+    until_end: Float[Tensor, "#b #h #n c #d"]  # at the chunk's end, of what the token wrote
+    whole: Float[Tensor, "#b #h #n #d 1"]  # at the chunk's end, of what the chunk found
 
 
 def advance(
@@ -131,17 +54,17 @@ def advance(
 ) -> tuple[Values, Matrix]:
     """A block of tokens, its chunks side by side."""
     length = q.shape[2]
-    q, k, v, log_decay = (chunked(x) for x in (q, k, v, log_decay))
+    q, k, v, log_decay = (chunked(x) for x in (q, k, v, once(log_decay)))
     if log_decay.shape[-1] == 1:
         fading = fade(log_decay)
         weights = (q @ k.mT).mul_(between(log_decay))
     else:
         weights, fading = weights_by_halves(q, k, log_decay)
     written = (k * fading.until_end).mT @ v
-    found = []
+    found, whole = [], fading.whole.expand(-1, -1, q.shape[2], -1, -1)
     for n in range(q.shape[2]):
         found.append(state)
-        state = torch.addcmul(written[:, :, n], fading.whole[:, :, n], state)
+        state = torch.addcmul(written[:, :, n], whole[:, :, n], state)
     return joined(read(weights, v, q * fading.since_start, torch.stack(found, 2)), length), state
 
 
@@ -217,6 +140,13 @@ def read(
     return out.baddbmm_(q.flatten(0, 2), found.flatten(0, 2)).unflatten(0, q.shape[:3])
 
 
+def once(log_decay: LogDecays) -> Float[Tensor, "#b #h l #d"]:
+    """One chunk's for all, where there are whole chunks and all tokens fade alike."""
+    length = log_decay.shape[2]
+    alike = length > 0 and length % CHUNK == 0 and log_decay.stride(2) == 0
+    return log_decay[:, :, :CHUNK] if alike else log_decay
+
+
 def fade(log_decay: Float[Tensor, "#b #h n c #d"]) -> Fading:
     since_start = log_decay.cumsum(-2)
     later = F.pad(log_decay[..., 1:, :], (0, 0, 0, 1))
@@ -235,11 +165,11 @@ def weights_by_halves(
 ) -> tuple[Float[Tensor, "b h n c c"], Fading]:
     """sum_c q_ic a_ijc k_jc for j <= i, and zero where i < j; for parts of 1, 2, 4, ... c tokens in turn."""
     weights = (q * k).sum(-1).diag_embed()
-    start, end = log_decay.clone(), torch.zeros_like(log_decay)
+    start, end = log_decay.exp(), torch.ones_like(log_decay)
     for size, since_start, until_end in levels(start, end):
         read = since_start * halves(q, size)[1]
         corners(weights, size).copy_(read @ (until_end * halves(k, size)[0]).mT)
-    return weights, Fading(start.exp(), end.exp(), start[..., -1, :, None].exp())
+    return weights, Fading(start, end, log_decay.sum(-2).exp()[..., None])
 
 
 def pull_back_by_halves(
@@ -255,7 +185,7 @@ def pull_back_by_halves(
     own = of_weights.diagonal(dim1=-2, dim2=-1)[..., None]
     dq.addcmul_(own, k)
     dk.addcmul_(own, q)
-    for size, since_start, until_end in levels(log_decay.clone(), torch.zeros_like(log_decay)):
+    for size, since_start, until_end in levels(log_decay.exp(), torch.ones_like(log_decay)):
         (_, q_2), (k_1, _), here = halves(q, size), halves(k, size), corners(of_weights, size)
         of_read = (here @ (until_end * k_1)).mul_(since_start)
         of_kept = (here.mT @ (since_start * q_2)).mul_(until_end)
@@ -269,14 +199,14 @@ def levels(
     start: Float[Tensor, "#b #h n c d"], end: Float[Tensor, "#b #h n c d"]
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """For parts of 1, 2, 4, ... tokens what is left at tokens of a second part since its start, and until the
-    end of a first. `start` and `end`, the logarithms for each part, come to be those of a whole chunk.
+    end of a first. `start` and `end`, what is left in each part, come to be that of a whole chunk.
     """
     size = 1
     while size < start.shape[-2]:
         (start_1, start_2), (end_1, _) = halves(start, size), halves(end, size)
-        yield size, start_2.exp(), end_1.exp()
-        end_1 += start_2[..., -1:, :]
-        start_2 += start_1[..., -1:, :]
+        yield size, start_2, end_1
+        end_1 *= start_2[..., -1:, :]
+        start_2 *= start_1[..., -1:, :]
         size *= 2
 
 

@@ -11,21 +11,19 @@ left of S, the u solve a triangular system:
 Solved once for both parts of the right side, u = u_own - w S is one product once S is known, and the chunk
 behaves as in `ops/decay.py` with u for v: the WY form of a product of Householder matrices.
 
-One operator, as in `ops/decay.py`; its compiled kernels are in `native/delta.cpp`.
+`ops/recurrence.py` runs it over blocks of tokens; the compiled kernels are in `native/delta.cpp`.
 
 Yang, Wang, Zhang, Shen, Kim: Parallelizing Linear Transformers with the Delta Rule over Sequence Length.
 NeurIPS 2024, arXiv:2406.06484, section 3. Yang, Kautz, Hatamizadeh: Gated Delta Networks. ICLR 2025,
 arXiv:2412.06464, section 3.3.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from subquad.ops import flash_linear, native
-from subquad.ops.blocks import by_blocks, pull_back_by_blocks
 from subquad.ops.decay import (
     Fading,
     Matrix,
@@ -38,92 +36,12 @@ from subquad.ops.decay import (
     fade,
     joined,
     later,
+    once,
     read,
-    require_fit,
 )
-from subquad.ops.native import recurrence
-from subquad.ops.shapes import require_shape
 
 Betas = Float[Tensor, "b h t 1"]
 LogDecays = Float[Tensor, "#b #h t 1"]  # at most 0
-
-
-def delta_product(
-    q: Queries,
-    k: Queries,
-    v: Values,
-    beta: Betas,
-    log_decay: LogDecays,
-    *,
-    state: Matrix,
-    given: torch.dtype,
-) -> tuple[Values, Matrix]:
-    """The outputs, and the state after the last token. A token with k = 0 and log_decay = 0 leaves no trace.
-
-    `given` is the dtype in which the caller was given q, k and v: half precision may go to kernels of a GPU.
-    Raises `ValueError` for inputs whose shapes do not fit one another.
-    """
-    require_fit(q, k, v, log_decay, state)
-    require_shape("rates", beta, *q.shape[:3], 1)
-    if flash_linear.serves(q, given=given):
-        return flash_linear.delta_product(q, k, v, beta, log_decay, state=state, given=given)
-    return _forward(q, k, v, beta, log_decay, state)
-
-
-@torch.library.custom_op("subquad::delta_product", mutates_args=())
-def _forward(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor]:
-    if native.usable(q, k, v, beta, log_decay, state):
-        return recurrence.forward(q, k, v, log_decay, beta, state)
-    return by_blocks(advance, q, k, v, beta, log_decay, state=state)
-
-
-@_forward.register_fake
-def _(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor]:
-    return v.new_empty(v.shape), state.new_empty(state.shape)
-
-
-@torch.library.custom_op("subquad::delta_product_backward", mutates_args=())
-def _backward(
-    grad: Tensor,
-    grad_state: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    beta: Tensor,
-    log_decay: Tensor,
-    state: Tensor,
-    decays: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    if native.usable(grad, grad_state, q, k, v, beta, log_decay, state):
-        found = recurrence.backward(grad, grad_state, q, k, v, log_decay, beta, state, decays=decays)
-        decay = found.log_decay.sum_to_size(log_decay.shape)
-        return found.q, found.k, found.v, found.beta, decay, found.state
-    found = pull_back_by_blocks(advance, pull_back, grad, grad_state, q, k, v, beta, log_decay, state=state)
-    return found[0], found[1], found[2], found[3], found[4], found[5]
-
-
-@_backward.register_fake
-def _(
-    grad: Tensor, grad_state: Tensor, *inputs: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    *tensors, _ = inputs
-    q, k, v, beta, log_decay, state = (x.new_empty(x.shape) for x in tensors)
-    return q, k, v, beta, log_decay, state
-
-
-def _remember(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _pull_back(ctx, grad: Tensor, grad_state: Tensor) -> tuple[Tensor, ...]:
-    return _backward(grad, grad_state, *ctx.saved_tensors, ctx.needs_input_grad[4])
-
-
-_forward.register_autograd(_pull_back, setup_context=_remember)
 
 
 def advance(
@@ -142,7 +60,7 @@ class Chunks(NamedTuple):
     k: Float[Tensor, "b h n c d"]
     beta: Float[Tensor, "b h n c 1"]
     fading: Fading
-    left: Float[Tensor, "#b #h n c c"]  # a_ij
+    left: Float[Tensor, "#b #h #n c c"]  # a_ij
     alike: Float[Tensor, "b h n c c"]  # a_ij (k_i . k_j) for j < i
     inverse: Float[Tensor, "b h n c c"]  # of the system
     recalling: Float[Tensor, "b h n c d"]  # a_i k_i
@@ -154,18 +72,19 @@ class Chunks(NamedTuple):
 
     @classmethod
     def of(cls, k: Queries, v: Values, beta: Betas, log_decay: LogDecays, *, state: Matrix) -> "Chunks":
-        k, v, beta, log_decay = (chunked(x) for x in (k, v, beta, log_decay))
+        k, v, beta, log_decay = (chunked(x) for x in (k, v, beta, once(log_decay)))
         fading, left = fade(log_decay), between(log_decay)
         alike = (k @ k.mT).mul_(left).tril_(-1)
         one = torch.eye(k.shape[-2], dtype=k.dtype, device=k.device)
         inverse = torch.linalg.solve_triangular(beta * alike, one, upper=False, unitriangular=True)
         solution, recalling, kept = inverse * beta.mT, fading.since_start * k, fading.until_end * k
         lacking, u, found = [], [], []
+        whole = fading.whole.expand(-1, -1, k.shape[2], -1, -1)
         for n in range(k.shape[2]):
             found.append(state)
             lacking.append(v[:, :, n] - recalling[:, :, n] @ state)
             u.append(solution[:, :, n] @ lacking[n])
-            state = fading.whole[:, :, n] * state + kept[:, :, n].mT @ u[n]
+            state = torch.addcmul(kept[:, :, n].mT @ u[n], whole[:, :, n], state)
         r, u, S = (torch.stack(x, 2) for x in (lacking, u, found))
         return cls(k, beta, fading, left, alike, inverse, recalling, kept, r, u, S, state)
 
@@ -187,11 +106,12 @@ def pull_back(
     weights = (q @ k.mT).mul_(left)
     pulled, of_u = (q * fading.since_start).mT @ grad, weights.mT @ grad
     back, due, solved = chunk.inverse.mT, [], []
+    whole = fading.whole.expand(-1, -1, q.shape[2], -1, -1)
     for n in reversed(range(q.shape[2])):
         due.append(grad_state)
         solved.append(back[:, :, n] @ (of_u[:, :, n] + chunk.kept[:, :, n] @ grad_state))
         taken = chunk.recalling[:, :, n].mT @ (chunk.beta[:, :, n] * solved[-1])
-        grad_state = fading.whole[:, :, n] * grad_state + pulled[:, :, n] - taken
+        grad_state = whole[:, :, n] * grad_state + pulled[:, :, n] - taken
     after, of_right = torch.stack(due[::-1], 2), torch.stack(solved[::-1], 2)
     dv = chunk.beta * of_right
     of_weights, of_system = (grad @ chunk.u.mT).tril_(), (of_right @ chunk.u.mT).tril_(-1).neg_()

@@ -21,6 +21,12 @@ def rotate(x: Float[Tensor, "b h t d"], ordinals: Ordinals) -> Float[Tensor, "b 
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
 
 
+def turns(ordinals: Ordinals, waves: int, *, dtype: torch.dtype) -> Float[Tensor, "#b t {2*waves}"]:
+    """Cosines, then sines, of the angles at each position."""
+    angles = phases(ordinals, waves, dtype=dtype)
+    return torch.cat([angles.cos(), angles.sin()], -1).to(dtype)
+
+
 def phases(ordinals: Ordinals, waves: int, *, dtype: torch.dtype) -> Float[Tensor, "#b t {waves}"]:
     """The angle of each wave at each position, in float32 at least."""
     wide = torch.promote_types(dtype, torch.float32)

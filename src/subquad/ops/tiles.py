@@ -9,31 +9,21 @@ Only the outputs and the final lse are kept for the backward pass, where tiles m
 
 import math
 from collections.abc import Iterator
-from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from subquad.ops import window
+from subquad.ops.native import tiles as native
+from subquad.ops.native.library import usable
+from subquad.ops.tile_chunks import Tiling, in_units, merge, rows
 
-TILE_NUMBERS = 2**20  # that the tiles taken at once may hold: more leaves the cache
 INPUTS = (
     "Tensor q, Tensor k, Tensor v, Tensor[] queries, Tensor[] keys, Tensor[] seen, int[] widths, "
     "int[] units, Tensor? lengths, int? left, int? right"
 )
-
-
-class Tiling(NamedTuple):
-    """Tiles of one shape. Places below zero, or behind the last token, hold none."""
-
-    queries: Int[Tensor, "#b tiles a"] | None  # None: tile after tile, all tokens in order
-    keys: Int[Tensor, "#b tiles c"]  # in units: key c stands for tokens c * unit to (c + 1) * unit - 1
-    seen: Bool[Tensor, "#b tiles A C"]  # pairs; one of `seen` may stand for several queries or keys in a row
-    width: int  # a, the queries of a tile
-    unit: int
 
 
 def tile_attention(
@@ -80,10 +70,14 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     begun = left is not None and right is not None
     if left is not None and right is not None:
-        out, lse = window.forward(q, k, v, lengths, left, right)
+        out, lse = window.attended(q, k, v, lengths, left, right)
     else:
         out, lse = v.new_zeros(v.shape), v.new_full(v.shape[:3], -torch.inf)
-    for tiling in map(Tiling._make, zip(queries, keys, seen, widths, units, strict=True)):
+    for tiling in listed(queries, keys, seen, widths, units):
+        if usable(q, k, v):
+            native.forward((q, k, v, lengths), tiling, out, lse)
+            begun = True
+            continue
         for row in rows(tiling, lengths, q, k, v, out, lse):
             for tiles in row.chunks():
                 part, total = tiles.softmax()
@@ -115,207 +109,29 @@ def backward(
     right: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if left is not None and right is not None:
-        found = window.backward(grad, torch.zeros_like(lse), out, lse, q, k, v, lengths, left, right)
+        found = window.pulled_back(grad, torch.zeros_like(lse), out, lse, q, k, v, lengths, left, right)
     else:
         found = tuple(torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    whole = math.lcm(1, *units)
+    whole = 1 if usable(q, k, v, grad) else math.lcm(1, *units)
     dq, dk, dv = found[0], in_units(found[1], whole), in_units(found[2], whole)
     delta = (grad * out).sum(-1)
     lse = lse.masked_fill(lse == -torch.inf, torch.inf)  # a query that sees nothing gives no weight
-    for tiling in map(Tiling._make, zip(queries, keys, seen, widths, units, strict=True)):
+    for tiling in listed(queries, keys, seen, widths, units):
+        if usable(q, k, v, grad):
+            native.backward(grad.contiguous(), delta, (q, k, v, lengths), tiling, lse, dq, dk, dv)
+            continue
         for row in rows(tiling, lengths, q, k, v, grad, lse, delta, dq, dk, dv):
             for tiles in row.chunks():
                 tiles.pull(*tiles.tensors[3:])
     return dq, dk[:, :, : k.shape[2]].contiguous(), dv[:, :, : v.shape[2]].contiguous()
 
 
-def in_units(x: Tensor, unit: int) -> Tensor:
-    """`x` with zeros behind it, up to a whole number of units."""
-    return F.pad(x, (0, 0, 0, -x.shape[2] % unit)) if x.shape[2] % unit else x
-
-
-class Row(NamedTuple):
-    """Tiles of heads that share them: of one sequence where sequences differ, else of several."""
-
-    tensors: tuple[Tensor, ...]  # (heads tokens _) each, and q, k, v are the first; k and v are whole units
-    queries: Tensor | None
-    keys: Tensor
-    seen: Tensor
-    width: int
-    unit: int
-    length: Tensor | None
-
-    def chunks(self) -> Iterator["Chunk"]:
-        """A few tiles of a few heads at once; the last tile may have fewer queries."""
-        q, _, v, *_ = self.tensors
-        (count, c), t = self.keys.shape, q.shape[1]
-        each = self.width * c * self.unit + (self.width + c * self.unit) * (q.shape[2] + v.shape[2])
-        heads = max(1, TILE_NUMBERS // each)
-        step = max(1, TILE_NUMBERS // (each * min(heads, len(q))))
-        whole = count if self.queries is not None else t // self.width
-        position = (self.keys[..., None] * self.unit + torch.arange(self.unit, device=q.device)).flatten(1)
-        real = (position >= 0) & (position < (t if self.length is None else self.length))
-        exists = None if self.queries is None else (self.queries >= 0) & (self.queries < t)
-        full = self.seen.flatten(1).all(1) & real.all(1)
-        full = (full if exists is None else full & exists.all(1)).tolist()
-        for start, stop in pairwise([*range(0, whole, step), *range(whole, count + 1)]):
-            keys, seen, here = self.keys[start:stop], self.seen[start:stop], real[start:stop]
-            if stop == start + 1 and c > 1 and not full[start]:
-                keys, seen, here = in_use(keys, seen, here)
-            if self.queries is None or exists is None:
-                at, known = slice(start * self.width, min(stop * self.width, t)), None
-                a = (at.stop - at.start) // (stop - start)
-            else:
-                known, a = exists[start:stop].flatten(), self.width
-                at = self.queries[start:stop].flatten().clamp(0, t - 1)
-            bias = None if all(full[start:stop]) else hidden(seen, here, known, self.width, a, like=q)
-            units = keys.flatten().clamp(0, (t - 1) // self.unit)
-            for first in range(0, len(q), heads):
-                some = tuple(x[first : first + heads] for x in self.tensors)
-                yield Chunk(some, at, known, a, stop - start, units, self.unit, bias)
-
-
-def in_use(keys: Tensor, seen: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of one tile, the units of keys that any query sees, or the first if there is none."""
-    c = keys.shape[1]
-    each = seen.shape[2] // c
-    if each * c != seen.shape[2]:  # one of `seen` stands for several units
-        return keys, seen, real
-    used = (seen.unflatten(2, (c, each)).any(3).any(1) & real.unflatten(1, (c, -1)).any(2))[0]
-    used[0] |= ~used.any()
-    seen = seen.unflatten(2, (c, each))[:, :, used].flatten(2)
-    return keys[:, used], seen, real.unflatten(1, (c, -1))[:, used].flatten(1)
-
-
-def hidden(
-    seen: Tensor, real: Tensor, exists: Tensor | None, width: int, a: int, *, like: Tensor
-) -> Tensor | None:
-    """-inf where a pair of (tiles a c) does not count; None where all do."""
-    if seen.all() and real.all() and (exists is None or exists.all()):
-        return None
-    seen = seen.repeat_interleave(width // seen.shape[1], 1)[:, :a]
-    seen = seen.repeat_interleave(real.shape[1] // seen.shape[2], 2) & real[:, None]
-    if exists is not None:
-        seen = seen & exists.view(len(seen), a, 1)
-    return like.new_zeros(seen.shape).masked_fill_(~seen, -torch.inf)
-
-
-class Chunk(NamedTuple):
-    """Some tiles: their queries, keys and values."""
-
-    tensors: tuple[Tensor, ...]
-    at: slice | Tensor  # the queries' places
-    exists: Tensor | None  # which of them there are; None: all
-    a: int
-    tiles: int
-    units: Tensor
-    unit: int
-    bias: Tensor | None
-
-    def gathered(self, x: Tensor) -> Tensor:
-        """(heads tiles c _)"""
-        u, c = self.unit, x.shape[2]
-        found = x.unflatten(1, (-1, u)).flatten(2).index_select(1, self.units)
-        return found.unflatten(2, (u, c)).flatten(1, 2).unflatten(1, (self.tiles, -1))
-
-    def of(self, x: Tensor) -> Tensor:
-        """What belongs to the queries, (heads tiles a _)."""
-        found = x[:, self.at] if isinstance(self.at, slice) else x.index_select(1, self.at)
-        return found.unflatten(1, (self.tiles, self.a))
-
-    def scores(self, q: Tensor, k: Tensor) -> Tensor:
-        scores = scalar(q * q.shape[-1] ** -0.5, k)
-        return scores if self.bias is None else scores.add_(self.bias)
-
-    def softmax(self) -> tuple[Tensor, Tensor]:
-        """Outputs and lse over the keys of these tiles alone, (heads queries _)."""
-        weights = self.scores(self.of(self.tensors[0]), self.gathered(self.tensors[1]))
-        top = weights.amax(-1, keepdim=True).clamp_(min=torch.finfo(weights.dtype).min)
-        total = weights.sub_(top).exp_().sum(-1, keepdim=True)
-        out = mixed(weights, self.gathered(self.tensors[2])).div_(total.masked_fill(total == 0, 1))
-        return out.flatten(1, 2), (top + total.log())[..., 0].flatten(1, 2)
-
-    def pull(self, grad: Tensor, lse: Tensor, delta: Tensor, dq: Tensor, dk: Tensor, dv: Tensor) -> None:
-        """Adds to the gradients what passes through these tiles."""
-        q, k, grad = self.of(self.tensors[0]), self.gathered(self.tensors[1]), self.of(grad)
-        weights = self.scores(q, k).sub_(self.of(lse)[..., None]).exp_()
-        change = (
-            scalar(grad, self.gathered(self.tensors[2]))
-            .sub_(self.of(delta)[..., None])
-            .mul_(weights)
-            .mul_(q.shape[-1] ** -0.5)
-        )
-        self.add(dv, spread(weights, grad))
-        self.add(dk, spread(change, q))
-        found = mixed(change, k).flatten(1, 2)
-        if isinstance(self.at, slice):
-            dq[:, self.at] += found
-        else:
-            dq.index_add_(1, self.at, found)
-
-    def add(self, to: Tensor, found: Tensor) -> None:
-        u = self.unit
-        found = found.flatten(1, 2).unflatten(1, (-1, u)).flatten(2)
-        to.unflatten(1, (-1, u)).flatten(2).index_add_(1, self.units, found)
-
-
-# Products of a single query with its own keys go faster number by number than as matrices of one row.
-
-
-def scalar(x: Float[Tensor, "h tiles a w"], y: Float[Tensor, "h tiles c w"]) -> Float[Tensor, "h tiles a c"]:
-    return (x * y).sum(-1)[:, :, None] if x.shape[2] == 1 else x @ y.mT
-
-
-def mixed(
-    weights: Float[Tensor, "h tiles a c"], y: Float[Tensor, "h tiles c w"]
-) -> Float[Tensor, "h tiles a w"]:
-    return (weights.mT * y).sum(2, keepdim=True) if weights.shape[2] == 1 else weights @ y
-
-
-def spread(
-    weights: Float[Tensor, "h tiles a c"], x: Float[Tensor, "h tiles a w"]
-) -> Float[Tensor, "h tiles c w"]:
-    return weights.mT * x if weights.shape[2] == 1 else weights.mT @ x
-
-
-def rows(tiling: Tiling, lengths: Tensor | None, *tensors: Tensor) -> Iterator[Row]:
-    """The tiles of each sequence, or of all at once where sequences do not differ."""
-    queries, keys, seen, width, unit = tiling
-    queries = None if queries is None or queries.numel() == 0 else queries
-    q, k, v, *others = tensors
-    tensors = (q, in_units(k, unit), in_units(v, unit), *others)
-    if lengths is None and len(keys) == len(seen) == 1 and (queries is None or len(queries) == 1):
-        heads = tuple(x.flatten(0, 1) for x in tensors)
-        yield Row(heads, None if queries is None else queries[0], keys[0], seen[0], width, unit, None)
-        return
-    for b in range(len(tensors[0])):
-        index = None if queries is None else queries[min(b, len(queries) - 1)]
-        key, pairs = (x[min(b, len(x) - 1)] for x in (keys, seen))
-        yield Row(
-            tuple(x[b] for x in tensors),
-            index,
-            key,
-            pairs,
-            width,
-            unit,
-            None if lengths is None else lengths[b],
-        )
-
-
-def merge(out: Tensor, lse: Tensor, part: Tensor, total: Tensor, tiles: Chunk, *, first: bool) -> None:
-    """Outputs over more keys of some queries, in place."""
-    if isinstance(tiles.at, slice):
-        at = tiles.at
-        if first:
-            out[:, at], lse[:, at] = part, total
-            return
-    else:
-        at, part, total = tiles.at[tiles.exists], part[:, tiles.exists], total[:, tiles.exists]
-    before = lse[:, at]
-    after = torch.logaddexp(before, total)
-    known = after.masked_fill(after == -torch.inf, 0)
-    out[:, at] = out[:, at] * (before - known).exp()[..., None] + part.mul_((total - known).exp()[..., None])
-    lse[:, at] = after
+def listed(
+    queries: list[Tensor], keys: list[Tensor], seen: list[Tensor], widths: list[int], units: list[int]
+) -> Iterator[Tiling]:
+    """Tilings again, of what an operator can take: nothing, for queries in order, is an empty tensor."""
+    for own, near, pairs, width, unit in zip(queries, keys, seen, widths, units, strict=True):
+        yield Tiling(own if own.numel() else None, near, pairs, width, unit)
 
 
 @forward.register_fake

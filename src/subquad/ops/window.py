@@ -9,7 +9,7 @@ queries merge by lse, which therefore has a gradient of its own.
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -24,23 +24,21 @@ Values = Float[Tensor, "b h t e"]
 Rows = Float[Tensor, "b h t"]
 Lengths = Int[Tensor, " b"] | None
 
-BLOCK = 64  # queries that are taken at once
+BLOCK, HEADS = 64, 8  # queries, and heads, that are taken at once
 INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? lengths, int left, int right"
-# a private operator of PyTorch: attention on the CPU that also gives lse
-FLASH = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 
 
 def window_attention(
     q: Keyed, k: Keyed, v: Values, *, left: int, right: int, lengths: Lengths
 ) -> tuple[Values, Rows]:
-    """Outputs and lse; `left` and `right` are the keys on either side, `lengths` the tokens of each row.
+    """Outputs, and lse in float32 at least.
 
-    Queries behind their row's length see nothing: zeros, and an lse of -inf. Raises `ValueError` for inputs
-    whose shapes do not fit one another.
+    `left` and `right` are the keys on either side, `lengths` the tokens of each row. Queries behind it see
+    nothing: zeros, and an lse of -inf. Raises `ValueError` for inputs whose shapes do not fit one another.
     """
     require_rows(q, k, v, lengths)
     if q.shape[2] == 0:
-        return v, q.sum(-1)
+        return v, q.sum(-1, dtype=widened(q.dtype))
     last = q.shape[2] - 1
     return torch.ops.subquad.window(q, k, v, lengths, min(left, last), min(right, last))
 
@@ -53,28 +51,35 @@ def require_rows(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths) -> None:
         require_shape("lengths", lengths, len(q))
 
 
-@torch.library.custom_op("subquad::window", mutates_args=(), schema=f"({INPUTS}) -> (Tensor, Tensor)")
-def forward(q: Keyed, k: Keyed, v: Values, lengths: Lengths, left: int, right: int) -> tuple[Values, Rows]:
+def attended(q: Keyed, k: Keyed, v: Values, lengths: Lengths, left: int, right: int) -> tuple[Values, Rows]:
     if usable(q, k, v):
         return native.forward(q, k, v, lengths, left=left, right=right)
+    if (wide := widened(q.dtype)) != q.dtype:
+        out, lse = v.new_empty(v.shape), v.new_empty(v.shape[:3], dtype=wide)
+        for own in some_heads(q):
+            given = (x[:, own].to(wide) for x in (q, k, v))
+            out[:, own], lse[:, own] = attended(*given, lengths=lengths, left=left, right=right)
+        return out, lse
     out, lse = v.new_empty(v.shape), v.new_empty(v.shape[:3])
-    fused = lengths is None and q.is_cpu and q.shape[3] == v.shape[3]
-    for rows, keys, bias in blocks(q, lengths, left=left, right=right):
-        queries = q[:, :, rows]
-        if FLASH is not None and fused:
-            found = FLASH(queries, k[:, :, keys], v[:, :, keys], attn_mask=bias)
-        else:
-            found = softmax(queries, k[:, :, keys], v[:, :, keys], bias)
-        out[:, :, rows], lse[:, :, rows] = found
+    if lengths is not None:
+        out.zero_()
+        lse.fill_(-torch.inf)
+    i = torch.arange(BLOCK, device=q.device)[:, None]
+    j = torch.arange(-left, BLOCK + right, device=q.device)
+    band = q.new_zeros(BLOCK, len(j)).masked_fill_((j < i - left) | (j > i + right), -torch.inf)
+    for q_, k_, v_, out_, lse_ in sequences(lengths, q, k, v, out, lse):
+        for at, near in blocks(q_.shape[1], left=left, right=right):
+            scores = torch.bmm(q_[:, at] * q.shape[3] ** -0.5, k_[:, near].mT)
+            first = near.start - at.start + left
+            scores.add_(band[: scores.shape[1], first : first + scores.shape[2]])
+            top = scores.amax(-1)
+            weights = torch.softmax(scores, -1, out=scores)
+            out_[:, at] = torch.bmm(weights, v_[:, near])
+            lse_[:, at] = top - weights.amax(-1).log_()  # the largest weight is exp(top - lse)
     return out, lse
 
 
-@torch.library.custom_op(
-    "subquad::window_backward",
-    mutates_args=(),
-    schema=f"(Tensor grad, Tensor grad_lse, Tensor out, Tensor lse, {INPUTS}) -> (Tensor, Tensor, Tensor)",
-)
-def backward(
+def pulled_back(
     grad: Values,
     grad_lse: Rows,
     out: Values,
@@ -88,67 +93,72 @@ def backward(
 ) -> tuple[Keyed, Keyed, Values]:
     if usable(q, k, v, grad):
         return native.backward(grad, grad_lse, q, k, v, lengths, out, lse, left=left, right=right)
-    dq, dk, dv = (torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    delta = (grad * out).sum(-1) - grad_lse
-    lse = lse.masked_fill(lse == -torch.inf, torch.inf)  # behind the length: no weights
+    if (wide := widened(q.dtype)) != q.dtype:
+        dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
+        for own in some_heads(q):
+            given = (x[:, own].to(wide) for x in (grad, grad_lse, out, lse, q, k, v))
+            dq[:, own], dk[:, own], dv[:, own] = pulled_back(*given, lengths=lengths, left=left, right=right)
+        return dq, dk, dv
+    dq = q.new_empty(q.shape) if lengths is None else q.new_zeros(q.shape)
+    dk, dv = k.new_zeros(k.shape), v.new_zeros(v.shape)
+    lse, delta = lse[..., None], (grad * out).sum(-1, keepdim=True) - grad_lse[..., None]
     scale = q.shape[3] ** -0.5
-    for rows, keys, bias in blocks(q, lengths, left=left, right=right):
-        own, near, value, g = q[:, :, rows], k[:, :, keys], v[:, :, keys], grad[:, :, rows]
-        weights = torch.baddbmm(*flat(bias, own, near), alpha=scale).unflatten(0, q.shape[:2])
-        weights.sub_(lse[:, :, rows, None]).exp_()
-        change = (g @ value.mT).sub_(delta[:, :, rows, None]).mul_(weights).mul_(scale)
-        dv[:, :, keys] += weights.mT @ g
-        dq[:, :, rows] = change @ near
-        dk[:, :, keys] += change.mT @ own
+    parts = sequences(lengths, q, k, v, grad, lse, delta, dq, dk, dv)
+    for q_, k_, v_, grad_, lse_, delta_, dq_, dk_, dv_ in parts:
+        for at, near in blocks(q_.shape[1], left=left, right=right):
+            own = q_[:, at] * scale
+            weights = torch.bmm(own, k_[:, near].mT).sub_(lse_[:, at]).exp_()
+            first, last = at.start - left - near.start, at.start + right - near.start  # the first row's keys
+            weights[..., : max(0, first + own.shape[1])].triu_(first)  # rather than exp(-inf), which is slow
+            weights[..., last + 1 :].tril_(-1)
+            change = torch.bmm(grad_[:, at], v_[:, near].mT).sub_(delta_[:, at]).mul_(weights)
+            dq_[:, at] = torch.bmm(change, k_[:, near]).mul_(scale)
+            dk_[:, near].add_(torch.bmm(change.mT, own))
+            dv_[:, near].add_(torch.bmm(weights.mT, grad_[:, at]))
     return dq, dk, dv
 
 
-class Block(NamedTuple):
-    rows: slice
-    keys: slice
-    bias: Float[Tensor, "#b 1 r c"]  # -inf where a row does not see a key
+def widened(dtype: torch.dtype) -> torch.dtype:
+    """That in which sums are kept."""
+    return torch.promote_types(dtype, torch.float32)
 
 
-def blocks(q: Keyed, lengths: Lengths, *, left: int, right: int) -> Iterator[Block]:
-    """Queries in order, beside the keys that any of them sees."""
-    length = q.shape[2]
-    i = torch.arange(BLOCK, device=q.device)[:, None]
-    d = i - torch.arange(-left, BLOCK + right, device=q.device)
-    hidden = ((d > left) | (d < -right))[None, None]
-    band = q.new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf)
+def some_heads(q: Keyed) -> Iterator[slice]:
+    """A few heads at a time, whose copies in another precision take memory that is in cache already."""
+    step = 2 if usable() else HEADS // 2
+    return (slice(start, start + step) for start in range(0, q.shape[1], step))
+
+
+def sequences(lengths: Lengths, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """A few heads of sequences of one length, without the padding behind it: as many as fit in cache."""
+    if lengths is None:
+        yield from zip(*(x.flatten(0, 1).split(HEADS) for x in tensors), strict=True)
+        return
+    for row, length in enumerate(lengths.tolist()):
+        yield from zip(*(x[row, :, :length].split(HEADS) for x in tensors), strict=True)
+
+
+def blocks(length: int, *, left: int, right: int) -> Iterator[tuple[slice, slice]]:
+    """Queries in order, and the keys that any of them sees."""
     for start in range(0, length, BLOCK):
         stop = min(start + BLOCK, length)
-        rows, keys = slice(start, stop), slice(max(0, start - left), min(length, stop + right))
-        bias = band[:, :, : stop - start, keys.start - start + left : keys.stop - start + left]
-        if lengths is not None:
-            behind = torch.arange(keys.start, keys.stop, device=q.device) >= lengths[:, None]
-            absent = torch.arange(start, stop, device=q.device) >= lengths[:, None]
-            bias = bias.masked_fill((behind[:, None] | absent[..., None])[:, None], -torch.inf)
-        yield Block(rows, keys, bias)
+        yield slice(start, stop), slice(max(0, start - left), min(length, stop + right))
 
 
-def softmax(
-    q: Float[Tensor, "b h r d"],
-    k: Float[Tensor, "b h c d"],
-    v: Float[Tensor, "b h c e"],
-    bias: Float[Tensor, "#b 1 r c"],
-) -> tuple[Float[Tensor, "b h r e"], Float[Tensor, "b h r"]]:
-    """Outputs and lse over a slice of keys."""
-    weights = torch.baddbmm(*flat(bias, q, k), alpha=q.shape[3] ** -0.5).unflatten(0, q.shape[:2])
-    top = weights.amax(-1, keepdim=True).clamp_(min=torch.finfo(q.dtype).min)
-    total = weights.sub_(top).exp_().sum(-1, keepdim=True)
-    out = (weights @ v).div_(total.masked_fill(total == 0, 1))
-    return out, (top + total.log())[..., 0]
-
-
-def flat(bias: Tensor, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Batch and heads as one, for a product with a sum."""
-    return bias.expand(*q.shape[:2], -1, -1).flatten(0, 1), q.flatten(0, 1), k.mT.flatten(0, 1)
+forward = torch.library.custom_op(
+    "subquad::window", attended, mutates_args=(), schema=f"({INPUTS}) -> (Tensor, Tensor)"
+)
+backward = torch.library.custom_op(
+    "subquad::window_backward",
+    pulled_back,
+    mutates_args=(),
+    schema=f"(Tensor grad, Tensor grad_lse, Tensor out, Tensor lse, {INPUTS}) -> (Tensor, Tensor, Tensor)",
+)
 
 
 @forward.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return v.new_empty(v.shape), v.new_empty(v.shape[:3])
+    return v.new_empty(v.shape), v.new_empty(v.shape[:3], dtype=widened(v.dtype))
 
 
 @backward.register_fake

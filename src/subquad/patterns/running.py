@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from subquad.ops.precision import wide
 from subquad.ops.tiles import tile_attention
 from subquad.ops.window import window_attention
 from subquad.patterns.layout import layout
@@ -32,7 +33,7 @@ def attend(
 ) -> Float[Tensor, "b h s e"]:
     """Attention by `pattern` within sequences of which the first n tokens are real; None: all.
 
-    Sums are kept in the inputs' dtype, and a query that sees no key gives zeros.
+    Sums are kept in float32 at least, and a query that sees no key gives zeros.
     """
     if isinstance(pattern, PerHead):
         require_heads(pattern, q.shape[1])
@@ -43,7 +44,7 @@ def attend(
     band, tilings = layout(pattern, s, n, q.device)
     if band is not None and not tilings:
         return window_attention(q, k, v, left=band[0], right=band[1], lengths=n)[0]
-    return tile_attention(q, k, v, tilings, lengths=n, band=band)
+    return tile_attention(*wide(q, k, v), tilings=tilings, lengths=n, band=band).to(v.dtype)
 
 
 def attend_rows(

@@ -15,34 +15,50 @@ constexpr int BLOCK = 16;  // tokens between which channels fade one product at 
 // The tiles of one thread.
 struct Tiles {
     bool backward;
-    Fading fading;  // one decay for all channels
-    Scratch q, k, v, log, since, until, x, xT, fade, alpha, P, a, out, g, gT, A, dq, dk, dv, flow, ST, faded, whole;
+    bool same = false;  // as in the chunk before: one decay for all tokens of a head
+    Fading fading;      // one decay for all channels
+    Scratch q, k, values, log, since, until, x, xT, fade, alpha, P, a, out, g, gate, A, dq, dk, dv, flow, ST, dscale, faded, whole;
+    const float *v = nullptr;
     Tiles(int d, int e, bool backward)
-        : backward(backward), q(C * d), k(C * d), v(C * e), log(C * d + C), since(C * d), until(C * d), x(C * d), xT(d * C + N_R), fade(C * d),
-          alpha(C * d), P(C * C + N_R), a(C * C), out(C * e), g(backward ? C * e : 0), gT(backward ? C * e : 0),
+        : backward(backward), q(C * d), k(C * d), values(C * e), log(C * d + C), since(C * d), until(C * d), x(C * d), xT(d * C + N_R), fade(C * d),
+          alpha(C * d), P(C * C + N_R), a(C * C), out(C * e), g(backward ? C * e : 0), gate(C * e),
           A(backward ? C * C + N_R : 0), dq(backward ? C * d : 0), dk(backward ? C * d : 0), dv(backward ? C * e : 0),
-          flow(backward ? C * d : 0), ST(backward ? d * e : 0), faded((BLOCK + 1) * d), whole(d) {}
+          flow(backward ? C * d : 0), ST(backward ? (d > C ? d : C) * e : 0), dscale(backward ? e : 0), faded((BLOCK + 1) * d), whole(d) {}
 };
 
 struct Decayed : Sequences {
     bool by_channel;
-    explicit Decayed(const Recurrence &p) : Sequences(p), by_channel(p.channels > 1) {}
+    explicit Decayed(const Recurrence &p) : Sequences(p), by_channel(p.channels > 1 || p.root != 0) {}
 
     // Keys, values and what is left over the chunk.
     void read_keys(Tiles &w, long head, long t, int n) const {
         keys(head, t, n, w.k);
-        values(head, t, n, w.v);
-        if (by_channel) {
-            tokens(p.log_decay, p.log_decay_stride, head, t, n, p.d, d, w.log);
-            for (int c = 0; c < d; c += LANES) {
-                start(w, 0, C, c, w.since);
-                end(w, 0, C, c, w.until);
-            }
-            std::memcpy(w.whole, w.since + (C - 1) * d, sizeof(float) * d);
-        } else {
+        w.v = values(head, t, n, w.values);
+        if (by_channel) return read_channels(w, head, t, n);
+        bool constant = p.log_decay_stride[2] == 0 && n == C;
+        if (!constant || !w.same) {
             numbers(p.log_decay, p.log_decay_stride, head, t, n, w.log);
             w.fading = Fading(w.log);
             std::fill(w.whole + 0, w.whole + d, w.fading.whole);
+            between(w.log, w.a);
+        }
+        w.same = constant;
+    }
+
+    // Products of decays are as exact as exponentials of sums within a chunk, and cost next to nothing.
+    void read_channels(Tiles &w, long head, long t, int n) const {
+        tokens(p.log_decay, p.log_decay_stride, head, t, n, p.d, d, w.log, p.given_decays);
+        for (int c = 0; c < d; c += LANES) {
+            vec total = vec{};
+            for (int i = 0; i < C; i++) {
+                float *at = w.log + i * d + c;
+                if (p.root && i < n) store(at, log_sigmoid(load(at)) * p.root);
+                total += load(at);
+                store(w.alpha + i * d + c, exp(load(at)));
+            }
+            store(w.whole + c, exp(total));
+            start(w, 0, C, c, w.since);
+            end(w, 0, C, c, w.until);
         }
     }
 
@@ -59,48 +75,48 @@ struct Decayed : Sequences {
 
     // What is left at tokens from `first` on of what stood before it, for the channels at c.
     void start(Tiles &w, int first, int size, int c, float *to) const {
-        vec total = vec{};
+        vec left = all(1);
         for (int i = first; i < first + size; i++) {
-            total += load(w.log + i * d + c);
-            store(to + i * d + c, exp(total));
+            left *= load(w.alpha + i * d + c);
+            store(to + i * d + c, left);
         }
     }
 
     // What is left of what they wrote at the last of `size` tokens.
     void end(Tiles &w, int first, int size, int c, float *to) const {
-        vec total = vec{};
+        vec left = all(1);
         for (int j = first + size - 1; j >= first; j--) {
-            store(to + j * d + c, exp(total));
-            total += load(w.log + j * d + c);
+            store(to + j * d + c, left);
+            left *= load(w.alpha + j * d + c);
         }
     }
 
     // S <- what is left of it + k v^T
-    void remember(Tiles &w, float *S) const {
+    void remember(Tiles &w, int n, float *S) const {
         fade_state(w.whole, S);
         until_end(w, w.k, w.x);
-        product<true>(p.d, p.e, C, {w.x, 1, d}, {w.v, e, N_R}, {S, e, N_R});
+        product<true>(p.d, p.e, n, {w.x, 1, d}, {w.v, e, N_R}, {S, e, N_R});
     }
 
-    // P_ji: the weight of key j at query i; zero where i < j.
-    void weigh(Tiles &w) const {
+    // P_ji: the weight of key j at query i, of n; zero where i < j.
+    void weigh(Tiles &w, int n) const {
         if (by_channel) {
             for (int size = BLOCK; size < C; size *= 2) {
+                if (size >= n) continue;
                 halves(w, size);
-                transpose(w.x, C, d, w.xT);
                 for (int first = 0; first < C; first += 2 * size) {
                     int second = first + size;
-                    product<false>(size, size, p.d, {w.x + first * d, d, 1}, {w.xT + second, C, N_R}, {w.P + first * C + second, C, N_R});
+                    transpose(w.x + second * d, size, d, w.xT);
+                    product<false>(size, size, p.d, {w.x + first * d, d, 1}, {w.xT, size, N_R}, {w.P + first * C + second, C, N_R});
                 }
             }
             keep_upper(w.P);
-            for (int x = 0; x < C * d; x += LANES) store(w.alpha + x, exp(load(w.log + x)));
-            for (int first = 0; first < C; first += BLOCK) weigh_block(w, first);
+            for (int first = 0; first < n; first += BLOCK) weigh_block(w, first);
             return;
         }
         transpose(w.q, C, d, w.xT);
-        product<false, RESULT_UPPER>(C, C, p.d, {w.k, d, 1}, {w.xT, C, N_R}, {w.P, C, N_R});
-        fade_between(w.log, w.P, w.backward ? w.a + 0 : nullptr);
+        product<false, RESULT_UPPER>(n, n, p.d, {w.k, d, 1}, {w.xT, C, N_R}, {w.P, C, N_R});
+        fade_between(w.a, w.P);
     }
 
     // x: keys as they are left at the end of a first half, queries by what is left of that at them.
@@ -135,16 +151,17 @@ struct Decayed : Sequences {
     void forward(Tiles &w, long head) const {
         Scratch S((size_t)d * e);
         read_state(p.S0, head, S);
+        w.same = false;
         for (long t = 0; t < p.length; t += C) {
             int n = std::min<long>(C, p.length - t);
             read_keys(w, head, t, n);
             queries(head, t, n, w.q);
-            weigh(w);
+            weigh(w, n);
             since_start(w, w.q, w.q);
-            product<false>(C, p.e, p.d, {w.q, d, 1}, {S, e, N_R}, {w.out, e, N_R});
-            product<true, LEFT_LOWER>(C, p.e, C, {w.P, 1, C}, {w.v, e, N_R}, {w.out, e, N_R});
-            write(w.out, e, head, t, n, p.e, p.out);
-            remember(w, S);
+            product<false>(n, p.e, p.d, {w.q, d, 1}, {S, e, N_R}, {w.out, e, N_R});
+            product<true, LEFT_LOWER>(n, p.e, n, {w.P, 1, C}, {w.v, e, N_R}, {w.out, e, N_R});
+            answer(w.out, w.gate, head, t, n);
+            remember(w, n, S);
         }
         write_state(S, head, p.S1);
     }
@@ -220,7 +237,12 @@ struct Decayed : Sequences {
 
     void write_decays(const Tiles &w, long head, long t, int n) const {
         if (!p.dlog_decay) return;
-        if (by_channel) return write(w.flow, d, head, t, n, p.d, p.dlog_decay);
+        if (by_channel) {
+            tokens(p.log_decay, p.log_decay_stride, head, t, n, p.d, d, w.x);
+            for (int x = 0; p.root && x < n * d; x += LANES)
+                store(w.flow + x, load(w.flow + x) * sigmoid(-load(w.x + x)) * p.root);
+            return write(w.flow, d, head, t, n, p.d, p.dlog_decay);
+        }
         for (int i = 0; i < n; i++) {
             vec sums = vec{};
             for (int c = 0; c < d; c += LANES) sums += load(w.flow + i * d + c);
@@ -233,11 +255,13 @@ struct Decayed : Sequences {
         const long chunks = (p.length + C - 1) / C;
         Scratch states(size * (chunks + 1)), dS(size);  // what each chunk finds
         read_state(p.S0, head, states);
+        w.same = false;
+        std::memset(w.dscale, 0, sizeof(float) * e);
         for (long t = 0; t + C < p.length; t += C) {
             float *S = states + size * (t / C);
             std::memcpy(S + size, S, sizeof(float) * size);
             read_keys(w, head, t, C);
-            remember(w, S + size);
+            remember(w, C, S + size);
         }
         read_state(p.grad_S1, head, dS);
         for (long t = (chunks - 1) * C; t >= 0; t -= C) {
@@ -245,10 +269,10 @@ struct Decayed : Sequences {
             const float *S = states + size * (t / C);
             read_keys(w, head, t, n);
             queries(head, t, n, w.q);
-            gradients(head, t, n, w.g);
-            weigh(w);
-            transpose(w.g, C, e, w.gT);
-            product<false, RESULT_UPPER>(C, C, p.e, {w.v, e, 1}, {w.gT, C, N_R}, {w.A, C, N_R});
+            gradients(head, t, n, w.g, w.out, w.gate, w.dscale);
+            weigh(w, C);
+            transpose(w.g, C, e, w.ST);
+            product<false, RESULT_UPPER>(C, C, p.e, {w.v, e, 1}, {w.ST, C, N_R}, {w.A, C, N_R});
             keep_upper(w.A);
 
             transpose(S, d, e, w.ST);
@@ -271,14 +295,15 @@ struct Decayed : Sequences {
             read(w, w.dq, 0, C);
             pull_inside(w);
 
-            write(w.dq, d, head, t, n, p.d, p.dq);
-            write(w.dk, d, head, t, n, p.d, p.dk);
-            write(w.dv, e, head, t, n, p.e, p.dv);
-            write_decays(w, head, t, n);
             fade_state(w.whole, dS);
             since_start(w, w.q, w.q);
             product<true>(p.d, p.e, C, {w.q, 1, d}, {w.g, e, N_R}, {dS, e, N_R});
+            write_pulled(w.dq, w.x, p.q, p.q_stride, p.q_scale, head, t, n, p.dq);
+            write_pulled(w.dk, w.x, p.k, p.k_stride, 1, head, t, n, p.dk);
+            write_values(w.dv, w.out, head, t, n);
+            write_decays(w, head, t, n);
         }
+        write_scale(w.dscale, head);
         write_state(dS, head, p.dS0);
     }
 };

@@ -15,55 +15,68 @@ namespace {
 constexpr int ROWS = M_R;  // of a block of the triangular system
 
 struct Tiles {
-    Scratch q, k, v, log, beta, x, xT, a, N, M, P, r, u, out, g, gT, A, D, dR, dq, dk, y, flow, ST;
+    bool same = false;  // as in the chunk before: one decay for all tokens of a head
+    Fading fading;
+    Scratch q, k, values, log, beta, x, xT, a, N, M, P, r, u, out, g, gate, A, D, dR, dq, dk, y, flow, ST, dscale;
+    const float *v = nullptr;
     Tiles(int d, int e, bool backward)
-        : q(C * d), k(C * d), v(C * e), log(C + 1), beta(C + 1), x(C * d), xT(d * C), a(C * C), N(C * C), M(C * C), P(C * C),
-          r(C * e), u(C * e), out(C * e), g(backward ? C * e : 0), gT(backward ? C * e : 0), A(backward ? C * C : 0),
+        : q(C * d), k(C * d), values(C * e), log(C + 1), beta(C + 1), x(C * d), xT(d * C), a(C * C), N(C * C), M(C * C), P(C * C),
+          r(C * e), u(C * e), out(C * e), g(backward ? C * e : 0), gate(C * e), A(backward ? C * C : 0),
           D(backward ? C * C : 0), dR(backward ? C * e : 0), dq(backward ? C * d : 0), dk(backward ? C * d : 0),
-          y(backward ? C * d : 0), flow(C), ST(backward ? d * e : 0) {}
+          y(backward ? C * d : 0), flow(C), ST(backward ? (d > C ? d : C) * e : 0), dscale(backward ? e : 0) {}
 };
 
 struct Delta : Sequences {
     explicit Delta(const Recurrence &p) : Sequences(p) {}
 
-    Fading read_keys(Tiles &w, long head, long t, int n) const {
+    void read_keys(Tiles &w, long head, long t, int n) const {
         keys(head, t, n, w.k);
-        values(head, t, n, w.v);
-        numbers(p.log_decay, p.log_decay_stride, head, t, n, w.log);
+        w.v = values(head, t, n, w.values);
         numbers(p.beta, p.beta_stride, head, t, n, w.beta);
-        return Fading(w.log);
+        bool constant = p.log_decay_stride[2] == 0 && n == C;
+        if (!constant || !w.same) {
+            numbers(p.log_decay, p.log_decay_stride, head, t, n, w.log);
+            w.fading = Fading(w.log);
+            between(w.log, w.a);
+        }
+        w.same = constant;
     }
 
     // u, from what the chunk found. N_ji = a_ji k_j . k_i
-    void write_over(Tiles &w, const Fading &fading, const float *S) const {
+    void write_over(Tiles &w, int n, const float *S) const {
         transpose(w.k, C, d, w.xT);
-        product<false, RESULT_UPPER>(C, C, p.d, {w.k, d, 1}, {w.xT, C, N_R}, {w.N, C, N_R});
-        fade_between(w.log, w.N, w.a);
-        for (int j = 0; j < C; j++) {
+        product<false, RESULT_UPPER>(n, n, p.d, {w.k, d, 1}, {w.xT, C, N_R}, {w.N, C, N_R});
+        fade_between(w.a, w.N);
+        for (int j = 0; j < n; j++) {
             w.N[j * C + j] = 0;
-            for (int i = 0; i < C; i += LANES) store(w.M + j * C + i, load(w.N + j * C + i) * -load(w.beta + i));
+            for (int i = j / LANES * LANES; i < C; i += LANES) store(w.M + j * C + i, load(w.N + j * C + i) * -load(w.beta + i));
         }
-        scale_rows(w.k, d, fading.since_start, w.x);
-        product<false>(C, p.e, p.d, {w.x, d, 1}, {S, e, N_R}, {w.r, e, N_R});
-        for (int i = 0; i < C; i++)
+        scale_rows(w.k, d, w.fading.since_start, w.x);
+        product<false>(n, p.e, p.d, {w.x, d, 1}, {S, e, N_R}, {w.r, e, N_R});
+        for (int i = 0; i < n; i++)
             for (int j = 0; j < e; j += LANES) {
                 vec r = load(w.v + i * e + j) - load(w.r + i * e + j);
                 store(w.r + i * e + j, r);
                 store(w.u + i * e + j, r * w.beta[i]);
             }
-        solve(w.M, w.u);
+        solve(w.M, n, w.u);
     }
 
-    // u_i += sum_(j < i) M_ji u_j
-    void solve(const float *M, float *u) const {
-        for (int first = 0; first < C; first += ROWS) {
-            int last = std::min(first + ROWS, C);
+    // u_i += sum_(j < i) M_ji u_j, a panel of columns at a time
+    void solve(const float *M, int n, float *u) const {
+        for (int first = 0; first < n; first += ROWS) {
+            int last = std::min(first + ROWS, n);
             if (first) product<true>(last - first, p.e, first, {M + first, 1, C}, {u, e, N_R}, {u + first * e, e, N_R});
-            for (int c = 0; c < e; c += LANES)
+            for (int c = 0; c < e; c += N_R)
                 for (int i = first + 1; i < last; i++) {
-                    vec x = load(u + i * e + c);
-                    for (int j = first; j < i; j++) x += load(u + j * e + c) * M[j * C + i];
-                    store(u + i * e + c, x);
+                    float *at = u + i * e + c;
+                    vec x = load(at), y = load(at + LANES);
+                    for (int j = first; j < i; j++) {
+                        x += load(u + j * e + c) * M[j * C + i];
+                        y += load(u + j * e + c + LANES) * M[j * C + i];
+                    }
+                    store(at, x);
+                    store(at + LANES, y);
                 }
         }
     }
@@ -83,11 +96,10 @@ struct Delta : Sequences {
         }
     }
 
-    void weigh(Tiles &w) const {
+    void weigh(Tiles &w, int n) const {
         transpose(w.q, C, d, w.xT);
-        product<false, RESULT_UPPER>(C, C, p.d, {w.k, d, 1}, {w.xT, C, N_R}, {w.P, C, N_R});
-        multiply(w.P, w.a, C * C, w.P);
-        keep_upper(w.P);
+        product<false, RESULT_UPPER>(n, n, p.d, {w.k, d, 1}, {w.xT, C, N_R}, {w.P, C, N_R});
+        fade_between(w.a, w.P);
     }
 
     void fade(const Fading &fading, float *S) const {
@@ -95,26 +107,27 @@ struct Delta : Sequences {
     }
 
     // S <- what is left of it + k u^T
-    void remember(Tiles &w, const Fading &fading, float *S) const {
-        fade(fading, S);
-        scale_rows(w.k, d, fading.until_end, w.x);
-        product<true>(p.d, p.e, C, {w.x, 1, d}, {w.u, e, N_R}, {S, e, N_R});
+    void remember(Tiles &w, int n, float *S) const {
+        fade(w.fading, S);
+        scale_rows(w.k, d, w.fading.until_end, w.x);
+        product<true>(p.d, p.e, n, {w.x, 1, d}, {w.u, e, N_R}, {S, e, N_R});
     }
 
     void forward(Tiles &w, long head) const {
         Scratch S((size_t)d * e);
         read_state(p.S0, head, S);
+        w.same = false;
         for (long t = 0; t < p.length; t += C) {
             int n = std::min<long>(C, p.length - t);
-            Fading fading = read_keys(w, head, t, n);
+            read_keys(w, head, t, n);
             queries(head, t, n, w.q);
-            write_over(w, fading, S);
-            weigh(w);
-            scale_rows(w.q, d, fading.since_start, w.q);
-            product<false>(C, p.e, p.d, {w.q, d, 1}, {S, e, N_R}, {w.out, e, N_R});
-            product<true, LEFT_LOWER>(C, p.e, C, {w.P, 1, C}, {w.u, e, N_R}, {w.out, e, N_R});
-            write(w.out, e, head, t, n, p.e, p.out);
-            remember(w, fading, S);
+            write_over(w, n, S);
+            weigh(w, n);
+            scale_rows(w.q, d, w.fading.since_start, w.q);
+            product<false>(n, p.e, p.d, {w.q, d, 1}, {S, e, N_R}, {w.out, e, N_R});
+            product<true, LEFT_LOWER>(n, p.e, n, {w.P, 1, C}, {w.u, e, N_R}, {w.out, e, N_R});
+            answer(w.out, w.gate, head, t, n);
+            remember(w, n, S);
         }
         write_state(S, head, p.S1);
     }
@@ -131,21 +144,22 @@ struct Delta : Sequences {
         }
     }
 
-    void backward_chunk(Tiles &w, const Fading &fading, const float *S, float *dS) const {
+    void backward_chunk(Tiles &w, const float *S, float *dS) const {
+        const Fading &fading = w.fading;
         float reads[C], recalls[C], writes[C];
-        write_over(w, fading, S);
-        weigh(w);
+        write_over(w, C, S);
+        weigh(w, C);
         // du = P g + what the chunk leaves
         scale_rows(w.k, d, fading.until_end, w.x);
         product<false>(C, p.e, p.d, {w.x, d, 1}, {dS, e, N_R}, {w.dR, e, N_R});
         product<true, LEFT_UPPER>(C, p.e, C, {w.P, C, 1}, {w.g, e, N_R}, {w.dR, e, N_R});
         solve_backward(w.M, w.dR);
         // gradients of weights, and of the system
-        transpose(w.g, C, e, w.gT);
-        product<false, RESULT_UPPER>(C, C, p.e, {w.u, e, 1}, {w.gT, C, N_R}, {w.A, C, N_R});
+        transpose(w.g, C, e, w.ST);
+        product<false, RESULT_UPPER>(C, C, p.e, {w.u, e, 1}, {w.ST, C, N_R}, {w.A, C, N_R});
         keep_upper(w.A);
-        transpose(w.dR, C, e, w.gT);
-        product<false, RESULT_UPPER>(C, C, p.e, {w.u, e, 1}, {w.gT, C, N_R}, {w.D, C, N_R});
+        transpose(w.dR, C, e, w.ST);
+        product<false, RESULT_UPPER>(C, C, p.e, {w.u, e, 1}, {w.ST, C, N_R}, {w.D, C, N_R});
         keep_upper(w.D);
         for (int i = 0; i < C; i++) {
             vec sums = vec{};
@@ -202,26 +216,29 @@ struct Delta : Sequences {
         const long chunks = (p.length + C - 1) / C;
         Scratch states(size * (chunks + 1)), dS(size);  // what each chunk finds
         read_state(p.S0, head, states);
+        w.same = false;
+        std::memset(w.dscale, 0, sizeof(float) * e);
         for (long t = 0; t + C < p.length; t += C) {
             float *S = states + size * (t / C);
-            Fading fading = read_keys(w, head, t, C);
-            write_over(w, fading, S);
+            read_keys(w, head, t, C);
+            write_over(w, C, S);
             std::memcpy(S + size, S, sizeof(float) * size);
-            remember(w, fading, S + size);
+            remember(w, C, S + size);
         }
         read_state(p.grad_S1, head, dS);
         for (long t = (chunks - 1) * C; t >= 0; t -= C) {
             int n = std::min<long>(C, p.length - t);
-            Fading fading = read_keys(w, head, t, n);
+            read_keys(w, head, t, n);
             queries(head, t, n, w.q);
-            gradients(head, t, n, w.g);
-            backward_chunk(w, fading, states + size * (t / C), dS);
-            write(w.dq, d, head, t, n, p.d, p.dq);
-            write(w.dk, d, head, t, n, p.d, p.dk);
-            write(w.dR, e, head, t, n, p.e, p.dv);
+            gradients(head, t, n, w.g, w.out, w.gate, w.dscale);
+            backward_chunk(w, states + size * (t / C), dS);
+            write_pulled(w.dq, w.x, p.q, p.q_stride, p.q_scale, head, t, n, p.dq);
+            write_pulled(w.dk, w.x, p.k, p.k_stride, 1, head, t, n, p.dk);
+            write_values(w.dR, w.out, head, t, n);
             write(w.beta, 1, head, t, n, 1, p.dbeta);
             if (p.dlog_decay) write(w.flow, 1, head, t, n, 1, p.dlog_decay);
         }
+        write_scale(w.dscale, head);
         write_state(dS, head, p.dS0);
     }
 };

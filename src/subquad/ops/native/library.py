@@ -12,6 +12,7 @@ from torch import Tensor
 from subquad.ops.native import build
 
 Strides = ctypes.c_int64 * 3
+REMEDY = "python -m subquad.ops.native.build"
 SETS = {"AVX512": ("avx512", "avx2", "baseline"), "AVX2": ("avx2", "baseline")}
 
 
@@ -54,13 +55,13 @@ def load() -> tuple[ctypes.CDLL | None, str]:
         path = build.library(name)
         if path.exists():
             try:
-                return ctypes.CDLL(str(path)), f"kernels for {name}"
+                library = ctypes.CDLL(str(path))
             except OSError as error:  # another system's, or without its OpenMP
                 return None, f"{path.name} cannot be loaded: {error}"
-    return (
-        None,
-        "no kernels were compiled when subquad was installed (python -m subquad.ops.native.build makes them)",
-    )
+            if not hasattr(library, "digest") or library.digest() != build.digest():
+                return None, f"{path.name} is of other sources ({REMEDY} makes it anew)"
+            return library, f"kernels for {name}"
+    return None, f"no kernels were compiled when subquad was installed ({REMEDY} makes them)"
 
 
 def address(x: Tensor | None) -> int | None:

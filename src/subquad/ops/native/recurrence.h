@@ -4,14 +4,16 @@
 
 #pragma once
 
+#include "half.h"
 #include "kernels.h"
 #include "product.h"
+#include "rows.h"
 
 #if defined(__SSE__)
 #include <xmmintrin.h>
 #endif
 
-constexpr int C = 64;  // tokens of a chunk
+constexpr int C = 32;  // tokens of a chunk; of 64 they would multiply more among themselves
 
 // What has nearly faded is flushed to zero: numbers below the smallest normal one cost a hundred times as much.
 struct Flushed {
@@ -38,32 +40,69 @@ static inline void keep_upper(float *tile) {
     for (int j = 0; j < C; j++) std::memset(tile + (long)j * C, 0, sizeof(float) * j);
 }
 
+// Copies what fits into whole vectors by them, which memcpy does not know.
+INLINE void copy_row(const float *from, int n, float *to) {
+    int c = 0;
+    for (; c + LANES <= n; c += LANES) store(to + c, load(from + c));
+    for (; c < n; c++) to[c] = from[c];
+}
+
 struct Sequences {
     const Recurrence &p;
     int d, e;    // padded to whole panels
     long heads;  // of the whole batch
+    Scratch scale;  // of the norm, padded
     explicit Sequences(const Recurrence &p)
-        : p(p), d(round_up(p.d, N_R)), e(round_up(p.e, N_R)), heads(p.batch * p.heads) {}
+        : p(p), d(round_up(p.d, N_R)), e(round_up(p.e, N_R)), heads(p.batch * p.heads), scale(e) {
+        if (p.scale) copy_row(p.scale, p.e, scale);
+    }
 
     const float *row(const float *from, const int64_t *stride, long head, long t) const {
         return from + head / p.heads * stride[0] + head % p.heads * stride[1] + t * stride[2];
     }
 
     // n tokens as rows of `to`, which are `padded` wide, and zeros around them.
-    void tokens(const float *from, const int64_t *stride, long head, long t, int n, int width, int padded, float *to) const {
+    void tokens(const float *from, const int64_t *stride, long head, long t, int n, int width, int padded, float *to, int given = FLOAT32) const {
+        const uint16_t *halves = (const uint16_t *)from + (row(from, stride, head, t) - from);
         for (int i = 0; i < n; i++) {
-            std::memcpy(to + (long)i * padded, row(from, stride, head, t + i), sizeof(float) * width);
-            std::memset(to + (long)i * padded + width, 0, sizeof(float) * (padded - width));
+            float *at = to + (long)i * padded;
+            if (given == BFLOAT16) widen_row(halves + i * stride[2], width, BFLOAT16, at);
+            else if (given == FLOAT16) widen_row(halves + i * stride[2], width, FLOAT16, at);
+            else copy_row(row(from, stride, head, t + i), width, at);
+            for (int c = width; c < padded; c++) to[(long)i * padded + c] = 0;
         }
         std::memset(to + (long)n * padded, 0, sizeof(float) * (C - n) * padded);
     }
 
-    void queries(long head, long t, int n, float *to) const { tokens(p.q, p.q_stride, head, t, n, p.d, d, to); }
-    void keys(long head, long t, int n, float *to) const { tokens(p.k, p.k_stride, head, t, n, p.d, d, to); }
-    void values(long head, long t, int n, float *to) const { tokens(p.v, p.v_stride, head, t, n, p.e, e, to); }
-    void gradients(long head, long t, int n, float *to) const {
-        const int64_t stride[3] = {p.heads * p.length * p.e, p.length * p.e, p.e};
-        tokens(p.grad, stride, head, t, n, p.e, e, to);
+    // The same where nothing is to be changed: where they lie, if they lie as the copy would.
+    const float *where(const float *from, const int64_t *stride, long head, long t, int n, int width, int padded, float *room) const {
+        if (!p.given && n == C && width == padded && stride[2] == width) return row(from, stride, head, t);
+        tokens(from, stride, head, t, n, width, padded, room, p.given);
+        return room;
+    }
+
+    // Queries or keys, as the recurrence takes them.
+    void ready(const float *from, const int64_t *stride, float scale, long head, long t, int n, float *to) const {
+        const bool copied = p.given || p.d != d;
+        if (copied) tokens(from, stride, head, t, n, p.d, d, to, p.given);
+        for (int i = 0; i < n; i++) {
+            float *at = to + (long)i * d;
+            const float *x = copied ? at : row(from, stride, head, t + i);
+            if (p.turn) turn_row<false>(x, row(p.turn, p.turn_stride, head, t + i), p.d / 2, scale, at);
+            else if (p.unit) unit_row(x, d, p.unit, at);
+            else scale_row(x, d, scale, at);
+        }
+        std::memset(to + (long)n * d, 0, sizeof(float) * (C - n) * d);
+    }
+
+    void queries(long head, long t, int n, float *to) const { ready(p.q, p.q_stride, p.q_scale, head, t, n, to); }
+    void keys(long head, long t, int n, float *to) const { ready(p.k, p.k_stride, 1, head, t, n, to); }
+
+    const float *values(long head, long t, int n, float *room) const {
+        if (!p.swish_values) return where(p.v, p.v_stride, head, t, n, p.e, e, room);
+        tokens(p.v, p.v_stride, head, t, n, p.e, e, room, p.given);
+        swish_row(room, n * e, room);
+        return room;
     }
 
     // One number a token, and zeros to the chunk's end and one beyond.
@@ -73,8 +112,64 @@ struct Sequences {
 
     // To and from (heads length width), without the padding.
     void write(const float *from, int padded, long head, long t, int n, int width, float *to) const {
+        for (int i = 0; i < n; i++) copy_row(from + (long)i * padded, width, to + (head * p.length + t + i) * width);
+    }
+
+    // Outputs, normed and gated where that is asked for; `room` is for gates.
+    void answer(float *out, float *room, long head, long t, int n) const {
+        if (p.raw) write(out, e, head, t, n, p.e, p.raw);
+        const float *gate = p.gate ? where(p.gate, p.gate_stride, head, t, n, p.e, e, room) : nullptr;
+        const bool at_once = p.norm && !p.given && p.e == e;
+        for (int i = 0; i < n && p.norm; i++) {
+            float *x = out + i * e, *to = at_once ? p.out + (head * p.length + t + i) * e : x;
+            finish_row(x, e, p.e, p.norm, scale, gate ? gate + i * e : nullptr, to);
+        }
+        if (p.given) write_narrow(out, head, t, n);
+        else if (!at_once) write(out, e, head, t, n, p.e, p.out);
+    }
+
+    void write_narrow(const float *out, long head, long t, int n) const {
+        uint16_t *to = (uint16_t *)p.out + (head * p.length + t) * p.e;
+        for (int i = 0; i < n; i++) {
+            if (p.given == BFLOAT16) narrow_row(out + i * e, p.e, BFLOAT16, to + (long)i * p.e);
+            else narrow_row(out + i * e, p.e, FLOAT16, to + (long)i * p.e);
+        }
+    }
+
+    // The gradients of outputs before the norm; those of gate and scale are written.
+    void gradients(long head, long t, int n, float *to, float *raw, float *gate, float *dscale) const {
+        const int64_t stride[3] = {p.heads * p.length * p.e, p.length * p.e, p.e};
+        tokens(p.grad, stride, head, t, n, p.e, e, to);
+        if (!p.norm) return;
+        tokens(p.raw, stride, head, t, n, p.e, e, raw);
+        if (p.gate) tokens(p.gate, p.gate_stride, head, t, n, p.e, e, gate);
         for (int i = 0; i < n; i++)
-            std::memcpy(to + (head * p.length + t + i) * width, from + (long)i * padded, sizeof(float) * width);
+            pull_finish_row(to + i * e, raw + i * e, e, p.e, p.norm, scale, p.gate ? gate + i * e : nullptr, dscale);
+        if (p.gate) write(gate, e, head, t, n, p.e, p.dgate);
+    }
+
+    // From the gradients of queries or keys to those of what was given for them, which are written.
+    void write_pulled(float *rows, float *room, const float *from, const int64_t *stride, float scale, long head, long t, int n, float *to) const {
+        if (p.unit) tokens(from, stride, head, t, n, p.d, d, room);
+        for (int i = 0; i < n; i++) {
+            float *x = rows + (long)i * d;
+            if (p.turn) turn_row<true>(x, row(p.turn, p.turn_stride, head, t + i), p.d / 2, scale, x);
+            else if (p.unit) pull_unit_row(room + (long)i * d, d, p.unit, x);
+            else if (scale != 1) scale_row(x, d, scale, x);
+        }
+        write(rows, d, head, t, n, p.d, to);
+    }
+
+    void write_values(float *rows, float *room, long head, long t, int n) const {
+        if (p.swish_values) {
+            tokens(p.v, p.v_stride, head, t, n, p.e, e, room);
+            pull_swish_row(room, n * e, rows);
+        }
+        write(rows, e, head, t, n, p.e, p.dv);
+    }
+
+    void write_scale(const float *dscale, long head) const {
+        if (p.dscale) copy_row(dscale, p.e, p.dscale + head * p.e);
     }
 
     void read_state(const float *from, long head, float *S) const {
@@ -116,19 +211,24 @@ struct Fading {
     }
 };
 
-// P_ji times a_ji, what is left at token i of what token j wrote, and zero where i < j. Keeps `a`, if there is one.
-static inline void fade_between(const float *log_decay, float *P, float *a) {
+// a_ji: what is left at token i of what token j wrote, where i >= j.
+static inline void between(const float *log_decay, float *a) {
     vec sums[C / LANES] = {};  // of decays after j, up to i
-    for (int j = C - 1; j >= 0; j--) {
-        std::memset(P + j * C, 0, sizeof(float) * (j / LANES * LANES));
+    for (int j = C - 1; j >= 0; j--)
         for (int x = j / LANES; x < C / LANES; x++) {
-            vec i = number(x), left;
-            sums[x] = i > all(j) ? sums[x] + log_decay[j + 1] : vec{};
-            left = exp(sums[x]);
-            float *at = P + j * C + x * LANES;
-            store(at, i >= all(j) ? load(at) * left : vec{});
-            if (a) store(a + j * C + x * LANES, left);
+            sums[x] = number(x) > all(j) ? sums[x] + log_decay[j + 1] : vec{};
+            store(a + j * C + x * LANES, exp(sums[x]));
         }
+}
+
+// P_ji times a_ji, and zero where i < j.
+static inline void fade_between(const float *a, float *P) {
+    for (int j = 0; j < C; j++) {
+        int x = j / LANES;
+        std::memset(P + j * C, 0, sizeof(float) * x * LANES);
+        float *first = P + j * C + x * LANES;
+        store(first, number(x) >= all(j) ? load(first) * load(a + j * C + x * LANES) : vec{});
+        for (x = (x + 1) * LANES; x < C; x += LANES) store(P + j * C + x, load(P + j * C + x) * load(a + j * C + x));
     }
 }
 

@@ -51,7 +51,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
     call, held = prepared(q, k, v, lengths, left=left, right=right)
-    grad, grad_lse = grad.contiguous(), None if grad_lse is None else grad_lse.contiguous()
+    grad, out, lse = (x.contiguous() for x in (grad, out, lse))
+    grad_lse = None if grad_lse is None else grad_lse.contiguous()
     call.grad, call.out, call.lse = addresses((grad, out, lse))
     call.grad_lse = address(grad_lse)
     dq = torch.empty(q.shape, dtype=q.dtype)

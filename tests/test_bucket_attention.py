@@ -1,0 +1,104 @@
+"""Attention within buckets against a mask over all pairs, in both tiers, and hashing tokens in blocks."""
+
+from itertools import product
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from subquad.mechanism import Dims
+from subquad.mechanisms.reformer import Reformer
+from subquad.ops import hashing, native
+from subquad.ops.bucket_attention import bucket_attention
+from subquad.ops.bucket_chunks import ALONE
+from subquad.ops.buckets import Buckets
+
+FLAGS = ("causal", "band", "alone", "repeats")
+# but for the last two together: float32 does not tell ALONE plus the logarithm of a few from ALONE
+CASES = [flags for flags in product([False, True], repeat=4) if not all(flags[2:])]
+# batch, heads, rounds, tokens, width of queries and of values, size of chunks
+SIZES = [(2, 3, 3, 70, 20, 12, 8), (1, 2, 4, 200, 64, 64, 64), (2, 1, 1, 90, 5, 3, 50), (1, 1, 2, 1, 8, 8, 1)]
+
+
+@pytest.fixture(params=["native", "torch", "float64"])
+def tier(request, monkeypatch):
+    if request.param == "torch":
+        monkeypatch.setenv("SUBQUAD_NATIVE", "0")
+    elif request.param == "native" and native.backend().name == "torch":
+        pytest.skip(native.backend().reason)
+    return request.param
+
+
+def inputs(sizes):
+    """Numbers that float32 holds, not contiguous, and buckets of which some are larger than a chunk."""
+    b, h, r, n, d, e, size = sizes
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(b, n, h, width, generator=generator).transpose(1, 2) for width in (d, d, e))
+    bucket = torch.randint(0, max(1, n // size), (b, h, r, n), generator=generator)
+    buckets = Buckets.of(bucket, size=size)
+    marks = 2 * bucket + buckets.place // size
+    grad = torch.randn(b, h, n, e, generator=generator).double()
+    return q.double(), k.double(), v.double(), buckets, marks, grad
+
+
+def exact(q, k, v, buckets, marks, *, causal, band, alone, repeats):
+    """A softmax over all pairs, a pair weighing as often as rounds count it."""
+    n = q.shape[2]
+    chunk, back = buckets.place // buckets.size, marks[..., :, None] - marks[..., None, :]
+    seen = (back == 0) | (back == 1)
+    if not repeats:
+        seen &= seen.cumsum(2) == 1
+    near = chunk[..., :, None] - chunk[..., None, :]
+    seen &= (near == 0) | (near == 1)
+    if causal:
+        seen &= torch.ones(n, n, dtype=torch.bool).tril()
+    if band:
+        places = buckets.place[..., :, None] - buckets.place[..., None, :]
+        seen &= (places >= 0) & (places < buckets.size)
+    scores = q @ k.mT / q.shape[-1] ** 0.5
+    if alone:
+        scores = scores.masked_fill(torch.eye(n, dtype=torch.bool), ALONE)
+    return (scores + seen.sum(2).log()).softmax(-1) @ v
+
+
+@pytest.mark.parametrize("flags", CASES, ids=str)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_each_token_gets_what_those_that_it_sees_give(sizes, flags, tier):
+    *tokens, buckets, marks, grad = inputs(sizes)
+    options = dict(zip(FLAGS, flags, strict=True))
+    tokens = [x.requires_grad_() for x in tokens]
+    expected = exact(*tokens, buckets, marks, **options)
+    slopes = torch.autograd.grad(expected, tokens, grad)
+    dtype = torch.float64 if tier == "float64" else torch.float32
+    given = [x.detach().to(dtype).requires_grad_() for x in tokens]
+    out = bucket_attention(*given, order=buckets.order, marks=marks, size=buckets.size, **options)
+    found = torch.autograd.grad(out, given, grad.to(dtype))
+    for one, other in zip((out, *found), (expected, *slopes), strict=True):
+        assert_close(one, other.to(dtype), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_one_sequence_is_split_among_threads(causal, monkeypatch):
+    if native.backend().name == "torch":
+        pytest.skip(native.backend().reason)
+    *tokens, buckets, marks, grad = inputs((1, 1, 3, 300, 16, 8, 16))
+    given, results = [x.float().requires_grad_() for x in tokens], []
+    for threads in (1, 4):
+        monkeypatch.setattr(torch, "get_num_threads", lambda count=threads: count)
+        out = bucket_attention(
+            *given, order=buckets.order, marks=marks, size=buckets.size, causal=causal, alone=True
+        )
+        results.append((out, *torch.autograd.grad(out, given, grad.float())))
+    for one, other in zip(*results, strict=True):
+        assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("valid", [False, True])
+def test_buckets_do_not_depend_on_the_blocks_that_tokens_are_hashed_in(valid, monkeypatch):
+    mechanism = Reformer(Dims(heads=2, head_dim=4), causal=False, bucket=1, rounds=2).double()
+    q = torch.randn(2, 2, 150, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    count = torch.tensor([150, 90]) if valid else None
+    whole = mechanism._hash(q, count)
+    monkeypatch.setattr(hashing, "BLOCK", 1000)
+    assert torch.equal(mechanism._hash(q, count), whole)
+    assert len(whole.unique()) > 64
