@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from subquad.mechanism import Mechanism
+from subquad.ops.rotary import rotate
 
 Mix = Callable[..., Tensor]  # takes the inputs of our mechanism, by name
 
@@ -110,18 +111,26 @@ def fla_linear(mechanism: Mechanism, length: int) -> Mix:
 
 
 def fla_retention(mechanism: Mechanism, length: int) -> Mix:
-    """The recurrence alone: neither the turning of queries and keys nor norm and gate."""
+    """Its recurrence, and in PyTorch what the mechanism does around it."""
     chunked = imported("fla.ops.simple_gla.naive").naive_chunk_simple_gla
     decay = (1 - 2.0 ** -(5 + torch.arange(mechanism.dims.heads))).log()
-    return lambda q, k, v, gate: ours(chunked(*theirs(q, k, v), decay.expand(*q.shape[::2], -1))[0])
+    position = torch.arange(length)[None]
+
+    def mix(q: Tensor, k: Tensor, v: Tensor, gate: Tensor) -> Tensor:
+        q, k = rotate(q, position), rotate(k, position)
+        out = chunked(*theirs(q, k, v), decay.expand(*q.shape[::2], -1))[0]
+        return normed(ours(out), mechanism) * F.silu(gate)
+
+    return mix
 
 
 def fla_gated(mechanism: Mechanism, length: int) -> Mix:
-    """The recurrence alone, token by token."""
+    """Its recurrence, token by token, and in PyTorch what the mechanism does around it."""
     recurrent = imported("fla.ops.gla.naive").naive_recurrent_gla
 
     def mix(q: Tensor, k: Tensor, v: Tensor, forget: Tensor, gate: Tensor) -> Tensor:
-        return ours(recurrent(*theirs(q, k, v, F.logsigmoid(forget) / 16))[0])
+        out = ours(recurrent(*theirs(q, k, v, F.logsigmoid(forget) / 16))[0])
+        return normed(out, mechanism) * F.silu(gate)
 
     return mix
 
@@ -131,9 +140,14 @@ def fla_delta(mechanism: Mechanism, length: int) -> Mix:
 
     def mix(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
         q, k = (F.normalize(F.silu(x), dim=-1) for x in (q, k))
-        return chunkwise(q, k, v, beta.sigmoid()[..., 0])[0]
+        out = chunkwise(q * q.shape[-1] ** 0.5, k, v, beta.sigmoid()[..., 0])[0]  # it divides q by that
+        return normed(out, mechanism)
 
     return mix
+
+
+def normed(out: Tensor, mechanism: Mechanism) -> Tensor:
+    return F.rms_norm(out, out.shape[-1:], mechanism.get_parameter("scale"), 1e-5)
 
 
 def theirs(*inputs: Tensor) -> tuple[Tensor, ...]:
@@ -284,9 +298,9 @@ PEERS: Mapping[str, Peer] = MappingProxyType(
                 agrees=True,
             ),
             Peer(name="fla linear", attention=("linear",), build=fla_linear, agrees=True, **_FLA),
-            Peer(name="fla retention", attention=("retention",), build=fla_retention, **_FLA),
-            Peer(name="fla gated", attention=("gated-linear",), build=fla_gated, **_FLA),
-            Peer(name="fla delta", attention=("delta",), build=fla_delta, **_FLA),
+            Peer(name="fla retention", attention=("retention",), build=fla_retention, agrees=True, **_FLA),
+            Peer(name="fla gated", attention=("gated-linear",), build=fla_gated, agrees=True, **_FLA),
+            Peer(name="fla delta", attention=("delta",), build=fla_delta, agrees=True, **_FLA),
             Peer(
                 name="local-attention",
                 modules=("local_attention",),

@@ -2,9 +2,8 @@
 
 import ctypes
 import os
-from collections.abc import Iterable
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,18 +63,38 @@ def load() -> tuple[ctypes.CDLL | None, str]:
     return None, f"no kernels were compiled when subquad was installed ({REMEDY} makes them)"
 
 
-def address(x: Tensor | None) -> int | None:
-    return None if x is None else x.data_ptr()
+def rows(*names: str) -> list[tuple[str, type]]:
+    """Fields for inputs of shape (b h t _): where they are, then their strides of batch, head and token."""
+    return [*((name, ctypes.c_void_p) for name in names), *((f"{name}_stride", Strides) for name in names)]
 
 
-def strides(x: Tensor) -> ctypes.Array[ctypes.c_int64]:
-    """Those of batch, head and token."""
-    return Strides(*x.stride()[:3])
+class Call(ctypes.Structure):
+    """What a kernel is called with: a struct of kernels.h, with the tensors that it points to."""
 
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(**fields)
+        self.held: list[Tensor] = []
 
-def contiguous_rows(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
+    def point(self, **tensors: Tensor | None) -> None:
+        """To inputs, which may have to be copied to be contiguous, or to outputs that have just been made."""
+        for name, x in tensors.items():
+            if x is not None:
+                self._hold(name, x.contiguous())
 
+    def tokens(self, **tensors: Tensor | None) -> None:
+        """To inputs of shape (b h t _), whose strides are told."""
+        for name, x in tensors.items():
+            if x is not None:
+                x = x if x.stride(-1) == 1 else x.contiguous()
+                self._hold(name, x)
+                setattr(self, f"{name}_stride", Strides(*x.stride()[:3]))
 
-def addresses(tensors: Iterable[Tensor]) -> tuple[int, ...]:
-    return tuple(x.data_ptr() for x in tensors)
+    def run(self, kernel: str) -> bool:
+        """Whether the outputs can be used."""
+        library = kernels()
+        assert library is not None
+        return not getattr(library, kernel)(ctypes.byref(self))
+
+    def _hold(self, name: str, x: Tensor) -> None:
+        self.held.append(x)
+        setattr(self, name, x.data_ptr())
