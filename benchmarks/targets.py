@@ -238,10 +238,11 @@ ROWS: tuple[Row, ...] = (
             options=options,
             deed=deed,
             targets=(
+                *against(FUSED, "kernel", {4096: None}),
                 *against(FUSED, "torch", {4096: None}),
                 *(against(FLEX, "torch", {4096: 1.5}) if deed == "forward" else ()),
             ),
-            floor={"torch": 0.5},
+            floor={"kernel": 0.5, "torch": 0.5},
         )
         for name, title, attention, options in (
             ("window-global", "window 128 + 16 global", "pattern", GLOBAL_WINDOW),
@@ -303,6 +304,13 @@ ROWS: tuple[Row, ...] = (
             ("favor", "performer", M256, False),
             ("linear-causal", "linear", {}, True),
             ("window", "local", {"width": 256}, True),
+            ("bigbird", "bigbird", {}, False),
+            ("retention", "retention", {}, True),
+            ("gated-linear", "gated-linear", {}, True),
+            ("delta", "delta", {}, True),
+            ("linformer", "linformer", {"rank": 256}, False),
+            ("nystrom", "nystromformer", {"landmarks": 64, "kernel": 0}, False),
+            ("reformer", "reformer", {}, False),
         )
     ),
     training(

@@ -118,13 +118,17 @@ def of_memory(row: Row, target: Target, results: Results) -> Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class OfFloor:
-    """How much of the machine's rates a tier reaches, at the longest length that was run, on one thread."""
+    """How much of the machine's rates a tier reaches, at the longest length that was run, on one thread.
+
+    `limit`: the ratio to the fused softmax of whoever were at the floor.
+    """
 
     row: Row
     tier: str
     length: int
     part: float
     aim: float
+    limit: float | None
 
 
 def floors(results: Results) -> Iterator[OfFloor]:
@@ -135,8 +139,15 @@ def floors(results: Results) -> Iterator[OfFloor]:
             reached = {n: cell for n, cell in cells.items() if cell["floor_ms"] and tier in cell["ms"]}
             if reached:
                 length, cell = max(reached.items())
-                part = cell["floor_ms"] / cell["ms"][tier]["median"]
-                yield OfFloor(row=row, tier=tier, length=length, part=part, aim=least)
+                floor, fused = cell["floor_ms"], cell["ms"].get(FUSED)
+                yield OfFloor(
+                    row=row,
+                    tier=tier,
+                    length=length,
+                    part=floor / cell["ms"][tier]["median"],
+                    aim=least,
+                    limit=fused["median"] / floor if fused else None,
+                )
 
 
 def claims(results: Results) -> list[Claim]:
