@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from benchmarks import verdicts
 from benchmarks.targets import GATE, HEADS, WIDTH
-from benchmarks.verdicts import Ratio, Results, Verdict
+from benchmarks.verdicts import OfFloor, Ratio, Results, Verdict
 
 SIGNS = {"met": "met", "short": "**short**", "missed": "**MISSED**", "not run": "not run"}
 
@@ -72,6 +72,11 @@ the formula's own work; the rest of the time goes here:
   target of forward and backward in kernels could not be met.
 - **Windows and patterns in the PyTorch tier**: a block of queries computes the keys of all of them, and
   softmax and copies of gathered keys run as operators of their own. The kernels have neither cost.
+- **Crossovers**: at 128 tokens a call of ours spends about as long in Python and in PyTorch's dispatch as in
+  products.
+- **Exponents of time** above one, where memory grows as it should: the shortest length fits in the cache, the
+  longest does not; and feature maps of which there is no kernel make the features of all tokens at once.
+- **A training step** of the encoder is mostly its projections and feed-forward layers, which all rows share.
 - **Single steps of decoding** are mostly Python: finding the mechanism's call and making two or three tensors
   takes several times what the kernel takes.
 """
@@ -88,26 +93,20 @@ def report(results: Results) -> str:
     of_floor = list(verdicts.floors(results))
     if of_floor:
         head = ("work", "tokens", "tier", "of the floor", "target", "", "fused softmax over the floor")
-        rows = (
-            (
-                *(
-                    f.row.title,
-                    f"{f.length:,}",
-                    f.tier,
-                    f"{f.part:.0%}",
-                    f"{f.aim:.0%}",
-                    sign(f.part >= f.aim),
-                ),
-                "" if f.limit is None else f"{f.limit:.3g}×",
-            )
-            for f in of_floor
+        parts.append(
+            "## Of the floor, one thread\n\n" + table(head, map(floor_line, of_floor), numbers=(1, 3, 4, 6))
         )
-        parts.append("## Of the floor, one thread\n\n" + table(head, rows, numbers=(1, 3, 4, 6)))
     if claimed:
         head = ("claim", "claimed", "found", "")
         rows = ((claim.name, claim.claimed, claim.found, sign(claim.met)) for claim in claimed)
         parts.append("## Lengths and limits\n\n" + table(head, rows))
     return "\n".join(parts)
+
+
+def floor_line(found: OfFloor) -> tuple[str, ...]:
+    reached, limit = sign(found.part >= found.aim), "" if found.limit is None else f"{found.limit:.3g}×"
+    parts = (f"{found.part:.0%}", f"{found.aim:.0%}")
+    return found.row.title, f"{found.length:,}", found.tier, *parts, reached, limit
 
 
 def sign(met: bool) -> str:

@@ -331,6 +331,6 @@ ROWS: tuple[Row, ...] = (
         "linear-causal",
         attention="linear",
         causal=True,
-        targets=(*against(FUSED, "kernel", {4096: 4}), *against(FAST, "kernel", {4096: 2})),
+        targets=(*against(FUSED, "kernel", {4096: 2}), *against(FAST, "kernel", {4096: 2})),
     ),
 )

@@ -67,7 +67,7 @@ class Projection(nn.Module):
         root = W.shape[1] ** 0.25
         if self.normalised:
             q, k = self.scaled(q) * root, self.scaled(k) * root
-        return Given(q, k, Map.FAVOR, W.to(q.dtype) / root)
+        return Given(q, k, Map.FAVOR, W.to(torch.promote_types(q.dtype, torch.float32)) / root)
 
 
 def scaled(x: Float[Tensor, "b h t d"], *, normalised: bool) -> Float[Tensor, "b h t d"]:

@@ -11,6 +11,10 @@ from subquad.ops.native.linear import Map
 
 
 class Elu(FeatureMap):
+    @property
+    def fused(self) -> bool:
+        return True
+
     def forward(self, x: Heads) -> Features:
         # elu(x) + 1 would round to zero below -17 in float32, and a query could see no key
         return torch.where(x > 0, x + 1, x.clamp(max=0).exp())

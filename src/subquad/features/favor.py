@@ -45,6 +45,10 @@ class RandomExponentials(ExponentialFeatureMap, ABC):
 class Favor(RandomExponentials):
     """FAVOR+: positive features, one a row of W."""
 
+    @property
+    def fused(self) -> bool:
+        return not self.project.normalised
+
     def forward(self, x: Heads) -> Features:
         x, W = self.project.scaled(x), self.project.W
         return (x @ W.mT - x.square().sum(-1, keepdim=True) / 2).exp() / len(W) ** 0.5
@@ -61,6 +65,10 @@ class Favor(RandomExponentials):
 
 class Hyperbolic(RandomExponentials):
     """Positive features for W and for -W: two a row of W."""
+
+    @property
+    def fused(self) -> bool:
+        return not self.project.normalised
 
     def forward(self, x: Heads) -> Features:
         x, W = self.project.scaled(x), self.project.W

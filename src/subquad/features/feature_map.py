@@ -20,6 +20,11 @@ class FeatureMap(nn.Module, ABC):
 
     signed = False  # whether features have an `amplitude`, whose sign log space cannot hold
 
+    @property
+    def fused(self) -> bool:
+        """Whether the operator makes the features, and `given` passes queries and keys as they are."""
+        return False
+
     @abstractmethod
     def forward(self, x: Heads) -> Features:
         """phi(x), as the paper writes it."""

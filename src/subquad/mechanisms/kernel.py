@@ -67,8 +67,9 @@ class KernelAttention(Mechanism):
         if self.causal and self.features.signed:
             return self.step(q, k, v, valid=valid)[0]
         with no_autocast(q):
-            wide_q, wide_k, wide_v = wide(*hide(valid, q, k, v))
-            return self.average(wide_q, wide_k, wide_v, valid=valid, causal=self.causal).to(v.dtype)
+            given = hide(valid, q, k, v)
+            given = given if self.features.fused else wide(*given)
+            return self.average(*given, valid=valid, causal=self.causal).to(v.dtype)
 
     def average(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, causal: bool) -> Mixed:
         """The averages of values. What is hidden, and what precision is due, the caller sees to."""

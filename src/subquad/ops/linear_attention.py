@@ -23,9 +23,11 @@ from subquad.ops.kernel_sums import ShiftedSums, Sums
 from subquad.ops.native import linear as kernels
 from subquad.ops.native.linear import Map, exponential
 from subquad.ops.padding import require_mask
+from subquad.ops.precision import NARROW, wide
 from subquad.ops.shapes import require_shape, require_together
 
 CHUNKS = (64, 8, 1)  # tokens of a causal chunk, the shorter ones for want of range; the kernels' are of 64
+TOGETHER = 2  # heads of half precision, by the kernels; PyTorch's operators want more at once
 SMALLEST = {torch.float32: 1e-26, torch.float64: 1e-200}  # a denominator below this may have lost terms
 
 
@@ -41,7 +43,7 @@ class Given(NamedTuple):
 def linear_attention(
     given: Given, v: Float[Tensor, "b h s e"], *, valid: Bool[Tensor, "b s"] | None, causal: bool
 ) -> Float[Tensor, "b h t e"]:
-    """The averages of values, for inputs in float32 or float64 that hold zeros at padding.
+    """The averages of values, for inputs that hold zeros at padding; sums are in float32 at least.
 
     Raises `ValueError` for inputs whose shapes do not fit one another.
     """
@@ -88,8 +90,32 @@ def require_fit(given: Given, v: Tensor, valid: Tensor | None, *, causal: bool) 
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, W: Tensor | None, valid: Tensor | None, map: int, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Outputs, denominators, the sums over all keys, and how many tokens there were in a chunk."""
-    way, chunk, found = Map(map), CHUNKS[0], None
+    """Outputs, denominators, the sums over all keys, and how many tokens a chunk of each part has."""
+    found = []
+    for own in parts(q):
+        q_, k_, v_ = wide(q[:, own], k[:, own], v[:, own])
+        out, *sums, chunk = forward(q_, k_, v_, W, valid, Map(map), causal=causal)
+        found.append((out.to(v.dtype), *sums, torch.tensor([chunk])))
+    *tensors, chunks = zip(*found, strict=True)
+    out, den, S, z, c = (joined(x) for x in tensors)
+    return out, den, S, z, c, torch.cat(chunks)
+
+
+def parts(q: Tensor) -> list[slice]:
+    """Heads that are taken at once: in half precision a few, whose wider copies stay in cache."""
+    heads = q.shape[1]
+    step = (TOGETHER if native.usable() else 2 * TOGETHER) if q.dtype in NARROW else heads
+    return [slice(start, start + step) for start in range(0, heads, step)]
+
+
+def joined(parts: tuple[Tensor, ...]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, W: Tensor | None, valid: Tensor | None, way: Map, *, causal: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, int]:
+    chunk, found = CHUNKS[0], None
     if native.usable(q, k, v, W):
         found = kernels.forward(q, k, v, W, valid, map=way, causal=causal, before=None)
         shorter = iter(CHUNKS[1:])
@@ -101,7 +127,7 @@ def _forward(
         if causal and chunk > 1 and exponential(way) and out_of_range(found[1], valid):
             found = None
     out, den, (S, z, c) = found
-    return out, den, S, z, c, torch.tensor(chunk)
+    return out, den, S, z, c, chunk
 
 
 @_forward.register_fake
@@ -109,9 +135,10 @@ def _(
     q: Tensor, k: Tensor, v: Tensor, W: Tensor | None, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     b, h, t = q.shape[:3]
-    f, e = width(q, W), v.shape[3]
-    S, z, c = v.new_empty(b, h, f, e), v.new_empty(b, h, f, 1), v.new_empty(b, h, 1, f)
-    return v.new_empty(b, h, t, e), v.new_empty(b, h, t), S, z, c, torch.empty((), dtype=torch.int64)
+    f, e, (sums,) = width(q, W), v.shape[3], wide(v)
+    S, z, c = sums.new_empty(b, h, f, e), sums.new_empty(b, h, f, 1), sums.new_empty(b, h, 1, f)
+    chunks = torch.empty(len(parts(q)), dtype=torch.int64)
+    return v.new_empty(b, h, t, e), sums.new_empty(b, h, t), S, z, c, chunks
 
 
 def width(q: Tensor, W: Tensor | None) -> int:
@@ -136,14 +163,18 @@ def _backward(
     map: int,
     causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    way, sums = Map(map), ShiftedSums(S, z, c)
-    if native.usable(q, k, v, W, grad) and int(chunk) == CHUNKS[0]:
-        return kernels.backward(
-            grad, q, k, v, W, valid, out, den, None if causal else sums, map=way, causal=causal
-        )
-    return linear_tiles.backward(
-        grad, q, k, v, W, valid, out, den, sums, map=way, causal=causal, chunk=int(chunk)
-    )
+    found = []
+    for own, tokens in zip(parts(q), chunk.tolist(), strict=True):
+        sums = ShiftedSums(S[:, own], z[:, own], c[:, own])
+        grad_, q_, k_, v_, out_ = wide(*(x[:, own] for x in (grad, q, k, v, out)))
+        given = (grad_, q_, k_, v_, W, valid, out_, den[:, own])
+        if native.usable(q_, W, grad_) and tokens == CHUNKS[0]:
+            pulled = kernels.backward(*given, None if causal else sums, map=Map(map), causal=causal)
+        else:
+            pulled = linear_tiles.backward(*given, sums, map=Map(map), causal=causal, chunk=tokens)
+        found.append(tuple(x.to(q.dtype) for x in pulled))
+    dq, dk, dv = (joined(x) for x in zip(*found, strict=True))
+    return dq, dk, dv
 
 
 @_backward.register_fake
