@@ -50,3 +50,27 @@ def test_chunks_of_any_length_give_the_same(chunk):
         )
     assert_close(out, exact(q, k, v))
     assert_close(found, torch.autograd.grad(exact(q, k, v).sum(), (q, k, v)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("native", ["0", "1"])
+def test_half_precision_is_float32_but_for_rounding_of_what_goes_in_and_out(native, dtype, monkeypatch):
+    monkeypatch.setenv("SUBQUAD_NATIVE", native)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 5, LENGTH, 8, generator=generator).to(dtype).requires_grad_() for _ in range(3))
+    W = torch.randn(16, 8, generator=generator) / 8**0.25
+    with torch.no_grad():
+        k[:, 2, 40:] *= 40  # heads that lose the range of long chunks are done again by themselves
+    wide = [x.detach().float().requires_grad_() for x in (q, k, v)]
+    out = linear_attention(Given(q, k, Map.FAVOR, W), v, valid=None, causal=True)
+    expected = linear_attention(Given(wide[0], wide[1], Map.FAVOR, W), wide[2], valid=None, causal=True)
+    assert_close(out, expected.to(dtype))
+    found, wanted = (
+        torch.autograd.grad(y.square().sum(), x) for y, x in ((out, (q, k, v)), (expected, wide))
+    )
+    for one, other in zip(found, wanted, strict=True):
+        assert one.dtype == dtype
+        rounding = (
+            4 * torch.finfo(dtype).eps * other.abs().max().item()
+        )  # of outputs, which are kept as given
+        assert_close(one.float(), other, rtol=0, atol=rounding)

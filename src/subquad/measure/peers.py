@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from subquad.mechanism import Mechanism
-from subquad.ops.rotary import rotate
 
 Mix = Callable[..., Tensor]  # takes the inputs of our mechanism, by name
 
@@ -114,14 +113,21 @@ def fla_retention(mechanism: Mechanism, length: int) -> Mix:
     """Its recurrence, and in PyTorch what the mechanism does around it."""
     chunked = imported("fla.ops.simple_gla.naive").naive_chunk_simple_gla
     decay = (1 - 2.0 ** -(5 + torch.arange(mechanism.dims.heads))).log()
-    position = torch.arange(length)[None]
+    waves = 10_000 ** -torch.linspace(0, 1, mechanism.dims.head_dim // 2 + 1)[:-1]
+    turns = torch.polar(torch.ones(()), torch.arange(length)[:, None] * waves)
 
     def mix(q: Tensor, k: Tensor, v: Tensor, gate: Tensor) -> Tensor:
-        q, k = rotate(q, position), rotate(k, position)
+        q, k = turned(q, turns), turned(k, turns)
         out = chunked(*theirs(q, k, v), decay.expand(*q.shape[::2], -1))[0]
         return normed(ours(out), mechanism) * F.silu(gate)
 
     return mix
+
+
+def turned(x: Tensor, turns: Tensor) -> Tensor:
+    """Channels c and c + d/2 are a complex number, which is multiplied."""
+    pairs = torch.complex(*x.chunk(2, -1)) * turns
+    return torch.cat([pairs.real, pairs.imag], -1)
 
 
 def fla_gated(mechanism: Mechanism, length: int) -> Mix:
