@@ -31,7 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         threads = tuple(dict.fromkeys((1, *asked.threads)))
         results = suite.carry_out(
-            asked.only, quick=asked.quick, threads=threads, say=say, keep=partial(keep, asked.json)
+            asked.only,
+            quick=asked.quick,
+            threads=threads,
+            say=say,
+            keep=partial(keep, asked.json),
+            before=json.loads(asked.json.read_text()) if asked.json and asked.json.exists() else {},
         )
         keep(asked.json, results)
     if asked.write:
@@ -57,7 +62,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--threads", nargs="+", type=int, default=[1, 2], help="one thread is always measured (default: 1 2)"
     )
-    found.add_argument("--json", type=Path, metavar="FILE", help="keep what was measured")
+    found.add_argument(
+        "--json", type=Path, metavar="FILE", help="keep what was measured, and go on where FILE stops"
+    )
     found.add_argument("--read", type=Path, metavar="FILE", help="measure nothing, read what --json kept")
     found.add_argument("--write", type=Path, metavar="FILE", help="write the page, docs/performance.md")
     found.add_argument("--list", action="store_true", help="the names of all rows and claims")

@@ -203,3 +203,21 @@ def test_a_bench_without_peers_keeps_the_key_that_older_records_have():
 def test_names_are_listed(capsys):
     assert command.main(["--list"]) == 0
     assert capsys.readouterr().out.split("\n")[0] == suite.names()[0] == "favor"
+
+
+def test_a_run_goes_on_where_the_last_one_stopped(monkeypatch):
+    jobs = []
+
+    def run(job, *, timeout):
+        jobs.append(job["threads"])
+        return {"2048": {"ms": {}, "missing": {}}}
+
+    monkeypatch.setattr(suite.worker, "run", run)
+    monkeypatch.setattr(suite, "commit", lambda: "abc")
+    asked = {"only": ["window-training"], "quick": True, "say": print, "keep": lambda _: None}
+    first = suite.carry_out(**asked, threads=(1,))
+    suite.carry_out(**asked, threads=(1, 2), before=first)
+    assert jobs == [1, 2]
+    monkeypatch.setattr(suite, "commit", lambda: "abc-dirty")
+    suite.carry_out(**asked, threads=(1,), before=first | {"commit": "abc-dirty"})
+    assert jobs == [1, 2, 1]

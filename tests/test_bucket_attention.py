@@ -64,14 +64,16 @@ def exact(q, k, v, buckets, marks, *, causal, band, alone, repeats):
 @pytest.mark.parametrize("flags", CASES, ids=str)
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_each_token_gets_what_those_that_it_sees_give(sizes, flags, tier):
-    *tokens, buckets, marks, grad = inputs(sizes)
+    q, k, v, buckets, marks, grad = inputs(sizes)
     options = dict(zip(FLAGS, flags, strict=True))
-    tokens = [x.requires_grad_() for x in tokens]
-    expected = exact(*tokens, buckets, marks, **options)
+    tokens = [x.requires_grad_() for x in (q, k, v)]
+    expected = exact(q, k, v, buckets, marks, **options)
     slopes = torch.autograd.grad(expected, tokens, grad)
     dtype = torch.float64 if tier == "float64" else torch.float32
     given = [x.detach().to(dtype).requires_grad_() for x in tokens]
-    out = bucket_attention(*given, order=buckets.order, marks=marks, size=buckets.size, **options)
+    out = bucket_attention(
+        given[0], given[1], given[2], order=buckets.order, marks=marks, size=buckets.size, **options
+    )
     found = torch.autograd.grad(out, given, grad.to(dtype))
     for one, other in zip((out, *found), (expected, *slopes), strict=True):
         assert_close(one, other.to(dtype), rtol=1e-4, atol=1e-5)

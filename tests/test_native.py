@@ -10,9 +10,10 @@ from torch.testing import assert_close
 
 import subquad
 from subquad.ops import linear_tiles
+from subquad.ops.kernel_sums import ShiftedSums
 from subquad.ops.native import build, library, usable
 from subquad.ops.native import linear as kernels
-from subquad.ops.native.linear import Map, Sums
+from subquad.ops.native.linear import Map
 from subquad.registry import catalog
 from subquad.testing import contract
 from subquad.testing.cases import precision
@@ -74,7 +75,7 @@ def masks(b, t):
     return [None, anywhere]
 
 
-def run(x: Inputs, valid: Tensor | None = None, *, map: Map, causal: bool, before: Sums | None = None):
+def run(x: Inputs, valid: Tensor | None = None, *, map: Map, causal: bool, before: ShiftedSums | None = None):
     found = kernels.forward(x.q, x.k, x.v, x.W, valid, map=map, causal=causal, before=before)
     assert found is not None
     return found

@@ -13,8 +13,8 @@ MUTANTS = [
         "limit_is_softmax",
         "queries and keys are not scaled by the fourth root of the width",
         DIRECTIONS,
-        "return Given(q, k, Map.FAVOR, W.to(q.dtype) / root)",
-        "return Given(q, k, Map.FAVOR, W.to(q.dtype))",
+        "W.to(torch.promote_types(q.dtype, torch.float32)) / root",
+        "W.to(torch.promote_types(q.dtype, torch.float32))",
     ),
     Mutant(
         "performer",
