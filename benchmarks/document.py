@@ -133,7 +133,7 @@ def told(results: Results) -> str:
         "Command: `python -m benchmarks" + command(results) + f"`, {results['seconds']:,} seconds.",
     ]
     if not results.get("finished"):
-        lines.append("**This run was interrupted: rows are missing.**")
+        lines.append("**This run was interrupted: some figures are missing.**")
     if rates:
         lines.append(
             f"Rates of one thread: products {rates['flops'] / 1e9:.0f} GF/s, copies "
