@@ -144,7 +144,9 @@ def told(results: Results) -> str:
 
 def command(results: Results) -> str:
     only = [repr(name) if " " in name else name for name in results["only"]]
-    return " ".join(["", *["--quick"] * results["quick"], *(["--only", *only] if only else [])])
+    counts = {count for by_threads in results["rows"].values() for count in by_threads}
+    alone = ["--threads", "1"] if counts == {"1"} else []
+    return " ".join(["", *["--quick"] * results["quick"], *alone, *(["--only", *only] if only else [])])
 
 
 def targets(found: Sequence[Verdict]) -> str:
