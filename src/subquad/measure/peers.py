@@ -260,7 +260,8 @@ def flex(mechanism: Mechanism, length: int) -> Mix:
         return seen[h, i, j]
 
     blocks = package.create_block_mask(visible, None, seen.shape[0], length, length, device="cpu")
-    return torch.compile(partial(package.flex_attention, block_mask=blocks), dynamic=False)
+    attend = torch.compile(partial(package.flex_attention, block_mask=blocks), dynamic=False)
+    return lambda q, k, v: attend(q, k, v)
 
 
 _PATTERNS = ("local", "pattern", "bigbird", "sparse-transformer")
