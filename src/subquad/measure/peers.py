@@ -75,7 +75,7 @@ def performer(mechanism: Mechanism, length: int) -> Mix:
     package = imported("performer_pytorch.performer_pytorch")
     attend = package.FastAttention(W.shape[1], nb_features=W.shape[0], causal=mechanism.causal)
     attend.projection_matrix.copy_(W)
-    return lambda q, k, v: attend(q, k, v)
+    return lambda q, k, v: attend(q.detach(), k.detach(), v.detach())
 
 
 def performer_compiled(mechanism: Mechanism, length: int) -> Mix:
@@ -172,7 +172,7 @@ def local_attention(mechanism: Mechanism, length: int) -> Mix:
         autopad=True,
         use_rotary_pos_emb=False,
     )
-    return lambda q, k, v: attend(q, k, v)
+    return lambda q, k, v: attend(q.detach(), k.detach(), v.detach())
 
 
 def linformer(mechanism: Mechanism, length: int) -> Mix:
@@ -261,7 +261,7 @@ def flex(mechanism: Mechanism, length: int) -> Mix:
 
     blocks = package.create_block_mask(visible, None, seen.shape[0], length, length, device="cpu")
     attend = torch.compile(partial(package.flex_attention, block_mask=blocks), dynamic=False)
-    return lambda q, k, v: attend(q, k, v)
+    return lambda q, k, v: attend(q.detach(), k.detach(), v.detach())
 
 
 _PATTERNS = ("local", "pattern", "bigbird", "sparse-transformer")
