@@ -1,5 +1,6 @@
 """Attention within buckets against a mask over all pairs, in both tiers, and hashing tokens in blocks."""
 
+from inspect import unwrap
 from itertools import product
 
 import pytest
@@ -77,6 +78,16 @@ def test_each_token_gets_what_those_that_it_sees_give(sizes, flags, tier):
     found = torch.autograd.grad(out, given, grad.to(dtype))
     for one, other in zip((out, *found), (expected, *slopes), strict=True):
         assert_close(one, other.to(dtype), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("short", range(5))
+def test_shapes_that_do_not_fit_are_refused_before_compiled_code_reads_past_their_end(short):
+    places = torch.arange(16).expand(1, 2, 1, 16)
+    given = [*torch.randn(3, 1, 2, 16, 8), places, places]
+    given[short] = given[short].narrow(3 if short > 2 else 2, 0, 9)
+    q, k, v, order, marks = given
+    with pytest.raises(ValueError, match="do not fit the queries"):
+        unwrap(bucket_attention)(q, k, v, order=order, marks=marks, size=4)
 
 
 @pytest.mark.parametrize("causal", [False, True])
