@@ -19,6 +19,8 @@ from subquad.ops.bucket_chunks import buffers, itself, places, rounds, slices, s
 from subquad.ops.native import bucket as native
 from subquad.ops.native.bucket import Sight
 from subquad.ops.native.library import usable
+from subquad.ops.operator import call
+from subquad.ops.pages import fresh
 from subquad.ops.shapes import require_shape, require_together
 
 Keyed = Float[Tensor, "b h n d"]
@@ -54,7 +56,7 @@ def bucket_attention(
     if q.shape[2] == 0:
         return v
     marks = marks.to(torch.int32)
-    return torch.ops.subquad.bucket_attention(q, k, v, order, marks, size, causal, band, alone, repeats)[0]
+    return call(forward, q, k, v, order, marks, size, causal, band, alone, repeats)[0]
 
 
 INPUTS = (
@@ -81,7 +83,7 @@ def forward(
     sight = Sight(size, causal, band, alone, repeats)
     if usable(q, k, v):
         return native.forward(q, k, v, order, marks, sight)
-    out, lse = v.new_empty(v.shape), v.new_empty(v.shape[:3])
+    out, lse = fresh(v), v.new_empty(v.shape[:3])
     Q, K, V, order, marks, outs, logs = (x.flatten(0, 1) for x in (q, k, v, order, marks, out, lse))
     for heads in slices(len(Q), q.shape[2]):
         some = rounds(order[heads], marks[heads], sight)
@@ -126,7 +128,7 @@ def backward(
     sight = Sight(size, causal, band, alone, repeats)
     if usable(q, k, v, grad):
         return native.backward(grad, out, lse, q, k, v, order, marks, sight)
-    changes = [torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)]
+    changes = [fresh(x).zero_() for x in (q, k, v)]
     delta = (grad * out).sum(-1, keepdim=True)
     length, scale = q.shape[2], q.shape[3] ** -0.5
     inputs = [x.flatten(0, 1) for x in (q, k, v, grad, delta, lse[..., None])]
@@ -175,7 +177,7 @@ def remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -
 
 
 def gradients(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    found = torch.ops.subquad.bucket_attention_backward(grad, *ctx.saved_tensors, *ctx.options)
+    found = call(backward, grad, *ctx.saved_tensors, *ctx.options)
     return *found, *(None for _ in range(7))
 
 

@@ -14,6 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from subquad.ops.operator import call
+from subquad.ops.pages import fresh
+
 Tokens = Float[Tensor, "b h n e"]
 Kernels = Float[Tensor, "h w"]
 
@@ -22,12 +25,12 @@ BLOCK = 32  # outputs of one product
 
 def convolve(x: Tokens, kernel: Kernels) -> Tokens:
     """`x` convolved with each head's kernel, of odd width."""
-    return torch.ops.subquad.convolve(x, kernel)
+    return call(forward, x, kernel)
 
 
 @torch.library.custom_op("subquad::convolve", mutates_args=())
 def forward(x: Tensor, kernel: Tensor) -> Tensor:
-    out, around = x.new_empty(x.shape), surroundings(x, kernel)
+    out, around = fresh(x), surroundings(x, kernel)
     whole = x.shape[2] // BLOCK * BLOCK
     rest, width = x.shape[2] - whole, kernel.shape[1]
     for head, band in enumerate(banded(kernel)):
@@ -92,8 +95,8 @@ def remember(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
 
 def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
     x, kernel = ctx.saved_tensors
-    change = torch.ops.subquad.convolve(grad, kernel.flip(1))
-    return change, torch.ops.subquad.convolve_kernel_gradient(grad, x, kernel)
+    change = call(forward, grad, kernel.flip(1))
+    return change, call(kernel_gradient, grad, x, kernel)
 
 
 forward.register_autograd(gradients, setup_context=remember)

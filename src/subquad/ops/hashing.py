@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from subquad.ops.operator import call
+
 BLOCK = 2**19  # rotated coordinates at once, at least a token's
 
 
@@ -24,7 +26,7 @@ def hashed(
 
     A size is twice the columns that it takes of its rotation, or one. `even`: all of them, in every row.
     """
-    return torch.ops.subquad.hashed(x, rotations, sizes, even)
+    return call(_hashed, x, rotations, sizes, even)
 
 
 @torch.library.custom_op("subquad::hashed", mutates_args=())

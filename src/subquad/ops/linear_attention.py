@@ -22,6 +22,7 @@ from subquad.ops import linear_tiles, native
 from subquad.ops.kernel_sums import ShiftedSums, Sums
 from subquad.ops.native import linear as kernels
 from subquad.ops.native.linear import Map, exponential
+from subquad.ops.operator import call
 from subquad.ops.padding import require_mask
 from subquad.ops.precision import NARROW, wide
 from subquad.ops.shapes import require_shape, require_together
@@ -48,7 +49,7 @@ def linear_attention(
     Raises `ValueError` for inputs whose shapes do not fit one another.
     """
     require_fit(given, v, valid, causal=causal)
-    return _forward(given.q, given.k, v, given.W, valid, int(given.map), causal)[0]
+    return call(_forward, given.q, given.k, v, given.W, valid, int(given.map), causal)[0]
 
 
 def streams(q: Float[Tensor, "b h t d"], k: Float[Tensor, "b h t d"], v: Float[Tensor, "b h t e"]) -> bool:
@@ -188,7 +189,7 @@ def _remember(ctx, inputs, output) -> None:
 
 
 def _pull_back(ctx, grad, *_) -> tuple[Tensor | None, ...]:
-    return *_backward(grad, *ctx.saved_tensors, ctx.map, ctx.causal), None, None, None, None
+    return *call(_backward, grad, *ctx.saved_tensors, ctx.map, ctx.causal), None, None, None, None
 
 
 _forward.register_autograd(_pull_back, setup_context=_remember)

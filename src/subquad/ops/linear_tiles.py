@@ -11,6 +11,7 @@ from torch import Tensor
 
 from subquad.ops.kernel_sums import ShiftedSums
 from subquad.ops.native.linear import Map, exponential
+from subquad.ops.pages import fresh
 
 Upstream = Callable[[slice], tuple[Tensor, Tensor]]  # the gradients of some numerators and denominators
 
@@ -122,7 +123,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, ShiftedSums]:
     """Outputs, denominators and sums; `chunk` is for the causal form, which may leave the range."""
     tiles = Tiles(k, v, W, valid, map=map)
-    out, den = v.new_empty(*q.shape[:3], v.shape[3]), v.new_empty(q.shape[:3])
+    out, den = fresh(v, *q.shape[:3], v.shape[3]), v.new_empty(q.shape[:3])
     sums = tiles.empty()
     for here in chunks(k.shape[2], chunk if causal else WIDE):
         phi, c = tiles.keys(here, sums.c)
@@ -160,7 +161,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v, with the chunks of `forward`."""
     tiles = Tiles(k, v, W, valid, map=map)
-    found = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)]
+    found = [fresh(x) for x in (q, k, v)]
 
     def g(here: slice) -> tuple[Tensor, Tensor]:
         return upstream(grad, out, den, here)

@@ -18,6 +18,8 @@ from torch import Tensor
 from subquad.ops import window
 from subquad.ops.native import tiles as native
 from subquad.ops.native.library import usable
+from subquad.ops.operator import call
+from subquad.ops.pages import fresh
 from subquad.ops.tile_chunks import Tiling, in_units, merge, rows
 
 INPUTS = (
@@ -41,7 +43,8 @@ def tile_attention(
     """
     window.require_rows(q, k, v, lengths)
     nothing = torch.empty(0, dtype=torch.int64, device=q.device)
-    out, _ = torch.ops.subquad.tiles(
+    out, _ = call(
+        forward,
         *(q, k, v),
         [nothing if x.queries is None else x.queries for x in tilings],
         [x.keys for x in tilings],
@@ -72,7 +75,7 @@ def forward(
     if left is not None and right is not None:
         out, lse = window.attended(q, k, v, lengths, left, right)
     else:
-        out, lse = v.new_zeros(v.shape), v.new_full(v.shape[:3], -torch.inf)
+        out, lse = fresh(v).zero_(), v.new_full(v.shape[:3], -torch.inf)
     for tiling in listed(queries, keys, seen, widths, units):
         if usable(q, k, v):
             native.forward((q, k, v, lengths), tiling, out, lse)
@@ -111,7 +114,7 @@ def backward(
     if left is not None and right is not None:
         found = window.pulled_back(grad, torch.zeros_like(lse), out, lse, q, k, v, lengths, left, right)
     else:
-        found = tuple(torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+        found = tuple(fresh(x).zero_() for x in (q, k, v))
     whole = 1 if usable(q, k, v, grad) else math.lcm(1, *units)
     dq, dk, dv = found[0], in_units(found[1], whole), in_units(found[2], whole)
     delta = (grad * out).sum(-1)
@@ -155,8 +158,14 @@ def remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -
 def gradients(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     out, lse, q, k, v, *lists, lengths = ctx.saved_tensors
     queries, keys, seen = (lists[x * ctx.count : (x + 1) * ctx.count] for x in range(3))
-    found = torch.ops.subquad.tiles_backward(
-        *(grad, out, lse, q, k, v, queries, keys, seen), ctx.widths, ctx.units, lengths, ctx.left, ctx.right
+    found = call(
+        backward,
+        *(grad, out, lse, q, k, v, queries, keys, seen),
+        ctx.widths,
+        ctx.units,
+        lengths,
+        ctx.left,
+        ctx.right,
     )
     nothing = [None] * ctx.count
     return *found, nothing, nothing, nothing, None, None, None, None, None

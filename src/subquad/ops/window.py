@@ -17,6 +17,8 @@ from torch import Tensor
 
 from subquad.ops.native import window as native
 from subquad.ops.native.library import usable
+from subquad.ops.operator import call
+from subquad.ops.pages import fresh
 from subquad.ops.shapes import require_shape, require_together
 
 Keyed = Float[Tensor, "b h t d"]
@@ -40,7 +42,7 @@ def window_attention(
     if q.shape[2] == 0:
         return v, q.sum(-1, dtype=widened(q.dtype))
     last = q.shape[2] - 1
-    return torch.ops.subquad.window(q, k, v, lengths, min(left, last), min(right, last))
+    return call(forward, q, k, v, lengths, min(left, last), min(right, last))
 
 
 def require_rows(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths) -> None:
@@ -55,12 +57,12 @@ def attended(q: Keyed, k: Keyed, v: Values, lengths: Lengths, left: int, right: 
     if usable(q, k, v):
         return native.forward(q, k, v, lengths, left=left, right=right)
     if (wide := widened(q.dtype)) != q.dtype:
-        out, lse = v.new_empty(v.shape), v.new_empty(v.shape[:3], dtype=wide)
+        out, lse = fresh(v), v.new_empty(v.shape[:3], dtype=wide)
         for own in some_heads(q):
             given = (x[:, own].to(wide) for x in (q, k, v))
             out[:, own], lse[:, own] = attended(*given, lengths=lengths, left=left, right=right)
         return out, lse
-    out, lse = v.new_empty(v.shape), v.new_empty(v.shape[:3])
+    out, lse = fresh(v), v.new_empty(v.shape[:3])
     if lengths is not None:
         out.zero_()
         lse.fill_(-torch.inf)
@@ -94,13 +96,13 @@ def pulled_back(
     if usable(q, k, v, grad):
         return native.backward(grad, grad_lse, q, k, v, lengths, out, lse, left=left, right=right)
     if (wide := widened(q.dtype)) != q.dtype:
-        dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
+        dq, dk, dv = (fresh(x) for x in (q, k, v))
         for own in some_heads(q):
             given = (x[:, own].to(wide) for x in (grad, grad_lse, out, lse, q, k, v))
             dq[:, own], dk[:, own], dv[:, own] = pulled_back(*given, lengths=lengths, left=left, right=right)
         return dq, dk, dv
-    dq = q.new_empty(q.shape) if lengths is None else q.new_zeros(q.shape)
-    dk, dv = k.new_zeros(k.shape), v.new_zeros(v.shape)
+    dq = fresh(q) if lengths is None else fresh(q).zero_()
+    dk, dv = fresh(k).zero_(), fresh(v).zero_()
     lse, delta = lse[..., None], (grad * out).sum(-1, keepdim=True) - grad_lse[..., None]
     scale = q.shape[3] ** -0.5
     parts = sequences(lengths, q, k, v, grad, lse, delta, dq, dk, dv)
@@ -174,7 +176,7 @@ def remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -
 
 
 def gradients(ctx: Any, grad: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
-    found = torch.ops.subquad.window_backward(grad, grad_lse, *ctx.saved_tensors, ctx.left, ctx.right)
+    found = call(backward, grad, grad_lse, *ctx.saved_tensors, ctx.left, ctx.right)
     return *found, None, None, None
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from subquad.ops.kernel_sums import ShiftedSums, Sums
 from subquad.ops.native.library import Call, rows
+from subquad.ops.pages import fresh
 
 FEW = 8  # tokens that do not fill a tile
 
@@ -65,7 +66,7 @@ def forward(
     """
     call = prepared(q, k, v, W, valid, map=map)
     (b, h, t), e, m = q.shape[:3], v.shape[3], call.m
-    out, den = v.new_empty(b, h, t, e), v.new_empty(b, h, t)
+    out, den = fresh(v, b, h, t, e), v.new_empty(b, h, t)
     after = ShiftedSums(v.new_empty(b, h, m, e), v.new_empty(b, h, m, 1), v.new_zeros(b, h, 1, m))
     call.begin(before)
     call.point(out=out, den=den)
@@ -117,7 +118,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v. `sums` are those of `forward`, which the causal form makes anew."""
     call = prepared(q, k, v, W, valid, map=map)
-    dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
+    dq, dk, dv = (fresh(x) for x in (q, k, v))
     call.begin(sums)
     call.point(grad=grad, out=out, den=den, dq=dq, dk=dk, dv=dv)
     call.run("linear_causal_backward" if causal else "linear_backward")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from subquad.ops.native.library import Call, rows, usable
+from subquad.ops.pages import fresh
 from subquad.ops.rows import Around, Pulled, Tokens
 
 PRECISIONS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # `Precision` of half.h
@@ -55,8 +56,8 @@ def forward(
     with `beta` by the delta rule.
     """
     call = prepared(tokens, state, around)
-    out, last = (x.new_empty(x.shape) for x in (tokens.v, state))
-    raw = last.new_empty(out.shape if learns and around.norm else 0)
+    out, last = fresh(tokens.v), fresh(state)
+    raw = fresh(last, *(out.shape if learns and around.norm else (0,)))
     call.point(out=out, S1=last, raw=raw)
     call.run("decayed" if tokens.beta is None else "delta")
     return out, raw, last
@@ -78,11 +79,11 @@ def backward(
     q, k, v, log_decay, beta = tokens
     call = prepared(tokens, state, around)
     given = (q, k, v, state, beta, around.gate)
-    dq, dk, dv, dstate, dbeta, dgate = (q.new_empty(0 if x is None else x.shape) for x in given)
+    dq, dk, dv, dstate, dbeta, dgate = (fresh(q, *((0,) if x is None else x.shape)) for x in given)
     dscale = q.new_empty(0 if around.scale is None else (*q.shape[:2], v.shape[3]))
     dlog_decay = q.new_zeros(1).expand(log_decay.shape)
     if decays:
-        dlog_decay = q.new_empty(*q.shape[:3], call.channels)
+        dlog_decay = fresh(q, *q.shape[:3], call.channels)
         call.point(dlog_decay=dlog_decay)
     call.point(grad=grad, grad_S1=grad_state, raw=raw)
     call.point(dq=dq, dk=dk, dv=dv, dS0=dstate, dbeta=dbeta, dgate=dgate, dscale=dscale)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from subquad.ops.native.library import Call, rows
+from subquad.ops.pages import fresh
 
 
 class Window(Call):
@@ -25,7 +26,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Outputs (b h t e), and the logs of the sums of weights (b h t)."""
     call = prepared(q, k, v, lengths, left=left, right=right)
-    out, lse = v.new_empty(v.shape), v.new_empty(v.shape[:3])
+    out, lse = fresh(v), v.new_empty(v.shape[:3])
     call.point(out=out, lse=lse)
     call.run("window")
     return out, lse
@@ -46,7 +47,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
     call = prepared(q, k, v, lengths, left=left, right=right)
-    dq, dk, dv = q.new_empty(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)
+    dq, dk, dv = fresh(q), fresh(k).zero_(), fresh(v).zero_()
     call.point(grad=grad, grad_lse=grad_lse, out=out, lse=lse, dq=dq, dk=dk, dv=dv)
     call.run("window_backward")
     return dq, dk, dv

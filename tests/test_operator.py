@@ -1,0 +1,73 @@
+"""Operators are called past the dispatcher only where nobody listens there."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from subquad.ops import window
+from subquad.ops.operator import call
+from subquad.ops.pages import LARGE, fresh
+
+
+class Seen(TorchDispatchMode):
+    """The names of the operators that are called within."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+def attend(*, requires_grad: bool = False) -> torch.Tensor:
+    q, k, v = torch.randn(3, 1, 2, 9, 4, generator=torch.Generator().manual_seed(0))
+    q.requires_grad_(requires_grad)
+    return window.window_attention(q, k, v, left=3, right=1, lengths=None)[0]
+
+
+def recorded() -> set[str]:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        attend()
+    return {event.name for event in profile.events() or ()}
+
+
+def test_without_gradients_the_dispatcher_never_hears_of_an_operator():
+    with torch.no_grad():
+        assert "subquad::window" not in recorded()
+    assert "subquad::window" in recorded()  # gradients may be asked for
+
+
+def test_a_mode_sees_the_operator_as_one():
+    with torch.no_grad(), Seen() as seen:
+        attend()
+    assert "subquad::window" in seen.names
+
+
+@pytest.mark.filterwarnings("ignore")  # tracing is deprecated, and says so
+def test_a_trace_holds_the_operator():
+    def attended(x: torch.Tensor) -> torch.Tensor:
+        return call(window.forward, x, x, x, None, 3, 1)[0]
+
+    with torch.no_grad():
+        traced: Any = torch.jit.trace(attended, torch.randn(1, 2, 9, 4))
+        x = torch.randn(1, 2, 9, 4)
+        assert torch.equal(traced(x), attended(x))
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_both_ways_give_the_same_numbers(gradients):
+    with torch.set_grad_enabled(gradients):
+        found = attend()
+    assert torch.equal(found, attend(requires_grad=True))
+
+
+@pytest.mark.parametrize("numbers", [0, 5, LARGE // 4 + 3])
+def test_fresh_memory_can_be_written_to_its_ends(numbers):
+    x = fresh(torch.empty(2, 3, dtype=torch.float64), numbers, dtype=torch.float32)
+    x.copy_(torch.arange(numbers))
+    assert x.is_contiguous()
+    assert x[-1:].tolist() == [numbers - 1][:numbers]
