@@ -53,8 +53,8 @@ MUTANTS = [
         "stream_equals_sequence",
         "the old normaliser is not rescaled when the shift moves",
         SUMS,
-        "old * state.z + phi_k.sum(2)[..., None], c)",
-        "state.z + phi_k.sum(2)[..., None], c)",
+        "old * sums.z + phi_k.sum(2)[..., None], c)",
+        "sums.z + phi_k.sum(2)[..., None], c)",
     ),
     Mutant(
         "performer",

@@ -21,8 +21,8 @@ MUTANTS = [
         "batch_mates_do_not_matter",
         "the cosine reaches as far as the number of rows and tokens say",
         COSFORMER,
-        "angles = math.pi / 2 * places(valid, like=wide_q) / M[:, None]",
-        "angles = math.pi / 2 * places(valid, like=wide_q) / (M[:, None] * len(q))",
+        "angles = math.pi / 2 * places(valid, like=wide_q) / M[:, None, None, None]",
+        "angles = math.pi / 2 * places(valid, like=wide_q) / (M[:, None, None, None] * len(q))",
     ),
     Mutant(
         "cosformer",
@@ -30,14 +30,14 @@ MUTANTS = [
         "the causal form's cosine reaches as far as the sequence at hand",
         COSFORMER,
         "angles = math.pi / 2 / self.dims.max_len * place",
-        "angles = math.pi / 2 / counted(valid, like=q).clamp(min=1)[:, None] * place",
+        "angles = math.pi / 2 / counted(valid, like=q).clamp(min=1)[:, None, None, None] * place",
     ),
     Mutant(
         "cosformer",
         "stream_equals_sequence",
         "every chunk counts its tokens from zero",
         COSFORMER,
-        "place, count = place + state.count[:, None], count + state.count",
+        "place, count = place + state.count[:, None, None, None], count + state.count",
         "count = count + state.count",
     ),
     Mutant(

@@ -24,10 +24,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from subquad.mechanism import Dims, Keys, Mechanism, Mixed, Queries, State, Traits, Valid, Values
-from subquad.ops.kernel_sums import Sums, average, causal_average, divide
+from subquad.ops.kernel_sums import Sums, causal_average, collect, divide, read
 from subquad.ops.padding import hide
 from subquad.ops.precision import no_autocast, wide
-from subquad.ops.scan import scan
+from subquad.ops.scan import again, blocks, joined, scan
+
+Angles = Float[Tensor, "#b 1 t 1"]
 
 CHUNK = 64  # tokens, as in the rest of the kernel family
 
@@ -89,9 +91,11 @@ class CosFormer(Mechanism):
         with no_autocast(q):
             wide_q, wide_k, wide_v = wide(*hide(valid, q, k, v))
             M = counted(valid, like=wide_q).clamp(min=1)
-            angles = math.pi / 2 * places(valid, like=wide_q) / M[:, None]
-            out = average(features(wide_q, angles), features(wide_k, angles), wide_v, valid=valid)
-        return out.to(v.dtype)
+            angles = math.pi / 2 * places(valid, like=wide_q) / M[:, None, None, None]
+            sums = None
+            for part, seen in blocks(wide_k, angles, wide_v, valid=valid):
+                sums = again(_collect, *part, seen, sums)
+            return joined([again(_read, *part, sums) for part, _ in blocks(wide_q, angles)]).to(v.dtype)
 
     def step(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, state: Past | None = None
@@ -112,7 +116,7 @@ class CosFormer(Mechanism):
         place = places(valid, like=q)
         count = counted(valid, like=q)
         if state is not None:
-            place, count = place + state.count[:, None], count + state.count
+            place, count = place + state.count[:, None, None, None], count + state.count
         angles = math.pi / 2 / self.dims.max_len * place
         out, sums = causal_average(
             features(q, angles),
@@ -146,15 +150,23 @@ def counted(valid: Valid | None, *, like: Queries) -> Int[Tensor, " b"]:
     return valid.sum(1)
 
 
-def places(valid: Valid | None, *, like: Queries) -> Float[Tensor, "b t"]:
+def places(valid: Valid | None, *, like: Queries) -> Angles:
     """How many real tokens of its row stand before each token."""
     batch, _, length, _ = like.shape
     if valid is None:
-        return torch.arange(length, dtype=like.dtype, device=like.device).expand(batch, -1)
-    return (valid.cumsum(1) - 1).clamp(min=0).to(like.dtype)
+        return torch.arange(length, dtype=like.dtype, device=like.device).expand(batch, 1, -1)[..., None]
+    return (valid.cumsum(1) - 1).clamp(min=0).to(like.dtype)[:, None, :, None]
 
 
-def features(x: Queries, angles: Float[Tensor, "b t"]) -> Float[Tensor, "b h t f"]:
+def features(x: Queries, angles: Angles) -> Float[Tensor, "b h t f"]:
     """phi, for tokens at `angles`."""
-    x, angles = x.relu(), angles[:, None, :, None]
+    x = x.relu()
     return torch.cat([x * angles.cos(), x * angles.sin()], -1)
+
+
+def _collect(k: Keys, angles: Angles, v: Values, valid: Valid | None, sums: Sums | None) -> Sums:
+    return collect(features(k, angles), v, valid=valid, sums=sums)
+
+
+def _read(q: Queries, angles: Angles, sums: Sums) -> Mixed:
+    return read(features(q, angles), sums)

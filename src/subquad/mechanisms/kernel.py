@@ -20,17 +20,23 @@ from subquad.features.feature_map import ExponentialFeatureMap, FeatureMap
 from subquad.mechanism import Dims, Keys, Mechanism, Mixed, Queries, State, Traits, Valid, Values
 from subquad.ops.kernel_sums import (
     Exponentials,
+    ShiftedSums,
+    Sums,
     causal_average,
     causal_exponential_average,
+    collect,
+    collect_exponentials,
     divide,
-    exponential_average,
+    read,
+    read_exponentials,
 )
 from subquad.ops.linear_attention import advance, linear_attention, streams
 from subquad.ops.padding import hide
 from subquad.ops.precision import no_autocast, wide
-from subquad.ops.scan import scan
+from subquad.ops.scan import BLOCK, again, blocks, joined, scan
 
 CHUNK = 64  # tokens; measured best on CPUs over 32, 128 and 256
+KEPT = 2**23  # numbers; where queries have more, their features are made again in the backward pass
 
 KERNEL = Traits(  # what every member claims; it gives its own name and paper with `dataclasses.replace`
     name="kernel",
@@ -64,7 +70,7 @@ class KernelAttention(Mechanism):
 
     def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
         self.require_equal_lengths(q, k)
-        if self.causal and self.features.signed:
+        if self.causal and (self.features.signed or (streams(q, k, v) and not self.features.fused)):
             return self.step(q, k, v, valid=valid)[0]
         with no_autocast(q):
             given = hide(valid, q, k, v)
@@ -73,10 +79,13 @@ class KernelAttention(Mechanism):
 
     def average(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, causal: bool) -> Mixed:
         """The averages of values. What is hidden, and what precision is due, the caller sees to."""
-        phi = self.features
-        if isinstance(phi, ExponentialFeatureMap) and phi.signed:
-            return exponential_average(*exponentials(phi, q, k), v, valid=valid)
-        return linear_attention(phi.given(q, k), v, valid=valid, causal=causal)
+        kept = torch.is_grad_enabled() and not self.features.signed and max(q.numel(), k.numel()) <= KEPT
+        if causal or self.features.fused or kept:
+            return linear_attention(self.features.given(q, k), v, valid=valid, causal=causal)
+        sums = None
+        for part, seen in blocks(k, v, valid=valid):
+            sums = again(self._collect, *part, seen, sums)
+        return joined([again(self._read, *part, sums) for part, _ in blocks(q)])
 
     def step(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, state: State | None = None
@@ -85,27 +94,46 @@ class KernelAttention(Mechanism):
             return super().step(q, k, v, valid=valid, state=state)
         self.require_equal_lengths(q, k)
         with no_autocast(q):
-            fast = self._advance(q, k, v, valid=valid, state=state)
-            out, state = fast or scan(self._chunk, q, k, v, valid=valid, state=state, chunk=CHUNK)
+            if q.shape[2] <= BLOCK or self.features.fused:
+                out, state = self._block(q, k, v, valid=valid, state=state)
+            else:
+                out, state = scan(self._block, q, k, v, valid=valid, state=state, chunk=BLOCK)
         return out.to(v.dtype), state
+
+    def _block(
+        self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: State | None
+    ) -> tuple[Mixed, State]:
+        fast = self._advance(q, k, v, valid=valid, state=state)
+        return fast or scan(self._chunk, q, k, v, valid=valid, state=state, chunk=CHUNK)
 
     def _advance(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: State | None
     ) -> tuple[Mixed, State] | None:
         """The next tokens by compiled kernels; `None` where `_chunk` must do it."""
-        q, k, v = wide(q, k, v)
-        if self.features.signed or not streams(q, k, v):
+        phi, (q, k, v) = self.features, wide(q, k, v)
+        if phi.signed or not streams(q, k, v, *(state or ())):
             return None
         q, k, v = hide(valid, q, k, v)
-        return advance(self.features.given(q, k), v, valid=valid, before=state)
+        return advance(phi.given(q, k), v, valid=valid, before=state)
 
     def _chunk(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: State | None
     ) -> tuple[Mixed, State]:
         q, k, v = wide(*hide(valid, q, k, v))
         if isinstance(self.features, ExponentialFeatureMap):
-            return causal_exponential_average(*exponentials(self.features, q, k), v, valid=valid, state=state)
+            phi = queries(self.features, q), keys(self.features, k)
+            return causal_exponential_average(*phi, v, valid=valid, state=state)
         return causal_average(self.features(q), self.features(k), v, valid=valid, state=state)
+
+    def _collect(self, k: Keys, v: Values, valid: Valid | None, sums: State | None) -> Sums | ShiftedSums:
+        if isinstance(self.features, ExponentialFeatureMap):
+            return collect_exponentials(keys(self.features, k), v, valid=valid, sums=sums)
+        return collect(self.features(k), v, valid=valid, sums=sums)
+
+    def _read(self, q: Queries, sums: State) -> Mixed:
+        if isinstance(self.features, ExponentialFeatureMap):
+            return read_exponentials(queries(self.features, q), sums)
+        return read(self.features(q), sums)
 
     def penalty(self) -> Float[Tensor, ""]:
         return self.features.penalty()
@@ -114,9 +142,11 @@ class KernelAttention(Mechanism):
         self.features.redraw(generator=generator)
 
 
-def exponentials(phi: ExponentialFeatureMap, q: Queries, k: Keys) -> tuple[Exponentials, Exponentials]:
-    """The features of queries and of keys, in log space."""
-    return (
-        Exponentials(phi.log_queries(q), phi.amplitude(q)),
-        Exponentials(phi.log_keys(k), phi.amplitude(k)),
-    )
+def queries(phi: ExponentialFeatureMap, q: Queries) -> Exponentials:
+    """Their features in log space."""
+    return Exponentials(phi.log_queries(q), phi.amplitude(q))
+
+
+def keys(phi: ExponentialFeatureMap, k: Keys) -> Exponentials:
+    """Their features in log space."""
+    return Exponentials(phi.log_keys(k), phi.amplitude(k))

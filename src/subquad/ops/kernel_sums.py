@@ -61,37 +61,60 @@ class ShiftedSums(NamedTuple):
     c: Float[Tensor, "b h 1 #f"]
 
 
-def average(
-    q: Features, k: KeyFeatures, v: Float[Tensor, "b h s e"], *, valid: Valid | None
-) -> Float[Tensor, "b h t e"]:
-    """Every query sees every key."""
+def collect(k: KeyFeatures, v: Float[Tensor, "b h s e"], *, valid: Valid | None, sums: Sums | None) -> Sums:
+    """The sums after some more keys."""
     k = hidden(k, valid, 0)
-    return divide(q @ (k.mT @ v), q @ k.sum(2)[..., None])
+    S, z = k.mT @ v, k.sum(2)[..., None]
+    return Sums(S, z) if sums is None else Sums(sums.S + S, sums.z + z)
+
+
+def read(q: Features, sums: Sums) -> Float[Tensor, "b h t e"]:
+    """What queries get that see all of the keys."""
+    return divide(q @ sums.S, q @ sums.z)
 
 
 def causal_average(
     q: Features, k: KeyFeatures, v: Float[Tensor, "b h s e"], *, valid: Valid | None, state: Sums | None
 ) -> tuple[Float[Tensor, "b h t e"], Sums]:
     """One chunk: every query sees the keys of earlier chunks, and those of its own up to itself."""
+    if q.shape[2] == 1:
+        sums = collect(k, v, valid=valid, sums=state)
+        return read(q, sums), sums
     k = hidden(k, valid, 0)
     inside = (q @ k.mT).tril()
     numerator, denominator = inside @ v, inside.sum(-1, keepdim=True)
-    S, z = k.mT @ v, k.sum(2)[..., None]
     if state is not None:
         numerator, denominator = numerator + q @ state.S, denominator + q @ state.z
-        S, z = state.S + S, state.z + z
-    return divide(numerator, denominator), Sums(S, z)
+    return divide(numerator, denominator), collect(k, v, valid=None, sums=state)
 
 
-def exponential_average(
-    q: Exponentials, k: Exponentials, v: Float[Tensor, "b h s e"], *, valid: Valid | None
-) -> Float[Tensor, "b h t e"]:
-    """Every query sees every key."""
+def collect_exponentials(
+    k: Exponentials, v: Float[Tensor, "b h s e"], *, valid: Valid | None, sums: ShiftedSums | None
+) -> ShiftedSums:
+    """The sums after some more keys, shifted anew where a feature has a new largest exponent."""
     log_k = hidden(k.log, valid, -math.inf)
     c = largest(log_k, dim=2)
-    phi_k = k.shifted(log_k - c)
-    phi_q = q.shifted(q.log + c - largest(q.log + c, dim=3))
-    return divide(phi_q @ (phi_k.mT @ v), phi_q @ phi_k.sum(2)[..., None])
+    if sums is None:
+        phi_k = k.shifted(log_k - c)
+        return ShiftedSums(phi_k.mT @ v, phi_k.sum(2)[..., None], c)
+    c = torch.maximum(c, sums.c)
+    phi_k, old = k.shifted(log_k - c), (sums.c - c).exp().mT
+    return ShiftedSums(old * sums.S + phi_k.mT @ v, old * sums.z + phi_k.sum(2)[..., None], c)
+
+
+def read_exponentials(q: Exponentials, sums: ShiftedSums) -> Float[Tensor, "b h t e"]:
+    """What queries get that see all of the keys."""
+    numerator, denominator, _ = shifted_read(q, sums)
+    return divide(numerator, denominator)
+
+
+def shifted_read(
+    q: Exponentials, sums: ShiftedSums
+) -> tuple[Float[Tensor, "b h t e"], Float[Tensor, "b h t 1"], Float[Tensor, "b h t 1"]]:
+    """Numerator and denominator, to be multiplied by the exp of the third."""
+    b = largest(q.log + sums.c, dim=3)
+    phi_q = q.shifted(q.log + sums.c - b)
+    return phi_q @ sums.S, phi_q @ sums.z, b
 
 
 def causal_exponential_average(
@@ -103,15 +126,17 @@ def causal_exponential_average(
     state: ShiftedSums | None,
 ) -> tuple[Float[Tensor, "b h t e"], ShiftedSums]:
     """One chunk: every query sees the keys of earlier chunks, and those of its own up to itself."""
+    if v.shape[2] == 1:
+        sums = collect_exponentials(k, v, valid=valid, sums=state)
+        return read_exponentials(q, sums), sums
     k = k._replace(log=hidden(k.log, valid, -math.inf))
     numerator, denominator, a = inside_chunk(q, k, v)
     if state is not None:
-        b = largest(q.log + state.c, dim=3)
-        phi_q = q.shifted(q.log + state.c - b)
+        before, weight, b = shifted_read(q, state)
         top = torch.maximum(a, b)
-        numerator = (a - top).exp() * numerator + (b - top).exp() * (phi_q @ state.S)
-        denominator = (a - top).exp() * denominator + (b - top).exp() * (phi_q @ state.z)
-    return divide(numerator, denominator), remember(k, v, state)
+        numerator = (a - top).exp() * numerator + (b - top).exp() * before
+        denominator = (a - top).exp() * denominator + (b - top).exp() * weight
+    return divide(numerator, denominator), collect_exponentials(k, v, valid=None, sums=state)
 
 
 def inside_chunk(
@@ -128,17 +153,6 @@ def inside_chunk(
     peak = peak.masked_fill(peak == 0, 1)
     weights = weights / peak
     return weights @ v, weights.sum(-1, keepdim=True), r + M + peak.log() - 2 * HEADROOM
-
-
-def remember(k: Exponentials, v: Float[Tensor, "b h s e"], state: ShiftedSums | None) -> ShiftedSums:
-    """The sums after one more chunk, shifted anew where a feature has a new largest exponent."""
-    c = largest(k.log, dim=2)
-    if state is None:
-        phi_k = k.shifted(k.log - c)
-        return ShiftedSums(phi_k.mT @ v, phi_k.sum(2)[..., None], c)
-    c = torch.maximum(c, state.c)
-    phi_k, old = k.shifted(k.log - c), (state.c - c).exp().mT
-    return ShiftedSums(old * state.S + phi_k.mT @ v, old * state.z + phi_k.sum(2)[..., None], c)
 
 
 def largest(x: Float[Tensor, "*shape"], *, dim: int) -> Float[Tensor, "..."]:

@@ -52,9 +52,9 @@ def linear_attention(
     return call(_forward, given.q, given.k, v, given.W, valid, int(given.map), causal)[0]
 
 
-def streams(q: Float[Tensor, "b h t d"], k: Float[Tensor, "b h t d"], v: Float[Tensor, "b h t e"]) -> bool:
+def streams(*inputs: Tensor) -> bool:
     """Whether `advance` can take the next tokens: compiled kernels, which have no gradients here."""
-    return not (torch.is_grad_enabled() or torch.compiler.is_compiling()) and native.usable(q, k, v)
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling()) and native.usable(*inputs)
 
 
 def advance(
@@ -72,7 +72,6 @@ def advance(
         require_shape("sums of keys", before.z, b, h, f, 1)
         if isinstance(before, ShiftedSums):
             require_shape("shifts", before.c, b, h, 1, f)
-        before = type(before)(*(x.to(v) for x in before))
     return kernels.step(given.q, given.k, v, given.W, valid, map=given.map, before=before)
 
 

@@ -1,12 +1,18 @@
-"""Running a chunk function over a sequence."""
+"""Running a function over the chunks of a sequence."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import repeat
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from subquad.ops.pages import fresh
+
+BLOCK = 1024  # tokens whose features stay in cache
+Chunk = tuple[tuple[Tensor, ...], Tensor | None]
 
 
 def scan(
@@ -20,11 +26,39 @@ def scan(
 
     Returns what the chunks gave, joined, and the last state. An empty sequence is one empty chunk.
     """
-    # `split`, and no slices: the gradient of each slice would be as long as the sequence
-    parts = zip(*(x.split(chunk, 2) for x in inputs), strict=True)
-    masks = repeat(None) if valid is None else valid.split(chunk, 1)
     outputs = []
-    for part, seen in zip(parts, masks):  # noqa: B905  # masks may go on
+    for part, seen in chunks(*inputs, valid=valid, size=chunk):
         output, state = step(*part, valid=seen, state=state)
         outputs.append(output)
-    return torch.cat(outputs, dim=2), state
+    return joined(outputs), state
+
+
+def chunks(*inputs: Tensor, valid: Tensor | None = None, size: int) -> Iterator[Chunk]:
+    """The tokens of all inputs and of the mask, `size` at a time; of none, one empty chunk."""
+    # `split`, and no slices: the gradient of each slice would be as long as the sequence
+    parts = zip(*(x.split(size, 2) for x in inputs), strict=True)
+    masks = repeat(None) if valid is None else valid.split(size, 1)
+    return zip(parts, masks)  # noqa: B905  # masks may go on
+
+
+def blocks(*inputs: Tensor, valid: Tensor | None = None) -> Iterator[Chunk]:
+    """Chunks as long as is good for speed. In a graph there is one, since the compiler cuts as it likes."""
+    whole = max(1, inputs[0].shape[2])
+    return chunks(*inputs, valid=valid, size=whole if torch.compiler.is_compiling() else BLOCK)
+
+
+def joined(parts: list[Tensor]) -> Tensor:
+    """Chunks of tokens in one tensor."""
+    if len(parts) == 1:
+        return parts[0]
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return torch.cat(parts, 2)
+    b, h, _, e = parts[0].shape
+    return torch.cat(parts, 2, out=fresh(parts[0], b, h, sum(x.shape[2] for x in parts), e))
+
+
+def again(function: Callable[..., Any], *given: Any) -> Any:
+    """What the function gives. The backward pass calls it again, and only what was given is kept for that."""
+    if not torch.is_grad_enabled():
+        return function(*given)
+    return checkpoint(function, *given, use_reentrant=False, preserve_rng_state=False)

@@ -38,8 +38,10 @@ def backend() -> Backend:
 
 def usable(*inputs: Tensor | None) -> bool:
     """Whether the kernels can take these inputs: CPU, float32, and there are kernels."""
-    fit = all(x is None or (x.dtype == torch.float32 and x.is_cpu) for x in inputs)
-    return fit and kernels() is not None
+    for x in inputs:
+        if x is not None and (x.dtype != torch.float32 or not x.is_cpu):
+            return False
+    return kernels() is not None
 
 
 def kernels() -> ctypes.CDLL | None:
@@ -85,13 +87,16 @@ class Call(ctypes.Structure):
         """To inputs of shape (b h t _), whose strides are told."""
         for name, x in tensors.items():
             if x is not None:
-                x = x if x.stride(-1) == 1 else x.contiguous()
+                strides = x.stride()
+                if strides[3] != 1:
+                    x = x.contiguous()
+                    strides = x.stride()
                 self._hold(name, x)
-                setattr(self, f"{name}_stride", Strides(*x.stride()[:3]))
+                setattr(self, f"{name}_stride", strides[:3])
 
     def run(self, kernel: str) -> bool:
         """Whether the outputs can be used."""
-        library = kernels()
+        library, _ = load()
         assert library is not None
         return not getattr(library, kernel)(ctypes.byref(self))
 

@@ -92,8 +92,8 @@ def step(
         out, _, after = found
         return out, after if exponential(map) else Sums(after.S, after.z)
     call = prepared(q, k, v, W, valid, map=map)
-    (b, h, _, e), m = v.shape, call.m
-    out, S, z = v.new_empty(v.shape), v.new_empty(b, h, m, e), v.new_empty(b, h, m, 1)
+    (b, h, t, e), m = v.shape, call.m
+    out, S, z = v.new_empty(b, h, t, e), v.new_empty(b, h, m, e), v.new_empty(b, h, m, 1)
     after = ShiftedSums(S, z, v.new_empty(b, h, 1, m)) if exponential(map) else Sums(S, z)
     call.begin(before)
     call.point(out=out)

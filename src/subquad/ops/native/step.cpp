@@ -33,10 +33,12 @@ struct Stream {
     const Linear &p;
     const Projected &projected;
     bool exponential;
-    Scratch phi_q, phi_k, left, shift, sums;
+    Scratch phi_q, phi_k, left, shift;
     Stream(const Linear &p, const Projected &projected)
         : p(p), projected(projected), exponential(p.map == FAVOR || p.map == LOGS), phi_q(p.m + LANES),
-          phi_k(p.m + LANES), left(p.m + LANES), shift(p.m + LANES), sums(p.e + LANES) {}
+          phi_k(p.m + LANES), left(p.m + LANES), shift(p.m + LANES) {
+        std::fill(left + 0, left + p.m, 1.0f);
+    }
 
     // Features; of exponential ones the logarithms, up to what is the same for all of a query.
     void features(long head, long t) {
@@ -57,7 +59,7 @@ struct Stream {
         }
     }
 
-    // The features of a key under its shifts, and what those leave of the sums so far.
+    // The features of a key under its shifts, and how much of the sums so far those leave.
     void raise() {
         for (int f = 0; f < p.m; f += LANES) {
             vec top = greater(load(shift + f), load(phi_k + f));
@@ -81,15 +83,37 @@ struct Stream {
         if (exponential) raise(), lower();
         const float *v = at(p, p.v, p.v_stride, head, t);
         float den = 0;
-        std::memset(sums.p, 0, sizeof(float) * p.e);
         for (int f = 0; f < p.m; f++) {
-            float kept = exponential ? left[f] : 1;
-            blend(S + (long)f * p.e, S0 + (long)f * p.e, kept, v, phi_k[f], p.e);
-            blend(sums, sums, 1, S + (long)f * p.e, phi_q[f], p.e);
-            z[f] = z0[f] * kept + phi_k[f];
+            z[f] = z0[f] * left[f] + phi_k[f];
             den += z[f] * phi_q[f];
         }
-        scale(p.out + (head * p.queries + t) * p.e, sums, den == 0 ? 0 : 1 / den, p.e);
+        float *out = p.out + (head * p.queries + t) * p.e, share = den == 0 ? 0 : 1 / den;
+        int c = 0;
+        for (; c + 4 * LANES <= p.e; c += 4 * LANES) columns<4>(c, S0, v, S, share, out);
+        for (; c + LANES <= p.e; c += LANES) columns<1>(c, S0, v, S, share, out);
+        for (; c < p.e; c++) {
+            float sum = 0;
+            for (int f = 0; f < p.m; f++) {
+                long i = (long)f * p.e + c;
+                sum += (S[i] = S0[i] * left[f] + v[c] * phi_k[f]) * phi_q[f];
+            }
+            out[c] = sum * share;
+        }
+    }
+
+    // Some columns of S with the token in them, and what the query reads there, which stays in registers.
+    template <int vectors>
+    void columns(int c, const float *S0, const float *v, float *S, float share, float *out) const {
+        vec value[vectors], sum[vectors] = {};
+        for (int i = 0; i < vectors; i++) value[i] = load(v + c + i * LANES);
+        for (int f = 0; f < p.m; f++)
+            for (int i = 0; i < vectors; i++) {
+                long place = (long)f * p.e + c + i * LANES;
+                vec now = load(S0 + place) * left[f] + value[i] * phi_k[f];
+                store(S + place, now);
+                sum[i] += now * phi_q[f];
+            }
+        for (int i = 0; i < vectors; i++) store(out + c + i * LANES, sum[i] * share);
     }
 
     void run(long head) {
