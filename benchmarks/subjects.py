@@ -22,6 +22,7 @@ from subquad.registry import build
 
 SWITCH = "SUBQUAD_NATIVE"
 ENCODER = {"dim": 256, "depth": 4, "heads": 4}
+UNATTENDED = "no attention"  # the rest of an encoder, which is the floor of a training step
 PREFIX = 256  # tokens before the step that is timed
 Call = Callable[[], object]
 
@@ -192,6 +193,9 @@ def training(row: Row, length: int, *, compiled: bool) -> dict[str, Call | Missi
     x = torch.randn(1, length, ENCODER["dim"])
     encoder = built(row.attention, row, length)
     found = by_tier(training_step(encoder, x))
+    bare = copy.deepcopy(encoder)
+    put_in(bare, lambda q, k, v: v)
+    found[UNATTENDED] = training_step(bare, x)
     for rival in row.rivals(length):
         if rival == FUSED:
             found[rival] = training_step(built("softmax", row, length, options={}), x)
@@ -199,14 +203,19 @@ def training(row: Row, length: int, *, compiled: bool) -> dict[str, Call | Missi
         other = copy.deepcopy(encoder)
 
         def ready(mix: Callable[..., Tensor], other: Encoder = other) -> Call:
-            for block in other.blocks:
-                block.get_submodule("attention").mechanism = Instead(mix)
+            put_in(other, mix)
             return training_step(other, x)
 
         first = encoder.get_submodule("blocks.0.attention.mechanism")
         assert isinstance(first, Mechanism)
         found[rival] = peer(rival, first, length, compiled, ready)
     return found
+
+
+def put_in(encoder: Encoder, mix: Callable[..., Tensor]) -> None:
+    """In place of the mechanism of each layer."""
+    for block in encoder.blocks:
+        block.get_submodule("attention").mechanism = Instead(mix)
 
 
 def built(attention: str, row: Row, length: int, **settings: Any) -> Encoder:

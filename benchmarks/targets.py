@@ -45,7 +45,7 @@ class Row:
     deed: Deed = "forward"
     dtype: str = "float32"
     targets: tuple[Target, ...]
-    floor: Mapping[Tier, float] = field(default_factory=dict)  # part of the floor that is to be reached
+    floor: Mapping[Tier, float | None] = field(default_factory=dict)  # part of it to be reached, if asked
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -84,6 +84,7 @@ def training(name: str, **settings: Any) -> Row:
         name=f"training-{name}",
         title=f"training step of an encoder, 4 layers, 256 wide, {name}",
         deed="training step",
+        floor={"kernel": None},
         **settings,
     )
 

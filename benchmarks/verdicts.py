@@ -127,7 +127,7 @@ class OfFloor:
     tier: str
     length: int
     part: float
-    aim: float
+    aim: float | None
     limit: float | None
 
 

@@ -58,12 +58,14 @@ def race(row: str, lengths: list[int], seconds: float, limit: float, compiled: b
         clock = "cpu" if one else "wall"
         timings = interleaved(ready, repeats=5, seconds=seconds, limit=limit, warmup=0, clock=clock)
         ours = subjects.mechanism(chosen, length)
-        work = floors.work(chosen, ours, length)
         measured = rates(seconds=0.5, clock=clock)
+        floor = 1e3 * measured.floor(work) if (work := floors.work(chosen, ours, length)) else None
+        if subjects.UNATTENDED in timings:
+            floor = timings[subjects.UNATTENDED].median
         found[str(length)] = {
             "ms": {name: asdict(timing) for name, timing in timings.items()},
             "missing": missing,
-            "floor_ms": None if work is None else 1e3 * measured.floor(work),
+            "floor_ms": floor,
             "rates": asdict(measured),
             "seen": floors.density(ours, length) if needs_density(chosen) else None,
         }
