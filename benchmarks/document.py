@@ -73,14 +73,15 @@ the formula's own work; the rest of the time goes here:
   target of forward and backward in kernels could not be met.
 - **Windows and patterns in the PyTorch tier**: a block of queries computes the keys of all of them, and
   softmax and copies of gathered keys run as operators of their own. The kernels have neither cost.
-- **Crossovers**: among 2 m tokens FAVOR+ with m features multiplies as much as softmax does, so that no kernel can be
-  faster before; Python and the making of tensors come on top.
+- **Crossovers**: among 2 m tokens FAVOR+ with m features multiplies as much as softmax does, so that no
+  kernel can be faster before; Python and the making of tensors come on top.
 - **Exponents of time** a little above one, where memory grows as it should: the shortest length fits in the
   cache, the longest does not.
-- **A training step** of the encoder is mostly its projections and feed-forward layers, which all rows share: the
-  floor's table says how much of our step these take, and what ratio were left if attention took no time at all.
-- **Single steps of decoding** are mostly Python: checking inputs, filling in the kernel's call and making three
-  tensors takes several times what the kernel takes.
+- **A training step** of the encoder is mostly its projections and feed-forward layers, which all rows share:
+  the floor's table says how much of our step these take, and what ratio there would be if attention took no
+  time at all.
+- **Single steps of decoding** are mostly Python: checking inputs, filling in the kernel's call and making
+  three tensors takes several times what the kernel takes.
 """
 
 

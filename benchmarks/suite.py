@@ -70,11 +70,10 @@ def carry_out(
 
     for row in filter(lambda row: wanted(row.name), ROWS):
         by_threads = results["rows"].setdefault(row.name, {})
-        for count in threads:
-            if "failed" not in by_threads.get(str(count), {"failed": ""}):
-                continue
-            say(f"{row.title}, {'one thread' if count == 1 else f'{count} threads'}")
-            by_threads[str(count)] = race(row, count, quick=quick)
+        lacking = [count for count in threads if "failed" in by_threads.get(str(count), {"failed": ""})]
+        if lacking:
+            say(f"{row.title}, threads: {', '.join(map(str, lacking))}")
+            by_threads |= race(row, lacking, quick=quick)
             keep_so_far()
         for length, who in rivalry(row):
             cells = results["memory"].setdefault(row.name, {}).setdefault(str(length), {})
@@ -91,7 +90,8 @@ def carry_out(
     return results | {"seconds": round(time.time() - begun), "finished": True}
 
 
-def race(row: Row, threads: int, *, quick: bool) -> dict[str, Any]:
+def race(row: Row, threads: Sequence[int], *, quick: bool) -> dict[str, Any]:
+    """What the row's worker found, by number of threads."""
     job = {
         "job": "race",
         "threads": threads,
@@ -101,7 +101,8 @@ def race(row: Row, threads: int, *, quick: bool) -> dict[str, Any]:
         "limit": LIMIT[quick],
         "compiled": not quick,
     }
-    return worker.run(job, timeout=PATIENCE[quick])
+    found = worker.run(job, timeout=PATIENCE[quick])
+    return dict.fromkeys(map(str, threads), found) if "failed" in found else found
 
 
 def rivalry(row: Row) -> list[tuple[int, str]]:

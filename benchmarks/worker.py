@@ -6,10 +6,13 @@ A process's memory and speed depend on what it has done before; a crash ends onl
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 WARMUP = 64  # tokens that are run before memory is measured, so that libraries are loaded
+ONE_CALL = 1e-9  # seconds of warming up, which is at least a call
 RESULT = "result: "  # before the line that matters; packages print what they like
 
 Job = dict[str, Any]
@@ -29,47 +32,72 @@ def run(job: Job, *, timeout: float) -> dict[str, Any]:
     return {"failed": said[-1] if said else f"ended with status {done.returncode}"}
 
 
-def race(row: str, lengths: list[int], seconds: float, limit: float, compiled: bool) -> dict[str, Any]:
-    """Times of all who take part in a row, by length, after their numbers have been found right."""
+def race(
+    row: str, threads: list[int], lengths: list[int], seconds: float, limit: float, compiled: bool
+) -> dict[str, Any]:
+    """Times of all who take part in a row, by threads and length, after their numbers were found right."""
     import torch
 
-    from benchmarks import correctness, floors, subjects
-    from subquad.measure.roofline import rates
+    from benchmarks import correctness
     from subquad.measure.timing import interleaved
 
-    one = torch.get_num_threads() == 1
     chosen = rows()[row]
     correctness.require_right(chosen)
-    found: dict[str, Any] = {}
-    for length in lengths:
-        calls = subjects.calls(chosen, length, compiled=compiled)
-        missing = {name: call.reason for name, call in calls.items() if isinstance(call, subjects.Missing)}
-        ready = {name: call for name, call in calls.items() if not isinstance(call, subjects.Missing)}
-        for name in list(ready):
-            try:
-                if name in subjects.PEERS and chosen.deed != "step" and not subjects.PEERS[name].compiled:
-                    correctness.require_peer_right(chosen, name)
-                ready[name]()
-            except Exception as error:  # another package's, whatever it raises: it is left out, and told
-                if name not in subjects.PEERS:
-                    raise
-                missing[name] = f"{type(error).__name__}: {str(error)[:120]}"
-                del ready[name]
-        clock = "cpu" if one else "wall"
-        timings = interleaved(ready, repeats=5, seconds=seconds, limit=limit, warmup=0, clock=clock)
-        ours = subjects.mechanism(chosen, length)
-        measured = rates(seconds=0.5, clock=clock)
-        floor = 1e3 * measured.floor(work) if (work := floors.work(chosen, ours, length)) else None
-        if subjects.UNATTENDED in timings:
-            floor = timings[subjects.UNATTENDED].median
-        found[str(length)] = {
-            "ms": {name: asdict(timing) for name, timing in timings.items()},
-            "missing": missing,
-            "floor_ms": floor,
-            "rates": asdict(measured),
-            "seen": floors.density(ours, length) if needs_density(chosen) else None,
+    entered = {length: enter(chosen, length, compiled=compiled) for length in lengths}
+    found = {}
+    for count in threads:
+        torch.set_num_threads(count)
+        warmup = 0 if count == threads[0] else ONE_CALL  # compiled peers are compiled again for other threads
+        times = partial(interleaved, repeats=5, seconds=seconds, limit=limit, warmup=warmup)
+        found[str(count)] = {
+            str(length): measured(chosen, length, *who, times) for length, who in entered.items()
         }
     return found
+
+
+def enter(chosen: Any, length: int, *, compiled: bool) -> tuple[dict[str, Any], dict[str, str]]:
+    """Who takes part and has been called once, by name, and why others do not."""
+    from benchmarks import correctness, subjects
+
+    calls = subjects.calls(chosen, length, compiled=compiled)
+    missing = {name: call.reason for name, call in calls.items() if isinstance(call, subjects.Missing)}
+    ready = {name: call for name, call in calls.items() if not isinstance(call, subjects.Missing)}
+    for name in list(ready):
+        try:
+            if name in subjects.PEERS and chosen.deed != "step" and not subjects.PEERS[name].compiled:
+                correctness.require_peer_right(chosen, name)
+            ready[name]()
+        except Exception as error:  # another package's, whatever it raises: it is left out, and told
+            if name not in subjects.PEERS:
+                raise
+            missing[name] = f"{type(error).__name__}: {str(error)[:120]}"
+            del ready[name]
+    return ready, missing
+
+
+def measured(
+    chosen: Any, length: int, ready: dict[str, Any], missing: dict[str, str], times: Callable[..., Any]
+) -> dict[str, Any]:
+    """Times at one length, and the floor of the machine beside them."""
+    import torch
+
+    from benchmarks import floors, subjects
+    from subquad.measure.roofline import rates
+
+    clock = "cpu" if torch.get_num_threads() == 1 else "wall"
+    timings = times(ready, clock=clock)
+    ours = subjects.mechanism(chosen, length)
+    reached = rates(seconds=0.5, clock=clock)
+    floor = 1e3 * reached.floor(work) if (work := floors.work(chosen, ours, length)) else None
+    if subjects.UNATTENDED in timings:
+        floor = timings[subjects.UNATTENDED].median
+    return {
+        "ms": {name: asdict(timing) for name, timing in timings.items()},
+        "missing": missing,
+        "floor_ms": floor,
+        "rates": asdict(reached),
+        "seen": floors.density(ours, length) if needs_density(chosen) else None,
+    }
 
 
 def needs_density(row: Any) -> bool:
@@ -105,9 +133,10 @@ def main(text: str) -> None:
     job = json.loads(text)
     import torch
 
-    torch.set_num_threads(job.pop("threads"))
     torch.manual_seed(0)
     kind = job.pop("job")
+    threads = job["threads"][0] if kind == "race" else job.pop("threads")
+    torch.set_num_threads(threads)
     if kind == "race":
         result = race(**job)
     elif kind == "memory":

@@ -210,14 +210,14 @@ def test_a_run_goes_on_where_the_last_one_stopped(monkeypatch):
 
     def run(job, *, timeout):
         jobs.append(job["threads"])
-        return {"2048": {"ms": {}, "missing": {}}}
+        return {str(count): {"2048": {"ms": {}, "missing": {}}} for count in job["threads"]}
 
     monkeypatch.setattr(suite.worker, "run", run)
     monkeypatch.setattr(suite, "commit", lambda: "abc")
     asked = {"only": ["window-training"], "quick": True, "say": print, "keep": lambda _: None}
     first = suite.carry_out(**asked, threads=(1,))
     suite.carry_out(**asked, threads=(1, 2), before=first)
-    assert jobs == [1, 2]
+    assert jobs == [[1], [2]]
     monkeypatch.setattr(suite, "commit", lambda: "abc-dirty")
     suite.carry_out(**asked, threads=(1,), before=first | {"commit": "abc-dirty"})
-    assert jobs == [1, 2, 1]
+    assert jobs == [[1], [2], [1]]
