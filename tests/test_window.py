@@ -78,6 +78,23 @@ def test_float32_is_float64_but_for_rounding(left, right, lengths, width):
         assert_close(rounded.double(), value, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.usefixtures("tier")
+@pytest.mark.parametrize("lengths", [None, torch.tensor([201, 66])], ids=["whole", "padded"])
+@pytest.mark.parametrize("shift", [-300.0, 300.0])
+def test_scores_may_leave_the_range_of_exponentials(shift, lengths):
+    """Of some queries and not of others: a score moves by what the last column of its query says."""
+    q, k, v = (x.detach() for x in inputs(201, d=4))
+    moved = torch.zeros_like(q[..., :1])
+    moved[:, :, 90:] = shift * 5**0.5
+    x = [torch.cat([q, moved], -1), torch.cat([k, torch.ones_like(moved)], -1), v]
+    exact = window_attention(*x, left=15, right=0, lengths=lengths)
+    found = window_attention(*(t.float() for t in x), left=15, right=0, lengths=lengths)
+    for rounded, value in zip(found, exact, strict=True):
+        assert_close(rounded.double(), value, rtol=1e-4, atol=1e-4)
+    *expected, real = dense(*x, left=15, right=0, lengths=lengths)
+    assert_close((exact[0], exact[1].masked_fill(~real, 0)), tuple(expected))
+
+
 def test_queries_behind_the_length_see_nothing():
     x = inputs(9)
     out, lse = window_attention(*x, left=2, right=2, lengths=torch.tensor([9, 4]))
