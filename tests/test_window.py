@@ -162,6 +162,19 @@ def test_tiles_in_float32_are_float64_but_for_rounding(pattern, width, lengths):
         assert_close(rounded.double(), value, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.usefixtures("tier")
+@pytest.mark.parametrize("pattern", PATTERNS[:3], ids=repr)
+def test_scores_of_tiles_may_leave_the_range_of_exponentials(pattern):
+    q, k, v = (x.detach() for x in inputs(600, batch=1, heads=1, d=4))
+    narrow = [x.float().requires_grad_() for x in (30 * q, 10 * k, v)]
+    x = [y.detach().double().requires_grad_() for y in narrow]
+    exact = (x[0] @ x[1].mT / 2).masked_fill(~pattern.mask(600), -torch.inf).softmax(-1) @ x[2]
+    both = (exact, x), (attend(pattern, *narrow, n=None), narrow)
+    found = ([out, *torch.autograd.grad((out * out.detach().cos()).sum(), y)] for out, y in both)
+    for value, rounded in zip(*found, strict=True):  # scores of a thousand are rounded to some 1e-4
+        assert_close(rounded.double(), value, rtol=1e-2, atol=1e-2)
+
+
 def test_what_is_known_of_a_pattern_in_inference_serves_training():
     q, k, v = inputs(70, e=5)
     pattern = Blocks(Local(1) | Global(1), 8)

@@ -123,7 +123,7 @@ def pulled_back(
             weights = torch.bmm(q_[:, near], own.mT).sub_(lse_[:, near]).exp_()
             hide_(weights, near, at, left=left, right=right)
             change = torch.bmm(grad_[:, near], v_[:, at].mT).sub_(delta_[:, near]).mul_(weights)
-            dq_[:, near].baddbmm_(change, own)
+            torch.baddbmm(dq_[:, near], change, own, out=dq_[:, near])
             dk_[:, at] = torch.bmm(change.mT, q_[:, near]).mul_(scale)
             dv_[:, at] = torch.bmm(weights.mT, grad_[:, near])
     return dq, dk, dv
