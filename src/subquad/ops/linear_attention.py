@@ -94,7 +94,8 @@ def _forward(
     """Outputs, denominators, the sums over all keys, and how many tokens a chunk of each part has."""
     found = []
     for own in parts(q):
-        out, *sums, chunk = forward(*of_part(own, q, k, v), W, valid, Map(map), causal=causal)
+        q_, k_, v_ = of_part(own, q, k, v)
+        out, *sums, chunk = forward(q_, k_, v_, W, valid, Map(map), causal=causal)
         found.append((out.to(v.dtype), *sums, torch.tensor([chunk])))
     *tensors, chunks = zip(*found, strict=True)
     out, den, S, z, c = (joined(x) for x in tensors)

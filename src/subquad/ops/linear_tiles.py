@@ -17,7 +17,7 @@ from subquad.ops.precision import wide
 
 Upstream = Callable[[slice], tuple[Tensor, Tensor]]  # the gradients of some numerators and denominators
 
-WIDE = 512  # tokens of a chunk where every query sees every key
+WIDE, FEATURES = 512, 2**15  # where every query sees every key: tokens of a chunk, and features of a head
 
 
 class Tiles:
@@ -84,6 +84,11 @@ def elu(x: Tensor) -> Tensor:
     return x.clamp(max=0).exp_().add_(x.clamp(min=0))
 
 
+def wide_chunks(length: int, features: int) -> list[slice]:
+    """Chunks where every query sees every key, the features of which stay in cache."""
+    return chunks(length, max(64, min(WIDE, FEATURES // features)))
+
+
 def chunks(length: int, size: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, length, size)]
 
@@ -127,19 +132,20 @@ def forward(
     tiles = Tiles(k, v, W, valid, map=map)
     sums = tiles.empty()
     out, den = fresh(v, *q.shape[:3], v.shape[3]), sums.S.new_empty(q.shape[:3])
-    for here in chunks(k.shape[2], chunk if causal else WIDE):
+    cuts = chunks(k.shape[2], chunk) if causal else wide_chunks(k.shape[2], tiles.features)
+    for here in cuts:
         phi, c = tiles.keys(here, sums.c)
         sums, (value,) = shifted(sums, c), wide(v[:, :, here])
         if causal:
-            phi_q = tiles.queries(*wide(q[:, :, here]), c)
+            phi_q = tiles.queries(wide(q[:, :, here])[0], c)
             inside = (phi_q @ phi.mT).tril_()
             total = (phi_q @ sums.z).add_(inside.sum(-1, keepdim=True))
             torch.div((phi_q @ sums.S).add_(inside @ value), seen(total), out=out[:, :, here])
             den[:, :, here] = total[..., 0]
         sums = add(sums, phi, value)
     if not causal:
-        for here in chunks(q.shape[2], WIDE):
-            phi_q = tiles.queries(*wide(q[:, :, here]), sums.c)
+        for here in wide_chunks(q.shape[2], tiles.features):
+            phi_q = tiles.queries(wide(q[:, :, here])[0], sums.c)
             total = phi_q @ sums.z
             torch.div(phi_q @ sums.S, seen(total), out=out[:, :, here])
             den[:, :, here] = total[..., 0]
@@ -183,13 +189,13 @@ def whole_sweep(
 ) -> None:
     k, v = tiles.k, tiles.v
     pull = tiles.empty()
-    for here in chunks(q.shape[2], WIDE):
+    for here in wide_chunks(q.shape[2], tiles.features):
         (g, gd), (x,) = upstream(here), wide(q[:, :, here])
         phi = tiles.queries(x, sums.c)
         change = (g @ sums.S.mT).addcmul_(gd, sums.z.mT)
         pull = add(pull, phi, g, gd)
         dq[:, :, here] = tiles.pull(change, phi, x, key=False)
-    for here in chunks(k.shape[2], WIDE):
+    for here in wide_chunks(k.shape[2], tiles.features):
         phi, _ = tiles.keys(here, sums.c)
         dv[:, :, here] = phi @ pull.S
         x, value = wide(k[:, :, here], v[:, :, here])
