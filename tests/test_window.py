@@ -78,6 +78,23 @@ def test_float32_is_float64_but_for_rounding(left, right, lengths, width):
         assert_close(rounded.double(), value, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.usefixtures("tier")
+@pytest.mark.parametrize("lengths", [None, torch.tensor([201, 66])], ids=["whole", "padded"])
+@pytest.mark.parametrize("shift", [-300.0, 300.0])
+def test_scores_may_leave_the_range_of_exponentials(shift, lengths):
+    """Of some queries and not of others: a score moves by what the last column of its query says."""
+    q, k, v = (x.detach() for x in inputs(201, d=4))
+    moved = torch.zeros_like(q[..., :1])
+    moved[:, :, 90:] = shift * 5**0.5
+    x = [torch.cat([q, moved], -1), torch.cat([k, torch.ones_like(moved)], -1), v]
+    exact = window_attention(*x, left=15, right=0, lengths=lengths)
+    found = window_attention(*(t.float() for t in x), left=15, right=0, lengths=lengths)
+    for rounded, value in zip(found, exact, strict=True):
+        assert_close(rounded.double(), value, rtol=1e-4, atol=1e-4)
+    *expected, real = dense(*x, left=15, right=0, lengths=lengths)
+    assert_close((exact[0], exact[1].masked_fill(~real, 0)), tuple(expected))
+
+
 def test_queries_behind_the_length_see_nothing():
     x = inputs(9)
     out, lse = window_attention(*x, left=2, right=2, lengths=torch.tensor([9, 4]))
@@ -143,6 +160,19 @@ def test_tiles_in_float32_are_float64_but_for_rounding(pattern, width, lengths):
         found.append([out, *torch.autograd.grad((out * out.detach().cos()).sum(), y)])
     for value, rounded in zip(*found, strict=True):
         assert_close(rounded.double(), value, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.usefixtures("tier")
+@pytest.mark.parametrize("pattern", PATTERNS[:3], ids=repr)
+def test_scores_of_tiles_may_leave_the_range_of_exponentials(pattern):
+    q, k, v = (x.detach() for x in inputs(600, batch=1, heads=1, d=4))
+    narrow = [x.float().requires_grad_() for x in (30 * q, 10 * k, v)]
+    x = [y.detach().double().requires_grad_() for y in narrow]
+    exact = (x[0] @ x[1].mT / 2).masked_fill(~pattern.mask(600), -torch.inf).softmax(-1) @ x[2]
+    both = (exact, x), (attend(pattern, *narrow, n=None), narrow)
+    found = ([out, *torch.autograd.grad((out * out.detach().cos()).sum(), y)] for out, y in both)
+    for value, rounded in zip(*found, strict=True):  # scores of a thousand are rounded to some 1e-4
+        assert_close(rounded.double(), value, rtol=1e-2, atol=1e-2)
 
 
 def test_what_is_known_of_a_pattern_in_inference_serves_training():

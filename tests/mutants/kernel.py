@@ -9,6 +9,7 @@ TILES = "ops/linear_tiles.py"
 OPERATOR = "ops/linear_attention.py"
 DIRECTIONS = "features/directions.py"
 PADDING = "ops/padding.py"
+PRECISION = "ops/precision.py"
 
 MUTANTS = [
     Mutant(
@@ -103,9 +104,9 @@ MUTANTS = [
         "linear",
         "half_precision",
         "sums are kept in half precision",
-        OPERATOR,
-        "q_, k_, v_ = wide(q[:, own], k[:, own], v[:, own])",
-        "q_, k_, v_ = q[:, own], k[:, own], v[:, own]",
+        PRECISION,
+        "return tuple(x.float() if x.dtype in NARROW else x for x in inputs)",
+        "return inputs",
     ),
     Mutant(
         "linear",
@@ -256,15 +257,15 @@ MUTANTS = [
         "causal_by_gradients",
         "the backward pass lets later tokens have a part in gradients",
         TILES,
-        "mixed = (g @ v[:, :, here].mT).add_(gd).tril_()",
-        "mixed = (g @ v[:, :, here].mT).add_(gd)",
+        "mixed = (g @ value.mT).add_(gd).tril_()",
+        "mixed = (g @ value.mT).add_(gd)",
     ),
     Mutant(
         "linear",
         "matches_definition",
         "the backward pass forgets the gradients of denominators",
         TILES,
-        "return g, -(g * out[:, :, here]).sum(-1, keepdim=True)",
-        "return g, 0 * (g * out[:, :, here]).sum(-1, keepdim=True)",
+        "return g, -(g * o).sum(-1, keepdim=True)",
+        "return g, 0 * (g * o).sum(-1, keepdim=True)",
     ),
 ]

@@ -22,10 +22,10 @@ MUTANTS = [
     Mutant(
         "bigbird",
         "matches_definition",
-        "the larger of two sums stands for both",
+        "the last of a query's sums stands for all",
         TILES,
-        "after = torch.logaddexp(before, total)",
-        "after = torch.maximum(before, total)",
+        "to[:, self.at].add_(found)",
+        "to[:, self.at].copy_(found)",
     ),
     Mutant(
         "bigbird",

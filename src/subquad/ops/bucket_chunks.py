@@ -19,8 +19,8 @@ Scores = Float[Tensor, "x c k"]  # of a block of chunks
 ALONE = -1e5  # the score of a token with itself, where it should see itself only for want of others
 HIDDEN = -1e30  # the score of a key that is not seen
 NOWHERE = -8  # the mark of a free place; below it and above -2, marks are the caller's
-TOKENS = 8192  # that are gathered at once, at least a head's
-SCORES = 2**19  # that are in the cache at once, at least a chunk's
+TOKENS = 2048  # that are gathered at once, at least a head's
+SCORES = 2**18  # that are in the cache at once, at least a chunk's
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,9 +54,9 @@ class Round:
         scores = torch.bmm(q[here], windows(k, here).mT).mul_(q.shape[-1] ** -0.5)
         if self.sight.alone:
             itself(scores).fill_(ALONE)
-        scores.masked_fill_(self.hidden(here), HIDDEN)
-        weights = scores.softmax(-1)
-        return weights, scores.amax(-1, keepdim=True) - weights.amax(-1, keepdim=True).log_()
+        top = scores.masked_fill_(self.hidden(here), HIDDEN).amax(-1, keepdim=True)
+        weights = torch.softmax(scores, -1, out=scores)
+        return weights, top.sub_(weights.amax(-1, keepdim=True).log_())
 
     def hidden(self, here: slice) -> Bool[Tensor, "x c k"]:
         """Which keys a query does not see."""

@@ -28,7 +28,7 @@ from subquad.ops.precision import NARROW, wide
 from subquad.ops.shapes import require_shape, require_together
 
 CHUNKS = (64, 8, 1)  # tokens of a causal chunk, the shorter ones for want of range; the kernels' are of 64
-TOGETHER = 2  # heads of half precision, by the kernels; PyTorch's operators want more at once
+TOGETHER = 2  # heads of half precision that kernels take at once, whose wider copies stay in cache
 SMALLEST = {torch.float32: 1e-26, torch.float64: 1e-200}  # a denominator below this may have lost terms
 
 
@@ -93,7 +93,7 @@ def _forward(
     """Outputs, denominators, the sums over all keys, and how many tokens a chunk of each part has."""
     found = []
     for own in parts(q):
-        q_, k_, v_ = wide(q[:, own], k[:, own], v[:, own])
+        q_, k_, v_ = of_part(own, q, k, v)
         out, *sums, chunk = forward(q_, k_, v_, W, valid, Map(map), causal=causal)
         found.append((out.to(v.dtype), *sums, torch.tensor([chunk])))
     *tensors, chunks = zip(*found, strict=True)
@@ -102,10 +102,16 @@ def _forward(
 
 
 def parts(q: Tensor) -> list[slice]:
-    """Heads that are taken at once: in half precision a few, whose wider copies stay in cache."""
+    """Heads that are taken at once: a few, where kernels have to be given wider copies."""
     heads = q.shape[1]
-    step = (TOGETHER if native.usable() else 2 * TOGETHER) if q.dtype in NARROW else heads
+    step = TOGETHER if q.dtype in NARROW and native.usable() else heads
     return [slice(start, start + step) for start in range(0, heads, step)]
+
+
+def of_part(own: slice, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """What belongs to some heads, wide where kernels take it."""
+    some = tuple(x[:, own] for x in tensors)
+    return wide(*some) if native.usable() else some
 
 
 def joined(parts: tuple[Tensor, ...]) -> Tensor:
@@ -166,7 +172,7 @@ def _backward(
     found = []
     for own, tokens in zip(parts(q), chunk.tolist(), strict=True):
         sums = ShiftedSums(S[:, own], z[:, own], c[:, own])
-        grad_, q_, k_, v_, out_ = wide(*(x[:, own] for x in (grad, q, k, v, out)))
+        grad_, q_, k_, v_, out_ = of_part(own, grad, q, k, v, out)
         given = (grad_, q_, k_, v_, W, valid, out_, den[:, own])
         if native.usable(q_, W, grad_) and tokens == CHUNKS[0]:
             pulled = kernels.backward(*given, None if causal else sums, map=Map(map), causal=causal)

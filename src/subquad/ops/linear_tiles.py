@@ -1,7 +1,8 @@
 """The averages of `linear_attention.py` in PyTorch's operators: in chunks, and in place.
 
 What `native/linear.cpp` does, written with tensors, for any device and precision. Nothing of size tokens x
-features is kept: the backward pass makes the features of each chunk again.
+features is kept: the backward pass makes the features of each chunk again. What is of half precision is
+widened by chunks, and everything but results is in float32 at least.
 """
 
 from collections.abc import Callable
@@ -12,10 +13,11 @@ from torch import Tensor
 from subquad.ops.kernel_sums import ShiftedSums
 from subquad.ops.native.linear import Map, exponential
 from subquad.ops.pages import fresh
+from subquad.ops.precision import wide
 
 Upstream = Callable[[slice], tuple[Tensor, Tensor]]  # the gradients of some numerators and denominators
 
-WIDE = 512  # tokens of a chunk where every query sees every key
+WIDE, FEATURES = 512, 2**15  # where every query sees every key: tokens of a chunk, and features of a head
 
 
 class Tiles:
@@ -23,7 +25,7 @@ class Tiles:
 
     def __init__(self, k: Tensor, v: Tensor, W: Tensor | None, valid: Tensor | None, *, map: Map) -> None:
         self.map, self.valid = map, valid
-        self.W = None if W is None else W.to(k.dtype)
+        self.W = None if W is None else W.to(torch.promote_types(k.dtype, torch.float32))
         self.half = 0.5 * k.shape[-1] ** -0.5
         self.features = k.shape[-1] if W is None else len(W)
         self.k, self.v = k, v
@@ -42,7 +44,7 @@ class Tiles:
 
     def keys(self, here: slice, c: Tensor) -> tuple[Tensor, Tensor]:
         """Features of some keys, and the shifts with them; `c` are those before."""
-        k = self.k[:, :, here]
+        (k,) = wide(self.k[:, :, here])
         padding = None if self.valid is None else ~self.valid[:, None, here, None]
         if not exponential(self.map):
             phi = k if self.map == Map.GIVEN else elu(k)
@@ -72,7 +74,7 @@ class Tiles:
 
 def nothing(v: Tensor, *, features: int) -> ShiftedSums:
     """The sums of no keys, under shifts below any other."""
-    b, h, _, e = v.shape
+    (b, h, _, e), (v,) = v.shape, wide(v[:0])
     shifts = v.new_full((b, h, 1, features), torch.finfo(v.dtype).min / 8)
     return ShiftedSums(v.new_zeros(b, h, features, e), v.new_zeros(b, h, features, 1), shifts)
 
@@ -80,6 +82,11 @@ def nothing(v: Tensor, *, features: int) -> ShiftedSums:
 def elu(x: Tensor) -> Tensor:
     """elu(x) + 1, which does not round to zero."""
     return x.clamp(max=0).exp_().add_(x.clamp(min=0))
+
+
+def wide_chunks(length: int, features: int) -> list[slice]:
+    """Chunks where every query sees every key, the features of which stay in cache."""
+    return chunks(length, max(64, min(WIDE, FEATURES // features)))
 
 
 def chunks(length: int, size: int) -> list[slice]:
@@ -123,21 +130,22 @@ def forward(
 ) -> tuple[Tensor, Tensor, ShiftedSums]:
     """Outputs, denominators and sums; `chunk` is for the causal form, which may leave the range."""
     tiles = Tiles(k, v, W, valid, map=map)
-    out, den = fresh(v, *q.shape[:3], v.shape[3]), v.new_empty(q.shape[:3])
     sums = tiles.empty()
-    for here in chunks(k.shape[2], chunk if causal else WIDE):
+    out, den = fresh(v, *q.shape[:3], v.shape[3]), sums.S.new_empty(q.shape[:3])
+    cuts = chunks(k.shape[2], chunk) if causal else wide_chunks(k.shape[2], tiles.features)
+    for here in cuts:
         phi, c = tiles.keys(here, sums.c)
-        sums, value = shifted(sums, c), v[:, :, here]
+        sums, (value,) = shifted(sums, c), wide(v[:, :, here])
         if causal:
-            phi_q = tiles.queries(q[:, :, here], c)
+            phi_q = tiles.queries(wide(q[:, :, here])[0], c)
             inside = (phi_q @ phi.mT).tril_()
             total = (phi_q @ sums.z).add_(inside.sum(-1, keepdim=True))
             torch.div((phi_q @ sums.S).add_(inside @ value), seen(total), out=out[:, :, here])
             den[:, :, here] = total[..., 0]
         sums = add(sums, phi, value)
     if not causal:
-        for here in chunks(q.shape[2], WIDE):
-            phi_q = tiles.queries(q[:, :, here], sums.c)
+        for here in wide_chunks(q.shape[2], tiles.features):
+            phi_q = tiles.queries(wide(q[:, :, here])[0], sums.c)
             total = phi_q @ sums.z
             torch.div(phi_q @ sums.S, seen(total), out=out[:, :, here])
             den[:, :, here] = total[..., 0]
@@ -181,17 +189,18 @@ def whole_sweep(
 ) -> None:
     k, v = tiles.k, tiles.v
     pull = tiles.empty()
-    for here in chunks(q.shape[2], WIDE):
-        g, gd = upstream(here)
-        phi = tiles.queries(q[:, :, here], sums.c)
+    for here in wide_chunks(q.shape[2], tiles.features):
+        (g, gd), (x,) = upstream(here), wide(q[:, :, here])
+        phi = tiles.queries(x, sums.c)
         change = (g @ sums.S.mT).addcmul_(gd, sums.z.mT)
         pull = add(pull, phi, g, gd)
-        dq[:, :, here] = tiles.pull(change, phi, q[:, :, here], key=False)
-    for here in chunks(k.shape[2], WIDE):
+        dq[:, :, here] = tiles.pull(change, phi, x, key=False)
+    for here in wide_chunks(k.shape[2], tiles.features):
         phi, _ = tiles.keys(here, sums.c)
         dv[:, :, here] = phi @ pull.S
-        change = (v[:, :, here] @ pull.S.mT).add_(pull.z.mT)
-        dk[:, :, here] = tiles.pull(change, phi, k[:, :, here], key=True)
+        x, value = wide(k[:, :, here], v[:, :, here])
+        change = (value @ pull.S.mT).add_(pull.z.mT)
+        dk[:, :, here] = tiles.pull(change, phi, x, key=True)
 
 
 def causal_sweep(
@@ -199,36 +208,35 @@ def causal_sweep(
 ) -> None:
     k, v, sums, shifts = tiles.k, tiles.v, tiles.empty(), []
     for here in cuts:
-        g, gd = upstream(here)
+        (g, gd), (x, value) = upstream(here), wide(q[:, :, here], v[:, :, here])
         phi, c = tiles.keys(here, sums.c)
         sums = shifted(sums, c)
         shifts.append(c)
-        phi_q = tiles.queries(q[:, :, here], c)
-        mixed = (g @ v[:, :, here].mT).add_(gd).tril_()
+        phi_q = tiles.queries(x, c)
+        mixed = (g @ value.mT).add_(gd).tril_()
         change = (g @ sums.S.mT).addcmul_(gd, sums.z.mT).add_(mixed @ phi)
-        dq[:, :, here] = tiles.pull(change, phi_q, q[:, :, here], key=False)
-        sums = add(sums, phi, v[:, :, here])
+        dq[:, :, here] = tiles.pull(change, phi_q, x, key=False)
+        sums = add(sums, phi, value)
     pull = tiles.empty()
     pull = pull._replace(c=sums.c)
     for here, c in zip(reversed(cuts), reversed(shifts), strict=True):
-        g, gd = upstream(here)
+        (g, gd), (own, x, value) = upstream(here), wide(*(y[:, :, here] for y in (q, k, v)))
         pull = raised(pull, c)
         phi = tiles.keys(here, c)[0]
-        phi_q = tiles.queries(q[:, :, here], c)
+        phi_q = tiles.queries(own, c)
         inside = (phi_q @ phi.mT).tril_()
-        mixed = (g @ v[:, :, here].mT).add_(gd).tril_()
+        mixed = (g @ value.mT).add_(gd).tril_()
         dv[:, :, here] = (phi @ pull.S).add_(inside.mT @ g)
-        change = (v[:, :, here] @ pull.S.mT).add_(pull.z.mT).add_(mixed.mT @ phi_q)
-        dk[:, :, here] = tiles.pull(change, phi, k[:, :, here], key=True)
+        change = (value @ pull.S.mT).add_(pull.z.mT).add_(mixed.mT @ phi_q)
+        dk[:, :, here] = tiles.pull(change, phi, x, key=True)
         pull = add(pull, phi_q, g, gd)
 
 
 def upstream(grad: Tensor, out: Tensor, den: Tensor, here: slice) -> tuple[Tensor, Tensor]:
     """The gradients of some numerators and denominators."""
-    g = (grad[:, :, here] / seen(den[:, :, here])[..., None]).masked_fill_(
-        (den[:, :, here] == 0)[..., None], 0
-    )
-    return g, -(g * out[:, :, here]).sum(-1, keepdim=True)
+    g, o = wide(grad[:, :, here], out[:, :, here])
+    g = (g / seen(den[:, :, here])[..., None]).masked_fill_((den[:, :, here] == 0)[..., None], 0)
+    return g, -(g * o).sum(-1, keepdim=True)
 
 
 def seen(den: Tensor) -> Tensor:

@@ -93,8 +93,11 @@ def pull_key(grad: Rows, x: Rows, around: Around, *, scale: float = 1.0) -> Rows
 def turned(x: Rows, turn: Turns) -> Rows:
     """(a, b) becomes (a cos - b sin, b cos + a sin)."""
     cos, sin = turn[:, None].chunk(2, -1)
-    a, b = x.chunk(2, -1)
-    return torch.cat([torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin)], -1)
+    half = x.shape[-1] // 2
+    found = (x.unflatten(-1, (2, half)) * cos[..., None, :]).flatten(-2)
+    found[..., :half].addcmul_(x[..., half:], sin, value=-1)
+    found[..., half:].addcmul_(x[..., :half], sin)
+    return found
 
 
 def pull_swish(grad: Tensor, x: Tensor) -> Tensor:
@@ -105,14 +108,18 @@ def finished(out: Gates, around: Around) -> Gates:
     if not around.norm:
         return out
     assert around.scale is not None
-    out = out * (out.square().mean(-1, keepdim=True) + around.norm).rsqrt() * around.scale
-    return out if around.gate is None else out * F.silu(around.gate)
+    out = (out * (mean_square(out) + around.norm).rsqrt()).mul_(around.scale)
+    return out if around.gate is None else out.mul_(F.silu(around.gate))
+
+
+def mean_square(x: Gates) -> Float[Tensor, "b h t 1"]:
+    return torch.einsum("bhte,bhte->bht", x, x)[..., None] / x.shape[-1]
 
 
 def pull_finished(grad: Gates, out: Gates, around: Around) -> tuple[Gates, Scale, Tensor]:
     """Gradients of `out` as it was before, of the scale and of the gate: no numbers for what there is not."""
     assert around.scale is not None
-    r = (out.square().mean(-1, keepdim=True) + around.norm).rsqrt_()
+    r = (mean_square(out) + around.norm).rsqrt_()
     normed, of_gate = out * r, grad.new_empty(0)
     if around.gate is not None:
         of_gate = pull_swish((grad * normed).mul_(around.scale), around.gate)

@@ -1,10 +1,12 @@
 """Tiles a few at a time, in PyTorch's operators: what `native/tiles.cpp` does, for any device and precision.
 
 A chunk is as many tiles of as many heads as fit in cache together; `ops/tiles.py` says what is computed.
+Chunks take the same memory one after the other: new memory, page by page, costs as much as the products.
 """
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -26,6 +28,20 @@ class Tiling(NamedTuple):
     unit: int
 
 
+@dataclass(eq=False)
+class Memory:
+    """For what a chunk makes: each thing where the last chunk had it."""
+
+    like: Tensor
+    held: dict[str, Tensor] = field(default_factory=dict)
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        numbers = math.prod(shape)
+        if name not in self.held or self.held[name].numel() < numbers:
+            self.held[name] = self.like.new_empty(numbers)
+        return self.held[name][:numbers].view(shape)
+
+
 def in_units(x: Tensor, unit: int) -> Tensor:
     """`x` with zeros behind it, up to a whole number of units."""
     return F.pad(x, (0, 0, 0, -x.shape[2] % unit)) if x.shape[2] % unit else x
@@ -41,6 +57,7 @@ class Row(NamedTuple):
     width: int
     unit: int
     length: Tensor | None
+    memory: Memory
 
     def chunks(self) -> Iterator["Chunk"]:
         """A few tiles of a few heads at once; the last tile may have fewer queries."""
@@ -67,11 +84,11 @@ class Row(NamedTuple):
             else:
                 known, a = exists[start:stop].flatten(), self.width
                 at = self.queries[start:stop].flatten().clamp(0, t - 1)
-            bias = None if all(full[start:stop]) else hidden(seen, here, known, self.width, a, like=q)
+            pairs = None if all(full[start:stop]) else visible(seen, here, known, self.width, a, like=q)
             near = side_by_side(keys.flatten().clamp(0, (t - 1) // self.unit), self.unit, tiles=stop - start)
             for first in range(0, len(q), heads):
                 some = tuple(x[first : first + heads] for x in self.tensors)
-                yield Chunk(some, at, known, a, stop - start, near, self.unit, bias)
+                yield Chunk(some, at, known, a, stop - start, near, self.unit, pairs, self.memory)
 
     def used(self, real: Tensor) -> Tensor:
         """Which units any query of a tile sees (tiles c), or the first if there is none."""
@@ -100,17 +117,17 @@ def side_by_side(units: Tensor, unit: int, *, tiles: int) -> slice | Tensor:
     return slice(first * unit, (last + 1) * unit)
 
 
-def hidden(
+def visible(
     seen: Tensor, real: Tensor, exists: Tensor | None, width: int, a: int, *, like: Tensor
 ) -> Tensor | None:
-    """-inf where a pair of (tiles a c) does not count; None where all do."""
+    """One for a pair of (tiles a c) that counts, else zero; None where all do."""
     if seen.all() and real.all() and (exists is None or exists.all()):
         return None
     seen = seen.repeat_interleave(width // seen.shape[1], 1)[:, :a]
     seen = seen.repeat_interleave(real.shape[1] // seen.shape[2], 2) & real[:, None]
     if exists is not None:
         seen = seen & exists.view(len(seen), a, 1)
-    return like.new_zeros(seen.shape).masked_fill_(~seen, -torch.inf)
+    return seen.to(like.dtype)
 
 
 class Chunk(NamedTuple):
@@ -123,15 +140,17 @@ class Chunk(NamedTuple):
     tiles: int
     near: slice | Tensor  # the keys: tokens of one tile, or units
     unit: int
-    bias: Tensor | None
+    pairs: Tensor | None  # one where a pair counts, else zero; None: all count
+    memory: Memory
 
-    def gathered(self, x: Tensor) -> Tensor:
+    def gathered(self, name: str, x: Tensor) -> Tensor:
         """(heads tiles c _)"""
         if isinstance(self.near, slice):
             return x[:, None, self.near]
         u, c = self.unit, x.shape[2]
-        found = x.unflatten(1, (-1, u)).flatten(2).index_select(1, self.near)
-        return found.unflatten(2, (u, c)).flatten(1, 2).unflatten(1, (self.tiles, -1))
+        into = self.memory.take(name, len(x), len(self.near), u * c)
+        torch.index_select(x.unflatten(1, (-1, u)).flatten(2), 1, self.near, out=into)
+        return into.view(len(x), self.tiles, -1, c)
 
     def of(self, x: Tensor) -> Tensor:
         """What belongs to the queries, (heads tiles a _)."""
@@ -139,32 +158,52 @@ class Chunk(NamedTuple):
         return found.unflatten(1, (self.tiles, self.a))
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
-        scores = scalar(q * q.shape[-1] ** -0.5, k)
-        return scores if self.bias is None else scores.add_(self.bias)
+        into = self.memory.take("scores", *q.shape[:3], k.shape[2])
+        return scalar(q, k, into, scale=q.shape[-1] ** -0.5)
+
+    def sum_up(self) -> None:
+        """Adds to the sums of exp(s_ij) v_j, and of exp(s_ij), what these tiles have of them."""
+        q, k, v, numerator, total = self.tensors
+        weights = self.scores(self.of(q), self.gathered("near", k)).exp_()
+        if self.pairs is not None:
+            weights.mul_(self.pairs)
+        y = self.gathered("near", v)
+        found = mixed(weights, y, self.memory.take("found", *weights.shape[:3], y.shape[3]))
+        self.add_to_queries(numerator, found.flatten(1, 2))
+        self.add_to_queries(total, weights.sum(-1).flatten(1, 2))
 
     def softmax(self) -> tuple[Tensor, Tensor]:
         """Outputs and lse over the keys of these tiles alone, (heads queries _)."""
-        scores = self.scores(self.of(self.tensors[0]), self.gathered(self.tensors[1]))
-        top = scores.amax(-1)
-        weights = torch.softmax(scores, -1, out=scores)
-        out, lse = mixed(weights, self.gathered(self.tensors[2])), top - weights.amax(-1).log_()
-        if self.bias is not None and (blind := top == -torch.inf).any():  # they see nothing here
-            out, lse = out.masked_fill_(blind[..., None], 0), lse.masked_fill_(blind, -torch.inf)
+        scores = self.scores(self.of(self.tensors[0]), self.gathered("near", self.tensors[1]))
+        if self.pairs is not None:
+            scores.masked_fill_(self.pairs == 0, -torch.inf)
+        lse = scores.logsumexp(-1)
+        weights = scores.sub_(lse.masked_fill(lse == -torch.inf, 0)[..., None]).exp_()
+        y = self.gathered("near", self.tensors[2])
+        out = mixed(weights, y, self.memory.take("found", *weights.shape[:3], y.shape[3]))
         return out.flatten(1, 2), lse.flatten(1, 2)
 
     def pull(self, grad: Tensor, lse: Tensor, delta: Tensor, dq: Tensor, dk: Tensor, dv: Tensor) -> None:
         """Adds to the gradients what passes through these tiles."""
-        q, k, grad = self.of(self.tensors[0]), self.gathered(self.tensors[1]), self.of(grad)
-        weights = exp_(self.scores(q, k).sub_(self.of(lse)[..., None]))
-        change = scalar(grad, self.gathered(self.tensors[2]))
-        change.sub_(self.of(delta)[..., None]).mul_(weights).mul_(q.shape[-1] ** -0.5)
-        self.add(dv, spread(weights, grad))
-        self.add(dk, spread(change, q))
-        found = mixed(change, k).flatten(1, 2)
+        q, k, grad = self.of(self.tensors[0]), self.gathered("keys", self.tensors[1]), self.of(grad)
+        weights = self.scores(q, k).sub_(self.of(lse)[..., None])
+        lowest = math.log(torch.finfo(k.dtype).tiny) + 1  # below it exp is slow; above zero are hidden pairs
+        weights.clamp_(lowest, 0).exp_()
+        if self.pairs is not None:
+            weights.mul_(self.pairs)
+        values = self.gathered("near", self.tensors[2])
+        change = scalar(grad, values, self.memory.take("change", *weights.shape))
+        change.sub_(self.of(delta)[..., None]).mul_(weights)
+        self.add(dv, spread(weights, grad, self.memory.take("near", *values.shape)))
+        scale, found = q.shape[-1] ** -0.5, self.memory.take("found", *q.shape)
+        self.add_to_queries(dq, mixed(change, k, found, scale=scale).flatten(1, 2))
+        self.add(dk, spread(change, q, self.memory.take("keys", *k.shape), scale=scale))
+
+    def add_to_queries(self, to: Tensor, found: Tensor) -> None:
         if isinstance(self.at, slice):
-            dq[:, self.at] += found
+            to[:, self.at].add_(found)
         else:
-            dq.index_add_(1, self.at, found)
+            to.index_add_(1, self.at, found)
 
     def add(self, to: Tensor, found: Tensor) -> None:
         found = found.flatten(1, 2)
@@ -175,29 +214,50 @@ class Chunk(NamedTuple):
             next(by_unit).index_add_(1, self.near, next(by_unit))
 
 
-def exp_(x: Tensor) -> Tensor:
-    """exp in place, without the slow path that libraries take where x is -inf."""
-    lowest = math.log(torch.finfo(x.dtype).tiny) + 1
-    return F.threshold(x.clamp_(min=lowest).exp_(), math.exp(lowest + 1), 0.0, inplace=True)
-
-
 # Products of a single query with its own keys go faster number by number than as matrices of one row.
 
 
-def scalar(x: Float[Tensor, "h tiles a w"], y: Float[Tensor, "h tiles c w"]) -> Float[Tensor, "h tiles a c"]:
-    return (x * y).sum(-1)[:, :, None] if x.shape[2] == 1 else x @ y.mT
+def scalar(
+    x: Float[Tensor, "h tiles a w"],
+    y: Float[Tensor, "h tiles c w"],
+    into: Float[Tensor, "h tiles a c"],
+    *,
+    scale: float = 1.0,
+) -> Float[Tensor, "h tiles a c"]:
+    return (x * y).sum(-1)[:, :, None].mul_(scale) if x.shape[2] == 1 else product(x, y.mT, into, scale)
 
 
 def mixed(
-    weights: Float[Tensor, "h tiles a c"], y: Float[Tensor, "h tiles c w"]
+    weights: Float[Tensor, "h tiles a c"],
+    y: Float[Tensor, "h tiles c w"],
+    into: Float[Tensor, "h tiles a w"],
+    *,
+    scale: float = 1.0,
 ) -> Float[Tensor, "h tiles a w"]:
-    return (weights.mT * y).sum(2, keepdim=True) if weights.shape[2] == 1 else weights @ y
+    if weights.shape[2] == 1:
+        return (weights.mT * y).sum(2, keepdim=True).mul_(scale)
+    return product(weights, y, into, scale)
 
 
 def spread(
-    weights: Float[Tensor, "h tiles a c"], x: Float[Tensor, "h tiles a w"]
+    weights: Float[Tensor, "h tiles a c"],
+    x: Float[Tensor, "h tiles a w"],
+    into: Float[Tensor, "h tiles c w"],
+    *,
+    scale: float = 1.0,
 ) -> Float[Tensor, "h tiles c w"]:
-    return weights.mT * x if weights.shape[2] == 1 else weights.mT @ x
+    return (weights.mT * x).mul_(scale) if weights.shape[2] == 1 else product(weights.mT, x, into, scale)
+
+
+def product(
+    x: Float[Tensor, "h tiles a w"],
+    y: Float[Tensor, "h tiles w c"],
+    into: Float[Tensor, "h tiles a c"],
+    scale: float,
+) -> Float[Tensor, "h tiles a c"]:
+    found = into.flatten(0, 1)
+    torch.baddbmm(found, x.flatten(0, 1), y.flatten(0, 1), beta=0, alpha=scale, out=found)
+    return into
 
 
 def rows(tiling: Tiling, lengths: Tensor | None, *tensors: Tensor) -> Iterator[Row]:
@@ -205,9 +265,10 @@ def rows(tiling: Tiling, lengths: Tensor | None, *tensors: Tensor) -> Iterator[R
     queries, keys, seen, width, unit = tiling
     q, k, v, *others = tensors
     tensors = (q, in_units(k, unit), in_units(v, unit), *others)
+    memory = Memory(q)
     if lengths is None and len(keys) == len(seen) == 1 and (queries is None or len(queries) == 1):
         heads = tuple(x.flatten(0, 1) for x in tensors)
-        yield Row(heads, None if queries is None else queries[0], keys[0], seen[0], width, unit, None)
+        yield Row(heads, None if queries is None else queries[0], keys[0], seen[0], width, unit, None, memory)
         return
     for b in range(len(tensors[0])):
         index = None if queries is None else queries[min(b, len(queries) - 1)]
@@ -220,17 +281,15 @@ def rows(tiling: Tiling, lengths: Tensor | None, *tensors: Tensor) -> Iterator[R
             width,
             unit,
             None if lengths is None else lengths[b],
+            memory,
         )
 
 
-def merge(out: Tensor, lse: Tensor, part: Tensor, total: Tensor, tiles: Chunk, *, first: bool) -> None:
+def merge(out: Tensor, lse: Tensor, part: Tensor, total: Tensor, tiles: Chunk) -> None:
     """Outputs over more keys of some queries, in place."""
     at = tiles.at
     if not isinstance(at, slice):
         at, part, total = at[tiles.exists], part[:, tiles.exists], total[:, tiles.exists]
-    elif first:
-        out[:, at], lse[:, at] = part, total
-        return
     before, whole = lse[:, at], out[:, at]  # views where queries are side by side
     after = torch.logaddexp(before, total)
     known = after.masked_fill(after == -torch.inf, 0)

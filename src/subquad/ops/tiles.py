@@ -3,8 +3,9 @@
     out_i = sum_j exp(s_ij - lse_i) v_j,    lse_i = log sum_j exp(s_ij),    over the pairs (i, j) of any tile
 
 and, if there is one, over the pairs of a sliding window (`ops/window.py`). Every pair belongs to one tile at
-most. Tiles are taken a few at a time, so that what is made of them stays in cache; outputs merge by lse.
-Only the outputs and the final lse are kept for the backward pass, where tiles make their weights again.
+most. Tiles are taken a few at a time, so that what is made of them stays in cache. Their sums of exponentials
+add up; where these leave the range of float32, outputs merge by lse. Only the outputs and the final lse are
+kept for the backward pass, where tiles make their weights again.
 """
 
 import math
@@ -22,6 +23,8 @@ from subquad.ops.operator import call
 from subquad.ops.pages import fresh
 from subquad.ops.tile_chunks import Tiling, in_units, merge, rows
 
+Band = tuple[int, int] | None  # keys to the left and right of each query
+
 INPUTS = (
     "Tensor q, Tensor k, Tensor v, Tensor[] queries, Tensor[] keys, Tensor[] seen, int[] widths, "
     "int[] units, Tensor? lengths, int? left, int? right"
@@ -35,9 +38,9 @@ def tile_attention(
     tilings: list[Tiling],
     *,
     lengths: Int[Tensor, " b"] | None,
-    band: tuple[int, int] | None,
+    band: Band,
 ) -> Float[Tensor, "b h t e"]:
-    """Outputs; zeros for a query that sees nothing. `band`: keys to the left and right of each query.
+    """Outputs; zeros for a query that sees nothing.
 
     Raises `ValueError` for inputs whose shapes do not fit one another.
     """
@@ -71,22 +74,52 @@ def forward(
     left: int | None,
     right: int | None,
 ) -> tuple[Tensor, Tensor]:
-    begun = left is not None and right is not None
-    if left is not None and right is not None:
-        out, lse = window.attended(q, k, v, lengths, left, right)
-    else:
-        out, lse = fresh(v).zero_(), v.new_full(v.shape[:3], -torch.inf)
-    for tiling in listed(queries, keys, seen, widths, units):
-        if usable(q, k, v):
+    tilings = list(listed(queries, keys, seen, widths, units))
+    band = None if left is None or right is None else (left, right)
+    if usable(q, k, v):
+        out, lse = begun(q, k, v, lengths, band)
+        for tiling in tilings:
             native.forward((q, k, v, lengths), tiling, out, lse)
-            begun = True
-            continue
+        return out, lse
+    return summed(q, k, v, tilings, lengths, band) or merged(q, k, v, tilings, lengths, band)
+
+
+def begun(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, band: Band) -> tuple[Tensor, Tensor]:
+    """What there is before the first tile."""
+    if band is None:
+        return fresh(v).zero_(), v.new_full(v.shape[:3], -torch.inf)
+    return window.attended(q, k, v, lengths, *band)
+
+
+def summed(
+    q: Tensor, k: Tensor, v: Tensor, tilings: list[Tiling], lengths: Tensor | None, band: Band
+) -> tuple[Tensor, Tensor] | None:
+    """By sums of exponentials, which are divided at last; None where these leave the range of float32."""
+    out, lse = begun(q, k, v, lengths, band)
+    total = lse.exp()
+    out.mul_(total[..., None])
+    for tiling in tilings:
+        for row in rows(tiling, lengths, q, k, v, out, total):
+            for tiles in row.chunks():
+                tiles.sum_up()
+    lse = total.log()
+    lost = ~(lse.abs() <= window.RANGE)
+    if lengths is not None:
+        lost &= (torch.arange(q.shape[2], device=q.device) < lengths[:, None])[:, None]
+    return None if lost.any() else (out.div_(total.masked_fill(total == 0, 1)[..., None]), lse)
+
+
+def merged(
+    q: Tensor, k: Tensor, v: Tensor, tilings: list[Tiling], lengths: Tensor | None, band: Band
+) -> tuple[Tensor, Tensor]:
+    """By softmax over a few tiles at a time."""
+    out, lse = begun(q, k, v, lengths, band)
+    for tiling in tilings:
         for row in rows(tiling, lengths, q, k, v, out, lse):
             for tiles in row.chunks():
-                part, total = tiles.softmax()
-                whole, sum_so_far = tiles.tensors[3:]
-                merge(whole, sum_so_far, part, total, tiles, first=not begun)
-        begun = True
+                part, own = tiles.softmax()
+                _, _, _, whole, so_far = tiles.tensors
+                merge(whole, so_far, part, own, tiles)
     return out, lse
 
 
@@ -117,7 +150,7 @@ def backward(
         found = tuple(fresh(x).zero_() for x in (q, k, v))
     whole = 1 if usable(q, k, v, grad) else math.lcm(1, *units)
     dq, dk, dv = found[0], in_units(found[1], whole), in_units(found[2], whole)
-    delta = (grad * out).sum(-1)
+    delta = torch.einsum("bhtd,bhtd->bht", grad, out)
     lse = lse.masked_fill(lse == -torch.inf, torch.inf)  # a query that sees nothing gives no weight
     for tiling in listed(queries, keys, seen, widths, units):
         if usable(q, k, v, grad):

@@ -3,9 +3,13 @@
     out_i = sum_j exp(s_ij - lse_i) v_j,    s_ij = q_i . k_j / sqrt(d),    i - left <= j <= i + right
     lse_i = log sum_j exp(s_ij)
 
-A block of queries stands beside the slice of keys that any of them sees. Nothing is kept for the backward
-pass but the outputs and lse, from which it makes the weights again. Outputs over other keys of the same
-queries merge by lse, which therefore has a gradient of its own.
+A block of queries stands beside the slice of keys that any of them sees; in the backward pass a block of keys
+beside the queries that see any of them, so that only the queries' gradients add up. Nothing is kept for it
+but the outputs and lse, from which it makes the weights again. Outputs over other keys of the same queries
+merge by lse, which therefore has a gradient of its own.
+
+Weights are exp(s_ij) and their sum is divided by afterwards: the greatest score, which softmax has to find
+first, is only needed where sums leave the range of float32. lse tells, and the block is done again.
 """
 
 from collections.abc import Iterator
@@ -27,6 +31,8 @@ Rows = Float[Tensor, "b h t"]
 Lengths = Int[Tensor, " b"] | None
 
 BLOCK, HEADS = 64, 8  # queries, and heads, that are taken at once
+WHOLE = 16  # keys, from a multiple of which on rows of scores mostly begin where cache lines do
+RANGE = 60.0  # of an lse whose sum of exponentials has lost nothing
 INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? lengths, int left, int right"
 
 
@@ -66,18 +72,22 @@ def attended(q: Keyed, k: Keyed, v: Values, lengths: Lengths, left: int, right: 
     if lengths is not None:
         out.zero_()
         lse.fill_(-torch.inf)
-    i = torch.arange(BLOCK, device=q.device)[:, None]
-    j = torch.arange(-left, BLOCK + right, device=q.device)
-    band = q.new_zeros(BLOCK, len(j)).masked_fill_((j < i - left) | (j > i + right), -torch.inf)
     for q_, k_, v_, out_, lse_ in sequences(lengths, q, k, v, out, lse):
-        for at, near in blocks(q_.shape[1], left=left, right=right):
-            scores = torch.bmm(q_[:, at] * q.shape[3] ** -0.5, k_[:, near].mT)
-            first = near.start - at.start + left
-            scores.add_(band[: scores.shape[1], first : first + scores.shape[2]])
-            top = scores.amax(-1)
-            weights = torch.softmax(scores, -1, out=scores)
-            out_[:, at] = torch.bmm(weights, v_[:, near])
-            lse_[:, at] = top - weights.amax(-1).log_()  # the largest weight is exp(top - lse)
+        cuts = list(blocks(q_.shape[1], left=left, right=right, whole=WHOLE))
+        for at, near in cuts:
+            weights = torch.bmm(q_[:, at] * q.shape[3] ** -0.5, k_[:, near].mT).exp_()
+            hide_(weights, at, near, left=left, right=right)
+            total = weights.sum(-1, keepdim=True)
+            torch.div(torch.bmm(weights, v_[:, near]), total, out=out_[:, at])
+            torch.log(total[..., 0], out=lse_[:, at])
+        far = ~(lse_.abs() <= RANGE)
+        for at, near in cuts if far.any() else ():
+            if far[:, at].any():
+                scores = torch.bmm(q_[:, at] * q.shape[3] ** -0.5, k_[:, near].mT)
+                seen = hide_(torch.ones_like(scores), at, near, left=left, right=right)
+                scores.masked_fill_(seen == 0, -torch.inf)
+                lse_[:, at] = scores.logsumexp(-1)
+                out_[:, at] = torch.bmm(scores.softmax(-1), v_[:, near])
     return out, lse
 
 
@@ -101,23 +111,34 @@ def pulled_back(
             given = (x[:, own].to(wide) for x in (grad, grad_lse, out, lse, q, k, v))
             dq[:, own], dk[:, own], dv[:, own] = pulled_back(*given, lengths=lengths, left=left, right=right)
         return dq, dk, dv
-    dq = fresh(q) if lengths is None else fresh(q).zero_()
-    dk, dv = fresh(k).zero_(), fresh(v).zero_()
-    lse, delta = lse[..., None], (grad * out).sum(-1, keepdim=True) - grad_lse[..., None]
+    dq, dk, dv = (fresh(x) for x in (q, k, v))
+    for written in (dq,) if lengths is None else (dq, dk, dv):
+        written.zero_()
+    lse, delta = lse[..., None], (torch.einsum("bhtd,bhtd->bht", grad, out) - grad_lse)[..., None]
     scale = q.shape[3] ** -0.5
     parts = sequences(lengths, q, k, v, grad, lse, delta, dq, dk, dv)
     for q_, k_, v_, grad_, lse_, delta_, dq_, dk_, dv_ in parts:
-        for at, near in blocks(q_.shape[1], left=left, right=right):
-            own = q_[:, at] * scale
-            weights = torch.bmm(own, k_[:, near].mT).sub_(lse_[:, at]).exp_()
-            first, last = at.start - left - near.start, at.start + right - near.start  # the first row's keys
-            weights[..., : max(0, first + own.shape[1])].triu_(first)  # rather than exp(-inf), which is slow
-            weights[..., last + 1 :].tril_(-1)
-            change = torch.bmm(grad_[:, at], v_[:, near].mT).sub_(delta_[:, at]).mul_(weights)
-            dq_[:, at] = torch.bmm(change, k_[:, near]).mul_(scale)
-            dk_[:, near].add_(torch.bmm(change.mT, own))
-            dv_[:, near].add_(torch.bmm(weights.mT, grad_[:, at]))
+        for at, near in blocks(k_.shape[1], left=right, right=left):
+            own = k_[:, at] * scale
+            weights = torch.bmm(q_[:, near], own.mT).sub_(lse_[:, near]).exp_()
+            hide_(weights, near, at, left=left, right=right)
+            change = torch.bmm(grad_[:, near], v_[:, at].mT).sub_(delta_[:, near]).mul_(weights)
+            torch.baddbmm(dq_[:, near], change, own, out=dq_[:, near])
+            dk_[:, at] = torch.bmm(change.mT, q_[:, near]).mul_(scale)
+            dv_[:, at] = torch.bmm(weights.mT, grad_[:, near])
     return dq, dk, dv
+
+
+def hide_(weights: Tensor, queries: slice, keys: slice, *, left: int, right: int) -> Tensor:
+    """Zeros in the place of weights outside the window: only the corners are looked at."""
+    _, rows, columns = weights.shape
+    own = queries.start - keys.start
+    first, last = own - left, own + right  # the keys of the first row
+    above, before = max(0, 1 - first), max(0, first + rows - 1)
+    weights[:, above:, :before].triu_(first + above)
+    below, behind = max(0, columns - last - 1), max(0, last + 1)
+    weights[:, :below, behind:].tril_(last - behind)
+    return weights
 
 
 def widened(dtype: torch.dtype) -> torch.dtype:
@@ -140,11 +161,11 @@ def sequences(lengths: Lengths, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]
         yield from zip(*(x[row, :, :length].split(HEADS) for x in tensors), strict=True)
 
 
-def blocks(length: int, *, left: int, right: int) -> Iterator[tuple[slice, slice]]:
-    """Queries in order, and the keys that any of them sees."""
+def blocks(length: int, *, left: int, right: int, whole: int = 1) -> Iterator[tuple[slice, slice]]:
+    """Tokens in order, and all that lie `left` and `right` of any of them: from a multiple of `whole`."""
     for start in range(0, length, BLOCK):
         stop = min(start + BLOCK, length)
-        yield slice(start, stop), slice(max(0, start - left), min(length, stop + right))
+        yield slice(start, stop), slice(max(0, (start - left) // whole * whole), min(length, stop + right))
 
 
 forward = torch.library.custom_op(
