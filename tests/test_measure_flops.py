@@ -68,6 +68,11 @@ def test_products_of_every_rank_count(mode, product, flops):
         assert count_flops(product) == flops
 
 
+def test_a_product_that_is_added_in_place_counts():
+    into = torch.zeros(2, 3, 5)
+    assert count_flops(into.baddbmm_, batch1=torch.ones(2, 3, 4), batch2=torch.ones(2, 4, 5)) == 2 * 2 * 60
+
+
 def test_a_backward_pass_counts():
     left, right = torch.ones(3, 4, requires_grad=True), torch.ones(4, 5, requires_grad=True)
     assert count_flops(lambda: (left @ right).sum().backward()) == 3 * (2 * 3 * 4 * 5)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, baddbmm_flop, sdpa_backward_flop_count, sdpa_flop_count
 
 from subquad.measure.opened import opened
 
@@ -39,6 +39,10 @@ def _vectors(left: Shape, right: Shape, *_: Any, **__: Any) -> int:
     return 2 * left[0]
 
 
+def _added_product(added: Shape, left: Shape, right: Shape, *_: Any, **__: Any) -> int:
+    return baddbmm_flop(added, left, right)
+
+
 def _fused(q: Shape, k: Shape, v: Shape, *_: Any, **__: Any) -> int:
     return sdpa_flop_count(q, k, v)
 
@@ -51,6 +55,7 @@ _UNKNOWN_TO_TORCH = {
     aten.mv: _matrix_vector,
     aten.addmv: _added_matrix_vector,
     aten.dot: _vectors,
+    aten.baddbmm_: _added_product,
     # for code that asks for the fused kernel by name, from which nobody can turn it away
     aten._scaled_dot_product_flash_attention_for_cpu: _fused,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _fused_backward,
