@@ -18,11 +18,8 @@ struct Result { float *p; long row, panel; };
 enum Shape {
     FULL,
     RESULT_UPPER,  // C is needed on and above its diagonal only
-    RESULT_LOWER,  // C is needed on and below its diagonal only
     LEFT_LOWER,    // A is zero above its diagonal
-    LEFT_UPPER,    // A is zero below its diagonal
-    RIGHT_LOWER,   // B is zero above its diagonal
-    RIGHT_UPPER    // B is zero below its diagonal
+    LEFT_UPPER     // A is zero below its diagonal
 };
 
 template <int rows, bool add>
@@ -64,10 +61,10 @@ static void product(int m, int n, int k, Left a, Right b, Result c) {
         const float *bj = b.p + (j / N_R) * b.panel;
         float *cj = c.p + (j / N_R) * c.panel;
         int needed = shape == RESULT_UPPER ? std::min(m, j + N_R) : m;
-        for (int i = shape == RESULT_LOWER ? std::min(j, m) : 0; i < needed; i += M_R) {
+        for (int i = 0; i < needed; i += M_R) {
             int rows = std::min(M_R, needed - i);
-            int first = shape == LEFT_UPPER ? std::min(i, k) : shape == RIGHT_LOWER ? std::min(j, k) : 0;
-            int last = shape == LEFT_LOWER ? std::min(i + rows, k) : shape == RIGHT_UPPER ? std::min(j + N_R, k) : k;
+            int first = shape == LEFT_UPPER ? std::min(i, k) : 0;
+            int last = shape == LEFT_LOWER ? std::min(i + rows, k) : k;
             const float *ai = a.p + i * a.row;
             if (rows == M_R) tile<M_R, add>(first, last, ai, a.row, a.column, bj, b.row, cj + i * c.row, c.row);
             else tiles<add, M_R - 1>(rows, first, last, ai, a.row, a.column, bj, b.row, cj + i * c.row, c.row);

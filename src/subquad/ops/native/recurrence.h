@@ -24,16 +24,8 @@ struct Flushed {
 #endif
 };
 
-// The numbers of the tokens of a chunk.
-struct Numbers {
-    alignas(64) float at[C];
-    constexpr Numbers() : at() {
-        for (int i = 0; i < C; i++) at[i] = (float)i;
-    }
-};
-constexpr Numbers NUMBERS;
-
-INLINE vec number(int vector) { return load(NUMBERS.at + vector * LANES); }
+// The numbers of the tokens of one vector of a chunk.
+INLINE vec number(int vector) { return counted() + (float)(vector * LANES); }
 
 // Zero in row j what stands left of column j.
 static inline void keep_upper(float *tile) {
