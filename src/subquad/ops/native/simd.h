@@ -103,10 +103,17 @@ static inline void transpose(const float *from, long ld, int rows, int columns, 
 
 static inline void transpose(const float *from, int rows, int columns, float *to) { transpose(from, columns, rows, columns, to, rows); }
 
-// The sum of each row.
+// The sum of each row: as in `transpose`, but squares are added to those that they were exchanged with.
+template <int step = 1>
 INLINE vec sums(vec (&rows)[LANES]) {
-    transpose(rows);
-    for (int i = 1; i < LANES; i++) rows[0] += rows[i];
+    if constexpr (step < LANES) {
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; i += 2 * step) {
+            exchange<step>(rows[i], rows[i + step], std::make_integer_sequence<int, LANES>());
+            rows[i] += rows[i + step];
+        }
+        return sums<2 * step>(rows);
+    }
     return rows[0];
 }
 
