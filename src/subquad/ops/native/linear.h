@@ -69,7 +69,7 @@ struct Kernel {
     void project(Tiles &w, const float *from, const int64_t *stride, long head, long t, int n, float *to) const {
         View x = tile_of(from, stride, head, t, n, p.d, d, w.x_copy);
         if (p.map == FAVOR) product<false>(C, p.m, p.d, {x.p, x.row, 1}, {turned_weights, N_R, (long)d * N_R}, {to, f, N_R});
-        else if (p.map == ELU) each(x, to, elu_plus_one);
+        else if (p.map == ELU) each(x, to, [](vec y) { return elu_plus_one(y); });
         else each(x, to, [](vec y) { return y; });
         for (int i = 0; i < C && p.m < m; i++) std::fill(to + i * f + p.m, to + i * f + m, nothing());
     }
