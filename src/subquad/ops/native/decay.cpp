@@ -47,19 +47,17 @@ struct Decayed : Sequences {
 
     // Products of decays are as exact as exponentials of sums within a chunk, and cost next to nothing.
     void read_channels(Tiles &w, long head, long t, int n) const {
-        tokens(p.log_decay, p.log_decay_stride, head, t, n, p.d, d, w.log, p.given_decays);
+        const float *given = where(p.log_decay, p.log_decay_stride, head, t, n, p.d, d, w.log, p.given_decays);
+        for (int x = 0; x < n * d; x += LANES) {
+            vec log = load(given + x);
+            store(w.alpha + x, exp(p.root ? log_sigmoid(log) * p.root : log));
+        }
+        std::fill(w.alpha + n * d, w.alpha + C * d, 1.0f);
         for (int c = 0; c < d; c += LANES) {
-            vec total = vec{};
-            for (int i = 0; i < C; i++) {
-                float *at = w.log + i * d + c;
-                if (p.root && i < n) store(at, log_sigmoid(load(at)) * p.root);
-                total += load(at);
-                store(w.alpha + i * d + c, exp(load(at)));
-            }
-            store(w.whole + c, exp(total));
             start(w, 0, C, c, w.since);
             end(w, 0, C, c, w.until);
         }
+        std::memcpy(w.whole, w.since + (C - 1) * d, sizeof(float) * d);
     }
 
     // Rows times what is left, since the chunk's start or until its end; in place or not.
@@ -111,7 +109,7 @@ struct Decayed : Sequences {
                 }
             }
             keep_upper(w.P);
-            for (int first = 0; first < n; first += BLOCK) weigh_block(w, first);
+            for (int first = 0; first < n; first += BLOCK) weigh_row<0>(w, first);
             return;
         }
         transpose(w.q, C, d, w.xT);
@@ -132,19 +130,26 @@ struct Decayed : Sequences {
         }
     }
 
-    void weigh_block(Tiles &w, int first) const {
-        const int last = first + BLOCK;
-        for (int j = first; j < last; j++) {
+    // The weights between tokens of one block, from its key j on. Loops of fixed length keep the totals in registers.
+    template <int j>
+    void weigh_row(Tiles &w, int first) const {
+        if constexpr (j < BLOCK) {
             vec totals[BLOCK] = {};
+            const long from = (long)(first + j) * d;
             for (int c = 0; c < d; c += LANES) {
-                vec x = load(w.k + j * d + c);
-                totals[j - first] += x * load(w.q + j * d + c);
-                for (int i = j + 1; i < last; i++) {
-                    x *= load(w.alpha + i * d + c);
-                    totals[i - first] += x * load(w.q + i * d + c);
+                vec x = load(w.k + from + c);
+                totals[0] += x * load(w.q + from + c);
+#pragma GCC unroll 16
+                for (int i = 1; i < BLOCK - j; i++) {
+                    x *= load(w.alpha + from + i * d + c);
+                    totals[i] += x * load(w.q + from + i * d + c);
                 }
             }
-            for (int i = j; i < last; i++) w.P[j * C + i] = sum(totals[i - first]);
+            float found[BLOCK];
+#pragma GCC unroll 16
+            for (int i = 0; i < BLOCK - j; i += LANES) store(found + i, sums(*(vec(*)[LANES])(totals + i)));
+            copy(w.P + (first + j) * C + first + j, found, BLOCK - j);
+            weigh_row<j + 1>(w, first);
         }
     }
 

@@ -3,9 +3,8 @@
 //     out_i = sum_j a(q_i, k_j) v_j / sum_j a(q_i, k_j)
 //
 // Tokens are taken C at a time, and features are made where they are used, never stored: forward and backward
-// need memory for the inputs, the outputs, and a few tiles for each thread. Features lie transposed (feature by
-// token), so that sums over features, shifts and exponentials all run along tokens, and no tile of features is
-// ever transposed.
+// need memory for the inputs, the outputs, and a few tiles for each thread. Features lie as the inputs do, a token
+// a row: of two factors of a product one has to lie along its sum, and that is the smaller or the hotter one.
 //
 // Exponential features carry a shift c_f for each feature, the largest exponent of any key so far, and one for
 // each query. In a causal chunk later keys share the shift: where that would leave a query less than SMALLEST,
@@ -113,33 +112,34 @@ void start_parts(const Kernel &k, const Stored &sums, long parts, Tiles &w) {
     }
 }
 
-// A_ji = v_j . g_i + gd_i for keys j up to query i, and zero for later ones; or its transpose.
-void mix(Tiles &w, bool by_key) {
-    if (by_key) product<false, RESULT_UPPER>(C, C, w.e, {w.v.p, w.v.row, 1}, {w.gT, C, N_R}, {w.A, C, N_R});
-    else product<false, RESULT_LOWER>(C, C, w.e, {w.g, w.e, 1}, {w.vT, C, N_R}, {w.A, C, N_R});
-    for (int x = 0; x < C; x++) {
-        float *a = w.A + x * C;
-        int first = by_key ? x : 0, last = by_key ? C : x + 1;
-        for (int y = 0; y < C; y += LANES) store(a + y, load(a + y) + (by_key ? load(w.gd + y) : all(w.gd[x])));
-        std::memset(a, 0, sizeof(float) * first);
-        std::memset(a + last, 0, sizeof(float) * (C - last));
-    }
+// A_ji = v_j . g_i + gd_i for keys j up to query i.
+void mix(const Kernel &k, Tiles &w) {
+    transpose(w.g, w.e, C, w.e, w.turned, C);
+    product<false, RESULT_UPPER>(C, C, k.p.e, {w.v.p, w.v.row, 1}, {w.turned, C, N_R}, {w.A, C, N_R});
+    for (int j = 0; j < C; j++)
+        for (int i = j / LANES * LANES; i < C; i += LANES) store(w.A + j * C + i, load(w.A + j * C + i) + load(w.gd + i));
+    k.keep_upper(w.A);
 }
 
-// change += z (x) gd
-void add_outer(Tiles &w, int m, const float *z, const float *gd) {
-    for (int f = 0; f < m; f++)
-        for (int j = 0; j < C; j += LANES) store(w.change + f * C + j, load(w.change + f * C + j) + load(gd + j) * z[f]);
+// change = rows S^T
+void through(const Kernel &k, Tiles &w, View rows) {
+    product<false>(C, k.p.m, k.p.e, {rows.p, rows.row, 1}, {w.turned_sums, k.f, N_R}, {w.change, k.f, N_R});
 }
 
-// R += phi_q g, r += phi_q gd
+void turn(const Kernel &k, Tiles &w, const Sums &s) { transpose(s.S, k.e, k.m, k.e, w.turned_sums, k.f); }
+
+// R += phi_q^T g, r += phi_q^T gd
 void recall(const Kernel &k, Tiles &w, Sums &r) {
-    product<true>(k.p.m, k.p.e, C, {w.phi_q, C, 1}, {w.g, k.e, N_R}, {r.S, k.e, N_R});
-    for (int f = 0; f < k.p.m; f++) {
-        vec x = vec{};
-        for (int j = 0; j < C; j += LANES) x += load(w.phi_q + f * C + j) * load(w.gd + j);
-        r.z[f] += sum(x);
+    product<true>(k.p.m, k.p.e, C, {w.phi_q, 1, k.f}, {w.g, k.e, N_R}, {r.S, k.e, N_R});
+    for (int j = 0; j < k.m; j += LANES) {
+        vec x = load(r.z + j);
+        for (int i = 0; i < C; i++) x += load(w.phi_q + i * k.f + j) * w.gd[i];
+        store(r.z + j, x);
     }
+}
+
+void unquery(const Kernel &k, Tiles &w, const Sums &s, long head, long t, int n) {
+    k.pull_back(w, w.phi_q, s.z, w.gd, head * k.p.queries + t, n, k.p.dq);
 }
 
 // Going backwards, what was recalled under the shifts of later chunks comes under those of an earlier one.
@@ -154,13 +154,27 @@ void lower(const Kernel &k, Sums &r, const float *c) {
     }
 }
 
-void unkey(const Kernel &k, Tiles &w, long head, long t, int n) {
-    for (int j = 0; j < n; j++) {
-        float *to = k.p.dv + (head * k.p.keys + t + j) * k.p.e;
-        if (k.seen(head, t + j)) std::memcpy(to, w.out + (long)j * k.e, sizeof(float) * k.p.e);
-        else std::memset(to, 0, sizeof(float) * k.p.e);
+// dv = phi_k R + P^T g, where there are pairs inside, and dk
+void unkey(const Kernel &k, Tiles &w, const Sums &r, long head, long t, int n, bool inside) {
+    const long first = head * k.p.keys + t;
+    Result dv = k.result(k.p.dv, k.p.e, k.e, first, n, w.out);
+    product<false>(C, k.p.e, k.p.m, {w.phi_k, k.f, 1}, {r.S, k.e, N_R}, dv);
+    if (inside) product<true, LEFT_UPPER>(C, k.p.e, C, {w.P, C, 1}, {w.g, k.e, N_R}, dv);
+    for (int i = 0; i < n && dv.p == w.out; i++) copy(k.p.dv + (first + i) * k.p.e, dv.p + i * dv.row, k.p.e);
+    float ones[C];
+    std::fill(ones, ones + C, 1.0f);
+    k.pull_back(w, w.phi_k, r.z, ones, first, n, k.p.dk);
+    for (int i = 0; i < n; i++) {
+        float *dk = k.p.dk + (first + i) * k.p.d;
+        if (!k.seen(head, t + i)) {
+            std::memset(k.p.dv + (first + i) * k.p.e, 0, sizeof(float) * k.p.e);
+            std::memset(dk, 0, sizeof(float) * k.p.d);
+        } else if (k.p.map == FAVOR) {  // through -|k|^2 / (2 sqrt(d))
+            vec total = vec{};
+            for (int j = 0; j < k.m; j += LANES) total += load(w.change + i * k.f + j);
+            blend(dk, dk, 1, k.row(k.p.k, k.p.k_stride, head, t + i), -2 * k.p.half * sum(total), k.p.d);
+        }
     }
-    k.pull_back(w, w.phi_k, head, t, n, k.p.k, k.p.k_stride, k.p.dk, k.p.keys, true);
 }
 
 }  // namespace
@@ -171,7 +185,7 @@ extern "C" int linear(const Linear *given) {
     Stored sums(k, k.heads * parts);
 #pragma omp parallel num_threads(given->threads)
     {
-        Tiles w(k.d, k.m, k.e);
+        Tiles w(k.d, k.m, k.e, k.f);
 #pragma omp for
         for (long i = 0; i < k.heads * parts; i++) {
             Sums s = sums[i];
@@ -210,7 +224,7 @@ extern "C" int linear_backward(const Linear *given) {
     Stored sums(k, k.heads), pulls(k, k.heads * q_parts);
 #pragma omp parallel num_threads(given->threads)
     {
-        Tiles w(k.d, k.m, k.e);
+        Tiles w(k.d, k.m, k.e, k.f);
 #pragma omp for
         for (long head = 0; head < k.heads; head++) read(k, head, sums[head]);
 #pragma omp for
@@ -218,16 +232,15 @@ extern "C" int linear_backward(const Linear *given) {
             long head = i / q_parts;
             Sums s = sums[head], pull = pulls[i];
             clear(k, pull);
+            turn(k, w, s);
             Part range = part(i % q_parts, q_parts, given->queries);
             for (long t = range.first; t < range.last; t += C) {
                 int n = std::min<long>(C, range.last - t);
                 k.queries(w, head, t, n, s.c);
                 k.gradients(w, head, t, n);
-                transpose(w.g, C, k.e, w.gT);
-                product<false>(given->m, C, given->e, {s.S, k.e, 1}, {w.gT, C, N_R}, {w.change, C, N_R});
-                add_outer(w, given->m, s.z, w.gd);
+                through(k, w, {w.g, k.e});
+                unquery(k, w, s, head, t, n);
                 recall(k, w, pull);
-                k.pull_back(w, w.phi_q, head, t, n, given->q, given->q_stride, given->dq, given->queries, false);
             }
         }
 #pragma omp for
@@ -239,17 +252,14 @@ extern "C" int linear_backward(const Linear *given) {
             Sums s = sums[head], pull = pulls[head * q_parts];
             Scratch c(k.m);
             std::memcpy(c.p, s.c, sizeof(float) * k.m);
+            turn(k, w, pull);
             Part range = part(i % parts, parts, given->keys);
             for (long t = range.first; t < range.last; t += C) {
                 int n = std::min<long>(C, range.last - t);
                 k.values(w, head, t, n);
                 k.keys(w, head, t, n, c, nullptr);
-                transpose(w.v.p, w.v.row, C, k.e, w.vT);
-                product<false>(given->m, C, given->e, {pull.S, k.e, 1}, {w.vT, C, N_R}, {w.change, C, N_R});
-                for (int f = 0; f < given->m; f++)
-                    for (int j = 0; j < C; j += LANES) store(w.change + f * C + j, load(w.change + f * C + j) + pull.z[f]);
-                product<false>(C, given->e, given->m, {w.phi_k, 1, C}, {pull.S, k.e, N_R}, {w.out, k.e, N_R});
-                unkey(k, w, head, t, n);
+                through(k, w, w.v);
+                unkey(k, w, pull, head, t, n, false);
             }
         }
     }
@@ -263,7 +273,7 @@ extern "C" int linear_causal(const Linear *given) {
     int failed = 0;
 #pragma omp parallel num_threads(given->threads) reduction(| : failed)
     {
-        Tiles w(k.d, k.m, k.e);
+        Tiles w(k.d, k.m, k.e, k.f);
         start_parts(k, sums, parts, w);
 #pragma omp for
         for (long i = 0; i < k.heads * parts; i++) {
@@ -294,7 +304,7 @@ extern "C" int linear_causal_backward(const Linear *given) {
     Scratch shifts(k.heads * chunks * k.m);
 #pragma omp parallel num_threads(given->threads)
     {
-        Tiles w(k.d, k.m, k.e);
+        Tiles w(k.d, k.m, k.e, k.f);
         start_parts(k, sums, parts, w);
 #pragma omp for
         for (long i = 0; i < k.heads * parts; i++) {
@@ -308,12 +318,11 @@ extern "C" int linear_causal_backward(const Linear *given) {
                 std::memcpy(shifts + (head * chunks + t / C) * k.m, s.c, sizeof(float) * k.m);
                 k.queries(w, head, t, n, s.c);
                 k.gradients(w, head, t, n);
-                transpose(w.g, C, k.e, w.gT);
-                mix(w, true);
-                product<false>(given->m, C, given->e, {s.S, k.e, 1}, {w.gT, C, N_R}, {w.change, C, N_R});
-                product<true, RIGHT_UPPER>(given->m, C, C, {w.phi_k, C, 1}, {w.A, C, N_R}, {w.change, C, N_R});
-                add_outer(w, given->m, s.z, w.gd);
-                k.pull_back(w, w.phi_q, head, t, n, given->q, given->q_stride, given->dq, given->queries, false);
+                mix(k, w);
+                turn(k, w, s);
+                through(k, w, {w.g, k.e});
+                product<true, LEFT_LOWER>(C, given->m, C, {w.A, 1, C}, {w.phi_k, k.f, N_R}, {w.change, k.f, N_R});
+                unquery(k, w, s, head, t, n);
                 k.remember(w, s);
             }
         }
@@ -358,16 +367,12 @@ extern "C" int linear_causal_backward(const Linear *given) {
                 k.keys(w, head, t, n, fixed, nullptr);
                 k.queries(w, head, t, n, c);
                 k.gradients(w, head, t, n);
-                transpose(w.v.p, w.v.row, C, k.e, w.vT);
                 k.weigh(w);
-                mix(w, false);
-                product<false>(C, given->e, given->m, {w.phi_k, 1, C}, {r.S, k.e, N_R}, {w.out, k.e, N_R});
-                product<true, LEFT_UPPER>(C, given->e, C, {w.P, C, 1}, {w.g, k.e, N_R}, {w.out, k.e, N_R});
-                product<false>(given->m, C, given->e, {r.S, k.e, 1}, {w.vT, C, N_R}, {w.change, C, N_R});
-                product<true, RIGHT_LOWER>(given->m, C, C, {w.phi_q, C, 1}, {w.A, C, N_R}, {w.change, C, N_R});
-                for (int f = 0; f < given->m; f++)
-                    for (int j = 0; j < C; j += LANES) store(w.change + f * C + j, load(w.change + f * C + j) + r.z[f]);
-                unkey(k, w, head, t, n);
+                mix(k, w);
+                turn(k, w, r);
+                through(k, w, w.v);
+                product<true, LEFT_UPPER>(C, given->m, C, {w.A, C, 1}, {w.phi_q, k.f, N_R}, {w.change, k.f, N_R});
+                unkey(k, w, r, head, t, n, true);
                 recall(k, w, r);
             }
         }

@@ -21,26 +21,28 @@ struct View {
     long row;
 };
 
-// What the keys of a chunk, or the queries, bring to one thread.
+// What the keys of a chunk, or the queries, bring to one thread: a token a row, but for what is turned.
 struct Tiles {
     int d, m, e;  // padded to whole panels
-    Scratch x_copy, v_copy, g, xT, vT, gT, phi_q, phi_k, P, A, out, change, gd, den;
-    View v{};  // tokens by width
-    Tiles(int d, int m, int e)
-        : d(d), m(m), e(e), x_copy(C * d), v_copy(C * e), g(C * e), xT(d * C), vT(e * C), gT(e * C), phi_q(m * C),
-          phi_k(m * C), P(C * C), A(C * C), out(C * std::max(d, e)), change(m * C), gd(C), den(C) {}
+    Scratch x_copy, v_copy, g, phi_q, phi_k, turned, turned_sums, P, A, out, change, gd, den;
+    View v{};
+    Tiles(int d, int m, int e, int f)
+        : d(d), m(m), e(e), x_copy(C * d), v_copy(C * e), g(C * e), phi_q(C * f), phi_k(C * f), turned(C * std::max(m, e)),
+          turned_sums(e * f), P(C * C), A(C * C), out(C * std::max(d, e)), change(C * f), gd(C), den(C) {}
 };
 
 struct Kernel {
     const Linear &p;
     int d, m, e;        // padded to whole panels
+    int f;              // from one row of features to the next: not a power of two, whose rows would share few sets of a cache
     long heads;         // of the whole batch
-    Scratch weights;    // W, padded: (m d)
+    Scratch weights, turned_weights;  // W, padded: (m d), and its transpose, panel by panel
     explicit Kernel(const Linear &p)
-        : p(p), d(round_up(p.d, N_R)), m(round_up(p.m, N_R)), e(round_up(p.e, N_R)), heads(p.batch * p.heads),
-          weights(p.map == FAVOR ? (size_t)m * d : 1) {
-        if (p.map == FAVOR)
-            for (int f = 0; f < p.m; f++) std::memcpy(weights + (long)f * d, p.W + (long)f * p.d, sizeof(float) * p.d);
+        : p(p), d(round_up(p.d, N_R)), m(round_up(p.m, N_R)), e(round_up(p.e, N_R)), f(m + LANES), heads(p.batch * p.heads),
+          weights(p.map == FAVOR ? (size_t)m * d : 1), turned_weights(p.map == FAVOR ? (size_t)d * m : 1) {
+        if (p.map != FAVOR) return;
+        for (int c = 0; c < p.m; c++) std::memcpy(weights + (long)c * d, p.W + (long)c * p.d, sizeof(float) * p.d);
+        for (int c = 0; c < m; c += N_R) transpose(weights + (long)c * d, d, N_R, d, turned_weights + (long)c * d, N_R);
     }
 
     const float *row(const float *from, const int64_t *stride, long head, long t) const {
@@ -61,74 +63,71 @@ struct Kernel {
 
     bool seen(long head, long t) const { return !p.valid || p.valid[head / p.heads * p.keys + t]; }
 
-    // The features of some queries, feature by token.
-    void queries(Tiles &w, long head, long t, int n, const float *c) const {
-        project(w, tile_of(p.q, p.q_stride, head, t, n, p.d, d, w.x_copy), w.phi_q);
-        if (p.map == ELU) elu(w.phi_q, n);
-        if (!exponential()) return;
-        vec top[C / LANES];
-        for (int j = 0; j < C / LANES; j++) top[j] = all(-INFINITY);
-        for (int f = 0; f < p.m; f++)
-            for (int j = 0; j < C / LANES; j++) top[j] = greater(top[j], load(w.phi_q + f * C + j * LANES) + c[f]);
-        for (int f = 0; f < p.m; f++)
-            for (int j = 0; j < C / LANES; j++) {
-                float *at = w.phi_q + f * C + j * LANES;
-                store(at, exp(load(at) + c[f] - top[j]));
-            }
-    }
-
-    // The same for keys; `c` grows with them, and what was summed under the old shifts is rescaled.
-    void keys(Tiles &w, long head, long t, int n, float *c, Sums *sums) const {
-        project(w, tile_of(p.k, p.k_stride, head, t, n, p.d, d, w.x_copy), w.phi_k);
-        if (p.map == ELU) elu(w.phi_k, n);
-        if (!exponential()) {
-            for (int j = 0; j < n; j++)
-                if (!seen(head, t + j))
-                    for (int f = 0; f < p.m; f++) w.phi_k[f * C + j] = 0;
-            return;
-        }
-        vec norm[C / LANES];
-        for (int j = 0; j < C / LANES; j++) norm[j] = vec{};
-        for (int i = 0; p.map == FAVOR && i < p.d; i++)
-            for (int j = 0; j < C / LANES; j++) {
-                vec x = load(w.xT + i * C + j * LANES);
-                norm[j] += x * x * p.half;
-            }
-        for (int j = 0; j < C; j++)
-            if (j >= n || !seen(head, t + j)) norm[j / LANES][j % LANES] = INFINITY;
-        for (int f = 0; f < p.m; f++) {
-            vec top = all(c[f]);
-            float *at = w.phi_k + f * C;
-            for (int j = 0; j < C / LANES; j++) {
-                vec x = load(at + j * LANES) - norm[j];
-                store(at + j * LANES, x);
-                top = greater(top, x);
-            }
-            float shift = largest(top);
-            if (sums && shift > c[f]) {
-                float scale = std::exp(c[f] - shift);
-                sums->z[f] *= scale;
-                for (int j = 0; j < e; j += LANES) store(sums->S + (long)f * e + j, load(sums->S + (long)f * e + j) * scale);
-            }
-            c[f] = shift;
-            for (int j = 0; j < C / LANES; j++) store(at + j * LANES, exp(load(at + j * LANES) - shift));
-        }
-    }
-
     bool exponential() const { return p.map == FAVOR || p.map == LOGS; }
 
-    // Tokens, projected where the map says so, feature by token.
-    void project(Tiles &w, View x, float *to) const {
-        if (p.map != FAVOR) return transpose(x.p, x.row, C, d, to);
-        transpose(x.p, x.row, C, d, w.xT);
-        product<false>(p.m, C, p.d, {weights, d, 1}, {w.xT, C, N_R}, {to, C, N_R});
+    // Features, or their logarithms where they are exponentials.
+    void project(Tiles &w, const float *from, const int64_t *stride, long head, long t, int n, float *to) const {
+        View x = tile_of(from, stride, head, t, n, p.d, d, w.x_copy);
+        if (p.map == FAVOR) product<false>(C, p.m, p.d, {x.p, x.row, 1}, {turned_weights, N_R, (long)d * N_R}, {to, f, N_R});
+        else if (p.map == ELU) each(x, to, [](vec y) { return elu_plus_one(y); });
+        else each(x, to, [](vec y) { return y; });
+        for (int i = 0; i < C && p.m < m; i++) std::fill(to + i * f + p.m, to + i * f + m, nothing());
     }
 
-    // elu(x) + 1 of the first n tokens; the others have no features.
-    void elu(float *phi, int n) const {
-        for (int f = 0; f < p.m; f++) {
-            for (int j = 0; j < C; j += LANES) store(phi + f * C + j, elu_plus_one(load(phi + f * C + j)));
-            for (int j = n; j < C; j++) phi[f * C + j] = 0;
+    template <class Map>
+    void each(View x, float *to, Map map) const {
+        for (int i = 0; i < C; i++)
+            for (int c = 0; c < m; c += LANES) store(to + i * f + c, map(load(x.p + i * x.row + c)));
+    }
+
+    float nothing() const { return exponential() ? -INFINITY : 0; }
+
+    void queries(Tiles &w, long head, long t, int n, const float *c) const {
+        project(w, p.q, p.q_stride, head, t, n, w.phi_q);
+        for (int i = 0; i < C && exponential(); i += LANES) {
+            vec top[LANES];
+            float *phi = w.phi_q + i * f;
+            for (int x = 0; x < LANES; x++) {
+                top[x] = all(-INFINITY);
+                for (int j = 0; j < m; j += LANES) top[x] = greater(top[x], load(phi + x * f + j) + load(c + j));
+            }
+            transpose(top);
+            for (int x = 1; x < LANES; x++) top[0] = greater(top[0], top[x]);
+            for (int x = 0; x < LANES; x++)
+                for (int j = 0; j < m; j += LANES) store(phi + x * f + j, exp(load(phi + x * f + j) + load(c + j) - top[0][x]));
+        }
+    }
+
+    // `c` grows with the keys, and what was summed under the old shifts is rescaled.
+    void keys(Tiles &w, long head, long t, int n, float *c, Sums *sums) const {
+        project(w, p.k, p.k_stride, head, t, n, w.phi_k);
+        for (int i = 0; i < C; i++)
+            if (i >= n || !seen(head, t + i)) std::fill(w.phi_k + i * f, w.phi_k + i * f + m, nothing());
+        if (!exponential()) return;
+        float norm[C] = {};
+        for (int i = 0; i < n && p.map == FAVOR; i++) {
+            const float *x = row(p.k, p.k_stride, head, t + i);
+            norm[i] = dot(x, x, p.d) * p.half;
+        }
+        for (int j = 0; j < m; j += LANES) {
+            vec before = load(c + j), top = before;
+            for (int i = 0; i < C; i++) {
+                float *at = w.phi_k + i * f + j;
+                store(at, load(at) - norm[i]);
+                top = greater(top, load(at));
+            }
+            for (int i = 0; i < C; i++) store(w.phi_k + i * f + j, exp(load(w.phi_k + i * f + j) - top));
+            store(c + j, top);
+            if (sums) rescale(*sums, j, exp(before - top));
+        }
+    }
+
+    // The sums of LANES features, from that at j on.
+    void rescale(const Sums &sums, int j, vec by) const {
+        store(sums.z + j, load(sums.z + j) * by);
+        for (int x = 0; x < LANES; x++) {
+            float *S = sums.S + (long)(j + x) * e;
+            if (by[x] != 1) scale(S, S, by[x], e);
         }
     }
 
@@ -136,81 +135,101 @@ struct Kernel {
         w.v = tile_of(p.v, p.v_stride, head, t, n, p.e, e, w.v_copy);
     }
 
-    // S += phi_k v, z += phi_k 1
+    // S += phi_k^T v, z += phi_k^T 1
     void remember(Tiles &w, Sums &s) const {
-        product<true>(p.m, p.e, C, {w.phi_k, C, 1}, {w.v.p, w.v.row, N_R}, {s.S, e, N_R});
-        for (int f = 0; f < p.m; f++) {
+        product<true>(p.m, p.e, C, {w.phi_k, 1, f}, {w.v.p, w.v.row, N_R}, {s.S, e, N_R});
+        for (int j = 0; j < m; j += LANES) {
             vec x = vec{};
-            for (int j = 0; j < C; j += LANES) x += load(w.phi_k + f * C + j);
-            s.z[f] += sum(x);
+            for (int i = 0; i < C; i++) x += load(w.phi_k + i * f + j);
+            store(s.z + j, load(s.z + j) + x);
         }
     }
 
-    // P_ji = phi_k_j . phi_q_i for keys j up to query i, and zero for later ones.
+    // P_ji = phi_k_j . phi_q_i for keys j up to query i.
     void weigh(Tiles &w) const {
-        product<false, RESULT_UPPER>(C, C, p.m, {w.phi_k, 1, C}, {w.phi_q, C, N_R}, {w.P, C, N_R});
-        for (int j = 0; j < C; j++) std::memset(w.P + (long)j * C, 0, sizeof(float) * j);
+        transpose(w.phi_q, f, C, m, w.turned, C);
+        product<false, RESULT_UPPER>(C, C, p.m, {w.phi_k, f, 1}, {w.turned, C, N_R}, {w.P, C, N_R});
+        keep_upper(w.P);
+    }
+
+    // Zero what products of triangles read left of the diagonal.
+    static void keep_upper(float *tile) {
+        static_assert(M_R <= LANES);
+        for (int j = 0; j < C; j++) {
+            float *own = tile + j * C + j / LANES * LANES;
+            store(own, counted() >= all(j % LANES) ? load(own) : vec{});
+            if (j >= LANES) store(own - LANES, vec{});
+        }
+    }
+
+    // Rows of a product: where they belong, if they fill a tile.
+    Result result(float *to, int width, int padded, long first, int n, float *room) const {
+        if (n == C && width == padded) return {to + first * width, width, N_R};
+        return {room, padded, N_R};
     }
 
     // out = (phi_q S + P v) / (phi_q z + P 1); true where a query that sees keys has a denominator in range.
     bool answer(Tiles &w, const Sums &s, long head, long t, int n, bool inside, bool any) const {
-        product<false>(C, p.e, p.m, {w.phi_q, 1, C}, {s.S, e, N_R}, {w.out, e, N_R});
-        vec total[C / LANES];
-        for (int j = 0; j < C / LANES; j++) total[j] = vec{};
-        for (int f = 0; f < p.m; f++)
-            for (int j = 0; j < C / LANES; j++) total[j] += load(w.phi_q + f * C + j * LANES) * s.z[f];
-        if (inside) {
-            product<true, LEFT_LOWER>(C, p.e, C, {w.P, 1, C}, {w.v.p, w.v.row, N_R}, {w.out, e, N_R});
-            for (int i = 0; i < C; i++)
-                for (int j = 0; j < C / LANES; j++) total[j] += load(w.P + i * C + j * LANES);
+        const long first = head * p.queries + t;
+        Result out = result(p.out, p.e, e, first, n, w.out);
+        product<false>(C, p.e, p.m, {w.phi_q, f, 1}, {s.S, e, N_R}, out);
+        if (inside) product<true, LEFT_LOWER>(C, p.e, C, {w.P, 1, C}, {w.v.p, w.v.row, N_R}, out);
+        float inverse[C];
+        for (int i = 0; i < C; i += LANES) {
+            vec rows[LANES];
+            for (int x = 0; x < LANES; x++) {
+                rows[x] = vec{};
+                for (int j = 0; j < m; j += LANES) rows[x] += load(w.phi_q + (i + x) * f + j) * load(s.z + j);
+            }
+            vec den = sums(rows);
+            for (int j = 0; j < i + LANES && inside; j++) den += load(w.P + j * C + i);
+            store(w.den + i, den);
+            store(inverse + i, den == vec{} ? vec{} : 1.0f / den);
         }
-        for (int j = 0; j < C / LANES; j++) store(w.den + j * LANES, total[j]);
+        copy(p.den + first, w.den, n);
+        for (int i = 0; i < n; i++) scale(p.out + (first + i) * p.e, out.p + i * out.row, inverse[i], p.e);
         bool fine = true;
-        for (int i = 0; i < n; i++) {
-            float den = w.den[i];
+        for (int i = 0; i < n && exponential(); i++) {
             any = any || (inside && seen(head, t + i));
-            if (exponential() && any && den <= SMALLEST) fine = false;
-            long at = head * p.queries + t + i;
-            scale(p.out + at * p.e, w.out + (long)i * e, den == 0 ? 0 : 1 / den, p.e);
-            p.den[at] = den;
+            if (any && w.den[i] <= SMALLEST) fine = false;
         }
         return fine;
     }
 
     // g / den, and minus its product with out: the gradients of numerators and denominators.
     void gradients(Tiles &w, long head, long t, int n) const {
+        const long first = head * p.queries + t;
+        float inverse[C] = {};
+        copy(inverse, p.den + first, n);
+        for (int i = 0; i < C; i += LANES) {
+            vec den = load(inverse + i);
+            store(inverse + i, den == vec{} ? vec{} : 1.0f / den);
+        }
         for (int i = 0; i < n; i++) {
-            long at = head * p.queries + t + i;
             float *g = w.g + (long)i * e;
-            scale(g, p.grad + at * p.e, p.den[at] == 0 ? 0 : 1 / p.den[at], p.e);
-            std::memset(g + p.e, 0, sizeof(float) * (e - p.e));
-            w.gd[i] = -dot(g, p.out + at * p.e, p.e);
+            scale(g, p.grad + (first + i) * p.e, inverse[i], p.e);
+            std::fill(g + p.e, g + e, 0.0f);
+            w.gd[i] = -dot(g, p.out + (first + i) * p.e, p.e);
         }
         std::memset(w.g + (long)n * e, 0, sizeof(float) * (C - n) * e);
         std::fill(w.gd + n, w.gd + C, 0.0f);
     }
 
-    // From the gradient of features, `change`, to that of queries or keys: dx = phi'(x)^T change.
-    void pull_back(Tiles &w, const float *phi, long head, long t, int n, const float *from, const int64_t *stride,
-                   float *to, long length, bool key) const {
-        vec total[C / LANES];
-        for (int j = 0; j < C / LANES; j++) total[j] = vec{};
-        for (int f = 0; f < p.m && p.map != GIVEN; f++)
-            for (int j = 0; j < C / LANES; j++) {
-                float *at = w.change + f * C + j * LANES;
-                vec y = load(phi + f * C + j * LANES), x = load(at) * (p.map == ELU && !(y < 1.0f) ? all(1) : y);
-                store(at, x);
-                total[j] += x;
+    // From the gradient of features, `change` and for each token `weight` times z, to that of queries or keys:
+    // dx = phi'(x)^T change.
+    void pull_back(Tiles &w, const float *phi, const float *z, const float *weight, long first, int n, float *to) const {
+        Result own = result(to, p.d, d, first, n, w.out);
+        for (int i = 0; i < C; i++) {
+            float *rows = p.map == FAVOR ? w.change + i * f : own.p + i * own.row;
+            for (int j = 0; j < m; j += LANES) {
+                vec y = load(phi + i * f + j), x = load(w.change + i * f + j) + load(z + j) * weight[i];
+                bool linear = p.map == GIVEN;
+                store(rows + j, linear ? x : p.map == ELU ? (y < 1.0f ? x * y : x) : x * y);
             }
-        if (p.map == FAVOR) product<false>(C, p.d, p.m, {w.change, 1, C}, {weights, d, N_R}, {w.out, d, N_R});
-        else transpose(w.change, m, C, w.out);
-        for (int j = 0; j < C / LANES; j++) store(w.den + j * LANES, total[j]);
-        for (int i = 0; i < n; i++) {
-            float *x = to + (head * length + t + i) * p.d, *own = w.out + (long)i * d;
-            if (key && !seen(head, t + i)) std::memset(x, 0, sizeof(float) * p.d);
-            else if (key && p.map == FAVOR) blend(x, own, 1, row(from, stride, head, t + i), -2 * p.half * w.den[i], p.d);
-            else std::memcpy(x, own, sizeof(float) * p.d);
         }
+        if (p.map == FAVOR) product<false>(C, p.d, p.m, {w.change, f, 1}, {weights, d, N_R}, own);
+        if (own.p == w.out)
+            for (int i = 0; i < n; i++) copy(to + (first + i) * p.d, own.p + i * own.row, p.d);
     }
 };
 

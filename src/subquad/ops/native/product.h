@@ -18,12 +18,14 @@ struct Result { float *p; long row, panel; };
 enum Shape {
     FULL,
     RESULT_UPPER,  // C is needed on and above its diagonal only
-    RESULT_LOWER,  // C is needed on and below its diagonal only
     LEFT_LOWER,    // A is zero above its diagonal
     LEFT_UPPER,    // A is zero below its diagonal
-    RIGHT_LOWER,   // B is zero above its diagonal
-    RIGHT_UPPER    // B is zero below its diagonal
+    LEFT_BAND      // A is zero outside of a band
 };
+
+struct Band { long first, last; };  // columns that are not zero, counted from the diagonal
+
+INLINE int within(long x, int k) { return (int)std::max(0L, std::min<long>(x, k)); }
 
 template <int rows, bool add>
 INLINE void tile(int first, int last, const float *a, long a_row, long a_column, const float *b, long ldb, float *c, long ldc) {
@@ -59,15 +61,15 @@ INLINE void tiles(int given, int first, int last, const float *a, long a_row, lo
 
 // m x k times k x n; n is rounded up to whole panels, which the memory of B and C must hold.
 template <bool add, Shape shape = FULL>
-static void product(int m, int n, int k, Left a, Right b, Result c) {
+static void product(int m, int n, int k, Left a, Right b, Result c, Band band = {}) {
     for (int j = 0; j < n; j += N_R) {
         const float *bj = b.p + (j / N_R) * b.panel;
         float *cj = c.p + (j / N_R) * c.panel;
         int needed = shape == RESULT_UPPER ? std::min(m, j + N_R) : m;
-        for (int i = shape == RESULT_LOWER ? std::min(j, m) : 0; i < needed; i += M_R) {
+        for (int i = 0; i < needed; i += M_R) {
             int rows = std::min(M_R, needed - i);
-            int first = shape == LEFT_UPPER ? std::min(i, k) : shape == RIGHT_LOWER ? std::min(j, k) : 0;
-            int last = shape == LEFT_LOWER ? std::min(i + rows, k) : shape == RIGHT_UPPER ? std::min(j + N_R, k) : k;
+            int first = shape == LEFT_UPPER ? within(i, k) : shape == LEFT_BAND ? within(i + band.first, k) : 0;
+            int last = shape == LEFT_LOWER ? within(i + rows, k) : shape == LEFT_BAND ? within(i + rows + band.last, k) : k;
             const float *ai = a.p + i * a.row;
             if (rows == M_R) tile<M_R, add>(first, last, ai, a.row, a.column, bj, b.row, cj + i * c.row, c.row);
             else tiles<add, M_R - 1>(rows, first, last, ai, a.row, a.column, bj, b.row, cj + i * c.row, c.row);

@@ -24,20 +24,13 @@ struct Flushed {
 #endif
 };
 
-// The numbers of the tokens of a chunk.
-struct Numbers {
-    alignas(64) float at[C];
-    constexpr Numbers() : at() {
-        for (int i = 0; i < C; i++) at[i] = (float)i;
-    }
-};
-constexpr Numbers NUMBERS;
-
-INLINE vec number(int vector) { return load(NUMBERS.at + vector * LANES); }
+// The numbers of the tokens of one vector of a chunk.
+INLINE vec number(int vector) { return counted() + (float)(vector * LANES); }
 
 // Zero in row j what stands left of column j.
 static inline void keep_upper(float *tile) {
-    for (int j = 0; j < C; j++) std::memset(tile + (long)j * C, 0, sizeof(float) * j);
+    for (int j = 0; j < C; j++, tile += C)
+        for (int x = 0; x <= j / LANES; x++) store(tile + x * LANES, number(x) >= all(j) ? load(tile + x * LANES) : vec{});
 }
 
 // Copies what fits into whole vectors by them, which memcpy does not know.
@@ -63,21 +56,22 @@ struct Sequences {
 
     // n tokens as rows of `to`, which are `padded` wide, and zeros around them.
     void tokens(const float *from, const int64_t *stride, long head, long t, int n, int width, int padded, float *to, int given = FLOAT32) const {
-        const uint16_t *halves = (const uint16_t *)from + (row(from, stride, head, t) - from);
+        const float *first = row(from, stride, head, t);
+        const uint16_t *halves = (const uint16_t *)from + (first - from);
         for (int i = 0; i < n; i++) {
             float *at = to + (long)i * padded;
             if (given == BFLOAT16) widen_row(halves + i * stride[2], width, BFLOAT16, at);
             else if (given == FLOAT16) widen_row(halves + i * stride[2], width, FLOAT16, at);
-            else copy_row(row(from, stride, head, t + i), width, at);
+            else copy_row(first + i * stride[2], width, at);
             for (int c = width; c < padded; c++) to[(long)i * padded + c] = 0;
         }
         std::memset(to + (long)n * padded, 0, sizeof(float) * (C - n) * padded);
     }
 
     // The same where nothing is to be changed: where they lie, if they lie as the copy would.
-    const float *where(const float *from, const int64_t *stride, long head, long t, int n, int width, int padded, float *room) const {
-        if (!p.given && n == C && width == padded && stride[2] == width) return row(from, stride, head, t);
-        tokens(from, stride, head, t, n, width, padded, room, p.given);
+    const float *where(const float *from, const int64_t *stride, long head, long t, int n, int width, int padded, float *room, int given) const {
+        if (!given && n == C && width == padded && stride[2] == width) return row(from, stride, head, t);
+        tokens(from, stride, head, t, n, width, padded, room, given);
         return room;
     }
 
@@ -85,10 +79,13 @@ struct Sequences {
     void ready(const float *from, const int64_t *stride, float scale, long head, long t, int n, float *to) const {
         const bool copied = p.given || p.d != d;
         if (copied) tokens(from, stride, head, t, n, p.d, d, to, p.given);
+        const float *first = copied ? to : row(from, stride, head, t);
+        const float *angles = p.turn ? row(p.turn, p.turn_stride, head, t) : nullptr;
+        const int64_t apart = copied ? d : stride[2], turn_apart = p.turn_stride[2];
         for (int i = 0; i < n; i++) {
             float *at = to + (long)i * d;
-            const float *x = copied ? at : row(from, stride, head, t + i);
-            if (p.turn) turn_row<false>(x, row(p.turn, p.turn_stride, head, t + i), p.d / 2, scale, at);
+            const float *x = first + i * apart;
+            if (angles) turn_row<false>(x, angles + i * turn_apart, p.d / 2, scale, at);
             else if (p.unit) unit_row(x, d, p.unit, at);
             else scale_row(x, d, scale, at);
         }
@@ -99,7 +96,7 @@ struct Sequences {
     void keys(long head, long t, int n, float *to) const { ready(p.k, p.k_stride, 1, head, t, n, to); }
 
     const float *values(long head, long t, int n, float *room) const {
-        if (!p.swish_values) return where(p.v, p.v_stride, head, t, n, p.e, e, room);
+        if (!p.swish_values) return where(p.v, p.v_stride, head, t, n, p.e, e, room, p.given);
         tokens(p.v, p.v_stride, head, t, n, p.e, e, room, p.given);
         swish_row(room, n * e, room);
         return room;
@@ -118,7 +115,7 @@ struct Sequences {
     // Outputs, normed and gated where that is asked for; `room` is for gates.
     void answer(float *out, float *room, long head, long t, int n) const {
         if (p.raw) write(out, e, head, t, n, p.e, p.raw);
-        const float *gate = p.gate ? where(p.gate, p.gate_stride, head, t, n, p.e, e, room) : nullptr;
+        const float *gate = p.gate ? where(p.gate, p.gate_stride, head, t, n, p.e, e, room, p.given) : nullptr;
         const bool at_once = p.norm && !p.given && p.e == e;
         for (int i = 0; i < n && p.norm; i++) {
             float *x = out + i * e, *to = at_once ? p.out + (head * p.length + t + i) * e : x;

@@ -26,6 +26,12 @@ typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
 INLINE vec load(const float *p) { return *(const vec_anywhere *)p; }
 INLINE void store(float *p, vec x) { *(vec_anywhere *)p = x; }
 INLINE vec all(float x) { return x - (vec){}; }
+INLINE vec counted() {  // 0, 1, 2, ...
+    vec x;
+    for (int i = 0; i < LANES; i++) x[i] = (float)i;
+    return x;
+}
+
 INLINE vec greater(vec a, vec b) { return a > b ? a : b; }
 
 INLINE float largest(vec x) {
@@ -36,20 +42,18 @@ INLINE float largest(vec x) {
 
 // exp(x) for x <= 88, within two units in the last place; zero below the smallest normal number. NaN stays NaN.
 INLINE vec exp(vec x) {
-    const vec magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest integer
-    vec z = greater(x, all(-90.0f)) * 1.44269504088896341f + magic;
+    const vec magic = all(12583039.0f);  // 1.5 * 2^23 + 127: adding it rounds, and its low bits are an exponent's
+    vec z = x * 1.44269504088896341f + magic;
     vec n = z - magic;
-    vec r = greater(x, all(-90.0f)) - n * 0.693359375f + n * 2.12194440e-4f;
-    vec p = all(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
-    ivec bits = (ivec)p + ((ivec)z << 23);
-    vec y = x > all(-87.0f) ? (vec)bits : (vec){};
-    return x == x ? y : x;
+    vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    vec p = all(1.3814466617e-3f);  // (e^r - 1 - r) / r^2 by its polynomial of least relative error
+    p = p * r + 8.3687804437e-3f;
+    p = p * r + 4.1668394220e-2f;
+    p = p * r + 1.6666520107e-1f;
+    p = p * r + 4.9999993412e-1f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    return x < all(-87.0f) ? vec{} : p * (vec)((ivec)z << 23);
 }
 
 INLINE vec elu_plus_one(vec x) { return x > vec{} ? x + 1.0f : exp(x > vec{} ? vec{} : x); }
@@ -84,8 +88,8 @@ INLINE void transpose(vec (&rows)[LANES]) {
     }
 }
 
-// `to` (columns rows) from `from`, whose rows are ld apart; both counts are multiples of LANES.
-static inline void transpose(const float *from, long ld, int rows, int columns, float *to) {
+// `to` (columns rows) from `from`, whose rows are ld apart, those of `to` to_ld; both counts are multiples of LANES.
+static inline void transpose(const float *from, long ld, int rows, int columns, float *to, long to_ld) {
     for (int j = 0; j < columns; j += LANES)
         for (int i = 0; i < rows; i += LANES) {
             vec square[LANES];
@@ -93,11 +97,25 @@ static inline void transpose(const float *from, long ld, int rows, int columns, 
             for (int x = 0; x < LANES; x++) square[x] = load(from + (i + x) * ld + j);
             transpose(square);
 #pragma GCC unroll 16
-            for (int x = 0; x < LANES; x++) store(to + (long)(j + x) * rows + i, square[x]);
+            for (int x = 0; x < LANES; x++) store(to + (j + x) * to_ld + i, square[x]);
         }
 }
 
-static inline void transpose(const float *from, int rows, int columns, float *to) { transpose(from, columns, rows, columns, to); }
+static inline void transpose(const float *from, int rows, int columns, float *to) { transpose(from, columns, rows, columns, to, rows); }
+
+// The sum of each row: as in `transpose`, but squares are added to those that they were exchanged with.
+template <int step = 1>
+INLINE vec sums(vec (&rows)[LANES]) {
+    if constexpr (step < LANES) {
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; i += 2 * step) {
+            exchange<step>(rows[i], rows[i + step], std::make_integer_sequence<int, LANES>());
+            rows[i] += rows[i + step];
+        }
+        return sums<2 * step>(rows);
+    }
+    return rows[0];
+}
 
 INLINE float dot(const float *x, const float *y, int n) {
     vec total = vec{};
@@ -113,6 +131,12 @@ INLINE void blend(float *to, const float *from, float a, const float *x, float b
     int i = 0;
     for (; i + LANES <= n; i += LANES) store(to + i, load(from + i) * a + load(x + i) * b);
     for (; i < n; i++) to[i] = a * from[i] + b * x[i];
+}
+
+INLINE void copy(float *to, const float *from, int n) {
+    int i = 0;
+    for (; i + LANES <= n; i += LANES) store(to + i, load(from + i));
+    for (; i < n; i++) to[i] = from[i];
 }
 
 // to = a * from

@@ -78,6 +78,9 @@ struct Kernel {
         keys = last < first ? 0 : std::min(b.last, last + p.right + 1) - b.first - from;
     }
 
+    // Of the keys from one on, those that each query from one on sees.
+    Band keys_of_query(long query, long key) const { return {query - p.left - key, query + p.right - key}; }
+
     // The scores of a block, with -inf where a query does not see a key.
     void scores(Tiles &w, long head, long t, const Block &b) const {
         rows(row(p.q, p.q_stride, head, t), p.q_stride[2], b.n, p.d, w.q, d, C);
@@ -118,12 +121,12 @@ struct Kernel {
                         sums[i] += x;
                         store(P + j * C + i * LANES, x);
                     }
-                product<false>(N_R, p.e, (int)own, {P, 1, C}, {values.p + start * values.row, values.row, N_R},
-                               {w.out + panel * e, e, N_R});
+                product<false, LEFT_BAND>(N_R, p.e, (int)own, {P, 1, C}, {values.p + start * values.row, values.row, N_R},
+                                          {w.out + panel * e, e, N_R}, keys_of_query(t + panel, b.first + start));
             }
             for (int i = 0; i < b.n; i++) {
-                float s = total[i / LANES][i % LANES], *out = p.out + (here + i) * p.e;
-                for (int j = 0; j < p.e; j++) out[j] = w.out[i * e + j] / s;
+                float s = total[i / LANES][i % LANES];
+                scale(p.out + (here + i) * p.e, w.out + i * e, 1 / s, p.e);
                 p.lse[here + i] = top[i / LANES][i % LANES] + std::log(s);
             }
         }
@@ -144,12 +147,9 @@ struct Kernel {
         for (int i = 0; i < C; i++) {
             w.delta[i] = 0, w.lse[i] = 0;
             if (i >= b.n) continue;
-            float s = p.grad_lse ? -p.grad_lse[here + i] : 0;
-            for (int j = 0; j < p.e; j++) {
-                w.g[i * e + j] = p.grad[(here + i) * p.e + j];
-                s += w.g[i * e + j] * p.out[(here + i) * p.e + j];
-            }
-            w.delta[i] = s, w.lse[i] = p.lse[here + i];
+            copy(w.g + i * e, p.grad + (here + i) * p.e, p.e);
+            w.delta[i] = dot(w.g + i * e, p.out + (here + i) * p.e, p.e) - (p.grad_lse ? p.grad_lse[here + i] : 0);
+            w.lse[i] = p.lse[here + i];
         }
         transpose(w.g, C, e, w.gT);
         Right near = right(p.k, p.k_stride, head, b.first, keys, p.d, w.k, d);
@@ -164,14 +164,15 @@ struct Kernel {
                     store(P + j * C + i, weight);
                     store(dP + j * C + i, weight * (load(dP + j * C + i) - load(w.delta + panel + i)));
                 }
-            product<false>(N_R, p.d, (int)own, {dP, 1, C}, {near.p + start * near.row, near.row, N_R}, {w.out + panel * d, d, N_R});
+            product<false, LEFT_BAND>(N_R, p.d, (int)own, {dP, 1, C}, {near.p + start * near.row, near.row, N_R},
+                                      {w.out + panel * d, d, N_R}, keys_of_query(t + panel, b.first + start));
             clear(w.P, w.dP, panel, 0, start);
             clear(w.P, w.dP, panel, start + own, keys);
         }
-        for (int i = 0; i < b.n; i++)
-            for (int j = 0; j < p.d; j++) p.dq[(here + i) * p.d + j] = w.out[i * d + j] * p.scale;
-        add(w, keys, w.dP, w.q, d, p.dk + (head * p.length + b.first) * p.d, p.d, w.k);
-        add(w, keys, w.P, w.g, e, p.dv + (head * p.length + b.first) * p.e, p.e, w.v);
+        for (int i = 0; i < b.n; i++) scale(p.dq + (here + i) * p.d, w.out + i * d, p.scale, p.d);
+        Band queries = {b.first - p.right - t, b.first + p.left - t};
+        add(keys, w.dP, queries, w.q, d, p.dk + (head * p.length + b.first) * p.d, p.d, w.k);
+        add(keys, w.P, queries, w.g, e, p.dv + (head * p.length + b.first) * p.e, p.e, w.v);
     }
 
     // Weights of keys that a panel does not see.
@@ -183,9 +184,9 @@ struct Kernel {
     }
 
     // to += weights x, straight into `to` where its width fills whole panels
-    void add(Tiles &, long keys, const float *weights, const float *x, int ld, float *to, int width, float *between) const {
-        if (width == ld) return product<true>((int)keys, ld, C, {weights, C, 1}, {x, ld, N_R}, {to, width, N_R});
-        product<false>((int)keys, ld, C, {weights, C, 1}, {x, ld, N_R}, {between, ld, N_R});
+    static void add(long keys, const float *weights, Band queries, const float *x, int ld, float *to, int width, float *between) {
+        if (width == ld) return product<true, LEFT_BAND>((int)keys, ld, C, {weights, C, 1}, {x, ld, N_R}, {to, width, N_R}, queries);
+        product<false, LEFT_BAND>((int)keys, ld, C, {weights, C, 1}, {x, ld, N_R}, {between, ld, N_R}, queries);
         for (long j = 0; j < keys; j++)
             for (int i = 0; i < width; i++) to[j * width + i] += between[j * ld + i];
     }
