@@ -12,6 +12,7 @@ from subquad.mechanisms.linformer import Linformer
 from subquad.mechanisms.nystromformer import Nystromformer, pseudo_inverse
 from subquad.mechanisms.poolingformer import Poolingformer
 from subquad.mechanisms.svd import SvdAttention
+from subquad.ops import precision
 from subquad.ops.bands import banded_attention
 from subquad.testing import meaning, order, padding
 
@@ -237,6 +238,43 @@ def test_svd_has_gradients_where_singular_values_coincide():
     out = SvdAttention(DIMS, causal=False, rank=6).double()(q * 0, k, v)
     for gradient in torch.autograd.grad(out.square().sum(), (q, k, v)):
         assert gradient.isfinite().all()
+
+
+BY_HEADS = [(Linformer, {"rank": 6, "sharing": "none"}), (Nystromformer, {"landmarks": 6, "kernel": 3})]
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(("cls", "options"), BY_HEADS)
+def test_heads_taken_apart_in_half_precision_give_what_they_give_together(
+    cls, options, padded, gradients, monkeypatch
+):
+    torch.manual_seed(0)
+    mechanism = cls(DIMS, causal=False, **options)
+    inputs = [x.bfloat16().requires_grad_(gradients) for x in tokens()]
+    wider = [x.detach().float().requires_grad_(gradients) for x in inputs]
+    valid = (torch.arange(24) % 5 > 0).expand(2, -1) if padded else None
+    monkeypatch.setattr(precision, "TOGETHER", 1)  # a head at a time
+    with torch.set_grad_enabled(gradients):
+        apart, together = mechanism(*inputs, valid=valid), mechanism(*wider, valid=valid)
+    assert_close(apart, together.bfloat16(), rtol=0, atol=0)
+    if gradients:
+        found, expected = (
+            torch.autograd.grad(x.float().sum(), y) for x, y in ((apart, inputs), (together, wider))
+        )
+        for x, y in zip(found, expected, strict=True):
+            assert_close(x.float(), y, rtol=2**-7, atol=1e-6)  # one rounding to bfloat16
+
+
+@pytest.mark.parametrize(("cls", "options"), BY_HEADS)
+def test_heads_of_long_sequences_are_taken_apart(cls, options, monkeypatch):
+    torch.manual_seed(0)
+    mechanism, inputs = cls(DIMS, causal=False, **options).double(), tokens()
+    together = mechanism(*inputs)
+    monkeypatch.setattr(precision, "TOGETHER", 1)
+    monkeypatch.setattr(precision, "LARGE", 1)
+    with torch.no_grad():
+        assert_close(mechanism(*inputs), together)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 5])
