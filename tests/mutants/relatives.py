@@ -21,8 +21,8 @@ MUTANTS = [
         "batch_mates_do_not_matter",
         "the cosine reaches as far as the number of rows and tokens say",
         COSFORMER,
-        "angles = math.pi / 2 * places(valid, like=wide_q) / M[:, None]",
-        "angles = math.pi / 2 * places(valid, like=wide_q) / (M[:, None] * len(q))",
+        "places(valid, like=wide(q)[0]) / M[:, None]",
+        "places(valid, like=wide(q)[0]) / (M[:, None] * len(q))",
     ),
     Mutant(
         "cosformer",

@@ -24,12 +24,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from subquad.mechanism import Dims, Keys, Mechanism, Mixed, Queries, State, Traits, Valid, Values
-from subquad.ops.kernel_sums import Sums, average, causal_average, divide
+from subquad.ops.kernel_sums import Sums, causal_average, divide
+from subquad.ops.operator import listened_to
 from subquad.ops.padding import hide
+from subquad.ops.pages import joined
 from subquad.ops.precision import no_autocast, wide
 from subquad.ops.scan import scan
 
 CHUNK = 64  # tokens, as in the rest of the kernel family
+TOGETHER = 2**18  # numbers of features at once, where every query sees every key, at least a token's
 
 
 class Past(NamedTuple):
@@ -87,11 +90,25 @@ class CosFormer(Mechanism):
             return self.step(q, k, v, valid=valid)[0]
         self.require_equal_lengths(q, k)
         with no_autocast(q):
-            wide_q, wide_k, wide_v = wide(*hide(valid, q, k, v))
-            M = counted(valid, like=wide_q).clamp(min=1)
-            angles = math.pi / 2 * places(valid, like=wide_q) / M[:, None]
-            out = average(features(wide_q, angles), features(wide_k, angles), wide_v, valid=valid)
-        return out.to(v.dtype)
+            q, k, v = hide(valid, q, k, v)
+            M = counted(valid, like=q).clamp(min=1)
+            angles = math.pi / 2 * places(valid, like=wide(q)[0]) / M[:, None]
+            return self._average(q, k, v, angles)
+
+    def _average(self, q: Queries, k: Keys, v: Values, angles: Float[Tensor, "b t"]) -> Mixed:
+        """Every query sees every key: keys and then queries in blocks, whose features stay in cache.
+
+        Hidden keys are zero, and so are their features.
+        """
+        b, h, n, d = q.shape
+        step = max(1, n if listened_to() else TOGETHER // max(1, b * h * 2 * d))
+        S, z = 0, 0
+        for k_, v_, at in zip(k.split(step, 2), v.split(step, 2), angles.split(step, 1), strict=True):
+            phi = features(wide(k_)[0], at)
+            S, z = S + phi.mT @ wide(v_)[0], z + phi.sum(2)[..., None]
+        blocks = zip(q.split(step, 2), angles.split(step, 1), strict=True)
+        phis = (features(wide(q_)[0], at) for q_, at in blocks)
+        return joined((divide(phi @ S, phi @ z) for phi in phis), v, *v.shape, dim=2)
 
     def step(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, state: Past | None = None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from subquad.ops.operator import listened_to
-from subquad.ops.pages import LARGE, fresh
+from subquad.ops.pages import LARGE, joined
 
 NARROW = (torch.float16, torch.bfloat16)
 TOGETHER = 2**19
@@ -32,12 +32,8 @@ def by_heads(compute: Callable[..., Tensor], q: Tensor, *keyed: Tensor) -> Tenso
     step = max(1, TOGETHER // max(1, v[:, :1].numel()))
     slices = [slice(first, first + step) for first in range(0, heads, step)]
     parts = zip(slices, *(x.split(step, 1) for x in (q, *keyed)), strict=True)
-    if listened_to():
-        return torch.cat([compute(own, *wide(*part)).to(v.dtype) for own, *part in parts], 1)
-    out = fresh(v, *q.shape[:3], v.shape[3])
-    for own, *part in parts:
-        out[:, own] = compute(own, *wide(*part))
-    return out
+    outs = (compute(own, *wide(*part)) for own, *part in parts)
+    return joined(outs, v, *q.shape[:3], v.shape[3], dim=1)
 
 
 def no_autocast(x: Tensor) -> Any:
