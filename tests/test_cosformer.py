@@ -35,6 +35,22 @@ def test_the_last_token_of_a_full_sequence_comes_out_as_without_causality():
     assert_close(cosformer(causal=True)(*inputs)[:, :, -1], cosformer(causal=False)(*inputs)[:, :, -1])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("together", [1, 100])
+def test_blocks_of_tokens_give_what_the_whole_sequence_gives(together, padded, dtype, monkeypatch):
+    attention, inputs = cosformer(causal=False), [x.to(dtype) for x in tokens(23)]
+    valid = (torch.arange(23) % 4 > 0).expand(2, -1) if padded else None
+    exact = [x.double() for x in inputs]
+    expected = attention.definition(*exact, valid=valid)
+    monkeypatch.setattr("subquad.ops.scan.BLOCK", together)
+    with torch.no_grad():
+        found = attention(*inputs, valid=valid)
+    if padded:
+        found = found.masked_fill(~valid[:, None, :, None], 0)
+    assert_close(found, expected.to(dtype))
+
+
 def test_a_query_that_shares_no_feature_with_any_key_gives_zeros_with_finite_gradients():
     q, k, v = tokens(9)
     q, k = (-q.abs()).requires_grad_(), k.requires_grad_()

@@ -23,7 +23,7 @@ from subquad.memories.continuous import (
     quantiles,
     ridge_fit,
 )
-from subquad.memories.short_term import sinusoid, turn
+from subquad.ops.relative import sinusoid, turn
 
 DIMS = Dims(heads=2, head_dim=4)
 TINY = dict(InfinityAttention.traits.tiny)

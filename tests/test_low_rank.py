@@ -12,7 +12,7 @@ from subquad.mechanisms.linformer import Linformer
 from subquad.mechanisms.nystromformer import Nystromformer, pseudo_inverse
 from subquad.mechanisms.poolingformer import Poolingformer
 from subquad.mechanisms.svd import SvdAttention
-from subquad.ops.bands import banded_attention
+from subquad.ops import bands, precision
 from subquad.testing import meaning, order, padding
 
 DIMS = Dims(heads=2, head_dim=4, max_len=24)
@@ -239,14 +239,56 @@ def test_svd_has_gradients_where_singular_values_coincide():
         assert gradient.isfinite().all()
 
 
+BY_HEADS = [(Linformer, {"rank": 6, "sharing": "none"}), (Nystromformer, {"landmarks": 6, "kernel": 3})]
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(("cls", "options"), BY_HEADS)
+def test_heads_taken_apart_in_half_precision_give_what_they_give_together(
+    cls, options, padded, gradients, monkeypatch
+):
+    torch.manual_seed(0)
+    mechanism = cls(DIMS, causal=False, **options)
+    inputs = [x.bfloat16().requires_grad_(gradients) for x in tokens()]
+    wider = [x.detach().float().requires_grad_(gradients) for x in inputs]
+    valid = (torch.arange(24) % 5 > 0).expand(2, -1) if padded else None
+    monkeypatch.setattr(precision, "TOGETHER", 1)  # a head at a time
+    with torch.set_grad_enabled(gradients):
+        apart, together = mechanism(*inputs, valid=valid), mechanism(*wider, valid=valid)
+    assert_close(apart, together.bfloat16(), rtol=0, atol=0)
+    if gradients:
+        found, expected = (
+            torch.autograd.grad(x.float().sum(), y) for x, y in ((apart, inputs), (together, wider))
+        )
+        for x, y in zip(found, expected, strict=True):
+            assert_close(x.float(), y, rtol=2**-7, atol=1e-6)  # one rounding to bfloat16
+
+
+@pytest.mark.parametrize(("cls", "options"), BY_HEADS)
+def test_heads_of_long_sequences_are_taken_apart(cls, options, monkeypatch):
+    torch.manual_seed(0)
+    mechanism, inputs = cls(DIMS, causal=False, **options).double(), tokens()
+    together = mechanism(*inputs)
+    monkeypatch.setattr(precision, "TOGETHER", 1)
+    monkeypatch.setattr(precision, "LARGE", 1)
+    with torch.no_grad():
+        assert_close(mechanism(*inputs), together)
+
+
+@pytest.mark.parametrize("gradients", [True, False])
 @pytest.mark.parametrize("stride", [1, 2, 5])
 @pytest.mark.parametrize(("before", "after"), [(0, 0), (3, 0), (4, 7), (11, 2), (40, 40)])
 @pytest.mark.parametrize("length", [1, 7, 30])
-def test_a_band_sees_what_a_dense_mask_would(length, before, after, stride):
+def test_a_band_sees_what_a_dense_mask_would(length, before, after, stride, gradients, monkeypatch):
+    monkeypatch.setattr(bands, "TOGETHER", 1)  # a chunk at a time, without gradients
     q, k, v = tokens(length)
     k, v = k[:, :, ::stride], v[:, :, ::stride]
     i, first = torch.arange(length)[:, None], torch.arange(0, length, stride)
     last = (first + stride).clamp(max=length) - 1
     seen = (first >= i - before) & (last <= i + after)
-    found = banded_attention(q, k, v, last=last.expand(2, -1), stride=stride, before=before, after=after)
+    with torch.set_grad_enabled(gradients):
+        found = bands.banded_attention(
+            q, k, v, last=last.expand(2, -1), stride=stride, before=before, after=after
+        )
     assert_close(found, F.scaled_dot_product_attention(q, k, v, attn_mask=seen))

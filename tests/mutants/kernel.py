@@ -137,8 +137,8 @@ MUTANTS = [
         "batch_mates_do_not_matter",
         "a statistic over the batch",
         LINEAR,
-        "given = hide(valid, q, k, v)",
-        "given = hide(valid, q / q.abs().amax(), k, v)",
+        "q, k, v = hide(valid, q, k, v)\n            return",
+        "q, k, v = hide(valid, q / q.abs().amax(), k, v)\n            return",
     ),
     Mutant(
         "linear",
@@ -153,8 +153,8 @@ MUTANTS = [
         "cross_attention",
         "as many queries as keys are taken for granted",
         LINEAR,
-        "given = hide(valid, q, k, v)",
-        "given = hide(valid, q, k[:, :, : q.shape[2]], v[:, :, : q.shape[2]])",
+        "q, k, v = hide(valid, q, k, v)\n            return",
+        "q, k, v = hide(valid, q, k[:, :, : q.shape[2]], v[:, :, : q.shape[2]])\n            return",
     ),
     Mutant(
         "linear",

@@ -5,7 +5,7 @@ from mutants.mutant import Mutant
 INFINITY = "mechanisms/infinity.py"
 SEGMENTS = "memories/segments.py"
 CONTINUOUS = "memories/continuous.py"
-SHORT = "memories/short_term.py"
+RELATIVE = "ops/relative.py"
 COMPRESSION = "memories/compression.py"
 XL = "mechanisms/transformer_xl.py"
 COMPRESSIVE = "mechanisms/compressive.py"
@@ -31,9 +31,9 @@ MUTANTS = [
         "infinity",
         "matches_definition",
         "W_R r turns the other way: distances with the wrong sign",
-        SHORT,
-        "a_cos * sin - a_sin * cos",
-        "a_sin * cos - a_cos * sin",
+        RELATIVE,
+        "torch.addcmul(a_cos * sin, a_sin, cos, value=-1)",
+        "torch.addcmul(a_sin * cos, a_cos, sin, value=-1)",
     ),
     Mutant(
         "infinity",
@@ -71,9 +71,9 @@ MUTANTS = [
         "infinity",
         "causal_by_gradients",
         "a segment sees all of itself",
-        SHORT,
-        "seen = (j <= i) &",
-        "seen = (j <= i + segments.size) &",
+        RELATIVE,
+        "-torch.inf).triu(1)",
+        "-torch.inf).triu(BLOCK)",
     ),
     Mutant(
         "transformer-xl",
@@ -87,25 +87,25 @@ MUTANTS = [
         "transformer-xl",
         "matches_definition",
         "the content bias u is left out",
-        SHORT,
-        "torch.cat([q + u[:, None], turned], -1)",
-        "torch.cat([q, turned], -1)",
+        RELATIVE,
+        "Given((q + self.u[heads])",
+        "Given((q + 0 * self.u[heads])",
     ),
     Mutant(
         "transformer-xl",
         "causal_by_resampling",
         "every token sees the next one",
-        SHORT,
-        "seen = (j <= i) &",
-        "seen = (j <= i + 1) &",
+        RELATIVE,
+        "-torch.inf).triu(1)",
+        "-torch.inf).triu(2)",
     ),
     Mutant(
         "transformer-xl",
         "weights_sum_to_one",
         "free slots of the memory are seen as zeros",
-        SHORT,
-        "& (j >= -held[..., None, None])",
-        "& (j >= -held[..., None, None] - 1)",
+        RELATIVE,
+        "start = max(-behind,",
+        "start = max(-behind - 1,",
     ),
     Mutant(
         "transformer-xl",
@@ -136,8 +136,8 @@ MUTANTS = [
         "matches_definition",
         "the newest tokens are compressed instead of the oldest",
         COMPRESSIVE,
-        "self.f_c(line[:, :, : segments.count * l])",
-        "self.f_c(line[:, :, -segments.count * l :])",
+        "x[:, :, :old] for x in lines",
+        "x[:, :, x.shape[2] - old :] for x in lines",
     ),
     Mutant(
         "compressive",
@@ -152,31 +152,39 @@ MUTANTS = [
         "matches_definition",
         "the values' convolution is the keys'",
         COMPRESSION,
-        "groups.flatten(3) @ A[n] + b[n][:, None]",
-        "groups.flatten(3) @ A[0] + b[n][:, None]",
+        "x @ A[n] + b[n][:, None]",
+        "x @ A[0] + b[n][:, None]",
     ),
     Mutant(
         "compressive",
         "gradients_reach_everything",
         "the compression is frozen",
         COMPRESSION,
-        "A, b = self.A.to(x.dtype)",
-        "A, b = self.A.detach().to(x.dtype)",
+        "A, b = self.A.to(",
+        "A, b = self.A.detach().to(",
     ),
     Mutant(
         "compressive",
         "stream_equals_sequence",
         "the compressed memory moves on by tokens and not by slots",
         COMPRESSIVE,
-        "segments.after(made, width=g, stride=l // c)",
-        "segments.after(made, width=g, stride=l)",
+        "segments.after(x, width=g, stride=l // c,",
+        "segments.after(x, width=g, stride=l,",
     ),
     Mutant(
         "compressive",
         "stream_equals_sequence",
         "the compressed memory is detached between chunks",
         COMPRESSIVE,
-        "compressed = segments.after(made,",
-        "compressed = segments.after(made.detach(),",
+        "compressed = torch.cat(kept, -1)",
+        "compressed = torch.cat(kept, -1).detach()",
+    ),
+    Mutant(
+        "compressive",
+        "matches_definition",
+        "gradients of old slots go to the tokens after them",
+        RELATIVE,
+        "+= x[:, :slots]",
+        "+= x[:, -slots:]",
     ),
 ]

@@ -75,7 +75,7 @@ def performer(mechanism: Mechanism, length: int) -> Mix:
     package = imported("performer_pytorch.performer_pytorch")
     attend = package.FastAttention(W.shape[1], nb_features=W.shape[0], causal=mechanism.causal)
     attend.projection_matrix.copy_(W)
-    return lambda q, k, v: attend(q.detach(), k.detach(), v.detach())
+    return lambda q, k, v: attend(q, k, v)
 
 
 def performer_compiled(mechanism: Mechanism, length: int) -> Mix:
@@ -172,7 +172,7 @@ def local_attention(mechanism: Mechanism, length: int) -> Mix:
         autopad=True,
         use_rotary_pos_emb=False,
     )
-    return lambda q, k, v: attend(q.detach(), k.detach(), v.detach())
+    return lambda q, k, v: attend(q, k, v)
 
 
 def linformer(mechanism: Mechanism, length: int) -> Mix:

@@ -47,7 +47,7 @@ from subquad.mechanism import Dims, Mechanism, Mixed, Queries, Traits, Valid
 from subquad.memories.compression import KINDS, Convolution, compressor
 from subquad.memories.literal import Row, relative_attention, row_by_row
 from subquad.memories.segments import Segments, as_batch, windows
-from subquad.memories.short_term import RelativeAttention
+from subquad.memories.short_term import Far, RelativeAttention
 from subquad.ops.padding import hide
 from subquad.ops.precision import no_autocast, wide
 
@@ -167,24 +167,33 @@ class CompressiveAttention(Mechanism):
         l, m, g, c, dtype = self.segment, self.memory, self.compressed, self.rate, q.dtype
         with no_autocast(q):
             q, k, v = wide(*hide(valid, q, k, v))
-            tokens = torch.cat([k, v], -1)
-            memory = self._empty(tokens) if state is None else state
+            memory = self._empty(k, v) if state is None else state
             filled = None if state is None else state.filled
             segments = Segments.place(q, size=l, valid=valid, filled=filled)
-            queries, slots = segments.queries(q), segments.keys(tokens, memory.unfinished)
-            line = torch.cat([memory.past, slots.flatten(2, 3)], 2)
-            made = torch.cat([memory.compressed, self.f_c(line[:, :, : segments.count * l])], 2)
+            known = zip((k, v), memory.past.chunk(2, -1), memory.unfinished.chunk(2, -1), strict=True)
+            lines = [segments.line(*each) for each in known]
+            old = max(0, min(segments.count * l - segments.missing(m), lines[0].shape[2])) // c * c
+            made = self.f_c(*(x[:, :, :old] for x in lines))
+            if state is not None or valid is not None:
+                made = [torch.cat(x, 2) for x in zip(memory.compressed.chunk(2, -1), made, strict=True)]
             before = segments.before(memory.held, each=l // c)
-            mixed = self.attention.by_segment(
+            queries = segments.queries(q)
+            mixed = self.attention(
                 queries,
-                self._window(line, made, segments),
+                *lines,
                 segments=segments,
+                memory=m,
                 held=c * before.clamp(max=m // c) + (before - m // c).clamp(0, g),
                 reach=g + m + l,
+                far=Far(*made, size=g, step=l // c),
             )
-            self._loss = self._reconstruction(queries, line, segments, before)
-            past, unfinished = segments.after(line, width=m + l, stride=l).split([m, l], 2)
-            compressed = segments.after(made, width=g, stride=l // c)
+            self._loss = self._reconstruction(queries, lines, segments, before)
+            missing = segments.missing(m)
+            kept = [segments.after(x, width=m + l, stride=l, missing=missing) for x in lines]
+            past, unfinished = torch.cat(kept, -1).split([m, l], 2)
+            missing = segments.missing(g + m // c)
+            kept = [segments.after(x, width=g, stride=l // c, missing=missing) for x in made]
+            compressed = torch.cat(kept, -1)
             held = (memory.held + l // c * segments.done()).clamp(max=m // c + g)
             return segments.outputs(mixed).to(dtype), Memory(
                 compressed, past, unfinished, segments.filled(), held
@@ -193,30 +202,16 @@ class CompressiveAttention(Mechanism):
     def penalty(self) -> Float[Tensor, ""]:
         return self.weight * self._loss
 
-    def _empty(self, tokens: Line) -> Memory:
+    def _empty(self, k: Queries, v: Queries) -> Memory:
         """What is remembered before the first token."""
-        b, h, _, c = tokens.shape
-        count = torch.zeros(b, dtype=torch.int64, device=tokens.device)
+        b, h, _, d = k.shape
+        count = torch.zeros(b, dtype=torch.int64, device=k.device)
         sizes = (self.compressed, self.memory, self.segment)
-        compressed, past, unfinished = (tokens.new_zeros(b, h, slots, c) for slots in sizes)
+        compressed, past, unfinished = (v.new_zeros(b, h, slots, 2 * d) for slots in sizes)
         return Memory(compressed, past, unfinished, count, count)
 
-    def _window(self, line: Line, made: Line, segments: Segments) -> Float[Tensor, "b h n s c"]:
-        """What each segment attends to: compressed memory, memory, itself; without what must be empty."""
-        l, m, g, c = self.segment, self.memory, self.compressed, self.rate
-        tokens = segments.most_before(m + g * c)
-        uncompressed = min(tokens, m)
-        near = windows(line, count=segments.count, width=m + l, stride=l)
-        far = windows(made, count=segments.count, width=g, stride=l // c)
-        near = near[:, :, :, m - uncompressed :]
-        return torch.cat([far[:, :, :, g - (tokens - uncompressed) // c :], near], 3)
-
     def _reconstruction(
-        self,
-        queries: Float[Tensor, "b h n w d"],
-        line: Line,
-        segments: Segments,
-        before: Int[Tensor, "b n"],
+        self, queries: Line, lines: list[Line], segments: Segments, before: Int[Tensor, "b n"]
     ) -> Float[Tensor, ""]:
         """The attention-reconstruction loss, for what leaves the memory when each segment is full."""
         l, m, c = self.segment, self.memory, self.rate
@@ -225,14 +220,16 @@ class CompressiveAttention(Mechanism):
         count = segments.count - first
         if not (self.training and isinstance(self.f_c, Convolution) and self.weight and count > 0):
             return queries.new_zeros(())
-        old = windows(line.detach(), count=segments.count, width=leaving, stride=l)[:, :, first:]
-        new = self.f_c(old.flatten(2, 3)).unflatten(2, (count, leaving // c))
+        lines = [F.pad(x.detach(), (0, 0, segments.missing(m), 0)) for x in lines]
+        old = [windows(x, count=segments.count, width=leaving, stride=l)[:, :, first:] for x in lines]
+        new = [x.unflatten(2, (count, leaving // c)) for x in self.f_c(*(x.flatten(2, 3) for x in old))]
         there = torch.arange(leaving, device=before.device) >= m - c * before[:, first:, None]
         some = there.any(-1, keepdim=True)
         seen = (there | ~some).flatten(0, 1)[:, None, None]
-        q = as_batch(queries[:, :, first:].detach())
+        queries = F.pad(queries.detach(), (0, 0, 0, segments.count * segments.width - queries.shape[2]))
+        q = as_batch(queries.unflatten(2, (segments.count, segments.width))[:, :, first:])
         old_mixed, new_mixed = (
-            F.scaled_dot_product_attention(q, *as_batch(x).chunk(2, -1), attn_mask=seen[..., ::step])
+            F.scaled_dot_product_attention(q, *(as_batch(y) for y in x), attn_mask=seen[..., ::step])
             for x, step in ((old, 1), (new, c))
         )
         readers = segments.real()[:, first:] & some

@@ -26,8 +26,9 @@ from torch import Tensor
 from subquad.mechanism import Dims, Keys, Mechanism, Mixed, Queries, State, Traits, Valid, Values
 from subquad.ops.kernel_sums import Sums, causal_average, collect, divide, read
 from subquad.ops.padding import hide
+from subquad.ops.pages import joined
 from subquad.ops.precision import no_autocast, wide
-from subquad.ops.scan import again, blocks, joined, scan
+from subquad.ops.scan import again, blocks, scan
 
 Angles = Float[Tensor, "#b 1 t 1"]
 
@@ -89,13 +90,14 @@ class CosFormer(Mechanism):
             return self.step(q, k, v, valid=valid)[0]
         self.require_equal_lengths(q, k)
         with no_autocast(q):
-            wide_q, wide_k, wide_v = wide(*hide(valid, q, k, v))
-            M = counted(valid, like=wide_q).clamp(min=1)
-            angles = math.pi / 2 * places(valid, like=wide_q) / M[:, None, None, None]
+            q, k, v = hide(valid, q, k, v)
+            M = counted(valid, like=q).clamp(min=1)
+            angles = math.pi / 2 * places(valid, like=q) / M[:, None, None, None]
             sums = None
-            for part, seen in blocks(wide_k, angles, wide_v, valid=valid):
+            for part, seen in blocks(k, angles, v, valid=valid):
                 sums = again(_collect, *part, seen, sums)
-            return joined([again(_read, *part, sums) for part, _ in blocks(wide_q, angles)]).to(v.dtype)
+            parts = (again(_read, *part, sums) for part, _ in blocks(q, angles))
+            return joined(parts, v, *q.shape[:3], v.shape[3], dim=2)
 
     def step(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, state: Past | None = None
@@ -153,9 +155,10 @@ def counted(valid: Valid | None, *, like: Queries) -> Int[Tensor, " b"]:
 def places(valid: Valid | None, *, like: Queries) -> Angles:
     """How many real tokens of its row stand before each token."""
     batch, _, length, _ = like.shape
+    dtype = torch.promote_types(like.dtype, torch.float32)
     if valid is None:
-        return torch.arange(length, dtype=like.dtype, device=like.device).expand(batch, 1, -1)[..., None]
-    return (valid.cumsum(1) - 1).clamp(min=0).to(like.dtype)[:, None, :, None]
+        return torch.arange(length, dtype=dtype, device=like.device).expand(batch, 1, -1)[..., None]
+    return (valid.cumsum(1) - 1).clamp(min=0).to(dtype)[:, None, :, None]
 
 
 def features(x: Queries, angles: Angles) -> Float[Tensor, "b h t f"]:
@@ -165,8 +168,10 @@ def features(x: Queries, angles: Angles) -> Float[Tensor, "b h t f"]:
 
 
 def _collect(k: Keys, angles: Angles, v: Values, valid: Valid | None, sums: Sums | None) -> Sums:
+    k, v = wide(k, v)
     return collect(features(k, angles), v, valid=valid, sums=sums)
 
 
 def _read(q: Queries, angles: Angles, sums: Sums) -> Mixed:
+    (q,) = wide(q)
     return read(features(q, angles), sums)

@@ -43,7 +43,7 @@ from subquad.memories.continuous import (
     quantiles,
 )
 from subquad.memories.literal import Row, relative_attention, row_by_row
-from subquad.memories.segments import Segments, windows
+from subquad.memories.segments import Segments
 from subquad.memories.short_term import RelativeAttention
 from subquad.ops.padding import hide
 from subquad.ops.precision import no_autocast, wide
@@ -219,75 +219,72 @@ class InfinityAttention(Mechanism):
         self.require_equal_lengths(q, k)
         with no_autocast(q):
             q, *rest = wide(*hide(valid, *inputs))
-            tokens = torch.cat(rest, -1)
-            memory = self._empty(tokens) if state is None else state
+            memory = self._empty(q) if state is None else state
             filled = None if state is None else state.filled
             segments = Segments.place(q, size=self.segment, valid=valid, filled=filled)
-            queries, slots = segments.queries(q), segments.keys(tokens, memory.unfinished)
-            line = torch.cat([memory.short, slots.flatten(2, 3)], 2)
-            near = self._attend(queries, line, segments, memory)
+            known = zip(rest, memory.short.chunk(4, -1), memory.unfinished.chunk(4, -1), strict=True)
+            lines = [segments.line(*each) for each in known]
+            queries = segments.queries(q)
+            near = self.short_term(
+                queries,
+                *lines[:2],
+                segments=segments,
+                memory=self.segment,
+                held=self.segment * segments.before(memory.behind, each=1).clamp(max=1),
+                reach=2 * self.segment,
+            )
             far, signal, reads = self._read_and_write(
-                queries, slots, segments, memory, new=state is None, keep=keep
+                queries, lines[2:], segments, memory, new=state is None, keep=keep
             )
             out = segments.outputs(near + far).to(inputs[0].dtype)
-            short, unfinished = segments.after(line, width=2 * self.segment, stride=self.segment).chunk(2, 2)
+            l, missing = self.segment, segments.missing(self.segment)
+            kept = [segments.after(x, width=2 * l, stride=l, missing=missing) for x in lines]
+            short, unfinished = torch.cat(kept, -1).chunk(2, 2)
             behind = memory.behind + segments.done()
             return out, Memory(short, unfinished, signal, reads, segments.filled(), behind)
 
-    def _empty(self, tokens: Tokens) -> Memory:
+    def _empty(self, q: Queries) -> Memory:
         """What is remembered before the first token."""
-        b, h, _, c = tokens.shape
-        segment = tokens.new_zeros(b, h, self.segment, c)
-        count = torch.zeros(b, dtype=torch.int64, device=tokens.device)
-        signal, reads = tokens.new_zeros(b, h, c // 2, self.basis), count.new_zeros(b, BINS)
+        b, h, _, d = q.shape
+        segment = q.new_zeros(b, h, self.segment, 4 * d)
+        count = torch.zeros(b, dtype=torch.int64, device=q.device)
+        signal, reads = q.new_zeros(b, h, 2 * d, self.basis), count.new_zeros(b, BINS)
         return Memory(segment, segment, signal, reads, count, count)
-
-    def _attend(
-        self,
-        queries: Float[Tensor, "b h n w d"],
-        line: Tokens,
-        segments: Segments,
-        memory: Memory,
-    ) -> Float[Tensor, "b h n w d"]:
-        """The short-term memory: each segment attends to the one before, if there is one, and to itself."""
-        l = self.segment
-        k_and_v = line.chunk(2, -1)[0]
-        window = windows(k_and_v, count=segments.count, width=2 * l, stride=l)
-        held = l * segments.before(memory.behind, each=1).clamp(max=1)
-        return self.short_term.by_segment(queries, window, segments=segments, held=held, reach=2 * l)
 
     def _read_and_write(
         self,
-        queries: Float[Tensor, "b h n w d"],
-        slots: Float[Tensor, "b h n l c"],
+        queries: Queries,
+        lines: list[Float[Tensor, "b h s d"]],
         segments: Segments,
         memory: Memory,
         *,
         new: bool,
         keep: bool,
-    ) -> tuple[Float[Tensor, "b h n w d"], Float[Tensor, "b h f m"], Int[Tensor, "b bins"]]:
+    ) -> tuple[Queries, Float[Tensor, "b h f m"], Int[Tensor, "b bins"]]:
         """The long-term memory, segment by segment: queries read it; a full one has the one before written.
 
         Where all rows are `new`, what cannot have been written yet is not read.
         """
         signal, reads, long = memory.signal, memory.reads, self.long_term
-        real = segments.real()
+        l, w, real = self.segment, segments.width, segments.real()
         total, count, outputs = queries.new_zeros(()), queries.new_zeros(()), []
         for n in range(segments.count):
             written = memory.behind + n > 1
+            own = queries[:, :, n * w : (n + 1) * w]
             if new and n < 2:
-                outputs.append(torch.zeros_like(queries[:, :, n]))
+                outputs.append(torch.zeros_like(own))
             else:
                 K_T, V_T = signal.chunk(2, 2)
-                where = long.locate(queries[:, :, n], K_T)
+                where = long.locate(own, K_T)
                 outputs.append(long.read(where, V_T) @ self.W_o.to(V_T.dtype))
-                readers = real[:, n] & written[:, None]
+                readers = real[:, n, : own.shape[2]] & written[:, None]
                 total = total + divergence(where.variance, deviation=self.deviation, real=readers)
                 count = count + readers.sum() * self.dims.heads
                 if self.sticky and (keep or n + 1 < segments.count):
                     reads = reads + histogram(where, real=readers)
             if (n > 0 or not new) and (keep or n + 1 < segments.count):
-                X = (slots[:, :, n - 1] if n else memory.short).chunk(2, -1)[1]
+                before = n * l - segments.missing(l)
+                X = torch.cat([x[:, :, before : before + l] for x in lines], -1)
                 fitted = long.first(X)
                 if n > 1 or not new:
                     later = long.later(signal, quantiles(reads, self.samples, like=X), X)
@@ -297,7 +294,7 @@ class InfinityAttention(Mechanism):
                 signal = torch.where(leaves[:, None, None, None], fitted, signal)
                 reads = reads.masked_fill(full[:, None], 0)
         self._divergence = total / count.clamp(min=1)
-        return torch.stack(outputs, 2), signal, reads
+        return torch.cat(outputs, 2), signal, reads
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_divergence": torch.zeros(())}  # its graph cannot be copied

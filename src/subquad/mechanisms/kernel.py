@@ -32,8 +32,9 @@ from subquad.ops.kernel_sums import (
 )
 from subquad.ops.linear_attention import advance, linear_attention, streams
 from subquad.ops.padding import hide
+from subquad.ops.pages import joined
 from subquad.ops.precision import no_autocast, wide
-from subquad.ops.scan import BLOCK, again, blocks, joined, scan
+from subquad.ops.scan import BLOCK, again, blocks, scan
 
 CHUNK = 64  # tokens; measured best on CPUs over 32, 128 and 256
 KEPT = 2**23  # numbers; where queries have more, their features are made again in the backward pass
@@ -73,19 +74,20 @@ class KernelAttention(Mechanism):
         if self.causal and (self.features.signed or (streams(q, k, v) and not self.features.fused)):
             return self.step(q, k, v, valid=valid)[0]
         with no_autocast(q):
-            given = hide(valid, q, k, v)
-            given = given if self.features.fused else wide(*given)
-            return self.average(*given, valid=valid, causal=self.causal).to(v.dtype)
+            q, k, v = hide(valid, q, k, v)
+            return self.average(q, k, v, valid=valid, causal=self.causal).to(v.dtype)
 
     def average(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, causal: bool) -> Mixed:
-        """The averages of values. What is hidden, and what precision is due, the caller sees to."""
+        """The averages of values, for inputs whose padding is hidden."""
         kept = torch.is_grad_enabled() and not self.features.signed and max(q.numel(), k.numel()) <= KEPT
-        if causal or self.features.fused or kept:
-            return linear_attention(self.features.given(q, k), v, valid=valid, causal=causal)
+        if causal or kept or self.features.fused:
+            q, k, values = (q, k, v) if self.features.fused else wide(q, k, v)
+            return linear_attention(self.features.given(q, k), values, valid=valid, causal=causal)
         sums = None
         for part, seen in blocks(k, v, valid=valid):
             sums = again(self._collect, *part, seen, sums)
-        return joined([again(self._read, *part, sums) for part, _ in blocks(q)])
+        parts = (again(self._read, *part, sums) for part, _ in blocks(q))
+        return joined(parts, v, *q.shape[:3], v.shape[3], dim=2)
 
     def step(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, state: State | None = None
@@ -126,11 +128,13 @@ class KernelAttention(Mechanism):
         return causal_average(self.features(q), self.features(k), v, valid=valid, state=state)
 
     def _collect(self, k: Keys, v: Values, valid: Valid | None, sums: State | None) -> Sums | ShiftedSums:
+        k, v = wide(k, v)
         if isinstance(self.features, ExponentialFeatureMap):
             return collect_exponentials(keys(self.features, k), v, valid=valid, sums=sums)
         return collect(self.features(k), v, valid=valid, sums=sums)
 
     def _read(self, q: Queries, sums: State) -> Mixed:
+        (q,) = wide(q)
         if isinstance(self.features, ExponentialFeatureMap):
             return read_exponentials(queries(self.features, q), sums)
         return read(self.features(q), sums)

@@ -25,7 +25,7 @@ from subquad.mechanism import Dims, Keys, Mechanism, Mixed, Queries, Traits, Val
 from subquad.ops.packing import Packing
 from subquad.ops.padding import hide
 from subquad.ops.pooling import Windows
-from subquad.ops.precision import no_autocast, wide
+from subquad.ops.precision import by_heads, no_autocast
 
 SHARING = ("none", "heads", "key-value", "layers")
 PROJECTIONS = ("linear", "mean", "max", "convolution")
@@ -120,16 +120,21 @@ class Linformer(Mechanism):
 
     def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
         self._require_room(k)
-        with no_autocast(q):
-            packing = Packing.of(valid, like=k)
-            wide_q, wide_k, wide_v = wide(*hide(valid, q, k, v))
-            slots, real = self._project(packing.pack(wide_k), packing, self.E)
-            mixed, _ = self._project(packing.pack(wide_v), packing, self.E if self.F is None else self.F)
+        q, k, v = hide(valid, q, k, v)
+        packing = Packing.of(valid, like=k)
+
+        def attend(own: slice, q: Queries, k: Keys, v: Values) -> Mixed:
+            E, F = (None if x is None else x[own] if len(x) > 1 else x for x in (self.E, self.F))
+            slots, real = self._project(packing.pack(k), packing, E)
+            mixed, _ = self._project(packing.pack(v), packing, E if F is None else F)
             mask = None if real is None else real[:, None, None, :]
-            return functional.scaled_dot_product_attention(wide_q, slots, mixed, attn_mask=mask).to(v.dtype)
+            return functional.scaled_dot_product_attention(q, slots, mixed, attn_mask=mask)
+
+        with no_autocast(q):
+            return by_heads(attend, q, k, v)
 
     def _project(
-        self, x: Float[Tensor, "b h s c"], packing: Packing, weights: nn.Parameter | None
+        self, x: Float[Tensor, "b h s c"], packing: Packing, weights: Tensor | None
     ) -> tuple[Slots, Bool[Tensor, "b r"] | None]:
         """The slots of packed tokens, and which of them are real (None: all)."""
         if weights is not None and self.projection == "linear":

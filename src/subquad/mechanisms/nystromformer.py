@@ -33,7 +33,7 @@ from subquad.ops.landmarks import Segments
 from subquad.ops.masked_softmax import masked_softmax
 from subquad.ops.packing import Packing
 from subquad.ops.padding import hide
-from subquad.ops.precision import no_autocast, wide
+from subquad.ops.precision import by_heads, no_autocast
 
 Row = Float[Tensor, "h n d"]
 RowValues = Float[Tensor, "h n e"]
@@ -111,14 +111,19 @@ class Nystromformer(Mechanism):
         self.require_equal_lengths(q, k)
         if q.shape[2] == 0:
             return v
-        with no_autocast(q):
-            packing = Packing.of(valid, like=k)
-            tokens = wide(*hide(valid, q, k, v))
-            wide_q, wide_k, wide_v = (packing.pack(x) for x in tokens)
-            return packing.unpack(self._attend(wide_q, wide_k, wide_v, packing)).to(v.dtype)
+        q, k, v = hide(valid, q, k, v)
+        packing = Packing.of(valid, like=k)
 
-    def _attend(self, q: Queries, k: Keys, v: Values, packing: Packing) -> Mixed:
-        """What packed tokens get, from the right: B V, then Z (B V), then F (Z B V)."""
+        def attend(own: slice, q: Queries, k: Keys, v: Values) -> Mixed:
+            return packing.unpack(
+                self._attend(packing.pack(q), packing.pack(k), packing.pack(v), own, packing)
+            )
+
+        with no_autocast(q):
+            return by_heads(attend, q, k, v)
+
+    def _attend(self, q: Queries, k: Keys, v: Values, own: slice, packing: Packing) -> Mixed:
+        """What packed tokens of the heads `own` get, from the right: B V, then Z (B V), then F (Z B V)."""
         length = q.shape[2]
         m, full = min(self.landmarks, length), packing.valid is None
         segments = Segments.cut(packing.count, landmarks=m, length=length, full=full)
@@ -133,7 +138,7 @@ class Nystromformer(Mechanism):
         BV = functional.scaled_dot_product_attention(q_landmarks, k, v, attn_mask=seen)
         ZBV = pseudo_inverse(A, iterations=self.iterations) @ BV
         out = functional.scaled_dot_product_attention(q, k_landmarks, ZBV, attn_mask=real)
-        return out + convolve(v, self.skip.to(v.dtype)) if self.kernel else out
+        return convolve(v, self.skip[own].to(v.dtype)).add_(out) if self.kernel else out
 
 
 def pseudo_inverse(A: Square, *, iterations: int) -> Square:
@@ -141,7 +146,9 @@ def pseudo_inverse(A: Square, *, iterations: int) -> Square:
     norms = A.sum(-2).amax(-1) * A.sum(-1).amax(-1)  # its entries are weights: none is negative
     Z = A.mT / norms.clamp(min=0.5)[..., None, None]  # a matrix with a row of weights has norms from 1 up
     I = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+    flat_A, Z = A.flatten(0, 1), Z.flatten(0, 1)
     for _ in range(iterations):
-        AZ = A @ Z
-        Z = Z @ (13 * I - AZ @ (15 * I - AZ @ (7 * I - AZ))) / 4
-    return Z
+        AZ = flat_A @ Z
+        inner = torch.baddbmm(15 * I, AZ, 7 * I - AZ, alpha=-1)
+        Z = torch.baddbmm(I, Z, torch.baddbmm(13 * I, AZ, inner, alpha=-1), beta=0, alpha=0.25)
+    return Z.view_as(A)

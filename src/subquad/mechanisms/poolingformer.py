@@ -31,6 +31,7 @@ from subquad.ops.packing import Packing
 from subquad.ops.padding import hide
 from subquad.ops.pooling import Pooled, Windows
 from subquad.ops.precision import no_autocast, wide
+from subquad.ops.window import window_attention
 
 POOLINGS = ("mean", "max", "convolution")
 
@@ -136,14 +137,13 @@ class Poolingformer(Mechanism):
             packing = Packing.of(valid, like=k)
             tokens = wide(*hide(valid, q, k, v))
             wide_q, wide_k, wide_v = (packing.pack(x) for x in tokens)
-            return packing.unpack(self._attend(wide_q, wide_k, wide_v, packing.count)).to(v.dtype)
+            return packing.unpack(self._attend(wide_q, wide_k, wide_v, packing)).to(v.dtype)
 
-    def _attend(self, q: Queries, k: Keys, v: Values, count: Int[Tensor, " b"]) -> Mixed:
+    def _attend(self, q: Queries, k: Keys, v: Values, packing: Packing) -> Mixed:
         """What packed tokens get from both levels."""
-        j = torch.arange(q.shape[2], device=q.device)
-        last = j.masked_fill(j >= count[:, None], NEVER)
-        after = 0 if self.causal else self.near
-        y = banded_attention(q, k, v, last=last, stride=1, before=self.near, after=after)
+        count, right = packing.count, 0 if self.causal else self.near
+        lengths = None if packing.valid is None else count
+        y, _ = window_attention(q, k, v, left=self.near, right=right, lengths=lengths)
         if self.second == "y":
             q, k, v = (y @ W.to(y.dtype) for W in (self.W_q, self.W_k, self.W_v))
         keys, values = (Windows.of(x, count, kernel=self.kernel, stride=self.stride) for x in (k, v))

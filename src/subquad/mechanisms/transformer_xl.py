@@ -7,8 +7,7 @@ the M tokens before its segment and to its segment up to itself, by content and 
     a_ij  = ((q_i + u) . k_j + (q_i + v) . W_R r_(i-j)) / sqrt(d),    r_n: sines and cosines of n
 
 A layer reaches M tokens back, a stack of L layers L M. Work is O(n (l + M) d), and a stream keeps the last
-M tokens and the unfinished segment. `memories/short_term.py` says how the term of distances becomes part of
-one product.
+M tokens and the unfinished segment. `ops/relative.py` says how the term of distances becomes a product.
 
 Dai, Yang, Yang, Carbonell, Le, Salakhutdinov: Transformer-XL: Attentive Language Models Beyond a
 Fixed-Length Context. ACL 2019, arXiv:1901.02860, sections 3.2 and 3.3. Defaults are those of the authors'
@@ -30,7 +29,7 @@ from torch import Tensor
 
 from subquad.mechanism import Dims, Mechanism, Mixed, Queries, Traits, Valid
 from subquad.memories.literal import Row, relative_attention, row_by_row
-from subquad.memories.segments import Segments, windows
+from subquad.memories.segments import Segments
 from subquad.memories.short_term import RelativeAttention
 from subquad.ops.padding import hide
 from subquad.ops.precision import no_autocast, wide
@@ -113,27 +112,28 @@ class TransformerXL(Mechanism):
         l, m, dtype = self.segment, self.memory, q.dtype
         with no_autocast(q):
             q, k, v = wide(*hide(valid, q, k, v))
-            tokens = torch.cat([k, v], -1)
-            memory = self._empty(tokens) if state is None else state
+            memory = self._empty(k, v) if state is None else state
             filled = None if state is None else state.filled
             segments = Segments.place(q, size=l, valid=valid, filled=filled)
-            slots = segments.keys(tokens, memory.unfinished)
-            line = torch.cat([memory.past, slots.flatten(2, 3)], 2)
-            window = windows(line, count=segments.count, width=m + l, stride=l)
-            mixed = self.attention.by_segment(
+            known = zip((k, v), memory.past.chunk(2, -1), memory.unfinished.chunk(2, -1), strict=True)
+            lines = [segments.line(*each) for each in known]
+            mixed = self.attention(
                 segments.queries(q),
-                window[:, :, :, m - segments.most_before(m) :],
+                *lines,
                 segments=segments,
+                memory=m,
                 held=segments.before(memory.held, each=l).clamp(max=m),
                 reach=self.reach,
             )
-            past, unfinished = segments.after(line, width=m + l, stride=l).split([m, l], 2)
+            missing = segments.missing(m)
+            kept = [segments.after(x, width=m + l, stride=l, missing=missing) for x in lines]
+            past, unfinished = torch.cat(kept, -1).split([m, l], 2)
             held = (memory.held + l * segments.done()).clamp(max=m)
             return segments.outputs(mixed).to(dtype), Memory(past, unfinished, segments.filled(), held)
 
-    def _empty(self, tokens: Float[Tensor, "b h t c"]) -> Memory:
+    def _empty(self, k: Queries, v: Queries) -> Memory:
         """What is remembered before the first token."""
-        b, h, _, c = tokens.shape
-        count = torch.zeros(b, dtype=torch.int64, device=tokens.device)
-        past, unfinished = (tokens.new_zeros(b, h, slots, c) for slots in (self.memory, self.segment))
+        b, h, _, d = k.shape
+        count = torch.zeros(b, dtype=torch.int64, device=k.device)
+        past, unfinished = (v.new_zeros(b, h, slots, 2 * d) for slots in (self.memory, self.segment))
         return Memory(past, unfinished, count, count)

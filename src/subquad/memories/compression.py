@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+Tokens = Float[Tensor, "b h _ d"]
+
 KINDS = ("mean", "max", "convolution")
 
 
@@ -25,9 +27,9 @@ class Pool(nn.Module):
         super().__init__()
         self.kind, self.rate = kind, rate
 
-    def forward(self, x: Float[Tensor, "b h s c"]) -> Float[Tensor, "b h g c"]:
-        groups = x.unflatten(2, (-1, self.rate))
-        return groups.mean(3) if self.kind == "mean" else groups.amax(3)
+    def forward(self, *k_and_v: Tokens) -> list[Tokens]:
+        groups = (x.unflatten(2, (-1, self.rate)) for x in k_and_v)
+        return [x.mean(3) if self.kind == "mean" else x.amax(3) for x in groups]
 
 
 class Convolution(nn.Module):
@@ -39,15 +41,14 @@ class Convolution(nn.Module):
         self.A = nn.Parameter(torch.eye(head_dim).repeat(2, heads, rate, 1, 1) / rate)
         self.b = nn.Parameter(torch.zeros(2, heads, head_dim))
 
-    def forward(self, x: Float[Tensor, "b h s c"]) -> Float[Tensor, "b h g c"]:
-        A, b = self.A.to(x.dtype).flatten(2, 3), self.b.to(x.dtype)
-        both = x.unflatten(2, (-1, self.rate)).chunk(2, -1)
-        k, v = (groups.flatten(3) @ A[n] + b[n][:, None] for n, groups in enumerate(both))
-        return torch.cat([k, v], -1)
+    def forward(self, *k_and_v: Tokens) -> list[Tokens]:
+        A, b = self.A.to(k_and_v[0].dtype).flatten(2, 3), self.b.to(k_and_v[0].dtype)
+        groups = (x.unflatten(2, (-1, self.rate)).flatten(3) for x in k_and_v)
+        return [x @ A[n] + b[n][:, None] for n, x in enumerate(groups)]
 
 
 def compressor(kind: str, *, heads: int, head_dim: int, rate: int) -> Pool | Convolution:
-    """What compresses keys and values side by side, by the name of its `kind`, one of `KINDS`."""
+    """What compresses keys and values, by the name of its `kind`, one of `KINDS`."""
     if kind == "convolution":
         return Convolution(heads=heads, head_dim=head_dim, rate=rate)
     return Pool(kind=kind, rate=rate)

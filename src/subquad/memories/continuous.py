@@ -159,8 +159,9 @@ def bump(
     square = (mean[..., None] - centres) ** 2
     variances = [variance[..., None] + width**2 for width in widths]
     exponents = [square * (-0.5 / both) for both in variances]
-    lowest = math.log(negligible(square))
-    shapes = [F.threshold(exponent, lowest, -math.inf).exp() for exponent in exponents]
+    least = negligible(square)
+    lowest = math.log(least) - 1e-3  # torch's `exp` is slow where it underflows
+    shapes = [F.threshold(exponent.clamp(min=lowest).exp(), least, 0.0) for exponent in exponents]
     return [((2 * math.pi * both) ** -0.5, shape) for both, shape in zip(variances, shapes, strict=True)]
 
 

@@ -62,49 +62,57 @@ class Segments:
         """The most tokens that the chunk can have in one segment."""
         return min(self.length, self.size)
 
-    def keys(
-        self, x: Float[Tensor, "b h t c"], before: Float[Tensor, "b h l c"]
-    ) -> Float[Tensor, "b h n l c"]:
-        """Every slot of every segment, behind `before`, the unfinished segment; zeros in free slots."""
-        slots = self.count * self.size
+    def line(
+        self, x: Float[Tensor, "b h t c"], past: Float[Tensor, "b h m c"], before: Float[Tensor, "b h l c"]
+    ) -> Float[Tensor, "b h s c"]:
+        """Every slot: the `past`, and the segments behind `before`, the unfinished one; zeros in free slots.
+
+        It leaves out `missing` slots: a past of nothing, and behind the last token.
+        """
         if self.whole:
-            return F.pad(x, (0, 0, 0, slots - self.length)).unflatten(2, (self.count, self.size))
-        slot = torch.arange(slots, device=x.device)
+            return x
+        slot = torch.arange(self.count * self.size, device=x.device)
         token = self._token(slot - self.start[:, None])
         known = torch.cat([before, x], 2)
         source = torch.where(slot < self.start[:, None], slot, self.size + token).clamp(
             max=known.shape[2] - 1
         )
-        taken = take(known, source, real=slot < self.end[:, None])
-        return taken.unflatten(2, (self.count, self.size))
+        return torch.cat([past, take(known, source, real=slot < self.end[:, None])], 2)
 
-    def queries(self, x: Float[Tensor, "b h t c"]) -> Float[Tensor, "b h n w c"]:
-        """The chunk's own tokens, segment by segment; zeros where a segment has fewer than `width`."""
+    def missing(self, past: int) -> int:
+        """How many of the `past` slots before the first segment a line leaves out."""
+        return past if self.whole else 0
+
+    def queries(self, x: Float[Tensor, "b h t c"]) -> Float[Tensor, "b h s c"]:
+        """The chunk's tokens, `width` of each segment; zeros, or nothing at the end, where it has fewer."""
         if self.whole:
-            padded = F.pad(x, (0, 0, 0, self.count * self.width - self.length))
-            return padded.unflatten(2, (self.count, self.width))
+            return x
         token = self._token(self._first() - self.start[:, None, None] + self._within())
-        taken = take(x, token.flatten(1), real=self.real().flatten(1))
-        return taken.unflatten(2, (self.count, self.width))
+        return take(x, token.flatten(1), real=self.real().flatten(1))
 
-    def slots(self) -> Int[Tensor, "b n w"]:
-        """The slot of each query in its own segment."""
-        segment = torch.arange(self.count, device=self.start.device)[:, None]
-        return self._first() - segment * self.size + self._within()
+    def first(self) -> Int[Tensor, "b n"]:
+        """The slot, in its own segment, of each segment's first query."""
+        return self._first()[..., 0] - self.size * torch.arange(self.count, device=self.start.device)
 
     def real(self) -> Bool[Tensor, "b n w"]:
         """Which queries are tokens of the chunk."""
-        return (self.slots() < self.size) & (self._first() + self._within() < self.end[:, None, None])
+        return self._within() < self.queried()[..., None]
 
-    def outputs(self, y: Float[Tensor, "b h n w c"]) -> Float[Tensor, "b h t c"]:
+    def queried(self) -> Int[Tensor, "b n"]:
+        """How many of each segment's queries are tokens of the chunk; they come first."""
+        segment = self.size * torch.arange(self.count, device=self.start.device)
+        stop = (self.end[:, None] - segment).clamp(max=self.size)
+        return (stop - self.first()).clamp(min=0)
+
+    def outputs(self, y: Float[Tensor, "b h s c"]) -> Float[Tensor, "b h t c"]:
         """What belongs to each token of the chunk, from what belongs to each query; zeros in padding."""
         if self.whole:
-            return y.flatten(2, 3)[:, :, : self.length]
+            return y
         place = (self.start[:, None] + self.valid.cumsum(1) - 1).clamp(min=0)
         segment = place // self.size
         within = place - torch.maximum(segment * self.size, self.start[:, None])
         source = (segment * self.width + within).clamp(min=0)
-        return take(y.flatten(2, 3), source, real=self.valid)
+        return take(y, source, real=self.valid)
 
     def full(self, n: int) -> Bool[Tensor, " b"]:
         """Whether segment `n` is full after this chunk."""
@@ -122,20 +130,19 @@ class Segments:
         """What there is before each segment: what is `behind` segment 0, and `each` segment's share."""
         return behind[:, None] + each * torch.arange(self.count, device=behind.device)
 
-    def most_before(self, limit: int) -> int:
-        """How many of the last `limit` tokens before a segment there can be at most."""
-        return min(limit, (self.count - 1) * self.size) if self.new else limit
-
     def after(
-        self, line: Float[Tensor, "b h s c"], *, width: int, stride: int
+        self, line: Float[Tensor, "b h s c"], *, width: int, stride: int, missing: int
     ) -> Float[Tensor, "b h {width} c"]:
         """What the next chunk needs of `line`: each row's window of its unfinished segment.
 
-        Segment n has the window of `width` slots from slot n * `stride`; zeros behind the end of the line.
+        Segment n has the window of `width` slots from slot n * `stride`, counted with those that are
+        `missing` in front; zeros for these, and behind the end of the line.
         """
-        source = stride * self.done()[:, None] + torch.arange(width, device=line.device)
+        if line.shape[2] == 0:
+            return line.new_zeros(*line.shape[:2], width, line.shape[3])
+        source = stride * self.done()[:, None] + torch.arange(width, device=line.device) - missing
         last = line.shape[2] - 1
-        return take(line, source.clamp(max=last), real=source <= last)
+        return take(line, source.clamp(0, last), real=(source >= 0) & (source <= last))
 
     def _first(self) -> Int[Tensor, "b n 1"]:
         """The place, counted from segment 0, of each segment's first query."""

@@ -10,7 +10,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from subquad.ops.operator import listened_to
+from subquad.ops.pages import joined
+
 NEVER = 2**62  # the last token of a key that nobody sees
+TOGETHER = 2**18  # numbers of queries that are taken at once, at least a chunk's
 
 
 def banded_attention(
@@ -33,18 +37,22 @@ def banded_attention(
     width = left + (chunk - 1 + after) // stride + 1  # keys that a chunk may see
     right = (chunks - 1) * step + width - left - k.shape[2]
 
-    def by_chunk(x: Float[Tensor, "b h p c"]) -> Float[Tensor, "bn h w c"]:
-        return F.pad(x, (0, 0, left, right)).unfold(2, width, step).transpose(1, 2).flatten(0, 1).mT
+    def by_chunk(x: Float[Tensor, "b h p c"]) -> Float[Tensor, "b n h w c"]:
+        return F.pad(x, (0, 0, left, right)).unfold(2, width, step).transpose(1, 2).mT
 
     i = torch.arange(chunks * chunk, device=q.device).unflatten(0, (chunks, chunk, 1))
     j = torch.arange(chunks, device=q.device)[:, None] * step + torch.arange(width, device=q.device) - left
     end = F.pad(last, (left, right), value=NEVER).unfold(1, width, step)
-    seen = (j[:, None] * stride >= i - before) & (end[:, :, None] <= i + after)
-    queries = F.pad(q, (0, 0, 0, chunks * chunk - length)).unflatten(2, (chunks, chunk))
-    mixed = F.scaled_dot_product_attention(
-        queries.transpose(1, 2).flatten(0, 1),
-        by_chunk(k),
-        by_chunk(v),
-        attn_mask=seen.flatten(0, 1)[:, None],
-    )
-    return mixed.unflatten(0, (batch, chunks)).transpose(1, 2).flatten(2, 3)[:, :, :length]
+    queries = F.pad(q, (0, 0, 0, chunks * chunk - length)).unflatten(2, (chunks, chunk)).transpose(1, 2)
+    some = chunks if listened_to() else max(1, TOGETHER // max(1, queries[:, 0].numel()))
+
+    def mixed(i: Tensor, j: Tensor, end: Tensor, *tokens: Tensor) -> Float[Tensor, "b h t e"]:
+        seen = (j[:, None] * stride >= i - before) & (end[:, :, None] <= i + after)
+        q, k, v, seen = (x.flatten(0, 1) for x in (*tokens, seen))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None])
+        return out.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2, 3)
+
+    places = (i.split(some), j.split(some), end.split(some, 1))
+    parts = zip(*places, *(x.split(some, 1) for x in (queries, by_chunk(k), by_chunk(v))), strict=True)
+    whole = (batch, q.shape[1], chunks * chunk, v.shape[3])
+    return joined((mixed(*part) for part in parts), v, *whole, dim=2)[:, :, :length]

@@ -7,11 +7,14 @@ to those who ask for them.
 
 import ctypes
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
+from itertools import chain
 
 import torch
 from torch import Tensor
+
+from subquad.ops.operator import listened_to
 
 LARGE = 2**24  # bytes; smaller tensors mostly get memory that was in use before
 PAGE = 4096
@@ -25,6 +28,24 @@ def fresh(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor
         first, last = -(-x.data_ptr() // PAGE) * PAGE, (x.data_ptr() + x.nbytes) // PAGE * PAGE
         advise(first, last - first, MADV_HUGEPAGE)  # where it is refused, nothing but time is lost
     return x
+
+
+def joined(parts: Iterable[Tensor], like: Tensor, *shape: int, dim: int) -> Tensor:
+    """Parts side by side along `dim`, of this shape in all and in the dtype of `like`.
+
+    Where nobody listens each goes to its place as it comes, and its memory to the next.
+    """
+    parts = iter(parts)
+    first = next(parts)
+    if first.shape[dim] == shape[dim]:
+        return first.to(like.dtype)
+    if listened_to():
+        return torch.cat([part.to(like.dtype) for part in (first, *parts)], dim)
+    out, at = fresh(like, *shape), 0
+    for part in chain([first], parts):
+        out.narrow(dim, at, part.shape[dim]).copy_(part)
+        at += part.shape[dim]
+    return out
 
 
 @cache

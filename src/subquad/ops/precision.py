@@ -1,17 +1,39 @@
 """In which precision sums are kept."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from subquad.ops.operator import listened_to
+from subquad.ops.pages import LARGE, joined
+
 NARROW = (torch.float16, torch.bfloat16)
+TOGETHER = 2**19
 
 
 def wide(*inputs: Tensor) -> tuple[Tensor, ...]:
     """The inputs in float32 at least: sums kept in half precision drift as they grow."""
     return tuple(x.float() if x.dtype in NARROW else x for x in inputs)
+
+
+def by_heads(compute: Callable[..., Tensor], q: Tensor, *keyed: Tensor) -> Tensor:
+    """`compute(own, q, ...)` for slices `own` of the heads, side by side in the dtype of the last input.
+
+    Inputs come wide, in half precision a few heads at a time, whose copies stay in cache. So do long ones,
+    where nothing keeps the copies for gradients: their temporaries take memory that was in use before.
+    """
+    *_, v = keyed
+    if v.dtype not in NARROW and (listened_to() or v.nbytes < LARGE):
+        return compute(slice(None), q, *keyed)
+    heads = q.shape[1]
+    step = max(1, TOGETHER // max(1, v[:, :1].numel()))
+    slices = [slice(first, first + step) for first in range(0, heads, step)]
+    parts = zip(slices, *(x.split(step, 1) for x in (q, *keyed)), strict=True)
+    outs = (compute(own, *wide(*part)) for own, *part in parts)
+    return joined(outs, v, *q.shape[:3], v.shape[3], dim=1)
 
 
 def no_autocast(x: Tensor) -> Any:

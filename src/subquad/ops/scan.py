@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from subquad.ops.pages import fresh
+from subquad.ops.pages import joined
 
 BLOCK = 1024  # tokens whose features stay in cache
 Chunk = tuple[tuple[Tensor, ...], Tensor | None]
@@ -30,7 +30,8 @@ def scan(
     for part, seen in chunks(*inputs, valid=valid, size=chunk):
         output, state = step(*part, valid=seen, state=state)
         outputs.append(output)
-    return joined(outputs), state
+    b, h, _, e = outputs[0].shape
+    return joined(outputs, outputs[0], b, h, inputs[0].shape[2], e, dim=2), state
 
 
 def chunks(*inputs: Tensor, valid: Tensor | None = None, size: int) -> Iterator[Chunk]:
@@ -45,16 +46,6 @@ def blocks(*inputs: Tensor, valid: Tensor | None = None) -> Iterator[Chunk]:
     """Chunks as long as is good for speed. In a graph there is one, since the compiler cuts as it likes."""
     whole = max(1, inputs[0].shape[2])
     return chunks(*inputs, valid=valid, size=whole if torch.compiler.is_compiling() else BLOCK)
-
-
-def joined(parts: list[Tensor]) -> Tensor:
-    """Chunks of tokens in one tensor."""
-    if len(parts) == 1:
-        return parts[0]
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return torch.cat(parts, 2)
-    b, h, _, e = parts[0].shape
-    return torch.cat(parts, 2, out=fresh(parts[0], b, h, sum(x.shape[2] for x in parts), e))
 
 
 def again(function: Callable[..., Any], *given: Any) -> Any:

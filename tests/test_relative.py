@@ -1,0 +1,34 @@
+"""Relative attention in small blocks gives what the definitions give, whatever shares a block."""
+
+import pytest
+from torch.testing import assert_close
+
+from subquad.mechanisms.compressive import CompressiveAttention
+from subquad.mechanisms.infinity import InfinityAttention
+from subquad.mechanisms.transformer_xl import TransformerXL
+from subquad.ops import relative
+from subquad.testing.cases import make, random_inputs
+from subquad.testing.meaning import check_matches_definition
+from subquad.testing.order import check_stream_equals_sequence
+
+SAME_LENGTH = {"segment": 5, "memory": 7, "same_length": True}
+
+
+@pytest.fixture(params=[(1, 1), (3, 1), (2, 40)], ids=str)
+def small_blocks(request, monkeypatch):
+    for name, size in zip(("BLOCK", "SCORES"), request.param, strict=True):
+        monkeypatch.setattr(relative, name, size)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("check", [check_matches_definition, check_stream_equals_sequence])
+@pytest.mark.parametrize("cls", [TransformerXL, CompressiveAttention, InfinityAttention])
+def test_small_blocks_keep_the_contract(cls, check):
+    check(cls)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_window_of_one_width_keeps_it_in_small_blocks():
+    mechanism = make(TransformerXL, causal=True, **SAME_LENGTH)
+    inputs = random_inputs(mechanism)
+    assert_close(mechanism(**inputs), mechanism.definition(**inputs))
