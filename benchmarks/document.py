@@ -47,14 +47,14 @@ LIMITS = """
   softmax does over 2 m keys. Below that, use fewer features or the fused softmax.
 - **Methods that are matrix products already.** Linformer and Nyströmformer spend their time in products,
   which every implementation hands to the same library: little can be won over a peer.
-- **torch.compile** sees our loops as single nodes (`torch.library.custom_op`): it neither breaks on them nor
-  speeds them up. It can speed up peers, so the compiled peer is a rival of its own, without the time that
-  compiling takes.
-- **bfloat16 and float16** are computed in float32, by chunks or after one conversion: they save memory in the
-  model, not time here.
+- **torch.compile** sees our loops as single nodes (`torch.library.custom_op`): it neither breaks on them
+  nor speeds them up. It can speed up peers, so the compiled peer is a rival of its own, without the time
+  that compiling takes.
+- **bfloat16 and float16** are computed in float32, by chunks or a few heads at a time: they save memory in
+  the model, not time here.
 - **Double precision and CUDA** take the PyTorch tier. CUDA was not measured.
-- Peers that draw their own random numbers (Reformer) are checked for finite outputs only. The recurrences of
-  flash-linear-attention are run with the turning, norms and gates that the mechanism has around them.
+- Peers that draw their own random numbers (Reformer) are checked for finite outputs only. The recurrences
+  of flash-linear-attention are run with the turning, norms and gates that the mechanism has around them.
 
 ## What falls short, and why
 
@@ -62,24 +62,31 @@ The targets come from a study on a machine with AVX2, of products alone where a 
 floor's table shows, in its last column, what ratio to the fused softmax the machine itself allows. It counts
 the formula's own work; the rest of the time goes here:
 
-- **Causal linear attention and its relatives** (linear, retention, GLA, delta rule) multiply little for each
-  number that they read and write. Rows have to be transposed, every query and key takes exponentials, and
-  the triangular part of a chunk is half as much work again; vector units of twice the width speed up products
-  and the fused softmax, and none of these.
-- **Retention, GLA and the delta rule are measured whole**: with turning by position, swish, norms and gates,
-  which the kernels do on rows in cache. In the PyTorch tier each of these is an operator that reads and
-  writes memory, and together they take longer than the products.
+- **Causal linear attention and its relatives** (linear, retention, GLA, delta rule) multiply little for
+  each number that they read and write. Products, the triangular part of a chunk among them, run at the
+  machine's peak and are three fifths of the forward pass; the rest is two feature maps a token, a
+  transpose, and memory. The backward pass goes over the sequence twice, because the sums of one direction
+  would otherwise have to be kept for every chunk, and makes features both times. Vector units of twice the
+  width speed up products and the fused softmax, and little of this.
+- **Retention, GLA and the delta rule are measured whole**: with turning by position, swish, norms and
+  gates, which the kernels do on rows in cache. GLA takes two exponentials and a logarithm for each decay,
+  and its weights within 16 tokens are products by channel, which no matrix product can make. In the PyTorch
+  tier each of these is an operator that reads and writes memory, and together they take longer than the
+  products.
 - **Windows, backward**: five products and the weights once more for each block. At the floor itself, the
-  target of forward and backward in kernels could not be met.
-- **Windows and patterns in the PyTorch tier**: a block of queries computes the keys of all of them, and
-  softmax and copies of gathered keys run as operators of their own. The kernels have neither cost.
+  target of forward and backward in kernels could not be met; products at the machine's peak take most of
+  ours.
+- **Windows and patterns in the PyTorch tier**: a block of queries computes the keys of all of them, a
+  quarter more than it sees; exponentials, sums and copies of gathered keys run as operators of their own.
+- **Low rank in half precision**: landmarks and projections are so little work that converting four tensors
+  is a sixth of it.
 - **Crossovers**: among 2 m tokens FAVOR+ with m features multiplies as much as softmax does, so that no
   kernel can be faster before; Python and the making of tensors come on top.
 - **Exponents of time** a little above one, where memory grows as it should: the shortest length fits in the
   cache, the longest does not.
-- **A training step** of the encoder is mostly its projections and feed-forward layers, which all rows share:
-  the floor's table says how much of our step these take, and what ratio there would be if attention took no
-  time at all.
+- **A training step** of the encoder is mostly its projections and feed-forward layers, which all rows
+  share: the floor's table says how much of our step these take, and what ratio there would be if attention
+  took no time at all.
 - **Single steps of decoding** are mostly Python: checking inputs, filling in the kernel's call and making
   three tensors takes several times what the kernel takes.
 """

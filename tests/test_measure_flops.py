@@ -76,3 +76,10 @@ def test_a_product_that_is_added_in_place_counts():
 def test_a_backward_pass_counts():
     left, right = torch.ones(3, 4, requires_grad=True), torch.ones(4, 5, requires_grad=True)
     assert count_flops(lambda: (left @ right).sum().backward()) == 3 * (2 * 3 * 4 * 5)
+
+
+def test_modules_inside_may_be_given_leaves():
+    layer = torch.nn.Linear(4, 5, bias=False)
+    whole = torch.nn.Sequential(layer)
+    x = torch.ones(3, 4, requires_grad=True)
+    assert count_flops(lambda: torch.autograd.grad(whole(x).sum(), x)) == 2 * 2 * 3 * 4 * 5

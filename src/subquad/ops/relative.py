@@ -222,12 +222,11 @@ def backward(
         change.sub_((g * out[row, heads, at]).sum(-1, keepdim=True)).mul_(weights)
         block.put(torch.bmm(change.mT, given.content), dk, dfar_k)
         by_content = torch.bmm(change, given.keys).mul_(scores.scale)
-        turned_back = turn(
-            (change.flatten(0, 1) @ given.r).view_as(given.turned), given.own
-        )  # its own inverse
-        by_place = torch.bmm(turned_back, scores.W[heads])
+        pulled = (change.flatten(0, 1) @ given.r).view_as(given.turned)
+        pulled = turn(pulled, given.own)  # which is its own inverse
+        by_place = torch.bmm(pulled, scores.W[heads])
         own = q[row, heads, at] + scores.bias[heads]
-        dW_R[heads] += torch.bmm(turned_back.mT, own).mul_(scores.scale)
+        dW_R[heads] += torch.bmm(pulled.mT, own).mul_(scores.scale)
         du[heads] += by_content.sum(1)
         dbias[heads] += by_place.sum(1)
         dq[row, heads, at] = by_content.add_(by_place)
