@@ -52,6 +52,8 @@ LIMITS = """
   that compiling takes.
 - **bfloat16 and float16** are computed in float32, by chunks or a few heads at a time: they save memory in
   the model, not time here.
+- **A shared machine**: the quartiles in brackets tell how quiet it was. Neighbours that use its memory slow
+  down what is bound by memory and not the products of the fused softmax, and so change ratios.
 - **Double precision and CUDA** take the PyTorch tier. CUDA was not measured.
 - Peers that draw their own random numbers (Reformer) are checked for finite outputs only. The recurrences
   of flash-linear-attention are run with the turning, norms and gates that the mechanism has around them.
@@ -62,6 +64,9 @@ The targets come from a study on a machine with AVX2, of products alone where a 
 floor's table shows, in its last column, what ratio to the fused softmax the machine itself allows. It counts
 the formula's own work; the rest of the time goes here:
 
+- **FAVOR+ with 256 features** runs its products at the machine's peak and its exponentials beside them; the
+  causal form's triangles are a third more products. Short sequences pay for the features' matrix, brought
+  into place for each call.
 - **Causal linear attention and its relatives** (linear, retention, GLA, delta rule) multiply little for
   each number that they read and write. Products, the triangular part of a chunk among them, run at the
   machine's peak and are three fifths of the forward pass; the rest is two feature maps a token, a
@@ -73,13 +78,14 @@ the formula's own work; the rest of the time goes here:
   and its weights within 16 tokens are products by channel, which no matrix product can make. In the PyTorch
   tier each of these is an operator that reads and writes memory, and together they take longer than the
   products.
-- **Windows, backward**: five products and the weights once more for each block. At the floor itself, the
-  target of forward and backward in kernels could not be met; products at the machine's peak take most of
-  ours.
+- **Windows, backward**: five products and the weights once more for each block. At the floor itself the
+  target of forward and backward in kernels would be met just so; products at the machine's peak take most
+  of ours.
 - **Windows and patterns in the PyTorch tier**: a block of queries computes the keys of all of them, a
   quarter more than it sees; exponentials, sums and copies of gathered keys run as operators of their own.
-- **Low rank in half precision**: landmarks and projections are so little work that converting four tensors
-  is a sixth of it.
+- **Half precision** is converted by PyTorch: three inputs and an output a few heads at a time, into memory
+  that is new as often as not. Beside kernels that take a few milliseconds, and beside landmarks and
+  projections, that is a sixth to a third of the time.
 - **Crossovers**: among 2 m tokens FAVOR+ with m features multiplies as much as softmax does, so that no
   kernel can be faster before; Python and the making of tensors come on top.
 - **Exponents of time** a little above one, where memory grows as it should: the shortest length fits in the

@@ -104,14 +104,14 @@ def _forward(
 def parts(q: Tensor) -> list[slice]:
     """Heads that are taken at once: a few, where kernels have to be given wider copies."""
     heads = q.shape[1]
-    step = TOGETHER if q.dtype in NARROW and native.usable() else heads
+    step = TOGETHER if q.dtype in NARROW and q.is_cpu and native.usable() else heads
     return [slice(start, start + step) for start in range(0, heads, step)]
 
 
 def of_part(own: slice, *tensors: Tensor) -> tuple[Tensor, ...]:
     """What belongs to some heads, wide where kernels take it."""
     some = tuple(x[:, own] for x in tensors)
-    return wide(*some) if native.usable() else some
+    return wide(*some) if some[0].is_cpu and native.usable() else some
 
 
 def joined(parts: tuple[Tensor, ...]) -> Tensor:

@@ -22,12 +22,13 @@ def wide(*inputs: Tensor) -> tuple[Tensor, ...]:
 def by_heads(compute: Callable[..., Tensor], q: Tensor, *keyed: Tensor) -> Tensor:
     """`compute(own, q, ...)` for slices `own` of the heads, side by side in the dtype of the last input.
 
-    Inputs come wide, in half precision a few heads at a time, whose copies stay in cache. So do long ones,
-    where nothing keeps the copies for gradients: their temporaries take memory that was in use before.
+    Inputs come wide, on the CPU in half precision a few heads at a time, whose copies stay in cache. So do
+    long ones, where nothing keeps the copies for gradients: their temporaries take memory that was in use
+    before.
     """
     *_, v = keyed
-    if v.dtype not in NARROW and (listened_to() or v.nbytes < LARGE):
-        return compute(slice(None), q, *keyed)
+    if not v.is_cpu or (v.dtype not in NARROW and (listened_to() or v.nbytes < LARGE)):
+        return compute(slice(None), *wide(q, *keyed)).to(v.dtype)
     heads = q.shape[1]
     step = max(1, TOGETHER // max(1, v[:, :1].numel()))
     slices = [slice(first, first + step) for first in range(0, heads, step)]
