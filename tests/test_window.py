@@ -175,6 +175,19 @@ def test_scores_of_tiles_may_leave_the_range_of_exponentials(pattern):
         assert_close(rounded.double(), value, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.usefixtures("tier")
+@pytest.mark.parametrize("pattern", [Local(4) & CAUSAL, (Local(4) | Dilated(4, 4)) & CAUSAL], ids=repr)
+def test_scores_out_of_range_round_no_other_tokens(pattern):
+    q, k, v = torch.randn(3, 2, 2, 40, 8, generator=torch.Generator().manual_seed(0))
+    large_q, large_k = q.clone(), k.clone()
+    large_q[0, :, 30:] *= 200
+    large_k[0, :, 30:] *= 200
+    with torch.no_grad():
+        before, after = attend(pattern, q, k, v, n=None), attend(pattern, large_q, large_k, v, n=None)
+    assert torch.equal(before[0, :, :30], after[0, :, :30])
+    assert torch.equal(before[1], after[1])
+
+
 def test_what_is_known_of_a_pattern_in_inference_serves_training():
     q, k, v = inputs(70, e=5)
     pattern = Blocks(Local(1) | Global(1), 8)

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+HIGHEST = 80.0  # a score that takes its query's sum out of range as surely as a higher one
 TILE_NUMBERS = 2**20  # that the tiles taken at once may hold: more leaves the cache
 
 
@@ -164,9 +165,11 @@ class Chunk(NamedTuple):
     def sum_up(self) -> None:
         """Adds to the sums of exp(s_ij) v_j, and of exp(s_ij), what these tiles have of them."""
         q, k, v, numerator, total = self.tensors
-        weights = self.scores(self.of(q), self.gathered("near", k)).exp_()
-        if self.pairs is not None:
-            weights.mul_(self.pairs)
+        weights = self.scores(self.of(q), self.gathered("near", k))
+        if self.pairs is None:
+            weights.exp_()
+        else:  # a hidden pair must come to zero, and infinity times zero is none
+            weights.clamp_(max=HIGHEST).exp_().mul_(self.pairs)
         y = self.gathered("near", v)
         found = mixed(weights, y, self.memory.take("found", *weights.shape[:3], y.shape[3]))
         self.add_to_queries(numerator, found.flatten(1, 2))

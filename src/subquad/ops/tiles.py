@@ -81,7 +81,11 @@ def forward(
         for tiling in tilings:
             native.forward((q, k, v, lengths), tiling, out, lse)
         return out, lse
-    return summed(q, k, v, tilings, lengths, band) or merged(q, k, v, tilings, lengths, band)
+    out, lse, lost = summed(q, k, v, tilings, lengths, band)
+    if lost.any():
+        again, its_lse = merged(q, k, v, tilings, lengths, band)
+        out, lse = torch.where(lost[..., None], again, out), torch.where(lost, its_lse, lse)
+    return out, lse
 
 
 def begun(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, band: Band) -> tuple[Tensor, Tensor]:
@@ -93,8 +97,8 @@ def begun(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, band: Band) -
 
 def summed(
     q: Tensor, k: Tensor, v: Tensor, tilings: list[Tiling], lengths: Tensor | None, band: Band
-) -> tuple[Tensor, Tensor] | None:
-    """By sums of exponentials, which are divided at last; None where these leave the range of float32."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """By sums of exponentials, which are divided at last; the third tells where they left float32's range."""
     out, lse = begun(q, k, v, lengths, band)
     total = lse.exp()
     out.mul_(total[..., None])
@@ -106,7 +110,7 @@ def summed(
     lost = ~(lse.abs() <= window.RANGE)
     if lengths is not None:
         lost &= (torch.arange(q.shape[2], device=q.device) < lengths[:, None])[:, None]
-    return None if lost.any() else (out.div_(total.masked_fill(total == 0, 1)[..., None]), lse)
+    return out.div_(total.masked_fill(total == 0, 1)[..., None]), lse, lost
 
 
 def merged(

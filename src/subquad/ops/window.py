@@ -9,7 +9,7 @@ but the outputs and lse, from which it makes the weights again. Outputs over oth
 merge by lse, which therefore has a gradient of its own.
 
 Weights are exp(s_ij) and their sum is divided by afterwards: the greatest score, which softmax has to find
-first, is only needed where sums leave the range of float32. lse tells, and the block is done again.
+first, is only needed where sums leave the range of float32. lse tells, and such rows are done again.
 """
 
 from collections.abc import Iterator
@@ -86,8 +86,10 @@ def attended(q: Keyed, k: Keyed, v: Values, lengths: Lengths, left: int, right: 
                 scores = torch.bmm(q_[:, at] * q.shape[3] ** -0.5, k_[:, near].mT)
                 seen = hide_(torch.ones_like(scores), at, near, left=left, right=right)
                 scores.masked_fill_(seen == 0, -torch.inf)
-                lse_[:, at] = scores.logsumexp(-1)
-                out_[:, at] = torch.bmm(scores.softmax(-1), v_[:, near])
+                lost = far[:, at]  # and no other row, whose rounding would hang on its neighbours
+                lse_[:, at] = torch.where(lost, scores.logsumexp(-1), lse_[:, at])
+                found = torch.bmm(scores.softmax(-1), v_[:, near])
+                out_[:, at] = torch.where(lost[..., None], found, out_[:, at])
     return out, lse
 
 
