@@ -1,5 +1,11 @@
-"""Small tensors gain nothing from many threads, and lose much where several test processes share cores."""
+"""What holds for every test."""
 
+import pytest
 import torch
 
-torch.set_num_threads(1)
+torch.set_num_threads(1)  # small tensors gain nothing from more, and test processes share cores
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers_at_every_run():
+    torch.manual_seed(0)

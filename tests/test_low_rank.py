@@ -248,7 +248,6 @@ BY_HEADS = [(Linformer, {"rank": 6, "sharing": "none"}), (Nystromformer, {"landm
 def test_heads_taken_apart_in_half_precision_give_what_they_give_together(
     cls, options, padded, gradients, monkeypatch
 ):
-    torch.manual_seed(0)
     mechanism = cls(DIMS, causal=False, **options)
     inputs = [x.bfloat16().requires_grad_(gradients) for x in tokens()]
     wider = [x.detach().float().requires_grad_(gradients) for x in inputs]
@@ -267,7 +266,6 @@ def test_heads_taken_apart_in_half_precision_give_what_they_give_together(
 
 @pytest.mark.parametrize(("cls", "options"), BY_HEADS)
 def test_heads_of_long_sequences_are_taken_apart(cls, options, monkeypatch):
-    torch.manual_seed(0)
     mechanism, inputs = cls(DIMS, causal=False, **options).double(), tokens()
     together = mechanism(*inputs)
     monkeypatch.setattr(precision, "TOGETHER", 1)

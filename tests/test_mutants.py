@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from mutants import MUTANTS
-from mutants.trial import trial
+from trial import trial
 
 import subquad
 

@@ -220,7 +220,6 @@ def test_half_precision_rounds_what_is_given_and_what_comes_out_and_nothing_else
     cls, dtype, width, tier, monkeypatch
 ):
     monkeypatch.setattr(recurrence, "BLOCK", 64)
-    torch.manual_seed(0)
     mechanism = cls(Dims(heads=2, head_dim=width), causal=True)
     tokens = {
         name: normal(2, 2, 150, size, seed=n).to(dtype)
@@ -235,7 +234,6 @@ def test_half_precision_rounds_what_is_given_and_what_comes_out_and_nothing_else
 
 @pytest.mark.parametrize("cls", [Retention, GatedLinearAttention, DeltaAttention, GatedDeltaAttention])
 def test_a_mechanism_with_holes_gives_what_it_gives_in_float64(cls, tier):
-    torch.manual_seed(0)
     mechanism = cls(Dims(heads=2, head_dim=6), causal=True)
     tokens = {
         name: normal(2, 2, 150, width, seed=n)

@@ -29,7 +29,6 @@ def positions(W_R, *, queries, keys):
 
 @pytest.mark.parametrize(("segment", "memory"), [(24, 0), (8, 8), (6, 12), (5, 7), (4, 1)])
 def test_the_segments_of_xlnets_attention_with_a_memory_are_ours(segment, memory):
-    torch.manual_seed(0)
     dims = Dims(heads=HEADS, head_dim=WIDTH)
     ours = TransformerXL(dims, causal=True, segment=segment, memory=memory).double()
     q, k, v = torch.randn(3, LENGTH, 2, HEADS, WIDTH, dtype=torch.float64)

@@ -1,9 +1,7 @@
 """Compiles the kernels: a library for each instruction set. It imports nothing but Python's own.
 
-    python -m subquad.ops.native.build
-
-builds them where the package lies, with any flags that follow; installing from source does so by itself where
-there is a compiler (hatch_build.py). `CXX` names another compiler.
+`python -m subquad.ops.native` builds them where the package lies, with any flags that follow; installing from
+source does so by itself where there is a compiler (hatch_build.py). `CXX` names another compiler.
 """
 
 import hashlib
@@ -11,14 +9,13 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).parent
 FLAGS = (
-    *("-O3", "-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden"),
+    *("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden"),
     *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
 )
 AVX2 = ("-DLANES=8", "-mavx2", "-mfma")
@@ -59,13 +56,20 @@ def build(*, extra: tuple[str, ...] = ()) -> list[Path]:
     compiler = next(filter(None, map(shutil.which, names)), None)
     if compiler is None:
         raise BuildError(f"no C++ compiler ({', '.join(names)})")
-    sources = [str(source) for source in sorted(HERE.glob("*.cpp"))]
+    sources = sorted(HERE.glob("*.cpp"))
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         openmp = ("-fopenmp",) if has_openmp(compiler, Path(folder)) else ()
-        made = {name: f"{folder}/{name}.so" for name in sets}
         flags = (*FLAGS, f"-DDIGEST={digest()}", *openmp, *extra)
-        jobs = ([compiler, *flags, *sets[name], *sources, "-o", made[name]] for name in sets)
-        list(pool.map(run, jobs))
+        objects = {name: [f"{folder}/{name}-{source.stem}.o" for source in sources] for name in sets}
+        made = {name: f"{folder}/{name}.so" for name in sets}
+        compiles = (
+            [compiler, *flags, *sets[name], "-c", str(source), "-o", compiled]
+            for name in sets
+            for source, compiled in zip(sources, objects[name], strict=True)
+        )
+        links = ([compiler, "-shared", *flags, *objects[name], "-o", made[name]] for name in sets)
+        for commands in (compiles, links):
+            list(pool.map(run, commands))
         return [Path(shutil.move(made[name], library(name))) for name in sets]
 
 
@@ -84,10 +88,3 @@ def run(command: list[str]) -> None:
         raise BuildError(
             f"{Path(command[0]).name} failed: {next((x for x in lines if 'error' in x), lines[0])}"
         )
-
-
-if __name__ == "__main__":
-    try:
-        print(*build(extra=tuple(sys.argv[1:])), sep="\n")
-    except BuildError as error:
-        sys.exit(f"not built: {error}")

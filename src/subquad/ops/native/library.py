@@ -11,7 +11,7 @@ from torch import Tensor
 from subquad.ops.native import build
 
 Strides = ctypes.c_int64 * 3
-REMEDY = "python -m subquad.ops.native.build"
+REMEDY = "python -m subquad.ops.native"
 SETS = {"AVX512": ("avx512", "avx2", "baseline"), "AVX2": ("avx2", "baseline")}
 
 

@@ -1,5 +1,9 @@
-"""One check of one mechanism on a copy of the package, in a process forked from one that has torch loaded."""
+"""One check of one mechanism on a copy of the package, in a process of its own.
 
+The process is forked from one that has loaded what takes long: torch and its compiler.
+"""
+
+import os
 import sys
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -8,13 +12,13 @@ from pathlib import Path
 SECONDS = 300
 
 forks = get_context("forkserver")
-forks.set_forkserver_preload(["torch", "jaxtyping"])
+forks.set_forkserver_preload(["jaxtyping", "torch._inductor.compile_fx"])
 
 
-def trial(package: Path, mechanism: str, check: str) -> tuple[bool, str]:
-    """Whether `check` passes on the copy of the package in the folder `package`, and what it says if not."""
+def trial(package: Path, mechanism: str, check: str, **environment: str) -> tuple[bool, str]:
+    """Whether `check` passes on the package that lies in the folder `package`, and what it says if not."""
     ours, theirs = forks.Pipe(duplex=False)
-    process = forks.Process(target=run, args=(str(package), mechanism, check, theirs))
+    process = forks.Process(target=run, args=(str(package), mechanism, check, environment, theirs))
     process.start()
     theirs.close()
     try:
@@ -25,7 +29,8 @@ def trial(package: Path, mechanism: str, check: str) -> tuple[bool, str]:
         process.join()
 
 
-def run(package: str, mechanism: str, check: str, told: Connection) -> None:
+def run(package: str, mechanism: str, check: str, environment: dict[str, str], told: Connection) -> None:
+    os.environ.update(environment)
     sys.path.insert(0, package)
     import torch
 

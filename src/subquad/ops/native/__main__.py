@@ -1,0 +1,8 @@
+import sys
+
+from subquad.ops.native.build import BuildError, build
+
+try:
+    print(*build(extra=tuple(sys.argv[1:])), sep="\n")
+except BuildError as error:
+    sys.exit(f"not built: {error}")
