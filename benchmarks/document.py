@@ -50,8 +50,8 @@ LIMITS = """
 - **torch.compile** sees our loops as single nodes (`torch.library.custom_op`): it neither breaks on them
   nor speeds them up. It can speed up peers, so the compiled peer is a rival of its own, without the time
   that compiling takes.
-- **bfloat16 and float16** are computed in float32, by chunks or a few heads at a time: they save memory in
-  the model, not time here.
+- **bfloat16 and float16** are computed in float32, which kernels and operators make of a chunk or a few
+  heads at a time: they save memory in the model, not time here.
 - **A shared machine**: the quartiles in brackets tell how quiet it was. Neighbours that use its memory slow
   down what is bound by memory and not the products of the fused softmax, and so change ratios.
 - **Double precision and CUDA** take the PyTorch tier. CUDA was not measured.
@@ -83,9 +83,8 @@ the formula's own work; the rest of the time goes here:
   of ours.
 - **Windows and patterns in the PyTorch tier**: a block of queries computes the keys of all of them, a
   quarter more than it sees; exponentials, sums and copies of gathered keys run as operators of their own.
-- **Half precision** is converted by PyTorch: three inputs and an output a few heads at a time, into memory
-  that is new as often as not. Beside kernels that take a few milliseconds, and beside landmarks and
-  projections, that is a sixth to a third of the time.
+- **Half precision** of landmarks and projections is converted by PyTorch: three inputs and an output, a few
+  heads at a time, into memory that is new as often as not. That is an eighth to a quarter of the time.
 - **Crossovers**: among 2 m tokens FAVOR+ with m features multiplies as much as softmax does, so that no
   kernel can be faster before; Python and the making of tensors come on top.
 - **Exponents of time** a little above one, where memory grows as it should: the shortest length fits in the

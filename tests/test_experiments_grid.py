@@ -194,10 +194,12 @@ def test_an_interruption_ends_the_runs_and_records_none_of_them(store, monkeypat
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     threading.Thread(target=interrupt).start()
     (spec,) = benches("slow")
     with pytest.raises(KeyboardInterrupt):
         execute([spec], store, watch=Told(), timeout=60)
+    signal.signal(signal.SIGINT, before)
     assert store.get(spec.key) is None
     assert [child.returncode for child in children] == [-signal.SIGKILL]
 

@@ -45,6 +45,10 @@ class Inputs(NamedTuple):
             self.q.float(), self.k.float(), self.v.float(), None if self.W is None else self.W.float()
         )
 
+    def of(self, dtype: torch.dtype) -> "Inputs":
+        q, k, v = (x.to(dtype) for x in self[:3])
+        return Inputs(q, k, v, self.W)
+
     def tokens(self, start: int, end: int) -> "Inputs":
         q, k, v = (x[:, :, start:end] for x in self[:3])
         return Inputs(q, k, v, self.W)
@@ -136,6 +140,32 @@ def test_steps_of_a_few_tokens_are_the_sequence(map):
             outputs.append(found[0])
             sums = found[1]
         assert_close(torch.cat(outputs, 2), out.float(), rtol=1e-4, atol=1e-5)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("map", Map)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_half_precision_is_widened_and_rounded_and_nothing_else(sizes, map, dtype):
+    grad = torch.randn(*sizes[:3], sizes[5], generator=torch.Generator().manual_seed(2)).to(dtype)
+    for valid in masks(sizes[0], sizes[2]):
+        narrow = drawn(sizes, map).hidden(valid).single().of(dtype)
+        same = narrow.of(torch.float32)
+        for causal in (False, True):
+            found, wanted = (run(x, valid, map=map, causal=causal) for x in (narrow, same))
+            assert_close(found, (wanted[0].to(dtype), *wanted[1:]))
+            kept = (found[0].float(), *found[1:])
+            found = run_back(grad, narrow, valid, found, map=map, causal=causal)
+            wanted = run_back(grad.float(), same, valid, kept, map=map, causal=causal)
+            assert_close(found, tuple(x.to(dtype) for x in wanted))
+        a_few = valid if valid is None else valid[:, :4]
+        found, wanted = (
+            kernels.step(x.q, x.k, x.v, x.W, a_few, map=map, before=None)
+            for x in (narrow.tokens(0, 4), same.tokens(0, 4))
+        )
+        assert found is not None
+        assert wanted is not None
+        assert_close(found, (wanted[0].to(dtype), wanted[1]))
 
 
 @needs_kernels

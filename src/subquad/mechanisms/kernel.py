@@ -112,9 +112,11 @@ class KernelAttention(Mechanism):
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: State | None
     ) -> tuple[Mixed, State] | None:
         """The next tokens by compiled kernels; `None` where `_chunk` must do it."""
-        phi, (q, k, v) = self.features, wide(q, k, v)
-        if phi.signed or not streams(q, k, v, *(state or ())):
+        phi = self.features
+        if phi.signed or not streams(q, k, v, before=state):
             return None
+        if not phi.fused:
+            q, k, v = wide(q, k, v)
         q, k, v = hide(valid, q, k, v)
         return advance(phi.given(q, k), v, valid=valid, before=state)
 

@@ -3,9 +3,9 @@
     out_i = sum_j a(q_i, k_j) v_j / sum_j a(q_i, k_j),    a(q, k) = phi(q) . phi(k)
 
 Forward and backward keep the inputs, the outputs, one number a query and one set of sums, so that memory is
-O(n d) however many features there are. On the CPU in float32 compiled kernels do the work, where there are
-any (`native/linear.cpp`); PyTorch's operators do the same elsewhere (`linear_tiles.py`). `torch.compile` sees
-one node.
+O(n d) however many features there are. On the CPU, in float32 and half precision, compiled kernels do the
+work, where there are any (`native/linear.cpp`); PyTorch's operators do the same elsewhere
+(`linear_tiles.py`). `torch.compile` sees one node.
 
 Inside a causal chunk all keys share one shift a feature, where `kernel_sums.py` gives each key its own. That
 is as exact unless a later key of the chunk is so large that a query's own keys vanish beside it. Denominators
@@ -18,17 +18,17 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from subquad.ops import linear_tiles, native
+from subquad.ops import linear_tiles
 from subquad.ops.kernel_sums import ShiftedSums, Sums
 from subquad.ops.native import linear as kernels
+from subquad.ops.native.library import readable, usable
 from subquad.ops.native.linear import Map, exponential
 from subquad.ops.operator import call
 from subquad.ops.padding import require_mask
-from subquad.ops.precision import NARROW, wide
+from subquad.ops.precision import wide
 from subquad.ops.shapes import require_shape, require_together
 
 CHUNKS = (64, 8, 1)  # tokens of a causal chunk, the shorter ones for want of range; the kernels' are of 64
-TOGETHER = 2  # heads of half precision that kernels take at once, whose wider copies stay in cache
 SMALLEST = {torch.float32: 1e-26, torch.float64: 1e-200}  # a denominator below this may have lost terms
 
 
@@ -52,9 +52,11 @@ def linear_attention(
     return call(_forward, given.q, given.k, v, given.W, valid, int(given.map), causal)[0]
 
 
-def streams(*inputs: Tensor) -> bool:
+def streams(*inputs: Tensor, before: Sums | ShiftedSums | None = None) -> bool:
     """Whether `advance` can take the next tokens: compiled kernels, which have no gradients here."""
-    return not (torch.is_grad_enabled() or torch.compiler.is_compiling()) and native.usable(*inputs)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    return readable(*inputs) and usable(*(before or ()))
 
 
 def advance(
@@ -90,50 +92,20 @@ def require_fit(given: Given, v: Tensor, valid: Tensor | None, *, causal: bool) 
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, W: Tensor | None, valid: Tensor | None, map: int, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Outputs, denominators, the sums over all keys, and how many tokens a chunk of each part has."""
-    found = []
-    for own in parts(q):
-        q_, k_, v_ = of_part(own, q, k, v)
-        out, *sums, chunk = forward(q_, k_, v_, W, valid, Map(map), causal=causal)
-        found.append((out.to(v.dtype), *sums, torch.tensor([chunk])))
-    *tensors, chunks = zip(*found, strict=True)
-    out, den, S, z, c = (joined(x) for x in tensors)
-    return out, den, S, z, c, torch.cat(chunks)
-
-
-def parts(q: Tensor) -> list[slice]:
-    """Heads that are taken at once: a few, where kernels have to be given wider copies."""
-    heads = q.shape[1]
-    step = TOGETHER if q.dtype in NARROW and q.is_cpu and native.usable() else heads
-    return [slice(start, start + step) for start in range(0, heads, step)]
-
-
-def of_part(own: slice, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """What belongs to some heads, wide where kernels take it."""
-    some = tuple(x[:, own] for x in tensors)
-    return wide(*some) if some[0].is_cpu and native.usable() else some
-
-
-def joined(parts: tuple[Tensor, ...]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-
-
-def forward(
-    q: Tensor, k: Tensor, v: Tensor, W: Tensor | None, valid: Tensor | None, way: Map, *, causal: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, int]:
+    """Outputs, denominators, the sums over all keys, and how many tokens a chunk has."""
     chunk, found = CHUNKS[0], None
-    if native.usable(q, k, v, W):
-        found = kernels.forward(q, k, v, W, valid, map=way, causal=causal, before=None)
+    if readable(q, k, v):
+        found = kernels.forward(q, k, v, W, valid, map=Map(map), causal=causal, before=None)
         shorter = iter(CHUNKS[1:])
     else:
         shorter = iter(CHUNKS)
     while found is None:
         chunk = next(shorter)
-        found = linear_tiles.forward(q, k, v, W, valid, map=way, causal=causal, chunk=chunk)
-        if causal and chunk > 1 and exponential(way) and out_of_range(found[1], valid):
+        found = linear_tiles.forward(q, k, v, W, valid, map=Map(map), causal=causal, chunk=chunk)
+        if causal and chunk > 1 and exponential(Map(map)) and out_of_range(found[1], valid):
             found = None
     out, den, (S, z, c) = found
-    return out, den, S, z, c, chunk
+    return out, den, S, z, c, torch.tensor(chunk)
 
 
 @_forward.register_fake
@@ -143,8 +115,7 @@ def _(
     b, h, t = q.shape[:3]
     f, e, (sums,) = width(q, W), v.shape[3], wide(v)
     S, z, c = sums.new_empty(b, h, f, e), sums.new_empty(b, h, f, 1), sums.new_empty(b, h, 1, f)
-    chunks = torch.empty(len(parts(q)), dtype=torch.int64)
-    return v.new_empty(b, h, t, e), sums.new_empty(b, h, t), S, z, c, chunks
+    return v.new_empty(b, h, t, e), sums.new_empty(b, h, t), S, z, c, torch.empty((), dtype=torch.int64)
 
 
 def width(q: Tensor, W: Tensor | None) -> int:
@@ -169,18 +140,11 @@ def _backward(
     map: int,
     causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    found = []
-    for own, tokens in zip(parts(q), chunk.tolist(), strict=True):
-        sums = ShiftedSums(S[:, own], z[:, own], c[:, own])
-        grad_, q_, k_, v_, out_ = of_part(own, grad, q, k, v, out)
-        given = (grad_, q_, k_, v_, W, valid, out_, den[:, own])
-        if native.usable(q_, W, grad_) and tokens == CHUNKS[0]:
-            pulled = kernels.backward(*given, None if causal else sums, map=Map(map), causal=causal)
-        else:
-            pulled = linear_tiles.backward(*given, sums, map=Map(map), causal=causal, chunk=tokens)
-        found.append(tuple(x.to(q.dtype) for x in pulled))
-    dq, dk, dv = (joined(x) for x in zip(*found, strict=True))
-    return dq, dk, dv
+    sums, tokens = ShiftedSums(S, z, c), int(chunk)
+    given = (grad, q, k, v, W, valid, out, den)
+    if readable(grad, q, k, v, out) and tokens == CHUNKS[0]:
+        return kernels.backward(*given, None if causal else sums, map=Map(map), causal=causal)
+    return linear_tiles.backward(*given, sums, map=Map(map), causal=causal, chunk=tokens)
 
 
 @_backward.register_fake

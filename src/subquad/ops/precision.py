@@ -11,7 +11,7 @@ from subquad.ops.operator import listened_to
 from subquad.ops.pages import LARGE, joined
 
 NARROW = (torch.float16, torch.bfloat16)
-TOGETHER = 2**19
+TOGETHER = 2**18
 
 
 def wide(*inputs: Tensor) -> tuple[Tensor, ...]:

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from subquad.ops.native import window as native
-from subquad.ops.native.library import usable
+from subquad.ops.native.library import readable
 from subquad.ops.operator import call
 from subquad.ops.pages import fresh
 from subquad.ops.shapes import require_shape, require_together
@@ -60,7 +60,7 @@ def require_rows(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths) -> None:
 
 
 def attended(q: Keyed, k: Keyed, v: Values, lengths: Lengths, left: int, right: int) -> tuple[Values, Rows]:
-    if usable(q, k, v):
+    if readable(q, k, v):
         return native.forward(q, k, v, lengths, left=left, right=right)
     if (wide := widened(q.dtype)) != q.dtype:
         out, lse = fresh(v), v.new_empty(v.shape[:3], dtype=wide)
@@ -105,7 +105,7 @@ def pulled_back(
     left: int,
     right: int,
 ) -> tuple[Keyed, Keyed, Values]:
-    if usable(q, k, v, grad):
+    if readable(q, k, v, grad, out):
         return native.backward(grad, grad_lse, q, k, v, lengths, out, lse, left=left, right=right)
     if (wide := widened(q.dtype)) != q.dtype:
         dq, dk, dv = (fresh(x) for x in (q, k, v))
@@ -150,7 +150,7 @@ def widened(dtype: torch.dtype) -> torch.dtype:
 
 def some_heads(q: Keyed) -> Iterator[slice]:
     """A few heads at a time, whose copies in another precision take memory that is in cache already."""
-    step = q.shape[1] if not q.is_cpu else 2 if usable() else HEADS // 2
+    step = HEADS // 2 if q.is_cpu else q.shape[1]
     return (slice(start, start + step) for start in range(0, q.shape[1], step))
 
 

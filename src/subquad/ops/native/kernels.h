@@ -17,6 +17,7 @@ struct Linear {
     int64_t batch, heads, queries, keys;
     int32_t d, m, e;      // widths of inputs, features and values
     int32_t map, threads;
+    int32_t given;        // numbers of q, k, v and out, and of grad, dq, dk and dv (half.h)
     float half;           // of 1 / sqrt(d), for FAVOR
     const float *q, *k, *v;
     int64_t q_stride[3], k_stride[3], v_stride[3];
@@ -33,6 +34,7 @@ struct Linear {
 struct Window {
     int64_t batch, heads, length, left, right;
     int32_t d, e, threads;
+    int32_t given;                     // numbers of q, k, v and out, and of grad and dq (half.h)
     float scale;
     const float *q, *k, *v;
     int64_t q_stride[3], k_stride[3], v_stride[3];

@@ -12,6 +12,7 @@ from subquad.ops.native import build
 
 Strides = ctypes.c_int64 * 3
 REMEDY = "python -m subquad.ops.native"
+PRECISIONS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # `Precision` of half.h
 SETS = {"AVX512": ("avx512", "avx2", "baseline"), "AVX2": ("avx2", "baseline")}
 
 
@@ -42,6 +43,15 @@ def usable(*inputs: Tensor | None) -> bool:
         if x is not None and (x.dtype != torch.float32 or not x.is_cpu):
             return False
     return kernels() is not None
+
+
+def readable(*inputs: Tensor) -> bool:
+    """Whether the kernels that read half precision can take these inputs: CPU, and all of one dtype."""
+    first = inputs[0].dtype
+    for x in inputs:
+        if x.dtype != first or not x.is_cpu:
+            return False
+    return first in PRECISIONS and kernels() is not None
 
 
 def kernels() -> ctypes.CDLL | None:

@@ -139,7 +139,8 @@ void recall(const Kernel &k, Tiles &w, Sums &r) {
 }
 
 void unquery(const Kernel &k, Tiles &w, const Sums &s, long head, long t, int n) {
-    k.pull_back(w, w.phi_q, s.z, w.gd, head * k.p.queries + t, n, k.p.dq);
+    const long first = head * k.p.queries + t;
+    k.deliver(k.pull_back(w, w.phi_q, s.z, w.gd, first, n, k.p.dq), w.out, k.p.d, first, n, k.p.dq);
 }
 
 // Going backwards, what was recalled under the shifts of later chunks comes under those of an earlier one.
@@ -154,27 +155,31 @@ void lower(const Kernel &k, Sums &r, const float *c) {
     }
 }
 
+// Zeros for padding.
+void hide(const Kernel &k, Result rows, int width, long head, long t, int n) {
+    for (int i = 0; i < n; i++)
+        if (!k.seen(head, t + i)) std::memset(rows.p + i * rows.row, 0, sizeof(float) * width);
+}
+
 // dv = phi_k R + P^T g, where there are pairs inside, and dk
 void unkey(const Kernel &k, Tiles &w, const Sums &r, long head, long t, int n, bool inside) {
     const long first = head * k.p.keys + t;
     Result dv = k.result(k.p.dv, k.p.e, k.e, first, n, w.out);
     product<false>(C, k.p.e, k.p.m, {w.phi_k, k.f, 1}, {r.S, k.e, N_R}, dv);
     if (inside) product<true, LEFT_UPPER>(C, k.p.e, C, {w.P, C, 1}, {w.g, k.e, N_R}, dv);
-    for (int i = 0; i < n && dv.p == w.out; i++) copy(k.p.dv + (first + i) * k.p.e, dv.p + i * dv.row, k.p.e);
+    hide(k, dv, k.e, head, t, n);
+    k.deliver(dv, w.out, k.p.e, first, n, k.p.dv);
     float ones[C];
     std::fill(ones, ones + C, 1.0f);
-    k.pull_back(w, w.phi_k, r.z, ones, first, n, k.p.dk);
-    for (int i = 0; i < n; i++) {
-        float *dk = k.p.dk + (first + i) * k.p.d;
-        if (!k.seen(head, t + i)) {
-            std::memset(k.p.dv + (first + i) * k.p.e, 0, sizeof(float) * k.p.e);
-            std::memset(dk, 0, sizeof(float) * k.p.d);
-        } else if (k.p.map == FAVOR) {  // through -|k|^2 / (2 sqrt(d))
-            vec total = vec{};
-            for (int j = 0; j < k.m; j += LANES) total += load(w.change + i * k.f + j);
-            blend(dk, dk, 1, k.row(k.p.k, k.p.k_stride, head, t + i), -2 * k.p.half * sum(total), k.p.d);
-        }
+    Result dk = k.pull_back(w, w.phi_k, r.z, ones, first, n, k.p.dk);
+    for (int i = 0; i < n && k.p.map == FAVOR; i++) {  // through -|k|^2 / (2 sqrt(d))
+        vec total = vec{};
+        for (int j = 0; j < k.m; j += LANES) total += load(w.change + i * k.f + j);
+        float *own = dk.p + i * dk.row;
+        blend(own, own, 1, w.k.p + i * w.k.row, -2 * k.p.half * sum(total), k.p.d);
     }
+    hide(k, dk, k.d, head, t, n);
+    k.deliver(dk, w.out, k.p.d, first, n, k.p.dk);
 }
 
 }  // namespace

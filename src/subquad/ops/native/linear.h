@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include "half.h"
 #include "kernels.h"
 #include "product.h"
 
@@ -24,10 +25,10 @@ struct View {
 // What the keys of a chunk, or the queries, bring to one thread: a token a row, but for what is turned.
 struct Tiles {
     int d, m, e;  // padded to whole panels
-    Scratch x_copy, v_copy, g, phi_q, phi_k, turned, turned_sums, P, A, out, change, gd, den;
-    View v{};
+    Scratch q_copy, k_copy, v_copy, g, phi_q, phi_k, turned, turned_sums, P, A, out, change, gd, den;
+    View k{}, v{};
     Tiles(int d, int m, int e, int f)
-        : d(d), m(m), e(e), x_copy(C * d), v_copy(C * e), g(C * e), phi_q(C * f), phi_k(C * f), turned(C * std::max(m, e)),
+        : d(d), m(m), e(e), q_copy(C * d), k_copy(C * d), v_copy(C * e), g(C * e), phi_q(C * f), phi_k(C * f), turned(C * std::max(m, e)),
           turned_sums(e * f), P(C * C), A(C * C), out(C * std::max(d, e)), change(C * f), gd(C), den(C) {}
 };
 
@@ -45,16 +46,12 @@ struct Kernel {
         for (int c = 0; c < m; c += N_R) transpose(weights + (long)c * d, d, N_R, d, turned_weights + (long)c * d, N_R);
     }
 
-    const float *row(const float *from, const int64_t *stride, long head, long t) const {
-        return from + head / p.heads * stride[0] + head % p.heads * stride[1] + t * stride[2];
-    }
-
     // Up to C tokens: where they lie, if they fill a tile, and else in a copy with zeros around them.
     View tile_of(const float *from, const int64_t *stride, long head, long t, int n, int width, int padded, float *copy) const {
-        const float *at = row(from, stride, head, t);
-        if (n == C && width == padded) return {at, stride[2]};
+        const int64_t first = head / p.heads * stride[0] + head % p.heads * stride[1] + t * stride[2];
+        if (!p.given && n == C && width == padded) return {from + first, stride[2]};
         for (int i = 0; i < n; i++) {
-            std::memcpy(copy + (long)i * padded, at + i * stride[2], sizeof(float) * width);
+            read_row(from, first + i * stride[2], width, p.given, copy + (long)i * padded);
             std::memset(copy + (long)i * padded + width, 0, sizeof(float) * (padded - width));
         }
         std::memset(copy + (long)n * padded, 0, sizeof(float) * (C - n) * padded);
@@ -66,8 +63,7 @@ struct Kernel {
     bool exponential() const { return p.map == FAVOR || p.map == LOGS; }
 
     // Features, or their logarithms where they are exponentials.
-    void project(Tiles &w, const float *from, const int64_t *stride, long head, long t, int n, float *to) const {
-        View x = tile_of(from, stride, head, t, n, p.d, d, w.x_copy);
+    void project(View x, float *to) const {
         if (p.map == FAVOR) product<false>(C, p.m, p.d, {x.p, x.row, 1}, {turned_weights, N_R, (long)d * N_R}, {to, f, N_R});
         else if (p.map == ELU) each(x, to, [](vec y) { return elu_plus_one(y); });
         else each(x, to, [](vec y) { return y; });
@@ -83,7 +79,7 @@ struct Kernel {
     float nothing() const { return exponential() ? -INFINITY : 0; }
 
     void queries(Tiles &w, long head, long t, int n, const float *c) const {
-        project(w, p.q, p.q_stride, head, t, n, w.phi_q);
+        project(tile_of(p.q, p.q_stride, head, t, n, p.d, d, w.q_copy), w.phi_q);
         for (int i = 0; i < C && exponential(); i += LANES) {
             vec top[LANES];
             float *phi = w.phi_q + i * f;
@@ -100,15 +96,13 @@ struct Kernel {
 
     // `c` grows with the keys, and what was summed under the old shifts is rescaled.
     void keys(Tiles &w, long head, long t, int n, float *c, Sums *sums) const {
-        project(w, p.k, p.k_stride, head, t, n, w.phi_k);
+        w.k = tile_of(p.k, p.k_stride, head, t, n, p.d, d, w.k_copy);
+        project(w.k, w.phi_k);
         for (int i = 0; i < C; i++)
             if (i >= n || !seen(head, t + i)) std::fill(w.phi_k + i * f, w.phi_k + i * f + m, nothing());
         if (!exponential()) return;
         float norm[C] = {};
-        for (int i = 0; i < n && p.map == FAVOR; i++) {
-            const float *x = row(p.k, p.k_stride, head, t + i);
-            norm[i] = dot(x, x, p.d) * p.half;
-        }
+        for (int i = 0; i < n && p.map == FAVOR; i++) norm[i] = dot(w.k.p + i * w.k.row, w.k.p + i * w.k.row, p.d) * p.half;
         for (int j = 0; j < m; j += LANES) {
             vec before = load(c + j), top = before;
             for (int i = 0; i < C; i++) {
@@ -164,8 +158,13 @@ struct Kernel {
 
     // Rows of a product: where they belong, if they fill a tile.
     Result result(float *to, int width, int padded, long first, int n, float *room) const {
-        if (n == C && width == padded) return {to + first * width, width, N_R};
+        if (!p.given && n == C && width == padded) return {to + first * width, width, N_R};
         return {room, padded, N_R};
+    }
+
+    // And from there to where they belong.
+    void deliver(Result rows, const float *room, int width, long first, int n, float *to) const {
+        for (int i = 0; i < n && rows.p == room; i++) write_row(room + i * rows.row, width, p.given, to, (first + i) * width);
     }
 
     // out = (phi_q S + P v) / (phi_q z + P 1); true where a query that sees keys has a denominator in range.
@@ -187,7 +186,8 @@ struct Kernel {
             store(inverse + i, den == vec{} ? vec{} : 1.0f / den);
         }
         copy(p.den + first, w.den, n);
-        for (int i = 0; i < n; i++) scale(p.out + (first + i) * p.e, out.p + i * out.row, inverse[i], p.e);
+        for (int i = 0; i < n; i++) scale(out.p + i * out.row, out.p + i * out.row, inverse[i], p.e);
+        deliver(out, w.out, p.e, first, n, p.out);
         bool fine = true;
         for (int i = 0; i < n && exponential(); i++) {
             any = any || (inside && seen(head, t + i));
@@ -207,17 +207,18 @@ struct Kernel {
         }
         for (int i = 0; i < n; i++) {
             float *g = w.g + (long)i * e;
-            scale(g, p.grad + (first + i) * p.e, inverse[i], p.e);
+            const long at = (first + i) * p.e;
+            scale(g, row_of(p.grad, at, p.e, p.given, g), inverse[i], p.e);
             std::fill(g + p.e, g + e, 0.0f);
-            w.gd[i] = -dot(g, p.out + (first + i) * p.e, p.e);
+            w.gd[i] = -dot(g, row_of(p.out, at, p.e, p.given, w.out), p.e);
         }
         std::memset(w.g + (long)n * e, 0, sizeof(float) * (C - n) * e);
         std::fill(w.gd + n, w.gd + C, 0.0f);
     }
 
-    // From the gradient of features, `change` and for each token `weight` times z, to that of queries or keys:
-    // dx = phi'(x)^T change.
-    void pull_back(Tiles &w, const float *phi, const float *z, const float *weight, long first, int n, float *to) const {
+    // From the gradient of features, `change` and for each token `weight` times z, to that of queries or keys, which
+    // is to be delivered: dx = phi'(x)^T change.
+    Result pull_back(Tiles &w, const float *phi, const float *z, const float *weight, long first, int n, float *to) const {
         Result own = result(to, p.d, d, first, n, w.out);
         for (int i = 0; i < C; i++) {
             float *rows = p.map == FAVOR ? w.change + i * f : own.p + i * own.row;
@@ -228,8 +229,7 @@ struct Kernel {
             }
         }
         if (p.map == FAVOR) product<false>(C, p.d, p.m, {w.change, f, 1}, {weights, d, N_R}, own);
-        if (own.p == w.out)
-            for (int i = 0; i < n; i++) copy(to + (first + i) * p.d, own.p + i * own.row, p.d);
+        return own;
     }
 };
 

@@ -1,4 +1,7 @@
-"""Calls of linear.cpp. Shapes: q (b h t d), k (b h s d), v (b h s e), W (f d), valid (b s)."""
+"""Calls of linear.cpp. Shapes: q (b h t d), k (b h s d), v (b h s e), W (f d), valid (b s).
+
+q, k, v, outputs and their gradients are of one dtype, float32 or half precision; all else is float32.
+"""
 
 from ctypes import c_float, c_int32, c_int64, c_void_p
 from enum import IntEnum
@@ -7,10 +10,12 @@ import torch
 from torch import Tensor
 
 from subquad.ops.kernel_sums import ShiftedSums, Sums
-from subquad.ops.native.library import Call, rows
+from subquad.ops.native.library import PRECISIONS, Call, rows
 from subquad.ops.pages import fresh
+from subquad.ops.precision import wide
 
 FEW = 8  # tokens that do not fill a tile
+SUMS = torch.float32  # what sums and denominators are kept in
 
 
 class Map(IntEnum):
@@ -32,7 +37,7 @@ class Linear(Call):
 
     _fields_ = (
         *((name, c_int64) for name in ("batch", "heads", "queries", "keys")),
-        *((name, c_int32) for name in ("d", "m", "e", "map", "threads")),
+        *((name, c_int32) for name in ("d", "m", "e", "map", "threads", "given")),
         ("half", c_float),
         *rows("q", "k", "v"),
         *((name, c_void_p) for name in ("valid", "W", "S0", "z0", "c0", "S1", "z1", "c1", "out", "den")),
@@ -66,8 +71,9 @@ def forward(
     """
     call = prepared(q, k, v, W, valid, map=map)
     (b, h, t), e, m = q.shape[:3], v.shape[3], call.m
-    out, den = fresh(v, b, h, t, e), v.new_empty(b, h, t)
-    after = ShiftedSums(v.new_empty(b, h, m, e), v.new_empty(b, h, m, 1), v.new_zeros(b, h, 1, m))
+    out, den = fresh(v, b, h, t, e), v.new_empty(b, h, t, dtype=SUMS)
+    S, z = v.new_empty(b, h, m, e, dtype=SUMS), v.new_empty(b, h, m, 1, dtype=SUMS)
+    after = ShiftedSums(S, z, v.new_zeros(b, h, 1, m, dtype=SUMS))
     call.begin(before)
     call.point(out=out, den=den)
     call.end(after)
@@ -93,8 +99,9 @@ def step(
         return out, after if exponential(map) else Sums(after.S, after.z)
     call = prepared(q, k, v, W, valid, map=map)
     (b, h, t, e), m = v.shape, call.m
-    out, S, z = v.new_empty(b, h, t, e), v.new_empty(b, h, m, e), v.new_empty(b, h, m, 1)
-    after = ShiftedSums(S, z, v.new_empty(b, h, 1, m)) if exponential(map) else Sums(S, z)
+    out, S = v.new_empty(b, h, t, e), v.new_empty(b, h, m, e, dtype=SUMS)
+    z = S.new_empty(b, h, m, 1)
+    after = ShiftedSums(S, z, S.new_empty(b, h, 1, m)) if exponential(map) else Sums(S, z)
     call.begin(before)
     call.point(out=out)
     call.end(after)
@@ -138,8 +145,9 @@ def prepared(q: Tensor, k: Tensor, v: Tensor, W: Tensor | None, valid: Tensor | 
         e=v.shape[3],
         map=map,
         threads=torch.get_num_threads(),
+        given=PRECISIONS[q.dtype],
         half=0.5 * d**-0.5,
     )
     call.tokens(q=q, k=k, v=v)
-    call.point(valid=valid, W=W)
+    call.point(valid=valid, W=None if W is None else wide(W)[0])
     return call

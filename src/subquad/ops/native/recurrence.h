@@ -33,13 +33,6 @@ static inline void keep_upper(float *tile) {
         for (int x = 0; x <= j / LANES; x++) store(tile + x * LANES, number(x) >= all(j) ? load(tile + x * LANES) : vec{});
 }
 
-// Copies what fits into whole vectors by them, which memcpy does not know.
-INLINE void copy_row(const float *from, int n, float *to) {
-    int c = 0;
-    for (; c + LANES <= n; c += LANES) store(to + c, load(from + c));
-    for (; c < n; c++) to[c] = from[c];
-}
-
 struct Sequences {
     const Recurrence &p;
     int d, e;    // padded to whole panels
@@ -47,7 +40,7 @@ struct Sequences {
     Scratch scale;  // of the norm, padded
     explicit Sequences(const Recurrence &p)
         : p(p), d(round_up(p.d, N_R)), e(round_up(p.e, N_R)), heads(p.batch * p.heads), scale(e) {
-        if (p.scale) copy_row(p.scale, p.e, scale);
+        if (p.scale) copy(scale, p.scale, p.e);
     }
 
     const float *row(const float *from, const int64_t *stride, long head, long t) const {
@@ -56,13 +49,9 @@ struct Sequences {
 
     // n tokens as rows of `to`, which are `padded` wide, and zeros around them.
     void tokens(const float *from, const int64_t *stride, long head, long t, int n, int width, int padded, float *to, int given = FLOAT32) const {
-        const float *first = row(from, stride, head, t);
-        const uint16_t *halves = (const uint16_t *)from + (first - from);
+        const int64_t first = row(from, stride, head, t) - from;
         for (int i = 0; i < n; i++) {
-            float *at = to + (long)i * padded;
-            if (given == BFLOAT16) widen_row(halves + i * stride[2], width, BFLOAT16, at);
-            else if (given == FLOAT16) widen_row(halves + i * stride[2], width, FLOAT16, at);
-            else copy_row(first + i * stride[2], width, at);
+            read_row(from, first + i * stride[2], width, given, to + (long)i * padded);
             for (int c = width; c < padded; c++) to[(long)i * padded + c] = 0;
         }
         std::memset(to + (long)n * padded, 0, sizeof(float) * (C - n) * padded);
@@ -109,7 +98,7 @@ struct Sequences {
 
     // To and from (heads length width), without the padding.
     void write(const float *from, int padded, long head, long t, int n, int width, float *to) const {
-        for (int i = 0; i < n; i++) copy_row(from + (long)i * padded, width, to + (head * p.length + t + i) * width);
+        for (int i = 0; i < n; i++) copy(to + (head * p.length + t + i) * width, from + (long)i * padded, width);
     }
 
     // Outputs, normed and gated where that is asked for; `room` is for gates.
@@ -121,16 +110,7 @@ struct Sequences {
             float *x = out + i * e, *to = at_once ? p.out + (head * p.length + t + i) * e : x;
             finish_row(x, e, p.e, p.norm, scale, gate ? gate + i * e : nullptr, to);
         }
-        if (p.given) write_narrow(out, head, t, n);
-        else if (!at_once) write(out, e, head, t, n, p.e, p.out);
-    }
-
-    void write_narrow(const float *out, long head, long t, int n) const {
-        uint16_t *to = (uint16_t *)p.out + (head * p.length + t) * p.e;
-        for (int i = 0; i < n; i++) {
-            if (p.given == BFLOAT16) narrow_row(out + i * e, p.e, BFLOAT16, to + (long)i * p.e);
-            else narrow_row(out + i * e, p.e, FLOAT16, to + (long)i * p.e);
-        }
+        for (int i = 0; i < n && !at_once; i++) write_row(out + i * e, p.e, p.given, p.out, (head * p.length + t + i) * p.e);
     }
 
     // The gradients of outputs before the norm; those of gate and scale are written.
@@ -166,7 +146,7 @@ struct Sequences {
     }
 
     void write_scale(const float *dscale, long head) const {
-        if (p.dscale) copy_row(dscale, p.e, p.dscale + head * p.e);
+        if (p.dscale) copy(p.dscale + head * p.e, dscale, p.e);
     }
 
     void read_state(const float *from, long head, float *S) const {

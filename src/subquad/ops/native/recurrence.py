@@ -8,11 +8,9 @@ from ctypes import c_float, c_int32, c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from subquad.ops.native.library import Call, rows, usable
+from subquad.ops.native.library import PRECISIONS, Call, readable, rows, usable
 from subquad.ops.pages import fresh
 from subquad.ops.rows import Around, Pulled, Tokens
-
-PRECISIONS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # `Precision` of half.h
 
 
 class Recurrence(Call):
@@ -36,9 +34,8 @@ class Recurrence(Call):
 def takes(tokens: Tokens, state: Tensor, around: Around) -> bool:
     """Whether the kernels run forward on these: float32, or half precision for what is as wide as a token."""
     wide = (around.scale, around.turn, tokens.beta, None if by_channel(tokens) else tokens.log_decay)
-    given = {x.dtype for x in (tokens.q, tokens.k, tokens.v, around.gate) if x is not None}
-    known = len(given) == 1 and given <= PRECISIONS.keys() and tokens.log_decay.dtype in PRECISIONS
-    return known and tokens.q.is_cpu and usable(state, *wide)
+    given = (x for x in (tokens.q, tokens.k, tokens.v, around.gate) if x is not None)
+    return readable(*given) and readable(tokens.log_decay) and usable(state, *wide)
 
 
 def by_channel(tokens: Tokens) -> bool:

@@ -2,13 +2,15 @@
 //
 // Each token's key is in before its query reads, and shifts follow key by key, so that nothing can leave the range.
 
+#include "half.h"
 #include "kernels.h"
 #include "product.h"
 
 namespace {
 
-const float *at(const Linear &p, const float *from, const int64_t *stride, long head, long t) {
-    return from + head / p.heads * stride[0] + head % p.heads * stride[1] + t * stride[2];
+// One token, widened into `room` where it is narrow.
+const float *at(const Linear &p, const float *from, const int64_t *stride, long head, long t, int n, float *room) {
+    return row_of(from, head / p.heads * stride[0] + head % p.heads * stride[1] + t * stride[2], n, p.given, room);
 }
 
 // W x for the queries and keys of all heads at once, feature by token: by itself each token would read all of W.
@@ -19,8 +21,10 @@ struct Projected {
         : tokens(p.batch * p.heads * p.keys), row(p.map == FAVOR ? round_up(2 * tokens, N_R) : 0), x(p.d * row),
           logs(p.m * row) {
         if (p.map != FAVOR) return;
+        Scratch rooms(2 * p.d);
         for (long i = 0; i < tokens; i++) {
-            const float *q = at(p, p.q, p.q_stride, i / p.keys, i % p.keys), *k = at(p, p.k, p.k_stride, i / p.keys, i % p.keys);
+            const float *q = at(p, p.q, p.q_stride, i / p.keys, i % p.keys, p.d, rooms);
+            const float *k = at(p, p.k, p.k_stride, i / p.keys, i % p.keys, p.d, rooms + p.d);
             for (int j = 0; j < p.d; j++) x[j * row + i] = q[j], x[j * row + tokens + i] = k[j];
         }
         product<false>(p.m, row, p.d, {p.W, p.d, 1}, {x, row, N_R}, {logs, row, N_R});
@@ -33,16 +37,19 @@ struct Stream {
     const Linear &p;
     const Projected &projected;
     bool exponential;
+    Scratch room;  // for the numbers of a token
+    float *q_room, *k_room, *v_room, *out_room;
     Scratch phi_q, phi_k, left, shift;
     Stream(const Linear &p, const Projected &projected)
-        : p(p), projected(projected), exponential(p.map == FAVOR || p.map == LOGS), phi_q(p.m + LANES),
+        : p(p), projected(projected), exponential(p.map == FAVOR || p.map == LOGS), room(2 * (p.d + p.e)),
+          q_room(room), k_room(q_room + p.d), v_room(k_room + p.d), out_room(v_room + p.e), phi_q(p.m + LANES),
           phi_k(p.m + LANES), left(p.m + LANES), shift(p.m + LANES) {
         std::fill(left + 0, left + p.m, 1.0f);
     }
 
     // Features; of exponential ones the logarithms, up to what is the same for all of a query.
     void features(long head, long t) {
-        const float *q = at(p, p.q, p.q_stride, head, t), *k = at(p, p.k, p.k_stride, head, t);
+        const float *q = at(p, p.q, p.q_stride, head, t, p.d, q_room), *k = at(p, p.k, p.k_stride, head, t, p.d, k_room);
         if (p.map == FAVOR) {
             float norm = p.half * dot(k, k, p.d);
             for (int f = 0; f < p.m; f++) {
@@ -81,13 +88,14 @@ struct Stream {
         features(head, t);
         if (!seen) std::fill(phi_k + 0, phi_k + p.m, exponential ? -INFINITY : 0.0f);
         if (exponential) raise(), lower();
-        const float *v = at(p, p.v, p.v_stride, head, t);
+        const float *v = at(p, p.v, p.v_stride, head, t, p.e, v_room);
         float den = 0;
         for (int f = 0; f < p.m; f++) {
             z[f] = z0[f] * left[f] + phi_k[f];
             den += z[f] * phi_q[f];
         }
-        float *out = p.out + (head * p.queries + t) * p.e, share = den == 0 ? 0 : 1 / den;
+        const long first = (head * p.queries + t) * p.e;
+        float *out = p.given ? out_room : p.out + first, share = den == 0 ? 0 : 1 / den;
         int c = 0;
         for (; c + 4 * LANES <= p.e; c += 4 * LANES) columns<4>(c, S0, v, S, share, out);
         for (; c + LANES <= p.e; c += LANES) columns<1>(c, S0, v, S, share, out);
@@ -99,6 +107,7 @@ struct Stream {
             }
             out[c] = sum * share;
         }
+        if (p.given) write_row(out, p.e, p.given, p.out, first);
     }
 
     // Some columns of S with the token in them, and what the query reads there, which stays in registers.

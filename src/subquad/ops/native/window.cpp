@@ -4,21 +4,47 @@
 // run along queries, and nothing but a block of queries is ever transposed. The backward pass makes the weights
 // again from the log of their sum.
 
+#include "half.h"
 #include "kernels.h"
 #include "product.h"
+
+#include <vector>
 
 namespace {
 
 constexpr int C = 64;
 constexpr int V = N_R / LANES;  // vectors of a panel
 
+// Rows of one sequence as products want them: those that the block before had are not made again.
+struct Rows {
+    long head = -1, first = 0, last = 0;  // which there are
+    const long room;
+    const int ld;
+    std::vector<float> made;
+    Rows(long most, int ld) : room(most + 4 * C), ld(ld) {}
+
+    // Those from `begin` to `end`, each made by make(row, to) once.
+    template <class Make> const float *of(long of_head, long begin, long end, Make make) {
+        if (made.empty()) made.resize(room * ld);
+        if (of_head != head || begin < first || begin > last) head = of_head, first = last = begin;
+        if (end - first > room) {
+            std::memmove(made.data(), &made[(begin - first) * ld], sizeof(float) * (last - begin) * ld);
+            first = begin;
+        }
+        for (; last < end; last++) make(last, &made[(last - first) * ld]);
+        return made.data() + (begin - first) * ld;
+    }
+};
+
 struct Tiles {
     int d, e;
     long most;  // keys that a block of queries can see, rounded up
-    Scratch q, qT, out, P, k, v, g, gT, dP, delta, lse;
+    Right keys{};
+    Rows k, v;
+    Scratch q, qT, out, P, g, gT, dP, between, delta, lse;
     Tiles(int d, int e, long most, bool backward)
-        : d(d), e(e), most(most), q(C * d), qT(C * d), out(C * std::max(d, e)), P(most * C), k(most * d), v(most * e),
-          g(C * e), gT(C * e), dP(backward ? most * C : 1), delta(C), lse(C) {}
+        : d(d), e(e), most(most), k(most, d), v(most, e), q(C * d), qT(C * d), out(C * std::max(d, e)), P(most * C), g(C * e),
+          gT(C * e), dP(backward ? most * C : 1), between(backward ? most * std::max(d, e) : 1), delta(C), lse(C) {}
 };
 
 struct Block {
@@ -41,29 +67,25 @@ struct Kernel {
         return {std::max(0L, t - p.left), std::min(length(head), t + n + p.right), (int)std::max(0L, n)};
     }
 
-    const float *row(const float *from, const int64_t *stride, long head, long t) const {
-        return from + head / p.heads * stride[0] + head % p.heads * stride[1] + t * stride[2];
+    int64_t place(const int64_t *stride, long head, long t) const {
+        return head / p.heads * stride[0] + head % p.heads * stride[1] + t * stride[2];
     }
 
-    static void rows(const float *from, long stride, long n, int width, float *to, int ld, long all) {
-        for (long i = 0; i < n; i++) {
-            std::memcpy(to + i * ld, from + i * stride, sizeof(float) * width);
-            std::memset(to + i * ld + width, 0, sizeof(float) * (ld - width));
-        }
-        if (all > n) std::memset(to + n * ld, 0, sizeof(float) * (all - n) * ld);
+    // A token as a row of `to`, with zeros up to `ld`.
+    void token(const float *from, const int64_t *stride, long head, long t, int width, float *to, int ld) const {
+        read_row(from, place(stride, head, t), width, p.given, to);
+        std::memset(to + width, 0, sizeof(float) * (ld - width));
     }
 
-    // Rows as the right side of a product: where they are, if their width fills whole panels.
-    Right right(const float *from, const int64_t *stride, long head, long t, long n, int width, float *to, int ld) const {
-        const float *at = row(from, stride, head, t);
-        if (width == ld) return {at, (long)stride[2], N_R};
-        rows(at, stride[2], n, width, to, ld, n);
-        return {to, ld, N_R};
+    // Keys or values of a block: where they are, if their width fills whole panels.
+    Right right(const float *from, const int64_t *stride, long head, const Block &b, int width, Rows &rows) const {
+        if (!p.given && width == rows.ld) return {from + place(stride, head, b.first), (long)stride[2], N_R};
+        auto make = [&](long t, float *to) { token(from, stride, head, t, width, to, rows.ld); };
+        return {rows.of(head, b.first, b.last, make), rows.ld, N_R};
     }
 
-    Left left(const float *from, const int64_t *stride, long head, long t) const {
-        return {row(from, stride, head, t), (long)stride[2], 1};
-    }
+    // Some of them as the left side.
+    static Left left(Right rows, long first) { return {rows.p + first * rows.row, rows.row, 1}; }
 
     // Which of a block's queries see key j, as a range.
     void seen(long j, long t, int n, int &from, int &to) const {
@@ -81,16 +103,18 @@ struct Kernel {
     // Of the keys from one on, those that each query from one on sees.
     Band keys_of_query(long query, long key) const { return {query - p.left - key, query + p.right - key}; }
 
-    // The scores of a block, with -inf where a query does not see a key.
+    // Its keys, and the scores of a block, with -inf where a query does not see a key.
     void scores(Tiles &w, long head, long t, const Block &b) const {
-        rows(row(p.q, p.q_stride, head, t), p.q_stride[2], b.n, p.d, w.q, d, C);
+        w.keys = right(p.k, p.k_stride, head, b, p.d, w.k);
+        for (int i = 0; i < b.n; i++) token(p.q, p.q_stride, head, t + i, p.d, w.q + i * d, d);
+        std::memset(w.q + b.n * d, 0, sizeof(float) * (C - b.n) * d);
         for (long i = 0; i < (long)C * d; i += LANES) store(w.q + i, load(w.q + i) * p.scale);
         transpose(w.q, C, d, w.qT);
         for (int panel = 0; panel < C; panel += N_R) {
             long start, keys;
             seen(b, t, panel, start, keys);
             float *P = w.P + start * C + panel;
-            product<false>((int)keys, N_R, p.d, left(p.k, p.k_stride, head, b.first + start), {w.qT + panel, C, N_R}, {P, C, N_R});
+            product<false>((int)keys, N_R, p.d, left(w.keys, start), {w.qT + panel, C, N_R}, {P, C, N_R});
             for (long j = 0; j < keys; j++) {
                 int from, to;
                 seen(b.first + start + j, t + panel, b.n - panel, from, to);
@@ -107,7 +131,7 @@ struct Kernel {
             scores(w, head, t, b);
             vec top[C / LANES], total[C / LANES];
             for (int i = 0; i < C / LANES; i++) top[i] = all(-1e30f), total[i] = vec{};
-            Right values = right(p.v, p.v_stride, head, b.first, keys, p.e, w.v, e);
+            Right values = right(p.v, p.v_stride, head, b, p.e, w.v);
             for (int panel = 0; panel < C; panel += N_R) {
                 long start, own;
                 seen(b, t, panel, start, own);
@@ -126,12 +150,13 @@ struct Kernel {
             }
             for (int i = 0; i < b.n; i++) {
                 float s = total[i / LANES][i % LANES];
-                scale(p.out + (here + i) * p.e, w.out + i * e, 1 / s, p.e);
+                scale(w.out + i * e, w.out + i * e, 1 / s, p.e);
+                write_row(w.out + i * e, p.e, p.given, p.out, (here + i) * p.e);
                 p.lse[here + i] = top[i / LANES][i % LANES] + std::log(s);
             }
         }
         for (long i = b.n; i < C && t + i < p.length; i++) {  // padding
-            std::fill(p.out + (here + i) * p.e, p.out + (here + i + 1) * p.e, 0.0f);
+            clear_row(p.out, (here + i) * p.e, p.e, p.given);
             p.lse[here + i] = -INFINITY;
         }
     }
@@ -139,40 +164,43 @@ struct Kernel {
     void backward(Tiles &w, long head, long t) const {
         Block b = block(head, t);
         long keys = b.last - b.first, here = head * p.length + t;
-        for (long i = b.n; i < C && t + i < p.length; i++)
-            std::fill(p.dq + (here + i) * p.d, p.dq + (here + i + 1) * p.d, 0.0f);
+        for (long i = b.n; i < C && t + i < p.length; i++) clear_row(p.dq, (here + i) * p.d, p.d, p.given);
         if (b.n == 0) return;
         scores(w, head, t, b);
         std::memset(w.g.p, 0, sizeof(float) * C * e);
         for (int i = 0; i < C; i++) {
             w.delta[i] = 0, w.lse[i] = 0;
             if (i >= b.n) continue;
-            copy(w.g + i * e, p.grad + (here + i) * p.e, p.e);
-            w.delta[i] = dot(w.g + i * e, p.out + (here + i) * p.e, p.e) - (p.grad_lse ? p.grad_lse[here + i] : 0);
+            const long at = (here + i) * p.e;
+            read_row(p.grad, at, p.e, p.given, w.g + i * e);
+            w.delta[i] = dot(w.g + i * e, row_of(p.out, at, p.e, p.given, w.out), p.e) - (p.grad_lse ? p.grad_lse[here + i] : 0);
             w.lse[i] = p.lse[here + i];
         }
         transpose(w.g, C, e, w.gT);
-        Right near = right(p.k, p.k_stride, head, b.first, keys, p.d, w.k, d);
+        Right values = right(p.v, p.v_stride, head, b, p.e, w.v);
         for (int panel = 0; panel < C; panel += N_R) {
             long start, own;
             seen(b, t, panel, start, own);
             float *P = w.P + start * C + panel, *dP = w.dP + start * C + panel;
-            product<false>((int)own, N_R, p.e, left(p.v, p.v_stride, head, b.first + start), {w.gT + panel, C, N_R}, {dP, C, N_R});
+            product<false>((int)own, N_R, p.e, left(values, start), {w.gT + panel, C, N_R}, {dP, C, N_R});
             for (long j = 0; j < own; j++)
                 for (int i = 0; i < N_R; i += LANES) {
                     vec weight = exp(load(P + j * C + i) - load(w.lse + panel + i));
                     store(P + j * C + i, weight);
                     store(dP + j * C + i, weight * (load(dP + j * C + i) - load(w.delta + panel + i)));
                 }
-            product<false, LEFT_BAND>(N_R, p.d, (int)own, {dP, 1, C}, {near.p + start * near.row, near.row, N_R},
+            product<false, LEFT_BAND>(N_R, p.d, (int)own, {dP, 1, C}, {w.keys.p + start * w.keys.row, w.keys.row, N_R},
                                       {w.out + panel * d, d, N_R}, keys_of_query(t + panel, b.first + start));
             clear(w.P, w.dP, panel, 0, start);
             clear(w.P, w.dP, panel, start + own, keys);
         }
-        for (int i = 0; i < b.n; i++) scale(p.dq + (here + i) * p.d, w.out + i * d, p.scale, p.d);
+        for (int i = 0; i < b.n; i++) {
+            scale(w.out + i * d, w.out + i * d, p.scale, p.d);
+            write_row(w.out + i * d, p.d, p.given, p.dq, (here + i) * p.d);
+        }
         Band queries = {b.first - p.right - t, b.first + p.left - t};
-        add(keys, w.dP, queries, w.q, d, p.dk + (head * p.length + b.first) * p.d, p.d, w.k);
-        add(keys, w.P, queries, w.g, e, p.dv + (head * p.length + b.first) * p.e, p.e, w.v);
+        add(keys, w.dP, queries, w.q, d, p.dk + (head * p.length + b.first) * p.d, p.d, w.between);
+        add(keys, w.P, queries, w.g, e, p.dv + (head * p.length + b.first) * p.e, p.e, w.between);
     }
 
     // Weights of keys that a panel does not see.
