@@ -101,7 +101,7 @@ MUTANTS = [
         "return den + 1e-2",
     ),
     Mutant(
-        "linear",
+        "taylor",
         "half_precision",
         "sums are kept in half precision",
         PRECISION,

@@ -105,7 +105,7 @@ def _forward(
         if causal and chunk > 1 and exponential(Map(map)) and out_of_range(found[1], valid):
             found = None
     out, den, (S, z, c) = found
-    return out, den, S, z, c, torch.tensor(chunk)
+    return out, den, S, z, c, torch.tensor([chunk])
 
 
 @_forward.register_fake
@@ -115,7 +115,7 @@ def _(
     b, h, t = q.shape[:3]
     f, e, (sums,) = width(q, W), v.shape[3], wide(v)
     S, z, c = sums.new_empty(b, h, f, e), sums.new_empty(b, h, f, 1), sums.new_empty(b, h, 1, f)
-    return v.new_empty(b, h, t, e), sums.new_empty(b, h, t), S, z, c, torch.empty((), dtype=torch.int64)
+    return v.new_empty(b, h, t, e), sums.new_empty(b, h, t), S, z, c, torch.empty(1, dtype=torch.int64)
 
 
 def width(q: Tensor, W: Tensor | None) -> int:

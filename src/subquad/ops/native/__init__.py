@@ -1,4 +1,6 @@
-"""Kernels for the CPU in C++, behind plain C: float32, optional, and the same numbers as PyTorch's operators.
+"""Kernels for the CPU in C++, behind plain C: optional, and the same numbers as PyTorch's operators.
+
+They compute in float32; some read and write half precision too (`half.h`).
 
 `backend()` says what is in use and why. The wrappers take tensors as they come from projections, with any
 strides but the last, and check nothing: the functions in `ops/` that call them do.

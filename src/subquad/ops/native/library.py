@@ -17,7 +17,7 @@ SETS = {"AVX512": ("avx512", "avx2", "baseline"), "AVX2": ("avx2", "baseline")}
 
 
 class Backend(NamedTuple):
-    """What computes on the CPU in float32."""
+    """What computes on the CPU, in float32 and half precision."""
 
     name: Literal["native", "torch"]
     reason: str
@@ -27,9 +27,10 @@ class Backend(NamedTuple):
 
 
 def backend() -> Backend:
-    """What computes on the CPU in float32, subquad's own kernels or PyTorch's operators, and why.
+    """What computes on the CPU, subquad's own kernels or PyTorch's operators, and why.
 
-    The environment's SUBQUAD_NATIVE=0 switches the kernels off, at any time.
+    Kernels take float32, and half precision as it is or widened; float64 takes the operators. The environment's
+    SUBQUAD_NATIVE=0 switches the kernels off, at any time.
     """
     if os.environ.get("SUBQUAD_NATIVE") == "0":
         return Backend("torch", "SUBQUAD_NATIVE=0 switches the kernels off")
