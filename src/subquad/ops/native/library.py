@@ -29,8 +29,8 @@ class Backend(NamedTuple):
 def backend() -> Backend:
     """What computes on the CPU, subquad's own kernels or PyTorch's operators, and why.
 
-    Kernels take float32, and half precision as it is or widened; float64 takes the operators. The environment's
-    SUBQUAD_NATIVE=0 switches the kernels off, at any time.
+    Kernels take float32, and half precision as it is or widened; float64 takes the operators. The
+    environment's SUBQUAD_NATIVE=0 switches the kernels off, at any time.
     """
     if os.environ.get("SUBQUAD_NATIVE") == "0":
         return Backend("torch", "SUBQUAD_NATIVE=0 switches the kernels off")
