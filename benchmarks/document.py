@@ -84,7 +84,7 @@ the formula's own work; the rest of the time goes here:
 - **Windows and patterns in the PyTorch tier**: a block of queries computes the keys of all of them, a
   quarter more than it sees; exponentials, sums and copies of gathered keys run as operators of their own.
 - **Half precision** of landmarks and projections is converted by PyTorch: three inputs and an output, a few
-  heads at a time, into memory that is new as often as not. That is an eighth to a quarter of the time.
+  heads at a time, into memory that is new as often as not. That is a fifth to a quarter of the time.
 - **Crossovers**: among 2 m tokens FAVOR+ with m features multiplies as much as softmax does, so that no
   kernel can be faster before; Python and the making of tensors come on top.
 - **Exponents of time** a little above one, where memory grows as it should: the shortest length fits in the
