@@ -89,6 +89,8 @@ the formula's own work; the rest of the time goes here:
   kernel can be faster before; Python and the making of tensors come on top.
 - **Exponents of time** a little above one, where memory grows as it should: the shortest length fits in the
   cache, the longest does not.
+- **Linformer's memory**: from outputs of 16 MB on heads are computed one after the other, which is faster,
+  and the one at hand takes its own beside them. Of the two heads measured here that is half as much again.
 - **A training step** of the encoder is mostly its projections and feed-forward layers, which all rows
   share: the floor's table says how much of our step these take, and what ratio there would be if attention
   took no time at all.

@@ -8,7 +8,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from subquad.ops import window
 from subquad.ops.operator import call
-from subquad.ops.pages import LARGE, fresh
 
 
 class Seen(TorchDispatchMode):
@@ -63,11 +62,3 @@ def test_both_ways_give_the_same_numbers(gradients):
     with torch.set_grad_enabled(gradients):
         found = attend()
     assert torch.equal(found, attend(requires_grad=True))
-
-
-@pytest.mark.parametrize("numbers", [0, 5, LARGE // 4 + 3])
-def test_fresh_memory_can_be_written_to_its_ends(numbers):
-    x = fresh(torch.empty(2, 3, dtype=torch.float64), numbers, dtype=torch.float32)
-    x.copy_(torch.arange(numbers))
-    assert x.is_contiguous()
-    assert x[-1:].tolist() == [numbers - 1][:numbers]

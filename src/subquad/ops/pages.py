@@ -9,7 +9,6 @@ import ctypes
 import sys
 from collections.abc import Callable, Iterable
 from functools import cache
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -36,15 +35,17 @@ def joined(parts: Iterable[Tensor], like: Tensor, *shape: int, dim: int) -> Tens
     Where nobody listens each goes to its place as it comes, and its memory to the next.
     """
     parts = iter(parts)
-    first = next(parts)
-    if first.shape[dim] == shape[dim]:
-        return first.to(like.dtype)
+    part = next(parts)
+    if part.shape[dim] == shape[dim]:
+        return part.to(like.dtype)
     if listened_to():
-        return torch.cat([part.to(like.dtype) for part in (first, *parts)], dim)
+        return torch.cat([x.to(like.dtype) for x in (part, *parts)], dim)
     out, at = fresh(like, *shape), 0
-    for part in chain([first], parts):
+    while part is not None:
         out.narrow(dim, at, part.shape[dim]).copy_(part)
         at += part.shape[dim]
+        part = None  # its memory is the next one's
+        part = next(parts, None)
     return out
 
 
