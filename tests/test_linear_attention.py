@@ -74,3 +74,12 @@ def test_half_precision_is_float32_but_for_rounding_of_what_goes_in_and_out(nati
             4 * torch.finfo(dtype).eps * other.abs().max().item()
         )  # of outputs, which are kept as given
         assert_close(one.float(), other, rtol=0, atol=rounding)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_directions_may_be_of_another_precision(dtype, causal):
+    q, k, v = torch.randn(3, 1, 2, 80, 8)
+    W = torch.randn(16, 8).to(dtype)
+    out = linear_attention(Given(q, k, Map.FAVOR, W), v, valid=None, causal=causal)
+    assert_close(out, linear_attention(Given(q, k, Map.FAVOR, W.float()), v, valid=None, causal=causal))

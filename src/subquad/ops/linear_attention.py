@@ -93,16 +93,16 @@ def _forward(
     q: Tensor, k: Tensor, v: Tensor, W: Tensor | None, valid: Tensor | None, map: int, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Outputs, denominators, the sums over all keys, and how many tokens a chunk has."""
-    chunk, found = CHUNKS[0], None
+    way, chunk, found = Map(map), CHUNKS[0], None
     if readable(q, k, v):
-        found = kernels.forward(q, k, v, W, valid, map=Map(map), causal=causal, before=None)
+        found = kernels.forward(q, k, v, W, valid, map=way, causal=causal, before=None)
         shorter = iter(CHUNKS[1:])
     else:
         shorter = iter(CHUNKS)
     while found is None:
         chunk = next(shorter)
-        found = linear_tiles.forward(q, k, v, W, valid, map=Map(map), causal=causal, chunk=chunk)
-        if causal and chunk > 1 and exponential(Map(map)) and out_of_range(found[1], valid):
+        found = linear_tiles.forward(q, k, v, W, valid, map=way, causal=causal, chunk=chunk)
+        if causal and chunk > 1 and exponential(way) and out_of_range(found[1], valid):
             found = None
     out, den, (S, z, c) = found
     return out, den, S, z, c, torch.tensor([chunk])

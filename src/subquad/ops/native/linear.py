@@ -12,7 +12,6 @@ from torch import Tensor
 from subquad.ops.kernel_sums import ShiftedSums, Sums
 from subquad.ops.native.library import PRECISIONS, Call, rows
 from subquad.ops.pages import fresh
-from subquad.ops.precision import wide
 
 FEW = 8  # tokens that do not fill a tile
 SUMS = torch.float32  # what sums and denominators are kept in
@@ -149,5 +148,5 @@ def prepared(q: Tensor, k: Tensor, v: Tensor, W: Tensor | None, valid: Tensor | 
         half=0.5 * d**-0.5,
     )
     call.tokens(q=q, k=k, v=v)
-    call.point(valid=valid, W=None if W is None else wide(W)[0])
+    call.point(valid=valid, W=None if W is None else W.float())
     return call
