@@ -3,9 +3,12 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -13,8 +16,10 @@ from filelock import FileLock
 from own_sample import write
 
 from subquad.__main__ import main
+from subquad.experiments.asked import Comparison
 from subquad.experiments.trained import load
 from subquad.records import Store
+from subquad.registry import catalog
 
 TINY = ["--steps", "4", "--dim", "8", "--depth", "1", "--heads", "2", "--batch", "8"]
 
@@ -96,7 +101,13 @@ def test_without_its_extra_the_command_says_what_to_install(missing):
         ("compare --data no.toml", "no.toml: no such file"),
         ("compare transactions --data no.toml", "leave the schema 'no.toml' out"),
         ("bench infinity --dtype int8", "unknown dtype 'int8'; there are float32, bfloat16"),
-        ("bench --length 8 --length 8", "give each length once"),
+        ("bench --length 8 --length 8", "give each length once, not [8, 8]"),
+        ("compare --lengths 64,x", "--lengths takes whole numbers of at least 1, not 'x'"),
+        ("compare --no-bench --lengths 64", "lengths [64] are those of the bench, which is left out"),
+        ("compare --learning-rate 0", "learning_rate must be a positive number, not 0.0"),
+        ("compare --dropout 1", "dropout must be at least 0 and below 1, not 1.0"),
+        ("compare --device cuda:7", "no device 'cuda:7' here"),
+        ("compare --precision 8", "unknown precision '8'; there are 32-true"),
         ("check", "name one mechanism, PACKAGE:CLASS, or give --all"),
         ("check linear --all", "name one mechanism, PACKAGE:CLASS, or give --all"),
         ("check no_such_module:Attention", "'no_such_module' cannot be imported"),
@@ -131,6 +142,45 @@ def test_a_defect_shows_no_traceback_and_says_where_it_is(call, monkeypatch):
     details = Path(err.split()[-1])
     assert "Traceback" in details.read_text()
     details.unlink()
+
+
+def test_the_version_is_that_of_the_package(call):
+    assert call("--version") == (0, f"subquad {version('subquad')}\n", "")
+
+
+@pytest.mark.parametrize("command", ["compare", "bench", "check", "pattern", "list", "report"])
+def test_the_help_of_a_command_ends_with_examples_that_it_takes(call, command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    status, out, _ = call(command, "--help")
+    _, _, shown = out.partition("Examples:")
+    lines = [shlex.split(line) for line in shown.splitlines() if line.strip()]
+    assert status == 0
+    assert lines
+    for program, name, *words in lines:
+        assert (program, name) == ("subquad", command)
+        flags = {word for word in words if word.startswith("--")}
+        assert all(f"{flag} " in out for flag in flags)
+
+
+def test_every_option_of_a_comparison_can_be_given_on_the_command_line(call, monkeypatch):
+    asked = []
+    monkeypatch.setattr("subquad.experiments.compare.plan", lambda x: asked.append(x) or exit(0))
+    told = "--length 64 --seeds 2 --dim 16 --depth 1 --heads 2 --positions rotary --dropout 0.2 --steps 5"
+    told += " --batch 3 --accumulate 2 --learning-rate 0.1 --weight-decay 0.2 --clip 2 --precision 64-true"
+    told += " --lengths 8,16 --workers 2 --device cpu --timeout 9 --target spend --attention linear,softmax"
+    call("compare", *told.split())
+    call("compare", "own", "--data", "s.toml", "--no-bench")
+    for option in fields(Comparison):
+        assert any(getattr(each, option.name) != option.default for each in asked), option.name
+
+
+def test_a_list_in_80_columns_breaks_no_name(call, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = call("list")
+    words = set(out.split())
+    assert max(map(len, out.splitlines())) <= 80
+    for name, cls in catalog().items():
+        assert {name, cls.traits.family.split()[0], cls.traits.paper.removeprefix("arXiv:")} <= words
 
 
 def test_list_tells_traits_options_and_targets(call):

@@ -7,7 +7,7 @@ import torch
 from own_sample import write
 
 from subquad.experiments import bench
-from subquad.experiments.asked import Benchmark, Comparison
+from subquad.experiments.asked import MULTIPLES, Benchmark, Comparison
 from subquad.experiments.compare import plan
 
 
@@ -36,7 +36,7 @@ def test_every_row_is_fitted_once_a_seed_and_floors_stand_beside(asked):
         ("boosting", 0),
         ("boosting", 1),
     ]
-    assert len(planned.benches) == 2 * len(asked.lengths)
+    assert len(planned.benches) == 2 * len(MULTIPLES)
     assert len({spec.key for spec in planned.specs}) == len(planned.specs)
 
 
@@ -69,6 +69,16 @@ def test_workers_share_the_threads(asked):
     (fit, *_) = plan(replace(asked, workers=1000)).fits
     assert fit.threads == 1
     assert plan(asked).fits[0].threads == torch.get_num_threads()
+
+
+def test_the_bench_goes_with_the_length_unless_it_is_given_others(asked):
+    def lengths(**change):
+        return sorted({cell.length for cell in plan(replace(asked, **change)).benches})
+
+    assert lengths(length=8) == [8, 16, 32, 64, 128]
+    assert lengths() == [20, 40, 80, 160, 320]  # no history is longer than 20
+    assert lengths(lengths=(64, 32)) == [32, 64]
+    assert lengths(bench=False) == []
 
 
 @pytest.mark.parametrize(

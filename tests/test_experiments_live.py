@@ -1,6 +1,8 @@
 """Whoever watches a comparison reads which run of how many, step, loss and the time left."""
 
 import io
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from experiments_sample import QUICK
@@ -32,6 +34,7 @@ def test_a_run_under_way_shows_place_step_loss_and_time_left(console, monkeypatc
     monkeypatch.setattr(live, "EVERY", 0.0)
     with Live(SPECS, console) as watch:
         watch.started(QUICK)
+        watch.moved(QUICK, step(29))
         watch.moved(QUICK, step(30))
         watch.progress.refresh()
         shown = console.file.getvalue()
@@ -61,12 +64,32 @@ def test_what_was_done_before_is_counted_once(console):
     assert "2 of 3 runs are on record" in shown
 
 
-def test_the_time_left_follows_from_the_runs_before(console):
+@pytest.fixture
+def clock(monkeypatch):
+    """A time that the test sets."""
+    now = SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr(live.time, "monotonic", lambda: now.seconds)
+    return now
+
+
+def test_nothing_is_said_of_the_time_before_anything_was_timed(console):
+    assert Live(SPECS, console).outlook() == "1 fit not timed yet and 2 bench cells not timed yet"
+
+
+def test_the_time_left_follows_from_the_steps_taken_here(console, clock):
+    watch = Live((QUICK, replace(QUICK, seed=1)), console)
+    watch.started(QUICK)
+    for clock.seconds, done in ((10.0, 40), (14.0, 44)):  # resumed at step 40 of 60, a second each
+        watch.moved(QUICK, step(done))
+    assert watch.outlook() == f"about {spoken(16 + 30)} left"  # and another one that takes 30
+
+
+def test_the_time_left_follows_from_the_runs_before(console, clock):
     watch = Live(SPECS, console)
     watch.started(SPECS[1])
     watch.ended(SPECS[1], record(SPECS[1], seconds=1000.0))
     watch.found(QUICK)
-    assert watch.remaining() == pytest.approx(1000)
+    assert watch.outlook() == f"about {spoken(2000)} left"  # twice the length
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,24 @@ def test_a_label_names_its_own_row_whatever_text_an_option_holds(expr, depth):
     assert rows([row.label], DIMS) == (row,)
 
 
+@pytest.mark.usefixtures("told")
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(first=st.text(max_size=20) | st.text(alphabet="a (),='\":", max_size=9), second=st.text(max_size=9))
+@example(first=EXPRESSION, second="a,b=c")
+def test_rows_with_commas_between_them_are_those_rows(first, second):
+    texts = [
+        written("told", {"expr": first, "depth": 2}),
+        "linear",
+        written("told", {"depth": 3, "expr": second}),
+    ]
+    assert rows([",".join(texts)], DIMS) == rows(texts, DIMS)
+
+
+def test_an_option_follows_its_own_name():
+    texts = ["linear", "performer:features=12,seed=3", f"pattern:expr={EXPRESSION}", "softmax"]
+    assert rows([",".join(texts)], DIMS) == rows(texts, DIMS)
+
+
 def test_a_word_stands_as_it_is_and_other_text_is_quoted():
     assert Row(attention="a", options={"b": "two-stage", "c": 1e-6, "d": True}).label == (
         "a:b=two-stage,c=1e-06,d=True"
@@ -121,6 +139,7 @@ def test_a_mechanism_without_a_bidirectional_form_says_that_it_is_causal():
         (['told:expr="a"b,seed=1'], "'told:expr=\"a\"b,seed=1' has 'b,seed=1' behind the quotes of 'expr'"),
         (["told:expr=Local(3,seed=1"], "'expr' has a '(' too many in 'Local(3,seed=1'"),
         (["told:expr=3),seed=(1"], "'expr' has a ')' too many in '3),seed=(1'"),
+        (["linear,,softmax"], "unknown mechanism 'linear,'; did you mean 'linear'?"),
         (["performer:features=0"], "'performer': features must be at least 1, not 0"),
         (["linear", "softmax", "linear"], "'linear' is asked for twice"),
     ],

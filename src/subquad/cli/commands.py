@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from subquad import __version__
 from subquad.cli.output import described, print_json, show_bench, show_comparison, show_pattern
 from subquad.cli.progress import watching, working
-from subquad.experiments.asked import Benchmark, Comparison
+from subquad.experiments.asked import PRECISIONS, Benchmark, Comparison
 from subquad.files import write_whole
 
 if TYPE_CHECKING:
@@ -26,29 +27,66 @@ app = typer.Typer(
     help="Compare efficient attention mechanisms on your own data and machine.",
     epilog="Exit status: 0 done, 1 a run or a check failed, 2 bad usage.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 FAILED = 1
 COMPARISON, BENCHMARK = Comparison(), Benchmark()  # their defaults
+MODEL, TRAINING, BENCH, RUNS = "Model", "Training", "Bench", "Runs"  # panels of a help
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Attention = Annotated[
     list[str],
     typer.Option(
         metavar="NAME[:option=value,…]",
-        help="A row of the table; give it once for each. 'all' takes every one.",
+        help="Rows of the table, with commas between them or one at a time. 'all' takes every one.",
     ),
 ]
-Lengths = Annotated[list[int], typer.Option(min=1, help="Tokens; give it once for each length.")]
 
 
-def number(text: str) -> Any:
-    return typer.Option(help=text, min=1)
+def number(text: str, *, panel: str | None = None) -> Any:
+    return typer.Option(help=text, min=1, rich_help_panel=panel)
 
 
-@app.command()
+def option(text: str, panel: str) -> Any:
+    return typer.Option(help=text, rich_help_panel=panel)
+
+
+def lengths_option(text: str, *names: str, panel: str | None = None) -> Any:
+    return typer.Option(
+        "--lengths", *names, metavar="N[,N,…]", help=text, show_default=False, rich_help_panel=panel
+    )
+
+
+def examples(*lines: str) -> str:
+    """The end of a command's help."""
+    return "\n\n".join(("Examples:", *lines))
+
+
+def show_version(asked: bool) -> bool:
+    if asked:
+        print(f"subquad {__version__}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def whole(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", callback=show_version, is_eager=True),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(
+    epilog=examples(
+        "subquad compare",
+        "subquad compare --data schema.toml --attention softmax,linear,performer:features=64 --seeds 3",
+        "subquad compare --length 128 --steps 50 --no-bench",
+    )
+)
 def compare(
     task: Annotated[
         str | None,
@@ -62,20 +100,46 @@ def compare(
     length: Annotated[
         int, number("Events of a history at most, the latest; a large number keeps whole histories.")
     ] = COMPARISON.length,
-    steps: Annotated[int, number("Steps of the optimiser.")] = COMPARISON.steps,
     seeds: Annotated[int, number("Fits of each row: seeds 0, 1, … .")] = COMPARISON.seeds,
-    batch: Annotated[int, number("Histories a step.")] = COMPARISON.batch,
-    dim: Annotated[int, number("Width of the model.")] = COMPARISON.dim,
-    depth: Annotated[int, number("Blocks of the model.")] = COMPARISON.depth,
-    heads: Annotated[int, number("Heads of each block; they share the width.")] = COMPARISON.heads,
+    dim: Annotated[int, number("Width of the model.", panel=MODEL)] = COMPARISON.dim,
+    depth: Annotated[int, number("Blocks of the model.", panel=MODEL)] = COMPARISON.depth,
+    heads: Annotated[
+        int, number("Heads of each block; they share the width.", panel=MODEL)
+    ] = COMPARISON.heads,
+    positions: Annotated[str, option("none, learnt, sinusoidal or rotary.", MODEL)] = COMPARISON.positions,
+    dropout: Annotated[float, option("Share of numbers that training drops.", MODEL)] = COMPARISON.dropout,
+    steps: Annotated[int, number("Steps of the optimiser.", panel=TRAINING)] = COMPARISON.steps,
+    batch: Annotated[int, number("Histories at a time.", panel=TRAINING)] = COMPARISON.batch,
+    accumulate: Annotated[
+        int, number("Batches of a step, whose gradients add up.", panel=TRAINING)
+    ] = COMPARISON.accumulate,
+    learning_rate: Annotated[float, option("The highest.", TRAINING)] = COMPARISON.learning_rate,
+    weight_decay: Annotated[float, option("Of AdamW.", TRAINING)] = COMPARISON.weight_decay,
+    clip: Annotated[float, option("The largest norm of a gradient.", TRAINING)] = COMPARISON.clip,
+    precision: Annotated[str, option(f"{', '.join(PRECISIONS)}.", TRAINING)] = COMPARISON.precision,
+    with_bench: Annotated[
+        bool,
+        typer.Option("--bench/--no-bench", help="Time and memory by length.", rich_help_panel=BENCH),
+    ] = COMPARISON.bench,
+    lengths: Annotated[
+        list[str],
+        lengths_option("Tokens, in the place of 1, 2, 4, 8 and 16 times --length.", panel=BENCH),
+    ] = [],  # noqa: B006  # typer copies it
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where records and the report go.")] = Path("runs"),
     data: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="A schema.toml that describes your own data.", show_default=False),
     ] = None,
     workers: Annotated[
-        int, number("Fits at a time. They share the cores, and disturb each other's timings a little.")
+        int,
+        number(
+            "Fits at a time. They share the cores, and disturb each other's timings a little.", panel=RUNS
+        ),
     ] = COMPARISON.workers,
+    device: Annotated[
+        str, option("cpu, cuda or mps; auto takes CUDA where it is.", RUNS)
+    ] = COMPARISON.device,
+    timeout: Annotated[float, option("Seconds that one run may take.", RUNS)] = COMPARISON.timeout,
     as_json: Json = False,
 ) -> None:
     """Train and measure mechanisms side by side, and write a report.
@@ -97,6 +161,17 @@ def compare(
         depth=depth,
         heads=heads,
         workers=workers,
+        positions=positions,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        clip=clip,
+        accumulate=accumulate,
+        dropout=dropout,
+        precision=precision,
+        device=device,
+        bench=with_bench,
+        lengths=whole_numbers("--lengths", lengths),
+        timeout=timeout,
     )
     with working("reading the task"):
         from subquad import report
@@ -112,13 +187,20 @@ def compare(
     end(records)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "subquad bench performer linear --lengths 1024,4096,16384",
+        "subquad bench all --causal --dtype bfloat16 --json",
+    )
+)
 def bench(
     attention: Annotated[
         list[str],
         typer.Argument(metavar="[NAME[:option=value,…]]…", help="Mechanisms to time; 'all' takes every one."),
     ] = list(BENCHMARK.attention),  # noqa: B006
-    length: Lengths = list(BENCHMARK.lengths),  # noqa: B006
+    lengths: Annotated[
+        list[str], lengths_option(f"Tokens. [default: {','.join(map(str, BENCHMARK.lengths))}]", "--length")
+    ] = [],  # noqa: B006
     heads: Annotated[int, number("Heads.")] = BENCHMARK.heads,
     head_dim: Annotated[int, number("Width of a head.")] = BENCHMARK.head_dim,
     batch: Annotated[int, number("Sequences at a time.")] = BENCHMARK.batch,
@@ -129,6 +211,10 @@ def bench(
     peers: Annotated[
         bool, typer.Option("--peers", help="Time other packages that are installed, in the same turns.")
     ] = BENCHMARK.peers,
+    device: Annotated[str, typer.Option(help="cpu, cuda or mps; auto takes CUDA where it is.")] = (
+        BENCHMARK.device
+    ),
+    timeout: Annotated[float, typer.Option(help="Seconds that one cell may take.")] = BENCHMARK.timeout,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -145,13 +231,15 @@ def bench(
     """
     asked = Benchmark(
         attention=tuple(attention),
-        lengths=tuple(length),
+        lengths=whole_numbers("--lengths", lengths) or BENCHMARK.lengths,
         heads=heads,
         head_dim=head_dim,
         batch=batch,
         dtype=dtype,
         causal=causal,
         peers=peers,
+        device=device,
+        timeout=timeout,
     )
     with working("reading what is asked"):
         from subquad.experiments.bench import plan
@@ -165,7 +253,7 @@ def bench(
     end(records)
 
 
-@app.command()
+@app.command(epilog=examples("subquad check my_package:MyAttention", "subquad check performer"))
 def check(
     mechanism: Annotated[
         str | None,
@@ -206,7 +294,12 @@ def check(
     raise typer.Exit(FAILED if failed else 0)
 
 
-@app.command("pattern")
+@app.command(
+    "pattern",
+    epilog=examples(
+        "subquad pattern 'Local(8) | Global(2)'", "subquad pattern 'Strided(8)' --causal --svg a.svg"
+    ),
+)
 def draw_pattern(
     expression: Annotated[
         str, typer.Argument(metavar="EXPR", help="Such as 'Local(8) | Random(2, seed=1)'.")
@@ -236,7 +329,7 @@ def draw_pattern(
     show_pattern(drawing, svg, as_json=as_json)
 
 
-@app.command("list")
+@app.command("list", epilog=examples("subquad list", "subquad list --json"))
 def list_known(as_json: Json = False) -> None:
     """Mechanisms with their traits and options, and tasks."""
     from subquad.registry import catalog
@@ -257,7 +350,7 @@ def list_known(as_json: Json = False) -> None:
     console.print(terminal.tasks(tasks))
 
 
-@app.command("report")
+@app.command("report", epilog=examples("subquad report runs"))
 def write_report(
     out: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a comparison.")] = Path("runs"),
     as_json: Json = False,
@@ -273,6 +366,15 @@ def write_report(
         page = report.write(out)
     show_comparison(comparison, records, page, as_json=as_json)
     end(records)
+
+
+def whole_numbers(name: str, texts: Sequence[str]) -> tuple[int, ...]:
+    """Those of an option that is given several times, or once with commas. Raises `ValueError`."""
+    numbers = [text.strip() for listed in texts for text in listed.split(",")]
+    for number in numbers:
+        if not (number.isdecimal() and int(number)):
+            raise ValueError(f"{name} takes whole numbers of at least 1, not {number!r}")
+    return tuple(map(int, numbers))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 
 from subquad import tasks
 from subquad.experiments import bench
-from subquad.experiments.asked import CELL, Comparison
+from subquad.experiments.asked import CELL, MULTIPLES, Comparison
 from subquad.experiments.device import resolve
 from subquad.experiments.grid import Watch, execute
 from subquad.experiments.model import build
@@ -66,9 +66,10 @@ def plan(asked: Comparison) -> Plan:
         for floor, seeds in FLOORS.items()
         for seed in range(asked.seeds if seeds else 1)
     )
+    lengths = asked.lengths or tuple(question["length"] * times for times in MULTIPLES)
     benches = bench.cells(
         chosen,
-        lengths=asked.lengths,
+        lengths=sorted(lengths) if asked.bench else (),
         heads=asked.heads,
         head_dim=asked.dim // asked.heads,
         device=asked.device,
@@ -83,6 +84,7 @@ def plan(asked: Comparison) -> Plan:
         "higher_is_better": higher_is_better(data.metric),
         "summary": dict(data.summary),
         "rows": [row.to_json() for row in chosen],
+        "lengths": sorted({spec.length for spec in benches}),
         "threads": shared,
         "keys": {
             "floor": [spec.key for spec in floors],

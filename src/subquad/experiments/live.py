@@ -2,20 +2,29 @@
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
+from statistics import fmean
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from subquad.experiments.grid import Watch
-from subquad.experiments.spec import AnySpec, Fit
+from subquad.experiments.spec import AnySpec, Bench, Fit
 from subquad.records import Record
 
 EVERY = 15.0  # seconds between two lines of a run where there is no terminal
-FIRST_GUESS = {"fit": 90.0, "floor": 10.0, "bench": 8.0}  # seconds, until one of its kind is done
+CALLED = {"fit": "fit", "floor": "floor", "bench": "bench cell"}  # a run of each kind
+
+
+class Mark(NamedTuple):
+    """Where a run stood at a moment: from there on its steps are timed."""
+
+    moment: float
+    step: int
 
 
 class Live(Watch):
@@ -26,7 +35,9 @@ class Live(Watch):
         self.place = {spec.key: place for place, spec in enumerate(specs, 1)}
         self.left = {spec.key: spec for spec in specs}
         self.begun: dict[str, float] = {}
-        self.taken: dict[str, list[float]] = {}  # seconds of ended runs, by kind
+        self.timed: dict[str, Mark] = {}  # by key, from a fit's first step in this command on
+        self.projected: dict[str, float] = {}  # by key, the seconds of a whole fit by its steps so far
+        self.taken: dict[str, float] = {}  # by key, the seconds of ended runs
         self.bars: dict[str, TaskID] = {}
         self.before = 0  # runs found done, and not yet said so
         self.said = time.monotonic()  # when the latest line was printed
@@ -85,14 +96,16 @@ class Live(Watch):
             if progress["loss"] is not None:
                 facts += f", loss {progress['loss']:.4f}"
             self.progress.update(self.bars[spec.key], completed=progress["step"], facts=facts)
+            if progress["phase"] == "train":
+                self.project(spec, progress["step"], progress["steps"])
             self.refresh()
             if not self.console.is_terminal and time.monotonic() > self.said + EVERY:
-                self.say(spec, f"{facts}; about {spoken(self.remaining())} left of all")
+                self.say(spec, f"{facts}; {self.outlook()}")
 
     def ended(self, spec: AnySpec, record: Record) -> None:
         with self.lock:
             self.left.pop(spec.key, None)
-            self.taken.setdefault(spec.kind, []).append(record["seconds"])
+            self.taken[spec.key] = record["seconds"]
             self.progress.remove_task(self.bars.pop(spec.key))
             if record["status"] == "ok":
                 scores = ", ".join(f"{name} {value:.4f}" for name, value in found(record).items())
@@ -112,27 +125,50 @@ class Live(Watch):
         done = len(self.specs) - len(self.left)
         facts = f"{done} of {len(self.specs)} done"
         if self.left:
-            facts += f", about {spoken(self.remaining())} left"
+            facts += f", {self.outlook()}"
         self.progress.update(self.total, completed=done, facts=facts)
 
-    def remaining(self) -> float:
-        """Seconds still to come: runs under way by their steps, the others by those of their kind before."""
+    def project(self, spec: AnySpec, step: int, steps: int) -> None:
+        """What the whole fit takes, by the steps that were taken here; a resumed one begins in the middle."""
         now = time.monotonic()
-        total = 0.0
-        for key, spec in self.left.items():
-            expected = self.expected(spec.kind)
-            if key in self.begun:
-                elapsed = now - self.begun[key]
-                task = next((task for task in self.progress.tasks if task.id == self.bars.get(key)), None)
-                if task is not None and task.total and task.completed:
-                    expected = elapsed * task.total / task.completed
-                expected = max(0.0, expected - elapsed)
-            total += expected
-        return total / max(1, len(self.bars))
+        mark = self.timed.setdefault(spec.key, Mark(now, step))
+        if step > mark.step:
+            each = (now - mark.moment) / (step - mark.step)
+            self.projected[spec.key] = now - self.begun[spec.key] + each * (steps - step)
 
-    def expected(self, kind: str) -> float:
-        taken = self.taken.get(kind)
-        return sum(taken) / len(taken) if taken else FIRST_GUESS[kind]
+    def outlook(self) -> str:
+        """How long what is left will take, as far as runs of its kind have been timed."""
+        untimed: Counter[str] = Counter()
+        seconds = {"fit": 0.0, "floor": 0.0, "bench": 0.0}
+        for spec in self.left.values():
+            expected = self.expected(spec)
+            if expected is None:
+                untimed[spec.kind] += 1
+            else:
+                elapsed = time.monotonic() - self.begun.get(spec.key, time.monotonic())
+                seconds[spec.kind] += max(0.0, expected - elapsed)
+        total = seconds["floor"] + seconds["bench"] + seconds["fit"] / max(1, len(self.bars))
+        told = [f"about {spoken(total)} left"] if total or not untimed else []
+        told += [
+            f"{count} {CALLED[kind]}{'s' * (count > 1)} not timed yet" for kind, count in untimed.items()
+        ]
+        return " and ".join(told)
+
+    def expected(self, spec: AnySpec) -> float | None:
+        """The seconds of a run, from its own steps or from runs of its kind; None before any was timed."""
+        if spec.key in self.projected:
+            return self.projected[spec.key]
+        alike = [other for other in self.specs if other.kind == spec.kind]
+        known = {**self.projected, **self.taken}
+        times = [(other, known[other.key]) for other in alike if other.key in known]
+        return fmean(seconds * longer(spec, other) for other, seconds in times) if times else None
+
+
+def longer(spec: AnySpec, other: AnySpec) -> float:
+    """How many times as long a cell of the bench is as another; a shorter one takes as long."""
+    if isinstance(spec, Bench) and isinstance(other, Bench):
+        return max(1.0, spec.length / other.length)
+    return 1.0
 
 
 def found(record: Record) -> dict[str, float]:

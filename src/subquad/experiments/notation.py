@@ -1,4 +1,4 @@
-"""How a row is written, NAME:option=value,option=value, and read back.
+"""How rows are written, NAME:option=value,option=value, and read back; commas part several of them, too.
 
 A word or a number stands as it is: "performer:features=128". Any other value is quoted, as in
 'pattern:expr="Local(64) | Random(3, seed=1)"'; a quote inside is written twice. Quotes may be left
@@ -19,6 +19,33 @@ def written(attention: str, options: Mapping[str, Option]) -> str:
     """What users type for a mechanism with these options."""
     chosen = ",".join(f"{name}={_spelled(str(value))}" for name, value in options.items())
     return f"{attention}:{chosen}" if chosen else attention
+
+
+def several(text: str) -> list[str]:
+    """The rows of a list, NAME:option=value,option=value,NAME: what is no option begins the next one."""
+    rows: list[str] = []
+    for piece in _pieces(text):
+        if rows and (not piece or NAME.match(piece.partition(":")[0])):
+            rows[-1] += f",{piece}"
+        else:
+            rows.append(piece)
+    return rows
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """What stands between the commas outside quotes and parentheses."""
+    start, depth, quote = 0, 0, ""
+    for place, sign in enumerate(text):
+        if quote:
+            quote = "" if sign == quote else quote
+        elif sign in "\"'" and text[place - 1 : place] in {"=", sign}:  # twice: a quote within the quotes
+            quote = sign
+        elif sign == "," and depth == 0:
+            yield text[start:place]
+            start = place + 1
+        else:
+            depth += {"(": 1, ")": -1}.get(sign, 0)
+    yield text[start:]
 
 
 def read(text: str) -> tuple[str, list[tuple[str, str]]]:

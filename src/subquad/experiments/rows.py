@@ -11,7 +11,7 @@ from itertools import chain
 from math import inf
 from typing import Any, get_args
 
-from subquad.experiments.notation import Option, read
+from subquad.experiments.notation import Option, read, several
 from subquad.experiments.spec import Row
 from subquad.mechanism import Dims, Mechanism
 from subquad.registry import build, catalog, find, hint, options
@@ -29,13 +29,15 @@ SPOKEN: dict[type, str] = {
 def rows(texts: Sequence[str], dims: Dims, *, causal: bool = False) -> tuple[Row, ...]:
     """The rows that the texts name; `ValueError` for the first that cannot be built.
 
-    "all" names every known mechanism, at its defaults, that has the form asked for.
+    A text may name several, with commas between them. "all" names every known mechanism, at its defaults,
+    that has the form asked for.
     """
     if not texts:
         raise ValueError("no attention mechanism is named")
     every = [name for name, cls in catalog().items() if cls.traits.causal or not causal]
     found: list[Row] = []
-    for text in chain.from_iterable(every if text == ALL else [text] for text in texts):
+    asked = chain.from_iterable(map(several, texts))
+    for text in chain.from_iterable(every if text == ALL else [text] for text in asked):
         row = parse(text, dims, causal=causal)
         if row in found:
             raise ValueError(f"{text!r} is asked for twice")

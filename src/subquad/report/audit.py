@@ -22,6 +22,10 @@ ALIKE: dict[str, tuple[str, ...]] = {  # what fits must share, and the fields of
     "precision": ("precision",),
     "device, threads": ("device", "threads"),
 }
+REPEATED = (  # options of the command, as comparison.json names them
+    *("length", "seeds", "dim", "depth", "heads", "positions", "dropout"),
+    *("steps", "batch", "accumulate", "learning_rate", "weight_decay", "clip", "precision", "device"),
+)
 BY_CONSTRUCTION = {
     "data order": "of a seed the same for every mechanism",
     "initial weights": "outside the mechanism drawn from the seed and the weight's name, the same for all",
@@ -160,9 +164,13 @@ def command(comparison: Mapping[str, Any]) -> str:
         words += [comparison["task"], "--target", comparison["target"]]
     for row in comparison["rows"]:
         words += ["--attention", row["label"]]
-    for name in ("length", "steps", "seeds", "batch", "dim", "depth", "heads"):
+    for name in REPEATED:
         if name in comparison:
-            words += [f"--{name}", str(comparison[name])]
+            words += [f"--{name.replace('_', '-')}", str(comparison[name])]
+    if comparison.get("bench") is False:
+        words.append("--no-bench")
+    elif comparison.get("lengths"):
+        words += ["--lengths", ",".join(map(str, comparison["lengths"]))]
     return shlex.join(words)
 
 

@@ -105,7 +105,10 @@ def _lengths(title: str, curves: Sequence[Curve], quantity: str) -> Table:
 
 def mechanisms(known: Sequence[Mapping[str, Any]]) -> Table:
     """Traits, as `subquad list --json` has them."""
-    made = table("mechanisms", "name", "family", "forms", "state", "cost", "paper", left=6)
+    made = table("mechanisms", "name", "family", "forms", "state", "cost", "arXiv", left=6)
+    made.collapse_padding = True  # so that it fits into 80 columns
+    for column in made.columns:
+        column.no_wrap = True
     for found in known:
         forms = (
             "both"
@@ -115,8 +118,9 @@ def mechanisms(known: Sequence[Mapping[str, Any]]) -> Table:
             else "bidirectional"
         )
         state = found["state"] or units.ABSENT
+        paper = found["paper"].removeprefix("arXiv:")
         made.add_row(
-            *map(Text, (found["name"], found["family"], forms, state, f"n^{found['cost']:g}", found["paper"]))
+            *map(Text, (found["name"], found["family"], forms, state, f"n^{found['cost']:g}", paper))
         )
     return made
 
@@ -124,6 +128,7 @@ def mechanisms(known: Sequence[Mapping[str, Any]]) -> Table:
 def options(known: Sequence[Mapping[str, Any]]) -> Table:
     """What can be said of a mechanism behind its name, with the defaults."""
     made = table("options", "name", "as in NAME:option=value,…", left=2)
+    made.columns[0].no_wrap = True
     for found in known:
         if found["options"]:
             made.add_row(
