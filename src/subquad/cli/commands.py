@@ -13,6 +13,19 @@ import typer
 from rich.console import Console
 
 from subquad import __version__
+from subquad.cli.options import (
+    BENCH,
+    MODEL,
+    RUNS,
+    TRAINING,
+    Attention,
+    Json,
+    examples,
+    lengths_option,
+    number,
+    option,
+    whole_numbers,
+)
 from subquad.cli.output import described, print_json, show_bench, show_comparison, show_pattern
 from subquad.cli.progress import watching, working
 from subquad.experiments.asked import PRECISIONS, Benchmark, Comparison
@@ -32,35 +45,6 @@ app = typer.Typer(
 
 FAILED = 1
 COMPARISON, BENCHMARK = Comparison(), Benchmark()  # their defaults
-MODEL, TRAINING, BENCH, RUNS = "Model", "Training", "Bench", "Runs"  # panels of a help
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
-Attention = Annotated[
-    list[str],
-    typer.Option(
-        metavar="NAME[:option=value,…]",
-        help="Rows of the table, with commas between them or one at a time. 'all' takes every one.",
-    ),
-]
-
-
-def number(text: str, *, panel: str | None = None) -> Any:
-    return typer.Option(help=text, min=1, rich_help_panel=panel)
-
-
-def option(text: str, panel: str) -> Any:
-    return typer.Option(help=text, rich_help_panel=panel)
-
-
-def lengths_option(text: str, *names: str, panel: str | None = None) -> Any:
-    return typer.Option(
-        "--lengths", *names, metavar="N[,N,…]", help=text, show_default=False, rich_help_panel=panel
-    )
-
-
-def examples(*lines: str) -> str:
-    """The end of a command's help."""
-    return "\n\n".join(("Examples:", *lines))
 
 
 def show_version(asked: bool) -> bool:
@@ -366,15 +350,6 @@ def write_report(
         page = report.write(out)
     show_comparison(comparison, records, page, as_json=as_json)
     end(records)
-
-
-def whole_numbers(name: str, texts: Sequence[str]) -> tuple[int, ...]:
-    """Those of an option that is given several times, or once with commas. Raises `ValueError`."""
-    numbers = [text.strip() for listed in texts for text in listed.split(",")]
-    for number in numbers:
-        if not (number.isdecimal() and int(number)):
-            raise ValueError(f"{name} takes whole numbers of at least 1, not {number!r}")
-    return tuple(map(int, numbers))
 
 
 @contextmanager

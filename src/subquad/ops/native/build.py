@@ -10,6 +10,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -48,8 +49,8 @@ def library(name: str) -> Path:
     return HERE / f"kernels-{name}.so"
 
 
-def build(*, extra: tuple[str, ...] = ()) -> list[Path]:
-    """Compile the libraries, with `extra` flags. Raises `BuildError`."""
+def build(*, extra: tuple[str, ...] = (), tell: Callable[[str], None] = print) -> list[Path]:
+    """Compile the libraries, with `extra` flags, and `tell` how far it is. Raises `BuildError`."""
     if (sets := SETS.get(platform.machine())) is None:
         raise BuildError(f"no kernels for {platform.machine()}")
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
@@ -62,14 +63,19 @@ def build(*, extra: tuple[str, ...] = ()) -> list[Path]:
         flags = (*FLAGS, f"-DDIGEST={digest()}", *openmp, *extra)
         objects = {name: [f"{folder}/{name}-{source.stem}.o" for source in sources] for name in sets}
         made = {name: f"{folder}/{name}.so" for name in sets}
-        compiles = (
+        compiles = [
             [compiler, *flags, *sets[name], "-c", str(source), "-o", compiled]
             for name in sets
             for source, compiled in zip(sources, objects[name], strict=True)
-        )
+        ]
         links = ([compiler, "-shared", *flags, *objects[name], "-o", made[name]] for name in sets)
-        for commands in (compiles, links):
-            list(pool.map(run, commands))
+        tell(
+            f"compiling kernels for {', '.join(sets)} with {compiler}, {len(compiles)} files; about a minute"
+        )
+        for done, _ in enumerate(pool.map(run, compiles), 1):
+            if done % len(sources) == 0:
+                tell(f"{done} of {len(compiles)} files compiled")
+        list(pool.map(run, links))
         return [Path(shutil.move(made[name], library(name))) for name in sets]
 
 
