@@ -13,7 +13,7 @@ DIMS = Dims(heads=2, head_dim=4, max_len=64)
 CASES = [
     ("glu-1", {}),
     ("hedgehog", {}),
-    ("taylor", {"width": 3}),
+    ("taylor", {"width": 4}),
     ("cosformer", {}),
     ("spectral", {"features": 6}),
     ("performer", {"map": "trigonometric", "features": 6}),

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch.testing import assert_close
+from weights import weights
 
 from subquad import Dims
 from subquad.mechanisms.cosformer import CosFormer
@@ -23,11 +24,10 @@ def tokens(length, *, batch=2):
 
 def test_weights_fall_as_a_quarter_of_a_cosine():
     ones = torch.ones(1, 2, MAX_LEN, 4, dtype=torch.float64)
-    each = torch.eye(MAX_LEN, dtype=torch.float64).expand(1, 2, -1, -1)  # values that spell out the weights
-    weights = cosformer(causal=False)(ones, ones, each)
+    found = weights(cosformer(causal=False), ones, ones, width=4)
     distance = torch.arange(MAX_LEN, dtype=torch.float64)
     expected = (math.pi / 2 * (distance[:, None] - distance) / MAX_LEN).cos()
-    assert_close(weights, (expected / expected.sum(-1, keepdim=True)).expand_as(weights))
+    assert_close(found, (expected / expected.sum(-1, keepdim=True)).expand_as(found))
 
 
 def test_the_last_token_of_a_full_sequence_comes_out_as_without_causality():

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
+from weights import weights
 
 from subquad import Dims
 from subquad.features.directions import Projection, gaussian, orthogonal_gaussian
@@ -88,7 +89,7 @@ def test_hyperbolic_features_are_positive_ones_for_both_signs_of_the_directions(
 
 def test_a_negative_sum_of_trigonometric_weights_is_not_hidden():
     performer = made(map="trigonometric", features=2)
-    q, k, v = tokens(D, D, 1, scale=2)
+    q, k, v = tokens(D, D, D, scale=2)
     phi = performer.features
     weights = phi(q) @ phi(k).mT
     sums = weights.sum(-1, keepdim=True)
@@ -135,7 +136,7 @@ def test_no_epsilon_lifts_a_small_weight(causal):
     performer = made(causal=causal, features=16)
     q = torch.ones(1, 1, 2, D, dtype=torch.float64)
     k = torch.stack([10 * q[0, 0, 0], 0 * q[0, 0, 0]])[None, None]
-    v = torch.tensor([0.0, 1.0], dtype=torch.float64)[None, None, :, None]
+    v = torch.tensor([0.0, 1.0], dtype=torch.float64)[None, None, :, None].expand(-1, -1, -1, D)
     kernel = log_kernel(performer.features, q, k)[0, 0, -1]
     low = kernel.argmin()
     assert kernel.max() - kernel.min() > 40
@@ -148,9 +149,8 @@ def test_the_shift_is_the_largest_exponent_and_not_the_largest_norm():
     performer = Performer(ONE_HEAD, causal=False, features=16)
     k = torch.zeros(1, 1, 2, D)
     k[..., 0] = torch.tensor([100.0, 100.1])
-    v = torch.eye(2)[None, None]
-    out = performer(torch.zeros(1, 1, 3, D), k, v)
-    assert_close(out.sum(-1), torch.ones(1, 1, 3))
+    found = weights(performer, torch.zeros(1, 1, 3, D), k, width=D)
+    assert_close(found.sum(-1), torch.ones(1, 1, 3))
 
 
 def test_normalised_attention_sees_directions_and_no_norms():
@@ -195,7 +195,7 @@ def test_the_error_that_is_told_grows_with_norms_and_normalising_cures_it(kind):
 def test_the_error_that_is_told_is_that_of_the_attention_weights():
     performer = made(Dims(heads=3, head_dim=D), causal=False, features=16)
     q, k = tokens(D, D, length=12, heads=3)
-    estimated = performer.definition(q, k, torch.eye(12, dtype=q.dtype).expand(1, 3, 12, 12))
+    estimated = weights(performer.definition, q, k, width=D)
     exact = (q @ k.mT / D**0.5).softmax(-1)
     expected = [(estimated[0, h] - exact[0, h]).norm() / exact[0, h].norm() for h in range(3)]
     assert_close(performer.estimate_error(q, k), torch.stack(expected))

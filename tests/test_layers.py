@@ -12,7 +12,8 @@ PACKAGE = Path(subquad.__file__).parent
 CORE = {"torch", "jaxtyping"}
 HOME = {"Dims": "mechanism", "Mechanism": "mechanism", "Traits": "mechanism", "build": "registry"}
 MAY_IMPORT = {
-    "mechanism": set(),
+    "inputs": set(),
+    "mechanism": {"inputs"},
     "ops": {"mechanism"},
     "features": {"mechanism", "ops"},
     "patterns": {"mechanism", "ops"},

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
+from weights import weights
 
 from subquad import Dims
 from subquad.mechanisms.linformer import Linformer
@@ -23,11 +24,6 @@ def tokens(length=24, *, batch=2, dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
     shape = (batch, 2, length, 4)
     return [torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype) for _ in range(3)]
-
-
-def weights(mechanism, q, k):
-    """The matrix that the mechanism applies to values."""
-    return mechanism(q, k, torch.eye(k.shape[2]).to(k).expand(*k.shape[:3], -1))
 
 
 VARIANTS = [
@@ -107,7 +103,7 @@ def test_only_inputs_and_outputs_are_rounded_to_half_precision(cls, dtype):
 def test_weights_have_the_rank_that_was_asked_for(cls):
     q, k, _ = tokens()
     options = {"landmarks": 6, "kernel": 0} if cls is Nystromformer else {"rank": 6}
-    values = torch.linalg.svdvals(weights(cls(DIMS, causal=False, **options).double(), q, k))
+    values = torch.linalg.svdvals(weights(cls(DIMS, causal=False, **options).double(), q, k, width=4))
     assert (values[..., 5] > 1e-9).all()
     assert (values[..., 6:] < 1e-9).all()
 
@@ -223,13 +219,14 @@ def test_poolingformer_refuses_options_without_a_meaning(options, message):
 def test_no_matrix_of_its_rank_is_nearer_to_softmax_attention_than_svds():
     q, k, _ = tokens()
     A = (q @ k.mT / 2).softmax(-1)
-    error = (weights(SvdAttention(DIMS, causal=False, rank=6).double(), q, k) - A).flatten(2).norm(dim=-1)
+    svd = SvdAttention(DIMS, causal=False, rank=6).double()
+    error = (weights(svd, q, k, width=4) - A).flatten(2).norm(dim=-1)
     assert_close(error, torch.linalg.svdvals(A)[..., 6:].norm(dim=-1))
     for other in (
         Nystromformer(DIMS, causal=False, landmarks=6, kernel=0),
         Linformer(DIMS, causal=False, rank=6),
     ):
-        assert (error < (weights(other.double(), q, k) - A).flatten(2).norm(dim=-1)).all()
+        assert (error < (weights(other.double(), q, k, width=4) - A).flatten(2).norm(dim=-1)).all()
 
 
 def test_svd_has_gradients_where_singular_values_coincide():

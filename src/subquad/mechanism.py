@@ -7,14 +7,17 @@ Shapes are written with the same letters in every file:
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import wraps
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+
+from subquad.inputs import require_inputs
 
 Queries = Float[Tensor, "b h t d"]
 Keys = Float[Tensor, "b h s d"]
@@ -81,9 +84,18 @@ class Mechanism(nn.Module, ABC):
 
     Inputs are float16, bfloat16, float32 or float64; the output has their dtype, and sums are kept
     in float32 at least.
+
+    Whatever does not fit `dims`, `projections` and the traits is a `ValueError` in each form that a
+    subclass defines, before its own code runs.
     """
 
     traits: ClassVar[Traits]
+
+    def __init_subclass__(cls, **given: Any) -> None:
+        super().__init_subclass__(**given)
+        for name in ("definition", "forward", "step"):
+            if name in vars(cls):
+                setattr(cls, name, checked(vars(cls)[name]))
 
     def __init__(self, dims: Dims, *, causal: bool) -> None:
         """Raise `ValueError` where the traits rule out the form that `causal` asks for."""
@@ -129,16 +141,25 @@ class Mechanism(nn.Module, ABC):
     def tie(self, first: "Mechanism") -> None:
         """Share with the network's `first` layer the weights that all its layers have in common, if any."""
 
-    def require_equal_lengths(self, q: Queries, k: Keys) -> None:
-        """Raise `ValueError` where queries and keys differ in number and this form cannot cross-attend."""
-        if q.shape[2] != k.shape[2] and (self.causal or not self.traits.cross):
-            form = "causal form" if self.causal else "mechanism"
-            raise ValueError(
-                f"{self.traits.name!r} got {q.shape[2]} queries and {k.shape[2]} keys: this {form} attends "
-                "within one sequence; use a mechanism with the trait `cross`, built with causal=False"
-            )
-
     def _why_no_stream(self) -> str:
         if self.traits.state is None:
             return "cannot stream: it has no state; use `forward`"
         return "streams in its causal form only; build it with causal=True"
+
+
+def checked(form: Callable[..., Any]) -> Callable[..., Any]:
+    """The form of a mechanism, for inputs that fit and no others."""
+
+    @wraps(form)
+    def fitting(self: Mechanism, *inputs: Any, **named: Any) -> Any:
+        require_inputs(
+            self.traits.name,
+            inputs,
+            named,
+            widths=self.projections(),
+            heads=self.dims.heads,
+            cross=self.traits.cross and not self.causal,
+        )
+        return form(self, *inputs, **named)
+
+    return fitting

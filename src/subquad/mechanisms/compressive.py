@@ -163,7 +163,6 @@ class CompressiveAttention(Mechanism):
     def step(
         self, q: Queries, k: Queries, v: Queries, *, valid: Valid | None = None, state: Memory | None = None
     ) -> tuple[Mixed, Memory]:
-        self.require_equal_lengths(q, k)
         l, m, g, c, dtype = self.segment, self.memory, self.compressed, self.rate, q.dtype
         with no_autocast(q):
             q, k, v = wide(*hide(valid, q, k, v))

@@ -71,7 +71,6 @@ class CosFormer(Mechanism):
 
     def definition(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
         """Row by row, without its padding."""
-        self.require_equal_lengths(q, k)
         out = torch.zeros_like(v)
         for row in range(len(q)):
             real = slice(None) if valid is None else valid[row]
@@ -88,7 +87,6 @@ class CosFormer(Mechanism):
     def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
         if self.causal:
             return self.step(q, k, v, valid=valid)[0]
-        self.require_equal_lengths(q, k)
         with no_autocast(q):
             q, k, v = hide(valid, q, k, v)
             M = counted(valid, like=q).clamp(min=1)
@@ -104,7 +102,6 @@ class CosFormer(Mechanism):
     ) -> tuple[Mixed, State]:
         if not self.causal:
             return super().step(q, k, v, valid=valid, state=state)
-        self.require_equal_lengths(q, k)
         self._require_room(q, valid, state)
         with no_autocast(q):
             out, state = scan(self._chunk, q, k, v, valid=valid, state=state, chunk=CHUNK)

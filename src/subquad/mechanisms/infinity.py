@@ -215,9 +215,7 @@ class InfinityAttention(Mechanism):
         self, *inputs: Queries, valid: Valid | None, state: Memory | None, keep: bool
     ) -> tuple[Mixed, Memory]:
         """What the chunk's tokens get, and what is remembered after it; to `keep` it takes a last write."""
-        q, k, *_ = inputs
-        self.require_equal_lengths(q, k)
-        with no_autocast(q):
+        with no_autocast(inputs[0]):
             q, *rest = wide(*hide(valid, *inputs))
             memory = self._empty(q) if state is None else state
             filled = None if state is None else state.filled

@@ -31,7 +31,6 @@ from subquad.mechanism import Dims, Keys, Mechanism, Mixed, Queries, Traits, Val
 from subquad.ops.generators import seeded
 from subquad.ops.packing import Packing, take
 from subquad.ops.precision import no_autocast, wide
-from subquad.ops.shapes import require_together
 
 
 class Informer(Mechanism):
@@ -95,8 +94,6 @@ class Informer(Mechanism):
         return out
 
     def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
-        self.require_equal_lengths(q, k)
-        require_together(q, k, v)
         with no_autocast(q):
             packing = Packing.of(valid, like=k)
             Q, K, V = wide(*(packing.pack(x) for x in (q, k, v)))

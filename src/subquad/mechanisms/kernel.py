@@ -70,7 +70,6 @@ class KernelAttention(Mechanism):
         return divide(weights @ v, weights.sum(-1, keepdim=True))
 
     def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
-        self.require_equal_lengths(q, k)
         if self.causal and (self.features.signed or (streams(q, k, v) and not self.features.fused)):
             return self.step(q, k, v, valid=valid)[0]
         with no_autocast(q):
@@ -94,7 +93,6 @@ class KernelAttention(Mechanism):
     ) -> tuple[Mixed, State]:
         if not self.causal:
             return super().step(q, k, v, valid=valid, state=state)
-        self.require_equal_lengths(q, k)
         with no_autocast(q):
             if q.shape[2] <= BLOCK or self.features.fused:
                 out, state = self._block(q, k, v, valid=valid, state=state)

@@ -27,7 +27,6 @@ from subquad.mechanisms.sparse import SparseAttention
 from subquad.ops.packing import Packing, take
 from subquad.ops.precision import no_autocast, wide
 from subquad.ops.scan import scan
-from subquad.ops.shapes import require_together
 from subquad.patterns import Dilated, Local
 
 SMALLEST_CHUNK = 64  # tokens of a stream taken at once, even where the window is narrower
@@ -83,8 +82,6 @@ class LocalAttention(SparseAttention):
     ) -> tuple[Mixed, Window]:
         if not self.causal:
             return Mechanism.step(self, q, k, v, valid=valid, state=state)  # which refuses
-        self.require_equal_lengths(q, k)
-        require_together(q, k, v)
         with no_autocast(q):
             return scan(self._chunk, q, k, v, valid=valid, state=state, chunk=max(self.span, SMALLEST_CHUNK))
 

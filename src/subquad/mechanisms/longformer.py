@@ -19,7 +19,6 @@ from torch.nn import functional as F
 from subquad.mechanism import Dims, Keys, Mechanism, Mixed, Queries, Traits, Valid, Values
 from subquad.ops.packing import Packing
 from subquad.ops.precision import no_autocast, wide
-from subquad.ops.shapes import require_together
 from subquad.patterns import Columns, Local, attend
 
 
@@ -96,8 +95,6 @@ class LongformerAttention(Mechanism):
         *,
         valid: Valid | None = None,
     ) -> Mixed:
-        self.require_equal_lengths(q, k)
-        require_together(q, k, v, q_global, k_global, v_global)
         packing = Packing.of(valid, like=k)
         with no_autocast(q):
             packed = [packing.pack(x) for x in wide(q, k, v, q_global, k_global, v_global)]

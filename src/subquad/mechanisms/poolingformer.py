@@ -132,7 +132,6 @@ class Poolingformer(Mechanism):
         return torch.einsum("hw,hwd->hd", logits[:, : window.shape[1]].softmax(-1), window)
 
     def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
-        self.require_equal_lengths(q, k)
         with no_autocast(q):
             packing = Packing.of(valid, like=k)
             tokens = wide(*hide(valid, q, k, v))

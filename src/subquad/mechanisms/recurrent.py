@@ -20,7 +20,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from subquad.mechanism import Dims, Mechanism, Mixed, State, Valid
-from subquad.ops.padding import require_mask
 from subquad.ops.precision import no_autocast, wide
 from subquad.ops.rows import Around, Gates
 
@@ -59,11 +58,7 @@ class RecurrentAttention(Mechanism):
         return out
 
     def _run(self, *inputs: Inputs, valid: Valid | None, state: State | None) -> tuple[Mixed, State]:
-        q, k, *_ = inputs
-        self.require_equal_lengths(q, k)
-        if valid is not None:
-            require_mask(valid, k)
-        with no_autocast(q):
+        with no_autocast(inputs[0]):
             return self._advance(*inputs, valid=valid, state=state)
 
     def _around(self, gate: Gates | None = None, **before: Any) -> Around:

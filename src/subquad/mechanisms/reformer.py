@@ -133,7 +133,6 @@ class Reformer(Mechanism):
         return near if self.strays else near & (bucket[:, :, None] == bucket[:, None])
 
     def forward(self, q: Queries, v: Values, *, valid: Valid | None = None) -> Mixed:
-        self.require_equal_lengths(q, v)
         with no_autocast(q):
             wide_q, wide_v = wide(*hide(valid, q, q, v)[1:])
             real = torch.ones_like(q[:, 0, :, 0], dtype=torch.bool) if valid is None else valid

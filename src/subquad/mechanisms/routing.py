@@ -180,7 +180,6 @@ class RoutingAttention(Mechanism):
         return torch.stack(out) if out else v
 
     def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
-        self.require_equal_lengths(q, k)
         with no_autocast(q):
             inputs, real = self._route(q, k, v, valid)
             if self.causal:
@@ -192,7 +191,6 @@ class RoutingAttention(Mechanism):
     ) -> tuple[Mixed, Clusters]:
         if not self.causal:
             return super().step(q, k, v, valid=valid, state=state)
-        self.require_equal_lengths(q, k)
         with no_autocast(q):
             inputs, real = self._route(q, k, v, valid)
             before = self._empty(*inputs[1:3]) if state is None else state

@@ -58,7 +58,6 @@ class SoftmaxAttention(Mechanism):
         return scores.masked_fill(~seen, lowest).softmax(-1).masked_fill(~seen, 0) @ v
 
     def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
-        self.require_equal_lengths(q, k)
         q, k, v = hide(valid, q, k, v)
         if valid is None:
             return F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
@@ -72,7 +71,6 @@ class SoftmaxAttention(Mechanism):
     ) -> tuple[Mixed, Cache]:
         if not self.causal:
             return super().step(q, k, v, valid=valid, state=state)
-        self.require_equal_lengths(q, k)
         q, k, v = hide(valid, q, k, v)
         if valid is None:
             valid = torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device)

@@ -24,7 +24,6 @@ from torch import Tensor
 from subquad.mechanism import Dims, Keys, Mechanism, Mixed, Queries, Valid, Values
 from subquad.ops.packing import Packing, take
 from subquad.ops.precision import no_autocast, wide
-from subquad.ops.shapes import require_together
 from subquad.patterns import CAUSAL, Pattern, attend, attend_rows
 from subquad.patterns.flex import flex_attend, suits_flex
 
@@ -67,7 +66,6 @@ class SparseAttention(Mechanism):
         return out
 
     def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
-        self.require_equal_lengths(q, k)
         if valid is None and suits_flex(q):
             return flex_attend(self.pattern, q, k, v)
         packing = Packing.of(valid, like=k)
@@ -81,8 +79,6 @@ class SparseAttention(Mechanism):
     ) -> tuple[Mixed, Cache]:
         if not self.causal:
             return super().step(q, k, v, valid=valid, state=state)
-        self.require_equal_lengths(q, k)
-        require_together(q, k, v)
         packing = Packing.of(valid, like=k)
         cache = extend(state, packing, k, v)
         i = (cache.count - packing.count)[:, None] + torch.arange(q.shape[2], device=q.device)

@@ -68,7 +68,6 @@ class SvdAttention(Mechanism):
         return out
 
     def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
-        self.require_equal_lengths(q, k)
         with no_autocast(q):
             wide_q, wide_k, wide_v = wide(*hide(valid, q, k, v))
             A = self._weights(wide_q, wide_k, valid=valid)

@@ -108,7 +108,6 @@ class TransformerXL(Mechanism):
     def step(
         self, q: Queries, k: Queries, v: Queries, *, valid: Valid | None = None, state: Memory | None = None
     ) -> tuple[Mixed, Memory]:
-        self.require_equal_lengths(q, k)
         l, m, dtype = self.segment, self.memory, q.dtype
         with no_autocast(q):
             q, k, v = wide(*hide(valid, q, k, v))

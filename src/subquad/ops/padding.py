@@ -4,8 +4,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from subquad.ops.shapes import require_together
-
 
 def hide(
     valid: Tensor | None,
@@ -16,12 +14,9 @@ def hide(
 
     Masking weights afterwards would not do: 0 * NaN is NaN, in the product and in its gradient. A query
     is only touched where it is not finite, for in cross-attention `valid` says nothing about queries.
-    Raises `ValueError` for a mask of another shape or type, and for inputs that do not go together.
     """
-    require_together(q, *keyed)
     if valid is None:
         return q, *keyed
-    require_mask(valid, keyed[0])
     padding = ~valid[:, None, :, None]
     if q.shape[2] == valid.shape[1]:
         q = q.masked_fill(padding & ~q.isfinite().all(-1, keepdim=True), 0)
