@@ -201,6 +201,12 @@ def test_the_error_that_is_told_is_that_of_the_attention_weights():
     assert_close(performer.estimate_error(q, k), torch.stack(expected))
 
 
+def test_the_error_of_other_heads_is_not_told():
+    q, k = tokens(D, D, length=12, heads=3)
+    with pytest.raises(ValueError, match="'performer' got q of shape"):
+        made(Dims(heads=2, head_dim=D), causal=False, features=16).estimate_error(q, k)
+
+
 def test_the_error_that_is_told_does_not_see_padding():
     performer = made(causal=True, features=16)
     q, k = tokens(D, D, length=12)

@@ -34,6 +34,7 @@ from subquad.features.directions import LENGTHS, Projection, scaled
 from subquad.features.favor import Favor, Hyperbolic, Trigonometric
 from subquad.features.feature_map import FeatureMap
 from subquad.features.generalised import FUNCTIONS, Generalised, GeneralisedExponential
+from subquad.inputs import require_inputs
 from subquad.mechanism import Dims, Keys, Queries, Valid
 from subquad.mechanisms.kernel import KERNEL, KernelAttention
 from subquad.ops.generators import seeded
@@ -135,13 +136,17 @@ class Performer(KernelAttention):
         estimate says no more about softmax than zeros would. Both are taken over `at_most` queries and
         `at_most` keys, evenly spaced, of which every query sees every real one, also where the mechanism is
         causal; so the cost does not grow with length. With `normalise` the softmax is that of the cosines.
-        Raises `ValueError` for a `map` that estimates no softmax.
+        Raises `ValueError` for a `map` that estimates no softmax, and for inputs that do not fit.
         """
         if self.map not in ESTIMATES:
             raise ValueError(
                 f"'performer': map={self.map!r} is a kernel of its own and estimates no softmax attention; "
                 f"those that do are {', '.join(ESTIMATES)}"
             )
+        widths = dict.fromkeys("qk", self.dims.head_dim)
+        require_inputs(
+            "performer", (q, k), {"valid": valid}, widths=widths, heads=self.dims.heads, cross=True
+        )
         with no_autocast(q):
             q, k = wide(*hide(valid, q, k))
             real = k.new_ones(k.shape[0], k.shape[2], dtype=torch.bool) if valid is None else valid
