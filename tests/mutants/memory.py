@@ -76,6 +76,22 @@ MUTANTS = [
         "-torch.inf).triu(BLOCK)",
     ),
     Mutant(
+        "infinity",
+        "every_weight_takes_part",
+        "weights of a memory that holds nothing are left out of the graph",
+        INFINITY,
+        "unused(*lines, self.W_o, *long.parameters())",
+        "unused(*lines)",
+    ),
+    Mutant(
+        "transformer-xl",
+        "gradients_when_checkpointed",
+        "what was saved is unpacked twice",
+        RELATIVE,
+        "given = saved[1 : 1 + GRADIENTS]",
+        "given = ctx.saved_tensors[1 : 1 + GRADIENTS]",
+    ),
+    Mutant(
         "transformer-xl",
         "matches_definition",
         "the oldest token of the memory is not seen",

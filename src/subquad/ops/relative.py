@@ -61,7 +61,7 @@ def relative_attention(
     Of each segment's queries `count` are there, from place `first` of it on; the last may lack some. Of the
     slots before it, `held` hold something.
     """
-    return call(forward, q, *weights, *lines, first, count, held, list(layout)) if q.shape[2] else q
+    return call(forward, q, *weights, *lines, first, count, held, list(layout))
 
 
 INPUTS = (
@@ -250,8 +250,9 @@ def remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    found = call(backward, grad, *ctx.saved_tensors, ctx.layout)
-    given = ctx.saved_tensors[1 : 1 + GRADIENTS]
+    saved = ctx.saved_tensors  # once: under checkpointing each look unpacks, and a second one fails
+    found = call(backward, grad, *saved, ctx.layout)
+    given = saved[1 : 1 + GRADIENTS]
     return *(None if x is None else dx for x, dx in zip(given, found, strict=True)), *(None,) * 4
 
 

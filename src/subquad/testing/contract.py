@@ -19,6 +19,7 @@ def contract(cls: type[Mechanism]) -> Iterator[Check]:
     yield meaning.check_shapes_and_dtypes
     yield meaning.check_matches_definition
     yield meaning.check_gradients_reach_everything
+    yield meaning.check_every_weight_takes_part
     yield meaning.check_batch_mates_do_not_matter
     yield padding.check_padding_is_invisible
     yield padding.check_a_row_of_padding_gives_zeros
@@ -37,6 +38,7 @@ def contract(cls: type[Mechanism]) -> Iterator[Check]:
         yield meaning.check_limit_is_softmax
     yield numerics.check_deterministic
     yield numerics.check_state_dict_round_trip
+    yield numerics.check_gradients_when_checkpointed
     yield numerics.check_penalty
     yield numerics.check_half_precision
     yield cost.check_work

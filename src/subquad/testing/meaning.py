@@ -51,6 +51,23 @@ def check_gradients_reach_everything(cls: type[Mechanism]) -> None:
             assert gradient.any(), f"the gradient of {name} is zero"
 
 
+def check_every_weight_takes_part(cls: type[Mechanism]) -> None:
+    """However little there is to attend to, every parameter has a gradient, zero or not, but finite.
+
+    Data-parallel training waits for all of them, and stops where one never comes.
+    """
+    for mechanism in each_form(cls):
+        for length in (0, 1, LENGTH):
+            inputs = random_inputs(mechanism, length=length, requires_grad=True)
+            for valid in (None, torch.zeros(2, length, dtype=torch.bool)):
+                out = mechanism(**inputs, valid=valid)
+                for name, parameter in mechanism.named_parameters():
+                    told = f"{length} tokens{'' if valid is None else ' of padding'}: the gradient of {name} "
+                    (found,) = torch.autograd.grad(out.sum(), parameter, retain_graph=True, allow_unused=True)
+                    assert found is not None, told + "never comes"
+                    assert found.isfinite().all(), told + "is not finite"
+
+
 def check_batch_mates_do_not_matter(cls: type[Mechanism]) -> None:
     """An example comes out the same alone, and beside one that is eight times as large."""
     for mechanism in each_form(cls):

@@ -5,6 +5,7 @@ import shutil
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from subquad.mechanism import Mechanism
 from subquad.testing.cases import (
@@ -41,6 +42,18 @@ def check_state_dict_round_trip(cls: type[Mechanism]) -> None:
         other.load_state_dict(mechanism.state_dict())
         inputs = random_inputs(mechanism)
         assert_close(other(**inputs), mechanism(**inputs), rtol=0, atol=0)
+
+
+def check_gradients_when_checkpointed(cls: type[Mechanism]) -> None:
+    """Gradients are the same where what they need is made again for them, or is needed a second time."""
+    for mechanism in each_form(cls):
+        inputs = random_inputs(mechanism, requires_grad=True)
+        wanted = leaves(mechanism, inputs)
+        out = mechanism(**inputs)
+        expected = gradients(out, wanted)
+        again = checkpoint(lambda m=mechanism, x=inputs: m(**x), use_reentrant=False)
+        for told, found in (("asked for twice", out), ("checkpointed", again)):
+            assert_close(gradients(found, wanted), expected, msg=f"{told}: ".__add__)
 
 
 def check_penalty(cls: type[Mechanism]) -> None:
