@@ -17,6 +17,7 @@ def contract(cls: type[Mechanism]) -> Iterator[Check]:
     yield refusals.check_refuses_inputs_that_do_not_go_together
     yield meaning.check_shapes_and_dtypes
     yield meaning.check_matches_definition
+    yield meaning.check_ties_match_definition
     yield meaning.check_gradients_reach_everything
     yield meaning.check_batch_mates_do_not_matter
     yield padding.check_padding_is_invisible
