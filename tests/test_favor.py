@@ -35,6 +35,8 @@ VARIANTS = {
     "hyperbolic": variant(map="hyperbolic", limit=16384),
     "trigonometric": variant(map="trigonometric", limit=16384),
     **{name: variant(map=name) for name in ("relu", "gelu", "exp")},
+    "relu of Long Range Arena": variant(map="relu", projection=False, scale=False),
+    "exp without projection": variant(map="exp", projection=False),
     "normalised": variant(normalise=True),
     "normalised trigonometric": variant(map="trigonometric", normalise=True),
     "independent, of fixed lengths": variant(orthogonal=False, lengths="fixed"),
@@ -277,6 +279,15 @@ def test_features_is_how_many_features_there_are(kind):
     assert performer.features(x).shape[-1] == 10
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_relu_of_long_range_arena_weighs_by_relu_of_queries_and_keys_themselves(causal):
+    q, k, v = tokens(D, D, D)
+    weights = (q.clamp(min=0) + 1e-3) @ (k.clamp(min=0) + 1e-3).mT
+    weights = weights.tril() if causal else weights
+    found = made(causal=causal, map="relu", projection=False, scale=False)(q, k, v)
+    assert_close(found, weights @ v / weights.sum(-1, keepdim=True))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -291,6 +302,14 @@ def test_features_is_how_many_features_there_are(kind):
         ),
         ({"features": 0}, "features must be at least 1, not 0"),
         ({"epsilon": 0.0}, "epsilon must be a positive number, not 0.0"),
+        (
+            {"map": "trigonometric", "scale": False},
+            "map='trigonometric' estimates softmax attention, which takes projection=True and scale=True; "
+            "the others are exp, relu, abs, elu, gelu, sigmoid",
+        ),
+        ({"projection": False}, "map='positive' estimates softmax attention, which takes projection=True"),
+        ({"map": "relu", "scale": False, "normalise": True}, "normalise=True is a scale by itself"),
+        ({"map": "relu", "projection": False, "redraw_every": 1}, "projection=False leaves nothing to draw"),
         ({"redraw_every": -1}, "redraw_every must be a number of steps, 0 for never, not -1"),
     ],
 )

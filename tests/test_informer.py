@@ -42,6 +42,18 @@ def test_any_length_means_what_the_definition_says(causal, length):
     assert_close(mechanism(*inputs(length)), mechanism.definition(*inputs(length)))
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_of_equal_queries_the_first_attend_and_no_more_than_one_asks_for(causal):
+    q, k, v = inputs(40)
+    q = q[:, :, :1].expand(q.shape).round()
+    exact = F.scaled_dot_product_attention(q, k.round(), v, is_causal=causal)
+    mechanism = informer(causal=causal, factor=2)
+    for form in (mechanism, mechanism.definition):
+        attend = (form(q, k.round(), v) - exact).abs().amax(-1) < 1e-9
+        assert attend[:, :, :8].all()  # 2 ceil(ln 40)
+        assert not attend[:, :, 8:].any()
+
+
 def test_a_running_mean_does_not_grow_with_the_position_as_a_sum_would():
     q, k, v = inputs(200)
     out = informer(causal=True, factor=1)(0 * q, k, torch.ones_like(v))

@@ -9,7 +9,6 @@ from torch.testing import assert_close
 
 from subquad.measure.memory import peak_bytes
 from subquad.mechanism import Dims
-from subquad.mechanisms import recurrent
 from subquad.mechanisms.delta import DeltaAttention
 from subquad.mechanisms.gated_delta import GatedDeltaAttention
 from subquad.mechanisms.gated_linear import GatedLinearAttention
@@ -46,8 +45,8 @@ def delta(q, k, v, beta, log_decay, *, state=None):
     return delta_product(q, k, v, beta, log_decay, state=state)
 
 
-def normed(o):
-    return o / (o.square().mean(-1, keepdim=True) + recurrent.EPSILON).sqrt()
+def normed(o, epsilon=1e-5):
+    return o / (o.square().mean(-1, keepdim=True) + epsilon).sqrt()
 
 
 # chunks
@@ -108,7 +107,7 @@ def test_where_nothing_fades_gated_delta_is_delta():
     inputs = sequence(gated, 40)
     inputs["alpha"] = torch.full_like(inputs["alpha"], SHUT)  # softplus of it is 0, and exp(-A 0) is 1
     q, k, v, beta = (inputs[name] for name in ("q", "k", "v", "beta"))
-    assert_close(gated(**inputs), F.silu(inputs["gate"]) * plain(q, k, F.silu(v), beta))
+    assert_close(gated(**inputs), F.silu(inputs["gate"]) * plain(q, k, v, beta))
 
 
 @pytest.mark.parametrize(
@@ -142,6 +141,46 @@ def test_retention_sees_differences_of_positions_only():
         assert_close(late, mechanism(**inputs))
 
 
+def retnet(q, k, v, gate):
+    """The paper's parallel form with normalised scores, and the theta and the norm of the authors' code."""
+    n, d = q.shape[2:]
+    theta = 10_000 ** -torch.linspace(0, 1, d // 2).double()
+    turn = torch.polar(torch.ones(n, 1).double(), torch.arange(n)[:, None] * theta)
+    q, k = (torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) * turn for x in (q, k))
+    gamma = 1 - 2.0 ** -(5 + torch.arange(2).double())[:, None, None]
+    D = (gamma ** (torch.arange(n)[:, None] - torch.arange(n)).clamp(min=0)).tril()
+    R = (q @ k.mH).real / d**0.5 * D / D.sum(-1, keepdim=True).sqrt()
+    return F.silu(gate) * normed(R / R.sum(-1, keepdim=True).abs().clamp(min=1) @ v, 1e-6)
+
+
+def beside_retnet(size):
+    """How far retention is from it, relatively, with inputs of one size and channels in our order."""
+    mechanism = make(Retention)
+    inputs = {name: size * x for name, x in sequence(mechanism, 40).items()}
+    expected = retnet(**inputs)
+    for name in ("q", "k"):
+        inputs[name] = inputs[name].unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
+    return ((mechanism(**inputs) - expected).norm() / expected.norm()).item()
+
+
+def test_retention_is_that_of_the_authors_where_outputs_are_large_before_the_norm():
+    assert beside_retnet(size=10) < 1e-6
+
+
+def test_the_norm_does_not_undo_what_normalises_scores_where_outputs_are_small():
+    assert beside_retnet(size=0.1) > 0.05
+
+
+def test_retention_learns_a_scale_in_the_form_of_flash_linear_attention_only():
+    learnt = {form: [*dict(make(Retention, form=form).named_parameters())] for form in ("torchscale", "fla")}
+    assert learnt == {"torchscale": [], "fla": ["scale"]}
+
+
+def test_retention_names_its_forms():
+    with pytest.raises(ValueError, match="'retention': form must be one of torchscale, fla, not 'xpos'"):
+        Retention(DIMS, causal=True, form="xpos")
+
+
 def test_retention_names_the_remedy_for_an_odd_head():
     with pytest.raises(ValueError, match="'retention' turns pairs of channels: head_dim must be even, not 3"):
         Retention(Dims(heads=2, head_dim=3), causal=True)
@@ -170,6 +209,12 @@ def test_a_key_recalls_its_last_value_where_linear_attention_recalls_the_sum():
     assert_close(overwritten, v)
     added, _ = decayed(k, torch.where(torch.arange(5)[:, None] % 2 == 0, k, 0), v, none)
     assert_close(added[:, :, 4], v[:, :, [0, 2, 4]].sum(2))
+
+
+def test_delta_writes_the_swish_of_values_or_values_as_they_come():
+    swish, plain = make(DeltaAttention), make(DeltaAttention, swish_values=False)
+    inputs = sequence(plain, 40)
+    assert_close(swish(**inputs), plain(**{**inputs, "v": F.silu(inputs["v"])}))
 
 
 def test_a_rate_of_zero_writes_nothing():

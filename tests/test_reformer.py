@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from subquad import Dims
+from subquad import Dims, MultiheadAttention
 from subquad.mechanisms.reformer import Reformer, hash_sizes
 
 HEADS, HEAD_DIM = 2, 4
@@ -26,7 +26,7 @@ def inputs(length, *, seed=1, batch=2):
 
 def shared(q, v, *, causal):
     """Attention of each token to all others, with queries for keys; the first sees itself."""
-    scores = q @ F.normalize(q, dim=-1).mT / q.shape[-1] ** 0.5
+    scores = q @ F.normalize(q, dim=-1).mT
     scores = scores.masked_fill(torch.eye(q.shape[2], dtype=torch.bool), -1e5)
     if causal:
         scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -torch.inf)
@@ -118,6 +118,20 @@ def test_hashes_multiply_to_no_fewer_buckets_than_chunks_and_few_more():
     for chunks in (1, 2, 3, 64, 65, 66, 1000, 4097, 300_000):
         found = math.prod(hash_sizes(3 * chunks, 3))
         assert chunks <= found <= max(chunks + 1, 1.15 * chunks), f"{found} buckets for {chunks} chunks"
+
+
+def test_at_the_start_a_row_is_no_mean_of_its_keys():
+    torch.manual_seed(0)
+    layer, given = MultiheadAttention(128, 2, "reformer"), {}
+    layer.mechanism.register_forward_pre_hook(
+        lambda mechanism, args, named: given.update(named), with_kwargs=True
+    )
+    x = torch.randn(4, 64, 128)
+    layer(x, x, x)
+    one_hot = torch.eye(64).expand(4, 2, 64, 64)  # one chunk, so that a token sees all 63 others
+    weights = layer.mechanism(given["q"], one_hot)
+    seen = torch.special.entr(weights).sum(-1).exp().mean()
+    assert 40 < seen < 52  # scores over sqrt(d) leave 62.7
 
 
 def test_calls_repeat_in_training_and_redraw_changes_them():

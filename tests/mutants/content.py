@@ -6,6 +6,8 @@ CHUNKS = "ops/bucket_chunks.py"
 REFORMER = "mechanisms/reformer.py"
 ROUTING = "mechanisms/routing.py"
 INFORMER = "mechanisms/informer.py"
+HASHING = "ops/hashing.py"
+NEAREST = "ops/nearest.py"
 
 MUTANTS = [
     Mutant(
@@ -65,6 +67,22 @@ MUTANTS = [
         "[torch.randn_like(self.R)[level, :, :, :half].to(x.dtype)",
     ),
     Mutant(
+        "reformer",
+        "ties_match_definition",
+        "zeros fall into another bucket",
+        HASHING,
+        "column[..., None])[..., 0] < 0",
+        "column[..., None])[..., 0] <= 0",
+    ),
+    Mutant(
+        "routing",
+        "ties_match_definition",
+        "of equal tokens a centroid takes any",
+        NEAREST,
+        "places[tied] = x[tied].argsort(dim=-1, descending=True, stable=True)[..., :count]",
+        "pass",
+    ),
+    Mutant(
         "routing",
         "matches_definition",
         "what several clusters give is added up and not averaged",
@@ -119,6 +137,14 @@ MUTANTS = [
         INFORMER,
         "return v.cumsum(2) / torch.arange(1, v.shape[2] + 1, device=v.device)[:, None]",
         "return v.cumsum(2)",
+    ),
+    Mutant(
+        "informer",
+        "ties_match_definition",
+        "of equal queries the last attend",
+        INFORMER,
+        "return M.sort(dim=-1, descending=True, stable=True).indices[..., :most]",
+        "return n - 1 - M.flip(-1).sort(dim=-1, descending=True, stable=True).indices[..., :most]",
     ),
     Mutant(
         "informer",

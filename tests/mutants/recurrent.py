@@ -36,6 +36,22 @@ MUTANTS = [
     ),
     Mutant(
         "retention",
+        "matches_definition",
+        "waves are those of rotary embeddings",
+        RETENTION,
+        'closed=self.form == "torchscale"',
+        "closed=False",
+    ),
+    Mutant(
+        "delta",
+        "matches_definition",
+        "values are written as they come",
+        "mechanisms/delta.py",
+        "swish_values=self.swish_values",
+        "swish_values=False",
+    ),
+    Mutant(
+        "retention",
         "memory",
         "one chunk as long as the sequence",
         DECAY,

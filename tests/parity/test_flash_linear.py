@@ -13,6 +13,9 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from subquad import Dims
+from subquad.mechanisms.delta import DeltaAttention
+from subquad.mechanisms.retention import Retention
 from subquad.ops import flash_linear
 from subquad.ops.recurrence import decayed_product, delta_product
 
@@ -88,11 +91,35 @@ def test_a_fixed_decay_is_retention(tokens, state):
     close(out, naive_retention(SCALE * q, k, v))
 
 
+def test_its_layer_of_retention_is_ours_in_its_form(tokens):
+    """Rotary embeddings, retention, and a norm with a learnt scale, epsilon 1e-5, and a gate."""
+    q, k, v = (x[..., :E] for x in tokens)
+    gate = normal(B, H, T, E, seed=6)
+    mechanism = Retention(Dims(heads=H, head_dim=E), causal=True, form="fla")
+    scale = torch.nn.init.uniform_(mechanism.get_parameter("scale"))
+    angles = torch.arange(T)[:, None] * 10_000 ** (-torch.arange(0, E, 2) / E)
+    cos, sin = angles.cos().repeat(1, 2), angles.sin().repeat(1, 2)
+    q_turned, k_turned = (x * cos + torch.cat([-x[..., 3:], x[..., :3]], -1) * sin for x in (q, k))
+    expected = F.rms_norm(naive_retention(q_turned, k_turned, v), (E,), scale, 1e-5) * F.silu(gate)
+    close(mechanism(q, k, v, gate), expected)
+
+
 def test_without_decay_the_delta_product_is_delta_net(tokens, state):
     q, k, v = tokens
     beta, nothing_fades = rates(), torch.zeros(1, 1, T, 1)
     ours = delta_product(q, k, v, beta, nothing_fades, state=state)
     close(ours, delta_rule_recurrence(SCALE * q, k, v, beta[..., 0], state))
+
+
+def test_its_layer_of_delta_net_is_ours(tokens):
+    """Without its convolutions: silu on q, k and v, lengths of one, and a norm with a learnt scale."""
+    q, k, _ = tokens
+    v, beta = normal(B, H, T, D, seed=2), normal(B, H, T, 1, seed=5)
+    mechanism = DeltaAttention(Dims(heads=H, head_dim=D), causal=True)
+    scale = torch.nn.init.uniform_(mechanism.get_parameter("scale"))
+    unit_q, unit_k = (F.silu(x) * (F.silu(x).square().sum(-1, keepdim=True) + 1e-6).rsqrt() for x in (q, k))
+    out, _ = delta_rule_recurrence(SCALE * unit_q, unit_k, F.silu(v), beta.sigmoid()[..., 0])
+    close(mechanism(q, k, v, beta), F.rms_norm(out, (D,), scale, 1e-5))
 
 
 def test_their_chunks_of_the_delta_rule_give_the_same(tokens, state):

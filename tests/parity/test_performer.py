@@ -66,11 +66,15 @@ def test_hyperbolic_features_are_theirs_with_both_signs_of_the_projection():
 
 
 @pytest.mark.parametrize("kind", FUNCTIONS)
-def test_generalised_features_are_the_same(kind):
-    ours, W = performer(map=kind)
+@pytest.mark.parametrize("scale", [True, False])
+@pytest.mark.parametrize("projection", [True, False])
+def test_generalised_features_are_the_same(kind, scale, projection):
+    ours = Performer(DIMS, causal=False, map=kind, projection=projection, scale=scale).double()
+    W = ours.state_dict().get("features.project.W")
     q, k, v = tokens()
     phi_q, phi_k = (
-        theirs.generalized_kernel(x, projection_matrix=W, kernel_fn=FUNCTIONS[kind]) for x in (q, k)
+        theirs.generalized_kernel(x, projection_matrix=W, kernel_fn=FUNCTIONS[kind], normalize_data=scale)
+        for x in (q, k)
     )
     assert_close(ours.features(q), phi_q)
     assert_close(ours(q, k, v), theirs.linear_attention(phi_q, phi_k, v))

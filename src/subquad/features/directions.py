@@ -9,6 +9,8 @@ equal to sqrt(d), their root mean square, the estimate is of a regularised softm
 Choromanski et al.: Rethinking Attention with Performers. ICLR 2021, arXiv:2009.14794, sections 2.4 and 3.
 """
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -19,6 +21,7 @@ from subquad.ops.linear_attention import Given
 from subquad.ops.native.linear import Map
 
 LENGTHS = ("chi", "fixed")
+Scaling = Literal["root", "unit", "none"]  # what x' is: x / d^(1/4), x / |x| or x
 SMALLEST = 1e-6  # norm of a query or key that is still normalised, so that zero has a gradient
 
 Rows = Float[Tensor, "rows width"]
@@ -27,7 +30,7 @@ Rows = Float[Tensor, "rows width"]
 class Projection(nn.Module):
     """x -> W x', with `rows` random rows as wide as a head.
 
-    x' = x / d^(1/4), whose dot products are q . k / sqrt(d); or x / |x|, where `normalised`.
+    By default x' = x / d^(1/4), whose dot products are q . k / sqrt(d).
     """
 
     W: Float[Tensor, "f d"]
@@ -40,12 +43,12 @@ class Projection(nn.Module):
         generator: torch.Generator,
         orthogonal: bool = True,
         lengths: str = "chi",
-        normalised: bool = False,
+        scaling: Scaling = "root",
     ) -> None:
         super().__init__()
         self.orthogonal = orthogonal
         self.lengths = lengths
-        self.normalised = normalised
+        self.scaling: Scaling = scaling
         self.register_buffer("W", torch.empty(rows, head_dim))
         self.redraw(generator=generator)
 
@@ -57,7 +60,7 @@ class Projection(nn.Module):
         self.W.copy_(W)
 
     def scaled(self, x: Heads) -> Heads:
-        return scaled(x, normalised=self.normalised)
+        return scaled(x, self.scaling)
 
     def forward(self, x: Heads) -> Features:
         return self.scaled(x) @ self.W.to(x.dtype).mT
@@ -65,14 +68,30 @@ class Projection(nn.Module):
     def given(self, q: Heads, k: Keys, W: Rows) -> Given:
         """What linear attention makes exp(W x' - |x'|^2 / 2) from, W being ours, or ours and more."""
         root = W.shape[1] ** 0.25
-        if self.normalised:
+        if self.scaling == "unit":
             q, k = self.scaled(q) * root, self.scaled(k) * root
         return Given(q, k, Map.FAVOR, W.to(torch.promote_types(q.dtype, torch.float32)) / root)
 
 
-def scaled(x: Float[Tensor, "b h t d"], *, normalised: bool) -> Float[Tensor, "b h t d"]:
+class Unprojected(nn.Module):
+    """x -> x', in the place of a projection."""
+
+    def __init__(self, *, scaling: Scaling) -> None:
+        super().__init__()
+        self.scaling: Scaling = scaling
+
+    def redraw(self, *, generator: torch.Generator) -> None:
+        """Nothing is random."""
+
+    def forward(self, x: Heads) -> Features:
+        return scaled(x, self.scaling)
+
+
+def scaled(x: Float[Tensor, "b h t d"], scaling: Scaling) -> Float[Tensor, "b h t d"]:
     """x'"""
-    return F.normalize(x, dim=-1, eps=SMALLEST) if normalised else x * x.shape[-1] ** -0.25
+    if scaling == "unit":
+        return F.normalize(x, dim=-1, eps=SMALLEST)
+    return x * x.shape[-1] ** -0.25 if scaling == "root" else x
 
 
 def gaussian(rows: int, width: int, *, generator: torch.Generator) -> Rows:

@@ -47,7 +47,7 @@ class Favor(RandomExponentials):
 
     @property
     def fused(self) -> bool:
-        return not self.project.normalised
+        return self.project.scaling != "unit"
 
     def forward(self, x: Heads) -> Features:
         x, W = self.project.scaled(x), self.project.W
@@ -68,7 +68,7 @@ class Hyperbolic(RandomExponentials):
 
     @property
     def fused(self) -> bool:
-        return not self.project.normalised
+        return self.project.scaling != "unit"
 
     def forward(self, x: Heads) -> Features:
         x, W = self.project.scaled(x), self.project.W

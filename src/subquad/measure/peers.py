@@ -113,7 +113,7 @@ def fla_retention(mechanism: Mechanism, length: int) -> Mix:
     """Its recurrence, and in PyTorch what the mechanism does around it."""
     chunked = imported("fla.ops.simple_gla.naive").naive_chunk_simple_gla
     decay = (1 - 2.0 ** -(5 + torch.arange(mechanism.dims.heads))).log()
-    waves = 10_000 ** -torch.linspace(0, 1, mechanism.dims.head_dim // 2 + 1)[:-1]
+    waves = 10_000 ** -torch.linspace(0, 1, mechanism.dims.head_dim // 2)
     turns = torch.polar(torch.ones(()), torch.arange(length)[:, None] * waves)
 
     def mix(q: Tensor, k: Tensor, v: Tensor, gate: Tensor) -> Tensor:
@@ -146,14 +146,16 @@ def fla_delta(mechanism: Mechanism, length: int) -> Mix:
 
     def mix(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
         q, k = (F.normalize(F.silu(x), dim=-1) for x in (q, k))
-        out = chunkwise(q * q.shape[-1] ** 0.5, k, v, beta.sigmoid()[..., 0])[0]  # it divides q by that
+        q = q * q.shape[-1] ** 0.5  # it divides q by that
+        out = chunkwise(q, k, F.silu(v), beta.sigmoid()[..., 0])[0]
         return normed(out, mechanism)
 
     return mix
 
 
 def normed(out: Tensor, mechanism: Mechanism) -> Tensor:
-    return F.rms_norm(out, out.shape[-1:], mechanism.get_parameter("scale"), 1e-5)
+    scale, epsilon = getattr(mechanism, "scale"), getattr(mechanism, "epsilon")  # noqa: B009
+    return F.rms_norm(out, out.shape[-1:], scale, epsilon)
 
 
 def theirs(*inputs: Tensor) -> tuple[Tensor, ...]:

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from subquad.mechanism import Dims, Mixed, Queries, Traits, Valid
 from subquad.mechanisms.delta import EPSILON, Rates
-from subquad.mechanisms.recurrent import Memory, RecurrentAttention, Row, kept, nothing, root_mean_square
+from subquad.mechanisms.recurrent import Memory, RecurrentAttention, Row, kept, nothing
 from subquad.ops.padding import hide
 from subquad.ops.precision import wide
 from subquad.ops.recurrence import delta_product
@@ -111,7 +111,7 @@ class GatedDeltaAttention(RecurrentAttention):
             S = alpha[:, i, :, None] * (I - beta_i * k_i @ k_i.mT) @ S + beta_i * k_i @ v[:, i, None]
             out.append(q[:, i, None] @ S)
         o = torch.cat(out, 1)
-        return gate * gate.sigmoid() * o / root_mean_square(o) * self.scale
+        return gate * gate.sigmoid() * self._normed(o)
 
     def _advance(
         self,
@@ -129,6 +129,6 @@ class GatedDeltaAttention(RecurrentAttention):
         S = nothing(k, v) if state is None else state.S
         beta, alpha, log_A, b = wide(beta, alpha, self.log_A, self.b)
         fading = log_A.exp()[:, None, None] * F.softplus(alpha + b[:, None, None])
-        around = self._around(gate, unit=EPSILON, swish_values=True)
+        around = self._around(S, gate, unit=EPSILON, swish_values=True)
         out, S = delta_product(q, k, v, beta.sigmoid(), kept(-fading, valid), state=S, around=around)
         return out, Memory(S)

@@ -20,7 +20,7 @@ import math
 import torch
 
 from subquad.mechanism import Dims, Mixed, Queries, Traits, Valid
-from subquad.mechanisms.recurrent import Memory, RecurrentAttention, Row, nothing, root_mean_square
+from subquad.mechanisms.recurrent import Memory, RecurrentAttention, Row, nothing
 from subquad.ops.padding import hide
 from subquad.ops.recurrence import decayed_product
 
@@ -99,7 +99,7 @@ class GatedLinearAttention(RecurrentAttention):
             S = alpha[:, i, :, None] * S + k[:, i, :, None] * v[:, i, None]
             out.append(q[:, i, None] @ S / q.shape[-1] ** 0.5)
         o = torch.cat(out, 1)
-        return gate * gate.sigmoid() * o / root_mean_square(o) * self.scale
+        return gate * gate.sigmoid() * self._normed(o)
 
     def _advance(
         self,
@@ -116,6 +116,6 @@ class GatedLinearAttention(RecurrentAttention):
         if valid is not None:
             forget = forget.masked_fill(~valid[:, None, :, None], math.inf)  # nothing fades at padding
         S = nothing(k, v) if state is None else state.S
-        around = self._around(gate, q_scale=q.shape[-1] ** -0.5, root=1 / self.tau)
+        around = self._around(S, gate, q_scale=q.shape[-1] ** -0.5, root=1 / self.tau)
         out, S = decayed_product(q, k, v, forget, state=S, around=around)
         return out, Memory(S)

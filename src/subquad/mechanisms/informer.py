@@ -6,7 +6,8 @@
 
 A query whose scores differ little weighs all keys alike, and uniform weights need no scores. M is a bound
 on the divergence of a query's weights from uniform ones, and is estimated from scores with a random sample
-of keys, u again. With u = factor * ceil(ln n) the work is O(n log n).
+of keys, u again. Of queries with equal M the first are chosen. With u = factor * ceil(ln n) the work is
+O(n log n).
 
 Zhou, Zhang, Peng, Zhang, Li, Xiong, Zhang: Informer: Beyond Efficient Transformer for Long Sequence
 Time-Series Forecasting. AAAI 2021, arXiv:2012.07436, section 3.1. How it is laid out here, and where it
@@ -19,6 +20,9 @@ departs:
 - The causal form gives the running mean of values, which is what uniform weights would give. The authors'
   code gives their sum, which grows with the position.
 - Which queries are chosen depends on the whole sequence, so only values are causal.
+- Queries and keys are of one sequence; the authors' code also takes keys of another.
+- Left out is the rest of the paper's network: distilling, by which each layer of the encoder hands on half as
+  many tokens (a convolution, ELU, max-pooling), and the decoder that makes a whole forecast in one pass.
 """
 
 import math
@@ -88,7 +92,8 @@ class Informer(Mechanism):
             sample = self._shuffled(n)[:u]
             if u > 0:
                 M = scores[..., sample].amax(-1) - scores[..., sample].mean(-1)
-                chosen = M.sort(descending=True).values[:, u - 1 : u] <= M
+                first = M.sort(descending=True, stable=True).indices[:, :u]
+                chosen = torch.zeros_like(M, dtype=torch.bool).scatter(1, first, True)
                 uniform = torch.where(chosen[..., None], weights, uniform)
             out[row][:, real] = uniform @ V
         return out

@@ -30,7 +30,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from subquad.features.directions import LENGTHS, Projection, scaled
+from subquad.features.directions import LENGTHS, Projection, Scaling, Unprojected, scaled
 from subquad.features.favor import Favor, Hyperbolic, Trigonometric
 from subquad.features.feature_map import FeatureMap
 from subquad.features.generalised import FUNCTIONS, Generalised, GeneralisedExponential
@@ -46,8 +46,9 @@ ESTIMATES: dict[str, Callable[[Projection], FeatureMap]] = {  # of the softmax k
     "hyperbolic": Hyperbolic,
     "trigonometric": Trigonometric,
 }
+OTHERS = ("exp", *FUNCTIONS)  # kernels of their own
 PAIRED = ("hyperbolic", "trigonometric")  # two features a row of W
-MAPS = (*ESTIMATES, "exp", *FUNCTIONS)
+MAPS = (*ESTIMATES, *OTHERS)
 
 
 class Performer(KernelAttention):
@@ -56,6 +57,8 @@ class Performer(KernelAttention):
     `map`: "positive" features of the softmax kernel; "hyperbolic", positive with less variance, and
     "trigonometric", without sign, both of them two to a random direction, so that `features` is even; or the
     features f(W x') + `epsilon` of another kernel: relu, abs, elu, gelu, sigmoid or exp.
+    `projection`: without it, the features of another kernel are f(x') + `epsilon`, as many as a head is wide.
+    `scale`: without it, x' is x there. Without both, "relu" is the Performer of the Long Range Arena.
     `orthogonal`: directions are so within blocks of the head's width, which lowers the variance. `lengths`:
     "chi", those of Gaussian vectors, or "fixed", all sqrt(d), which lowers the variance further at the price
     of a bias (SMREG). `seed`: they are drawn from it and from the layer's number. `redraw_every`: steps of
@@ -92,6 +95,8 @@ class Performer(KernelAttention):
         orthogonal: bool = True,
         lengths: str = "chi",
         epsilon: float = 1e-3,
+        projection: bool = True,
+        scale: bool = True,
         normalise: bool = False,
         seed: int = 0,
         redraw_every: int = 0,
@@ -113,14 +118,26 @@ class Performer(KernelAttention):
             raise ValueError(
                 f"'performer': redraw_every must be a number of steps, 0 for never, not {redraw_every!r}"
             )
-        project = Projection(
-            dims.head_dim,
-            rows=features // 2 if map in PAIRED else features,
-            generator=seeded(seed, dims.layer),
-            orthogonal=orthogonal,
-            lengths=lengths,
-            normalised=normalise,
-        )
+        if map in ESTIMATES and not (projection and scale):
+            raise ValueError(
+                f"'performer': map={map!r} estimates softmax attention, which takes projection=True and "
+                f"scale=True; the others are {', '.join(OTHERS)}"
+            )
+        if normalise and not scale:
+            raise ValueError("'performer': normalise=True is a scale by itself: leave scale=True")
+        if redraw_every and not projection:
+            raise ValueError("'performer': projection=False leaves nothing to draw: leave redraw_every=0")
+        scaling: Scaling = "unit" if normalise else "root" if scale else "none"
+        project = Unprojected(scaling=scaling)
+        if projection:
+            project = Projection(
+                dims.head_dim,
+                rows=features // 2 if map in PAIRED else features,
+                generator=seeded(seed, dims.layer),
+                orthogonal=orthogonal,
+                lengths=lengths,
+                scaling=scaling,
+            )
         super().__init__(dims, causal=causal, features=feature_map(map, project, epsilon=epsilon))
         self.map = map
         self.normalise = normalise
@@ -155,7 +172,8 @@ class Performer(KernelAttention):
             q, k, real, counts = q[:, :, rows], k[:, :, columns], real[:, columns], counts[:, rows]
             one_hot = torch.eye(k.shape[2], dtype=k.dtype, device=k.device).expand(*k.shape[:2], -1, -1)
             estimated = self.average(q, k, one_hot, valid=real, causal=False)
-            logits = scaled(q, normalised=self.normalise) @ scaled(k, normalised=self.normalise).mT
+            scaling: Scaling = "unit" if self.normalise else "root"
+            logits = scaled(q, scaling) @ scaled(k, scaling).mT
             lowest = torch.finfo(logits.dtype).min  # finite, so that a row without keys is not nan
             exact = logits.masked_fill(~real[:, None, None, :], lowest).softmax(-1)
             exact, estimated = (
@@ -165,8 +183,8 @@ class Performer(KernelAttention):
             return by_head(estimated - exact) / by_head(exact)
 
 
-def feature_map(name: str, project: Projection, *, epsilon: float) -> FeatureMap:
-    if name in ESTIMATES:
+def feature_map(name: str, project: Projection | Unprojected, *, epsilon: float) -> FeatureMap:
+    if isinstance(project, Projection) and name in ESTIMATES:
         return ESTIMATES[name](project)
     if name == "exp":
         return GeneralisedExponential(project, epsilon=epsilon)

@@ -7,7 +7,7 @@ fast form runs by chunks of matrix products (`ops/decay.py`, `ops/delta_rule.py`
 before and after runs with it (`ops/recurrence.py`). A stream goes on from S.
 
 Weights may be of any sign, and nothing divides by their sum. Instead each head divides its output by the
-root mean square of its channels, and multiplies it by a scale that is learnt, one for each channel.
+root mean square of its channels, and multiplies it by a scale for each channel, which most members learn.
 
 Padding writes nothing and fades nothing, so that S is what it would be without it.
 """
@@ -23,22 +23,25 @@ from subquad.mechanism import Dims, Mechanism, Mixed, State, Valid
 from subquad.ops.precision import no_autocast, wide
 from subquad.ops.rows import Around, Gates
 
-EPSILON = 1e-5  # under the root mean square, in the authors' code of all four
-
 Inputs = Float[Tensor, "b h t _"]
 Row = Float[Tensor, "h t _"]
+Matrix = Float[Tensor, "b h d e"]
 
 
 class Memory(NamedTuple):
-    S: Float[Tensor, "b h d e"]
+    S: Matrix
 
 
 class RecurrentAttention(Mechanism):
     """Owns padding, precision, streaming and the norm; a member writes `_recur` and `_advance`."""
 
-    def __init__(self, dims: Dims, *, causal: bool) -> None:
+    epsilon: float = 1e-5  # under the root mean square, in the layers of flash-linear-attention
+    scale: nn.Parameter | None
+
+    def __init__(self, dims: Dims, *, causal: bool, affine: bool = True) -> None:
+        """`affine`: outputs are multiplied by a learnt scale after the norm."""
         super().__init__(dims, causal=causal)
-        self.scale = nn.Parameter(torch.ones(dims.head_dim))
+        self.register_parameter("scale", nn.Parameter(torch.ones(dims.head_dim)) if affine else None)
 
     @abstractmethod
     def _recur(self, *row: Row) -> Row:
@@ -61,12 +64,18 @@ class RecurrentAttention(Mechanism):
         with no_autocast(inputs[0]):
             return self._advance(*inputs, valid=valid, state=state)
 
-    def _around(self, gate: Gates | None = None, **before: Any) -> Around:
+    def _normed(self, o: Row) -> Row:
+        """The norm of outputs, for the definition."""
+        o = o / (o.square().mean(-1, keepdim=True) + self.epsilon).sqrt()
+        return o if self.scale is None else o * self.scale
+
+    def _around(self, S: Matrix, gate: Gates | None = None, **before: Any) -> Around:
         """The norm of outputs and their gate, and what is to be done to tokens before."""
-        return Around(norm=EPSILON, scale=wide(self.scale)[0], gate=gate, **before)
+        scale = S.new_ones(S.shape[3]) if self.scale is None else wide(self.scale)[0]
+        return Around(norm=self.epsilon, scale=scale, gate=gate, **before)
 
 
-def nothing(k: Float[Tensor, "b h t d"], v: Float[Tensor, "b h t e"]) -> Float[Tensor, "b h d e"]:
+def nothing(k: Float[Tensor, "b h t d"], v: Float[Tensor, "b h t e"]) -> Matrix:
     """What is remembered before the first token, in float32 at least."""
     wider = torch.promote_types(k.dtype, torch.float32)
     return k.new_zeros(*k.shape[:2], k.shape[3], v.shape[3], dtype=wider)
@@ -75,7 +84,3 @@ def nothing(k: Float[Tensor, "b h t d"], v: Float[Tensor, "b h t e"]) -> Float[T
 def kept(log_decay: Float[Tensor, "#b #h t #d"], valid: Valid | None) -> Float[Tensor, "#b #h t #d"]:
     """Nothing fades at padding."""
     return log_decay if valid is None else log_decay.masked_fill(~valid[:, None, :, None], 0)
-
-
-def root_mean_square(x: Float[Tensor, "h t e"]) -> Float[Tensor, "h t 1"]:
-    return (x.square().mean(-1, keepdim=True) + EPSILON).sqrt()

@@ -1,9 +1,10 @@
 """Reformer: attention among tokens that a locality-sensitive hash puts into the same bucket.
 
-    out_i = sum_{j in P_i} a_ij v_j,    a_ij = softmax_{j in P_i}(q_i . k_j / sqrt(d)),    k_j = q_j / |q_j|
+    out_i = sum_{j in P_i} a_ij v_j,    a_ij = softmax_{j in P_i}(q_i . k_j),    k_j = q_j / |q_j|
 
-Queries serve as keys, so that what hashes alike attends alike. A round of hashing rotates them at random, and
-a bucket is the coordinate, of either sign, that comes out largest:
+Queries serve as keys, so that what hashes alike attends alike. Keys have length one, and scores, which lie
+between -|q_i| and |q_i|, are not divided by sqrt(d). A round of hashing rotates tokens at random, and a
+bucket is the coordinate, of either sign, that comes out largest:
 
     h(x) = argmax [x R; -x R],    R ~ N(0, 1), d x buckets / 2
 
@@ -25,6 +26,10 @@ appendix A. How it is laid out here, and where it departs:
 - Rotations are drawn once, from `seed` and the layer, and not at every call: the same input always comes out
   the same. `redraw` draws others. All heads share them.
 - Which tokens share a chunk depends on all of the sequence, so only values are causal.
+- Scores are those of the authors' code (trax) and of Hugging Face's. reformer-pytorch divides them by sqrt(d)
+  besides, and starts near a mean of values.
+- Left out are the reversible layers and the feed-forward layers in chunks (section 3), on which the paper's
+  savings of memory rest as much: they are the network's matter.
 """
 
 import torch
@@ -113,7 +118,7 @@ class Reformer(Mechanism):
             self_only = torch.eye(x.shape[1], dtype=torch.int64, device=q.device).expand_as(times)
             others = times - times * self_only
             times = torch.where(others.sum(-1, keepdim=True) > 0, others, self_only)
-            scores = x @ (x / x.norm(dim=-1, keepdim=True)).mT / x.shape[-1] ** 0.5
+            scores = x @ F.normalize(x, dim=-1).mT
             if self.duplicates:
                 scores = scores + times.clamp(min=1).log()
             out[row][:, real] = scores.masked_fill(times == 0, -torch.inf).softmax(-1) @ y
@@ -126,7 +131,8 @@ class Reformer(Mechanism):
         for level, size in reversed(list(enumerate(hash_sizes(n, self.bucket)))):
             if size > 1:
                 rotated = x @ self.R[level, round, :, : size // 2].to(x.dtype)
-                bucket = size * bucket + torch.cat([rotated, -rotated], -1).argmax(-1)
+                largest = torch.stack([rotated, -rotated], -1).flatten(-2).argmax(-1)  # first of equal ones
+                bucket = size * bucket + largest // 2 + size // 2 * (largest % 2)
         place = (bucket * n + torch.arange(n, device=x.device)).argsort(-1).argsort(-1)
         back = (place // self.bucket)[:, :, None] - (place // self.bucket)[:, None]
         near = (back == 0) | (back == 1)
@@ -141,7 +147,7 @@ class Reformer(Mechanism):
             rounds = Buckets.of(bucket, size=self.bucket)
             out = bucket_attention(
                 wide_q,
-                F.normalize(wide_q, dim=-1),
+                F.normalize(wide_q, dim=-1) * q.shape[-1] ** 0.5,  # it divides scores by that
                 wide_v,
                 order=rounds.order,
                 marks=self._marks(bucket, rounds, real),

@@ -11,12 +11,16 @@ Sun, Dong, Huang, Ma, Xia, Xue, Wang, Wei: Retentive Network: A Successor to Tra
 Models. arXiv:2307.08621, sections 2.1 and 2.2. The norm of a head and the swish gate belong to the mechanism
 here, everything that crosses heads to the layer. Departs from the paper:
 
-- The norm is by root mean square with a learnt scale, as in the authors' code, where the paper has a group
-  norm, which also subtracts the mean.
-- The scores are not normalised (end of section 2.2): the norm after them would undo it.
+- The norm is by root mean square, without a learnt scale and with epsilon 1e-6, as in the authors' code
+  (torchscale), where the paper has a group norm, which also subtracts the mean.
+- theta, which the paper leaves open, is that of the authors' code: 10000^(-2c / (d - 2)) for pair c.
+- The scores are not normalised (end of section 2.2). The norm undoes that where its inputs are large beside
+  the root of epsilon. Where they are not, outputs differ: at torchscale's initial weights by 5 to 17 %.
 - Values are as wide as keys, not twice as wide.
-- theta is that of rotary embeddings, 10000^(-2c/d) for pair c, which the paper leaves open.
 - Positions count real tokens.
+
+Weights of RetNet carry over where its values are as wide as its keys: its pairs are channels 2c and 2c + 1,
+those here c and c + d/2, so that the rows of its maps to queries and keys have to be put into that order.
 """
 
 from typing import NamedTuple
@@ -26,10 +30,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from subquad.mechanism import Dims, Mixed, Queries, Traits, Valid
-from subquad.mechanisms.recurrent import RecurrentAttention, Row, kept, nothing, root_mean_square
+from subquad.mechanisms.recurrent import RecurrentAttention, Row, kept, nothing
 from subquad.ops.padding import hide
 from subquad.ops.recurrence import decayed_product
 from subquad.ops.rotary import LONGEST_WAVE, turns
+
+FORMS = {"torchscale": 1e-6, "fla": 1e-5}  # and their epsilons
 
 
 class Turning(NamedTuple):
@@ -38,7 +44,10 @@ class Turning(NamedTuple):
 
 
 class Retention(RecurrentAttention):
-    """Linear attention that forgets at fixed rates, one for each head; it has no options.
+    """Linear attention that forgets at fixed rates, one for each head.
+
+    `form`: "torchscale", the authors' code; or "fla", that of flash-linear-attention, where the norm has a
+    learnt scale and epsilon 1e-5, and theta is that of rotary embeddings, 10000^(-2c/d).
 
     `gate` is an input as wide as a value. Heads come in pairs of channels: `head_dim` must be even.
 
@@ -57,8 +66,11 @@ class Retention(RecurrentAttention):
         state="bounded",
     )
 
-    def __init__(self, dims: Dims, *, causal: bool) -> None:
-        super().__init__(dims, causal=causal)
+    def __init__(self, dims: Dims, *, causal: bool, form: str = "torchscale") -> None:
+        if form not in FORMS:
+            raise ValueError(f"'retention': form must be one of {', '.join(FORMS)}, not {form!r}")
+        super().__init__(dims, causal=causal, affine=form == "fla")
+        self.form, self.epsilon = form, FORMS[form]
         if dims.head_dim % 2:
             raise ValueError(
                 f"'retention' turns pairs of channels: head_dim must be even, not {dims.head_dim}"
@@ -91,7 +103,8 @@ class Retention(RecurrentAttention):
 
     def _recur(self, q: Row, k: Row, v: Row, gate: Row) -> Row:
         h, t, d = q.shape
-        theta = LONGEST_WAVE ** (-2 * torch.arange(d // 2, dtype=q.dtype, device=q.device) / d)
+        points = d // 2 + (self.form == "fla")  # rotary embeddings leave out the last
+        theta = LONGEST_WAVE ** -torch.linspace(0, 1, points, dtype=q.dtype, device=q.device)[: d // 2]
         gamma = 1 - 2.0 ** -(5 + torch.arange(h, dtype=q.dtype, device=q.device))[:, None, None]
         S, out = torch.zeros(h, d // 2, d, dtype=torch.complex(q, q).dtype, device=q.device), []
         for n in range(t):
@@ -100,7 +113,7 @@ class Retention(RecurrentAttention):
             S = gamma * S + k_n.conj()[:, :, None] * v[:, n, None]
             out.append((q_n[:, None] @ S).real / d**0.5)
         o = torch.cat([q[:, :0], *out], 1)
-        return gate * gate.sigmoid() * o / root_mean_square(o) * self.scale
+        return gate * gate.sigmoid() * self._normed(o)
 
     def _advance(
         self,
@@ -122,6 +135,7 @@ class Retention(RecurrentAttention):
             position, new = state.seen[:, None] + valid.cumsum(1) - 1, valid.sum(1)
         h = torch.arange(heads, device=q.device, dtype=state.S.dtype)
         log_gamma = torch.log1p(-torch.exp2(-5 - h))[:, None, None].expand(1, heads, length, 1)
-        around = self._around(gate, q_scale=d**-0.5, turn=turns(position, d // 2, dtype=state.S.dtype))
+        turn = turns(position, d // 2, dtype=state.S.dtype, closed=self.form == "torchscale")
+        around = self._around(state.S, gate, q_scale=d**-0.5, turn=turn)
         out, S = decayed_product(q, k, v, kept(log_gamma, valid), state=state.S, around=around)
         return out, Turning(S, state.seen + new)

@@ -158,7 +158,8 @@ class RoutingAttention(Mechanism):
         w = min(self.window, -(-len(q) // self.clusters))
         total, times = torch.zeros_like(v), torch.zeros_like(v[:, :1])
         for centroid in mu:
-            queries, keys = (x.mv(centroid).argsort(descending=True, stable=True)[:w] for x in (q, k))
+            near = ((x * centroid).sum(-1) for x in (q, k))  # `mv` tells equal tokens apart by rounding
+            queries, keys = (x.argsort(descending=True, stable=True)[:w] for x in near)
             given = (q[queries] @ k[keys].mT / q.shape[-1] ** 0.5).softmax(-1) @ v[keys]
             total = total.index_add(0, queries, given)
             times = times.index_add(0, queries, torch.ones_like(given[:, :1]))

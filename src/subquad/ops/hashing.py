@@ -24,7 +24,8 @@ def hashed(
 ) -> Int[Tensor, "b h r n"]:
     """The bucket of each token in each round: of a row's sizes, the first is that of the lowest digit.
 
-    A size is twice the columns that it takes of its rotation, or one. `even`: all of them, in every row.
+    A size is twice the columns that it takes of its rotation, or one. `even`: all of them, in every row. Of
+    columns that are equally large the first counts.
     """
     return call(_hashed, x, rotations, sizes, even)
 

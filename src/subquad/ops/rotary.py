@@ -21,14 +21,23 @@ def rotate(x: Float[Tensor, "b h t d"], ordinals: Ordinals) -> Float[Tensor, "b 
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
 
 
-def turns(ordinals: Ordinals, waves: int, *, dtype: torch.dtype) -> Float[Tensor, "#b t {2*waves}"]:
-    """Cosines, then sines, of the angles at each position."""
-    angles = phases(ordinals, waves, dtype=dtype)
+def turns(
+    ordinals: Ordinals, waves: int, *, dtype: torch.dtype, closed: bool = False
+) -> Float[Tensor, "#b t {2*waves}"]:
+    """Cosines, then sines, of the angles at each position; see `phases`."""
+    angles = phases(ordinals, waves, dtype=dtype, closed=closed)
     return torch.cat([angles.cos(), angles.sin()], -1).to(dtype)
 
 
-def phases(ordinals: Ordinals, waves: int, *, dtype: torch.dtype) -> Float[Tensor, "#b t {waves}"]:
-    """The angle of each wave at each position, in float32 at least."""
+def phases(
+    ordinals: Ordinals, waves: int, *, dtype: torch.dtype, closed: bool = False
+) -> Float[Tensor, "#b t {waves}"]:
+    """The angle of each wave at each position, in float32 at least.
+
+    There are as many equal steps down to the longest wave as waves, so that it is left out, or `closed`: one
+    step less, so that it is the last.
+    """
     wide = torch.promote_types(dtype, torch.float32)
-    rates = LONGEST_WAVE ** -(torch.arange(waves, device=ordinals.device, dtype=wide) / waves)
+    steps = max(1, waves - 1) if closed else waves
+    rates = LONGEST_WAVE ** -(torch.arange(waves, device=ordinals.device, dtype=wide) / steps)
     return ordinals.to(wide)[..., None] * rates

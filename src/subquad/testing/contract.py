@@ -18,6 +18,7 @@ def contract(cls: type[Mechanism]) -> Iterator[Check]:
     yield refusals.check_refuses_inputs_of_other_dims
     yield meaning.check_shapes_and_dtypes
     yield meaning.check_matches_definition
+    yield meaning.check_ties_match_definition
     yield meaning.check_gradients_reach_everything
     yield meaning.check_every_weight_takes_part
     yield meaning.check_batch_mates_do_not_matter

@@ -41,6 +41,25 @@ def check_matches_definition(cls: type[Mechanism]) -> None:
             assert_close(gradients(fast, wanted), gradients(exact, wanted))
 
 
+def check_ties_match_definition(cls: type[Mechanism]) -> None:
+    """Of equal tokens, zeros among them, those are chosen that the formula says.
+
+    All but values are multiples of a half and small, so that their products are exact and tie in both forms.
+    """
+    tokens = torch.randint(4, (LENGTH,), generator=torch.Generator().manual_seed(5))
+    for mechanism in each_form(cls):
+        inputs = random_inputs(mechanism)
+        for name in inputs.keys() - {"v"}:
+            few = (2 * inputs[name][:, :, :4]).round() / 2
+            few[:, :, 0] = 0
+            inputs[name] = few[:, :, tokens]
+        for valid in (None, holes()["anywhere"]):
+            fast, exact = mechanism(**inputs, valid=valid), mechanism.definition(**inputs, valid=valid)
+            padding = torch.zeros(2, LENGTH, dtype=torch.bool) if valid is None else ~valid
+            fast, exact = (x.masked_fill(padding[:, None, :, None], 0) for x in (fast, exact))
+            assert_close(fast, exact)
+
+
 def check_gradients_reach_everything(cls: type[Mechanism]) -> None:
     """Every input and every parameter gets a finite gradient, not all zero."""
     for mechanism in each_form(cls):
