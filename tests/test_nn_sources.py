@@ -97,7 +97,9 @@ def test_each_of_three_copies_gets_the_gradient_of_its_own_use(attention, causal
     expected = results(module, x)
     key, value = x.clone().requires_grad_(), x.clone().requires_grad_()
     out, gradient, *weights = results(module, x, key, value)
-    parts = [part.grad for part in (key, value) if part.grad is not None]
+    used = [part for name, part in (("k", key), ("v", value)) if name in module.widths]
+    assert all(part.grad is not None for part in used)
+    parts = [part.grad for part in used if part.grad is not None]
     assert_close([out, sum(parts, gradient), *weights], expected)
     _, of_queries, *_ = results(module, x, x.detach(), x.detach())  # in the same memory
     assert_close(of_queries, gradient)
@@ -126,8 +128,11 @@ def test_a_second_sequence_is_refused(attention, causal, other):
 
 def test_values_apart_are_for_mechanisms_of_queries_keys_and_values():
     x, y = tokens(), tokens(seed=2)
-    out, _ = layer("local")(x, x.clone(), y, key_padding_mask=~REAL)
-    assert out[REAL].isfinite().all()
+    module = layer("local")
+    expected, _ = module(x, x, y, key_padding_mask=~REAL)
+    out, _ = module(x, x.clone(), y, key_padding_mask=~REAL)
+    assert_close(out[REAL], expected[REAL])
+    assert (out - module(x, x, x, key_padding_mask=~REAL)[0])[REAL].abs().max() > 0.01
     with pytest.raises(ValueError, match="'gated-linear' has no cross-attention: pass one tensor"):
         layer("gated-linear", causal=True)(x, y, y)
     with pytest.raises(ValueError, match=r"'gated-linear' projects to q, k, v, .*: pass one tensor"):
