@@ -156,7 +156,8 @@ class MultiheadAttention(nn.Module):
         )
         if list(ours.widths.items())[:3] != [(name, ours.head_dim) for name in "qkv"]:
             raise ValueError(
-                f"{attention!r} projects to {ours.widths}, not to q, k, v of width {ours.head_dim}"
+                f"{attention!r} projects to {ours.widths}, and torch's weights make q, k, v of width "
+                f"{ours.head_dim}: build a layer anew, or take another mechanism"
             )
         with torch.no_grad():
             for name, mine in ours.named_parameters():
