@@ -32,16 +32,16 @@ def layer(attention: str = "softmax", *, causal: bool = False, **chosen) -> Mult
     return MultiheadAttention(8, 2, attention, causal=accepted, max_len=LENGTH, **options).double()
 
 
-def torch_layer(*, bias: bool = True) -> nn.MultiheadAttention:
+def torch_layer(*, bias: bool = True, batch_first: bool = True) -> nn.MultiheadAttention:
     torch.manual_seed(0)
-    theirs = nn.MultiheadAttention(8, 2, bias=bias, batch_first=True).double()
+    theirs = nn.MultiheadAttention(8, 2, bias=bias, batch_first=batch_first).double()
     for parameter in theirs.parameters():
         nn.init.normal_(parameter)
     return theirs
 
 
-def tokens(batch: int = 2, length: int = LENGTH) -> torch.Tensor:
-    return torch.randn(batch, length, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+def tokens(batch: int = 2, length: int = LENGTH, *, seed: int = 1) -> torch.Tensor:
+    return torch.randn(batch, length, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -222,10 +222,12 @@ def test_what_a_bidirectional_layer_cannot_do_is_refused(asked, remedy):
     ("asked", "remedy"),
     [
         ({"dropout": 0.1}, "set it to 0"),
-        ({"batch_first": False}, "use batch_first=True"),
-        ({"kdim": 4}, "kdim is not supported: project keys"),
-        ({"vdim": 4}, "vdim is not supported: project values"),
-        ({"add_zero_attn": True}, "append a token of zeros"),
+        ({"kdim": 4}, "kdim=4 is not supported: project keys"),
+        ({"vdim": 4}, "vdim=4 is not supported: project values"),
+        ({"add_bias_kv": True}, "append a learnt token"),
+        ({"add_zero_attn": True, "embed_dim": 1, "num_heads": 1}, "append a token of zeros"),
+        ({"attention": 0.1}, "'softmax', and 0.1 is none: .* dropout=0.1; dropout=0.1 would act on"),
+        ({"attention": 0.0}, "names a mechanism, such as 'softmax', and 0.0 is none: .* dropout=0.0$"),
         ({"feature": 3}, "'softmax' has no option 'feature'"),
         ({"attention": "liner"}, "did you mean 'linear'"),
         ({"num_heads": 3}, "embed_dim=8 does not divide into num_heads=3"),
@@ -237,34 +239,98 @@ def test_what_cannot_be_built_is_refused(asked, remedy):
         MultiheadAttention(**{"embed_dim": 8, "num_heads": 2, **asked})
 
 
+def test_torchs_arguments_in_torchs_places_are_refused_by_their_names():
+    names = "dropout=0.0, bias=True, add_bias_kv=False, add_zero_attn=False, kdim=None"
+    with pytest.raises(ValueError, match=f"give those of torch's layer by name, {names}$"):
+        MultiheadAttention(8, 2, 0.0, True, False, False, None)
+    with pytest.raises(ValueError, match=r"after 'linear' are given by name, .* these have none: 0.0, True"):
+        MultiheadAttention(8, 2, "linear", 0.0, True)
+
+
+def test_torchs_defaults_by_name_are_taken():
+    names = {"add_bias_kv": False, "add_zero_attn": False, "kdim": 8, "vdim": None}
+    module = MultiheadAttention(8, 2, "linear", dropout=0.0, device="cpu", dtype=torch.float64, **names)
+    assert module.options == {}
+    assert {tensor.dtype for tensor in module.state_dict().values()} == {torch.float64}
+
+
+def test_forward_takes_torchs_arguments_in_torchs_places():
+    theirs, x = torch_layer(), tokens()
+    ours = MultiheadAttention.from_torch(theirs, causal=True)
+    expected, _ = theirs(x, x, x, None, False, FUTURE, True, True)
+    assert_close(ours(x, x, x, None, False, FUTURE, True, True)[0], expected)
+    assert_close(ours(x, x, x, need_weights=False, average_attn_weights=False)[0], expected)
+    bidirectional = layer()
+    assert_close(bidirectional(x, x, x, None, False, None, True), bidirectional(x, x, x))
+
+
 @pytest.mark.parametrize(
     ("given", "remedy"),
     [
-        ({"kdim": 4}, "have weights with no place here"),
-        ({"add_bias_kv": True}, "have weights with no place here"),
-        ({"add_zero_attn": True}, "have weights with no place here"),
-        ({"dropout": 0.1}, "set layer.dropout = 0.0"),
-        ({"batch_first": False}, "set layer.batch_first = True"),
+        ({"kdim": 4}, "keys of kdim=4 and values of vdim=8 .*: project both to embed_dim=8 first"),
+        ({"vdim": 4}, "keys of kdim=8 and values of vdim=4 .*: project both to embed_dim=8 first"),
+        ({"add_bias_kv": True}, "append a learnt token to the input"),
+        ({"add_zero_attn": True}, "append a token of zeros to the input"),
+        ({"dropout": 0.1}, "set its dropout to 0.0"),
     ],
 )
 def test_torch_layers_that_mean_something_else_are_refused(given, remedy):
-    theirs = nn.MultiheadAttention(8, 2, **{"batch_first": True, **given})
+    theirs = nn.MultiheadAttention(8, 2, batch_first=True, **given)
     with pytest.raises(ValueError, match=remedy):
         MultiheadAttention.from_torch(theirs)
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_time_comes_first_where_torchs_layer_has_it_first(padded):
+    theirs, query, memory = torch_layer(batch_first=False), tokens(length=7), tokens()
+    mask = ~HOLES if padded else None
+    ours = MultiheadAttention.from_torch(theirs)
+    inputs = (query.transpose(0, 1), memory.transpose(0, 1), memory.transpose(0, 1) + 1)
+    expected, _ = theirs(*inputs, key_padding_mask=mask, need_weights=False)
+    out, _ = ours(*inputs, key_padding_mask=mask)
+    assert_close(out, expected)
+    alone, _ = ours(query[0], memory[0], memory[0] + 1, key_padding_mask=None if mask is None else mask[0])
+    assert_close(alone, expected[:, 0])
+
+
+@pytest.mark.parametrize(("attention", "causal"), FORMS)
+def test_the_axes_order_changes_nothing_else(attention, causal):
+    module, x = layer(attention, causal=causal), tokens()
+    time_first = layer(attention, causal=causal, batch_first=False)
+    turned = x.transpose(0, 1)
+    expected, _ = module(x, x, x, key_padding_mask=~HOLES)
+    out, _ = time_first(turned, turned, turned, key_padding_mask=~HOLES)
+    assert_close(out.transpose(0, 1)[HOLES], expected[HOLES])
+    if catalog()[attention].traits.state and causal:
+        first, state = time_first.step(turned[:12], valid=HOLES[:, :12])
+        second, _ = time_first.step(turned[12:], valid=HOLES[:, 12:], state=state)
+        assert_close(torch.cat([first, second]).transpose(0, 1)[HOLES], expected[HOLES])
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_a_layer_of_other_axes_is_refused_where_it_would_take_torchs_place(batch_first):
+    parent = nn.TransformerEncoderLayer(8, 2, batch_first=batch_first)
+    before, other = parent.self_attn, MultiheadAttention(8, 2, batch_first=not batch_first)
+    with pytest.raises(ValueError, match=f"build it with batch_first={batch_first}, or call subquad.replace"):
+        parent.self_attn = other  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(ValueError, match=r"TransformerEncoderLayer.self_attn takes \("):
+        parent.register_module("self_attn", other)
+    assert parent.self_attn is before
+    parent.register_module("self_attn", MultiheadAttention(8, 2, batch_first=batch_first))
 
 
 @pytest.mark.parametrize("built", [{"causal": True}, {"rotary": True}])
 def test_attention_within_one_sequence_refuses_a_second(built):
     module = layer(**built)
     with pytest.raises(ValueError, match="within one sequence: pass one tensor"):
-        module(tokens(), tokens(), tokens())
+        module(tokens(), tokens(seed=2), tokens(seed=2))
 
 
 @pytest.mark.parametrize("attention", [name for name, cls in catalog().items() if not cls.traits.cross])
 def test_a_mechanism_without_cross_attention_refuses_it(attention):
     module = layer(attention, causal=not catalog()[attention].traits.bidirectional)
     with pytest.raises(ValueError, match="has no cross-attention: pass one tensor"):
-        module(tokens(), tokens(), tokens())
+        module(tokens(), tokens(seed=2), tokens(seed=2))
 
 
 @pytest.mark.parametrize(

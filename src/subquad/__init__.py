@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from subquad.experiments.trained import load
     from subquad.mechanism import Dims, Mechanism, Traits
     from subquad.nn.multihead import MultiheadAttention
+    from subquad.nn.replace import replace_attention
     from subquad.ops.native import backend
     from subquad.registry import build, catalog, options
 
@@ -21,6 +22,7 @@ _HOME = {
     "catalog": "registry",
     "options": "registry",
     "MultiheadAttention": "nn.multihead",
+    "replace_attention": "nn.replace",
     "load": "experiments.trained",
 }
 
@@ -34,6 +36,7 @@ __all__ = [
     "catalog",
     "load",
     "options",
+    "replace_attention",
 ]
 
 

@@ -2,10 +2,12 @@
 
 The call signature, the conventions and the names in the state dict are those of
 `torch.nn.MultiheadAttention`, so the layer stands in `torch.nn.TransformerEncoderLayer` and loads its
-weights. What most mechanisms cannot do is refused and not ignored: attention maps, dropout on them,
-arbitrary masks.
+weights; `subquad.replace_attention` puts it there. What most mechanisms cannot do is refused and not ignored:
+attention maps, dropout on them, arbitrary masks.
 """
 
+from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -15,6 +17,16 @@ from torch.nn import functional as F
 
 from subquad.mechanism import Dims, Mechanism, State, Valid
 from subquad.nn.positions import count
+from subquad.nn.sources import require_one
+from subquad.nn.torch_layer import (
+    WEIGHTS,
+    blocked,
+    mechanism_name,
+    no_dropout,
+    own_options,
+    unsupported,
+    watch_assignments,
+)
 from subquad.ops.rotary import rotate
 from subquad.registry import build
 
@@ -23,15 +35,6 @@ Inputs = dict[str, Float[Tensor, "b h _ _"]]  # q has as many tokens as queries,
 Tokens = Float[Tensor, "b t m"]
 Causal = bool | Literal["values"]  # "values": a choice of keys that sees the future is accepted
 Keyed = Float[Tensor, "b s m"]
-
-NOT_OURS = {  # arguments of torch's layer, and what to do instead
-    "kdim": "project keys to embed_dim first",
-    "vdim": "project values to embed_dim first",
-    "add_bias_kv": "append a learnt token to the input",
-    "add_zero_attn": "append a token of zeros to the input",
-    "device": "move the layer with .to(device)",
-    "dtype": "convert the layer with .to(dtype)",
-}
 
 ONE = "pass one tensor as query, key and value"
 
@@ -45,6 +48,9 @@ class Stream(NamedTuple):
 
 class MultiheadAttention(nn.Module):
     """Multi-head attention by the mechanism called `attention`; `options` are the mechanism's own.
+
+    Arguments are torch's but for the third, the mechanism's name; those behind it go by name. Inputs are
+    `(batch, time, features)` unless `batch_first=False`: torch's default is the other.
 
     `causal` and `rotary` are how the layer is built. `is_causal` and `attn_mask` of `forward` can only say
     again that it is causal. Some mechanisms are causal in their values only: which keys a query sees depends
@@ -63,11 +69,13 @@ class MultiheadAttention(nn.Module):
         self,
         embed_dim: int,
         num_heads: int,
-        attention: str = "softmax",
-        *,
+        attention: str | float = "softmax",  # a number is torch's dropout, and refused
+        *rest: Any,
         dropout: float = 0.0,
         bias: bool = True,
         batch_first: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
         causal: Causal = False,
         rotary: bool = False,
         max_len: int | None = None,
@@ -76,29 +84,23 @@ class MultiheadAttention(nn.Module):
     ) -> None:
         """Raise `ValueError` for what the mechanism or this layer cannot do, naming what to do instead."""
         super().__init__()
-        for name in NOT_OURS.keys() & options.keys():
-            raise ValueError(f"{name} is not supported: {NOT_OURS[name]}")
+        watch_assignments(MultiheadAttention)
+        self.attention = mechanism_name(attention, rest)
         if dropout:
-            raise ValueError(
-                f"dropout={dropout!r} would act on attention weights, which are never formed: set it to 0, "
-                "and drop from the layer's output"
-            )
-        if not batch_first:
-            raise ValueError("inputs are (batch, time, features): use batch_first=True and transpose yours")
+            raise ValueError(no_dropout(dropout))
         if causal not in (True, False, "values"):
             raise ValueError(f'causal is True, False or "values", not {causal!r}')
         if num_heads < 1 or embed_dim % num_heads:
             raise ValueError(f"embed_dim={embed_dim} does not divide into num_heads={num_heads} heads")
+        self.options = own_options(options, embed_dim=embed_dim)
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.head_dim = embed_dim // num_heads
         self.batch_first = batch_first
-        self.attention = attention
         self.causal = bool(causal)
         self.rotary = rotary
         self.max_len = max_len
         self.layer = layer
-        self.options = options
         self.mechanism = self.build_mechanism()
         if causal is True and self.mechanism.traits.causal == "values":
             raise ValueError(
@@ -116,55 +118,54 @@ class MultiheadAttention(nn.Module):
             self.register_parameter("in_proj_bias", None)
         self.out_proj = nn.Linear(num_heads * self.widths["v"], embed_dim, bias=bias)
         self.reset_parameters()
+        if device is not None or dtype is not None:
+            self.to(device=device, dtype=dtype)
 
     @classmethod
     def from_torch(
         cls,
-        layer: nn.MultiheadAttention,
+        theirs: nn.MultiheadAttention,
         attention: str = "softmax",
         *,
         causal: Causal = False,
         rotary: bool = False,
         max_len: int | None = None,
+        layer: int = 0,
         **options: Any,
     ) -> "MultiheadAttention":
-        """A layer with the weights of torch's. Inputs beyond q, k and v are projected by fresh weights."""
-        if not layer._qkv_same_embed_dim or layer.bias_k is not None or layer.add_zero_attn:
-            raise ValueError(
-                "layers with kdim, vdim, add_bias_kv or add_zero_attn have weights with no place here"
-            )
-        if layer.dropout:
-            raise ValueError(
-                f"the layer drops attention weights (dropout={layer.dropout}): set layer.dropout = 0.0"
-            )
-        if not layer.batch_first:
-            raise ValueError(
-                "the layer takes (time, batch, features): set layer.batch_first = True, transpose inputs"
-            )
+        """A layer with copies of the weights of torch's: its device, dtype, mode, axes and what it learns.
+
+        Inputs beyond q, k and v are projected by fresh weights. Raises `ValueError` for what torch's layer
+        does and ours cannot.
+        """
+        if problems := unsupported(theirs):
+            raise ValueError("; ".join(problems))
         ours = cls(
-            layer.embed_dim,
-            layer.num_heads,
+            theirs.embed_dim,
+            theirs.num_heads,
             attention,
-            bias=layer.in_proj_bias is not None,
+            bias=theirs.in_proj_bias is not None,
+            batch_first=theirs.batch_first,
+            device=theirs.out_proj.weight.device,
+            dtype=theirs.out_proj.weight.dtype,
             causal=causal,
             rotary=rotary,
             max_len=max_len,
+            layer=layer,
             **options,
-        ).to(layer.out_proj.weight)
+        )
         if list(ours.widths.items())[:3] != [(name, ours.head_dim) for name in "qkv"]:
             raise ValueError(
-                f"{attention!r} projects to {ours.widths}, not to q, k, v of width {ours.head_dim}"
+                f"{attention!r} projects to {ours.widths}, and torch's weights make q, k, v of width "
+                f"{ours.head_dim}: build a layer anew, or take another mechanism"
             )
         with torch.no_grad():
-            for mine, theirs in (
-                (ours.in_proj_weight, layer.in_proj_weight),
-                (ours.in_proj_bias, layer.in_proj_bias),
-                (ours.out_proj.weight, layer.out_proj.weight),
-                (ours.out_proj.bias, layer.out_proj.bias),
-            ):
-                if mine is not None and theirs is not None:
-                    mine[: len(theirs)] = theirs
-        return ours.train(layer.training)
+            for name, mine in ours.named_parameters():
+                if name in WEIGHTS:
+                    weight = attrgetter(name)(theirs)
+                    mine[: len(weight)] = weight
+                    mine.requires_grad_(weight.requires_grad)
+        return ours.train(theirs.training)
 
     def build_mechanism(self) -> Mechanism:
         """A mechanism such as this layer's, with weights of its own."""
@@ -187,11 +188,15 @@ class MultiheadAttention(nn.Module):
         key_padding_mask: Bool[Tensor, "*b s"] | Float[Tensor, "*b s"] | None = None,
         need_weights: bool = False,
         attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, None]:
         """Attend from `query` to `key` and `value`: `(b t m), (b s m), (b s m) -> (b t m), None`.
 
-        `key_padding_mask` is True, or -inf, at PADDING; whatever stands there, even NaN, changes nothing.
+        With `batch_first=False` all three and the output are `(t b m)`; masks are `(b s)` all the same, as in
+        torch. `key_padding_mask` is True, or -inf, at PADDING; whatever stands there, even NaN, changes
+        nothing. Torch returns weights unless told `need_weights=False`; here there are none to average.
+
         Raises `ValueError` for what is not supported.
         """
         if need_weights:
@@ -202,37 +207,48 @@ class MultiheadAttention(nn.Module):
             if attn_mask is not None or key_padding_mask is not None:
                 raise ValueError("nested tensors take no mask: pad them, or leave the mask out")
             return self._attend_nested(query, key, value), None
-        if attn_mask is not None:
-            self._check_mask(attn_mask, length=query.shape[-2])
         valid = None if key_padding_mask is None else ~blocked(key_padding_mask, name="key_padding_mask")
-        if valid is not None and valid.shape != key.shape[:-1]:
-            raise ValueError(f"padding of shape {tuple(valid.shape)} for keys of {tuple(key.shape[:-1])}")
-        if query.ndim == 3:
-            return self._attend(query, key, value, valid), None
-        q = query[None]
-        k = q if key is query else key[None]
-        v = k if value is key else value[None]
-        return self._attend(q, k, v, None if valid is None else valid[None])[0], None
+        alone = query.ndim == 2
+        if alone:
+            query, key, value = each(lambda x: x[None], query, key, value)
+            valid = None if valid is None else valid[None]
+        elif not self.batch_first:
+            query, key, value = each(axes_swapped, query, key, value)
+        if attn_mask is not None:
+            self._check_mask(attn_mask, length=query.shape[1])
+        if valid is not None and valid.shape != key.shape[:2]:
+            raise ValueError(f"padding of shape {tuple(valid.shape)} for keys of {tuple(key.shape[:2])}")
+        out = self._attend(query, key, value, valid)
+        if alone:
+            return out[0], None
+        return (out if self.batch_first else axes_swapped(out)), None
 
     def step(
-        self, x: Tokens, *, valid: Valid | None = None, state: Stream | None = None
-    ) -> tuple[Tokens, Stream]:
-        """Self-attention for the next chunk of a stream, of any length. `valid` is True at REAL tokens."""
+        self, x: Tensor, *, valid: Valid | None = None, state: Stream | None = None
+    ) -> tuple[Tensor, Stream]:
+        """Self-attention for the next chunk of a stream, of any length: `(b t m) -> (b t m)`.
+
+        With `batch_first=False` both are `(t b m)`. `valid` is True at REAL tokens, and `(b t)` always.
+        """
+        if not self.batch_first:
+            x = axes_swapped(x)
         x = clear(x, valid)
         offset = torch.zeros(len(x), dtype=torch.int64, device=x.device) if state is None else state.offset
         memory = None if state is None else state.memory
         ordinals, offset = count(x.shape[1], valid=valid, offset=offset)
         mixed, memory = self.mechanism.step(**self._project(x, x, x, ordinals), valid=valid, state=memory)
-        return self._merge(mixed), Stream(offset, memory)
+        out = self._merge(mixed)
+        return (out if self.batch_first else axes_swapped(out)), Stream(offset, memory)
 
     def extra_repr(self) -> str:
         options = "".join(f", {name}={value!r}" for name, value in self.options.items())
-        return f"{self.embed_dim}, {self.num_heads}, {self.attention!r}, causal={self.causal}{options}"
+        axes = "" if self.batch_first else ", batch_first=False"
+        return f"{self.embed_dim}, {self.num_heads}, {self.attention!r}, causal={self.causal}{axes}{options}"
 
     def _attend(self, query: Tokens, key: Keyed, value: Keyed, valid: Valid | None) -> Tokens:
-        self._check_sources(apart=key is not query, mixed=key is not query or value is not key)
+        self._check_sources(query, key, value)
         k = clear(key, valid)
-        q = k if key is query else query
+        q = k if key is query else finite(query, valid)
         v = k if value is key else clear(value, valid)
         start = torch.zeros(1, dtype=torch.int64, device=query.device)
         ordinals, _ = count(key.shape[1], valid=valid, offset=start)
@@ -252,9 +268,11 @@ class MultiheadAttention(nn.Module):
         if k is q and v is k:
             projected = F.linear(q, self.in_proj_weight, self.in_proj_bias).split(self._rows(), dim=-1)
         else:
+            sources = [{"k": k, "v": v}.get(name, q) for name in self.widths]
             weights = self.in_proj_weight.split(self._rows())
-            biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.split(self._rows())
-            projected = map(F.linear, (q, k, v), weights, biases)
+            no_bias = [None] * len(weights)
+            biases = no_bias if self.in_proj_bias is None else self.in_proj_bias.split(self._rows())
+            projected = map(F.linear, sources, weights, biases)
         heads = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in projected)
         inputs = dict(zip(self.widths, heads, strict=True))
         if self.rotary:
@@ -279,14 +297,19 @@ class MultiheadAttention(nn.Module):
                 "embed_dim / num_heads, or other positions"
             )
 
-    def _check_sources(self, *, apart: bool, mixed: bool) -> None:
-        """Which mechanisms may look elsewhere: `apart`, queries at other tokens than keys; `mixed`, any."""
-        if apart and not self.mechanism.traits.cross:
-            raise ValueError(f"{self.attention!r} has no cross-attention: {ONE}")
-        if apart and (self.causal or self.rotary):
-            raise ValueError(f"causal and rotary attention are within one sequence: {ONE}")
-        if mixed and list(self.widths) != list("qkv"):
-            raise ValueError(f"{self.attention!r} projects to {', '.join(self.widths)}: {ONE}")
+    def _check_sources(self, query: Tokens, key: Keyed, value: Keyed) -> None:
+        """Refuse a second sequence where there can be only one, whatever objects that one comes in."""
+        apart = mixed = ""
+        if list(self.widths) != list("qkv"):
+            mixed = f"{self.attention!r} projects to {', '.join(self.widths)}: {ONE}"
+        if not self.mechanism.traits.cross:
+            apart = f"{self.attention!r} has no cross-attention: {ONE}"
+        elif self.causal or self.rotary:
+            apart = f"causal and rotary attention are within one sequence: {ONE}"
+        if apart or mixed:
+            require_one(query, key, otherwise=apart or mixed)
+        if mixed:
+            require_one(query, value, otherwise=mixed)
 
     def _check_mask(self, attn_mask: Tensor, *, length: int) -> None:
         if not self.causal:
@@ -302,16 +325,28 @@ class MultiheadAttention(nn.Module):
             )
 
 
+def each(change: Callable[[Tensor], Tensor], q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+    """The three after the change. One tensor stays one, since one product then makes all inputs."""
+    queries = change(q)
+    keys = queries if k is q else change(k)
+    return queries, keys, keys if v is k else change(v)
+
+
+def axes_swapped(x: Tensor) -> Tensor:
+    """(t b m) for (b t m), and back."""
+    return x.transpose(0, 1)
+
+
 def clear(x: Keyed, valid: Valid | None) -> Keyed:
     """`x` with zeros at padding: NaN times a gradient of zero would be NaN in the gradients of weights."""
     return x if valid is None else x.masked_fill(~valid[..., None], 0)
 
 
-def blocked(mask: Tensor, *, name: str) -> Bool[Tensor, "..."]:
-    """True where torch's mask, boolean or added to scores, forbids to look."""
-    if mask.dtype == torch.bool:
-        return mask
-    forbidden = mask == -torch.inf
-    if not mask.is_floating_point() or not (forbidden | (mask == 0)).all():
-        raise ValueError(f"{name} may hold 0 and -inf only: give a boolean mask, True where not to look")
-    return forbidden
+def finite(query: Tokens, valid: Valid | None) -> Tokens:
+    """`query` with zeros for tokens at padding that are not finite: it may be a copy of the keys.
+
+    In cross-attention the mask says nothing of finite queries, as in `ops.padding.hide`.
+    """
+    if valid is None or query.shape[1] != valid.shape[1]:
+        return query
+    return query.masked_fill(~valid[..., None] & ~query.isfinite().all(-1, keepdim=True), 0)

@@ -1,0 +1,53 @@
+"""Whether queries and keys are one sequence, told where a wrapper has made three tensors of one.
+
+A layer is called as `layer(x, x, x)`, and what arrives need not be one object: `fully_shard` passes three
+views of `x`, mixed precision three copies in another dtype, checkpointing three detached views, and a
+compiler three inputs of a graph.
+"""
+
+import torch
+from torch import Tensor
+from torch._C._functorch import is_batchedtensor, is_functorch_wrapped_tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from subquad.ops.operator import PLAIN
+
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of a number
+
+
+def require_one(x: Tensor, other: Tensor, *, otherwise: str) -> None:
+    """Raise `ValueError(otherwise)` unless both hold the same numbers, NaN included.
+
+    Where reading them would hold up a GPU, or there is nothing to read yet (a traced graph), the question is
+    asked on the device, and the answer no is an error there.
+    """
+    if other is x:
+        return
+    if (x.shape, x.dtype, x.device) != (other.shape, other.dtype, other.device):
+        raise ValueError(otherwise)
+    if is_batchedtensor(x):  # vmap lets nothing be read, nor asserted
+        raise ValueError(otherwise)
+    traced = is_traced(x)
+    if not traced and x.data_ptr() == other.data_ptr() and x.stride() == other.stride():
+        return
+    same = (bits(x) == bits(other)).all()
+    if traced or x.is_cuda:
+        torch.ops.aten._assert_async(same, otherwise)
+    elif not same:
+        raise ValueError(otherwise)
+
+
+def bits(x: Tensor) -> Tensor:
+    """The numbers as integers, so that NaN equals NaN."""
+    return x.detach().view(BITS[x.itemsize])
+
+
+def is_traced(x: Tensor) -> bool:
+    """Whether `x` stands for numbers that are not there to be read."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or _get_current_dispatch_mode() is not None
+        or type(x) not in PLAIN
+        or is_functorch_wrapped_tensor(x)
+    )
