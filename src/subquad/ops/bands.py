@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from subquad.ops.operator import listened_to
 from subquad.ops.pages import joined
+from subquad.ops.shapes import require_places, require_shape, require_together
 
 NEVER = 2**62  # the last token of a key that nobody sees
 TOGETHER = 2**18  # numbers of queries that are taken at once, at least a chunk's
@@ -27,7 +28,13 @@ def banded_attention(
     before: int,
     after: int,
 ) -> Float[Tensor, "b h t e"]:
-    """What each query gets; zeros where it sees no key."""
+    """What each query gets; zeros where it sees no key.
+
+    Raises `ValueError` for shapes or dtypes that do not fit.
+    """
+    require_together(q, k, v)
+    require_shape("keys", k, *q.shape[:2], k.shape[2], q.shape[3])
+    require_places("last tokens", last, q.shape[0], k.shape[2])
     batch, _, length, _ = q.shape
     before, after = min(before, length), min(after, length)
     step = max(-(-before // stride), 1)  # keys from one chunk to the next

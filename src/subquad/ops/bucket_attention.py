@@ -21,7 +21,7 @@ from subquad.ops.native.bucket import Sight
 from subquad.ops.native.library import usable
 from subquad.ops.operator import call
 from subquad.ops.pages import fresh
-from subquad.ops.shapes import require_shape, require_together
+from subquad.ops.shapes import require_dtype, require_places, require_shape, require_together
 
 Keyed = Float[Tensor, "b h n d"]
 Values = Float[Tensor, "b h n e"]
@@ -46,13 +46,15 @@ def bucket_attention(
 
     `order` is the token at each sorted place, `marks` are by token, from -4 up. `causal`: no token later than
     itself. `band`: the last `size` places, its own among them. `alone`: itself only where it sees no other.
-    `repeats`: a pair counts in each round that finds it. Raises `ValueError` for shapes that do not fit.
+    `repeats`: a pair counts in each round that finds it. Raises `ValueError` for shapes or dtypes that do not
+    fit.
     """
     require_together(q, k, v)
     require_shape("keys", k, *q.shape)
     rounds = order.shape[2]
-    require_shape("orders", order, *q.shape[:2], rounds, q.shape[2])
+    require_places("orders", order, *q.shape[:2], rounds, q.shape[2])
     require_shape("marks", marks, *q.shape[:2], rounds, q.shape[2])
+    require_dtype("marks", marks, torch.int32, torch.int64)
     if q.shape[2] == 0:
         return v
     marks = marks.to(torch.int32)

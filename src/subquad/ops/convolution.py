@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from subquad.ops.operator import call
 from subquad.ops.pages import fresh
+from subquad.ops.shapes import require_dtype, require_shape
 
 Tokens = Float[Tensor, "b h n e"]
 Kernels = Float[Tensor, "h w"]
@@ -24,7 +25,12 @@ BLOCK = 32  # outputs of one product
 
 
 def convolve(x: Tokens, kernel: Kernels) -> Tokens:
-    """`x` convolved with each head's kernel, of odd width."""
+    """`x` convolved with each head's kernel, of odd width.
+
+    Raises `ValueError` for kernels that are not, or of other heads or another dtype.
+    """
+    require_shape("kernels", kernel, x.shape[1], kernel.shape[1] // 2 * 2 + 1)
+    require_dtype("kernels", kernel, x.dtype)
     return call(forward, x, kernel)
 
 

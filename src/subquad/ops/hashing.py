@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from subquad.ops.operator import call
+from subquad.ops.shapes import require_dtype, require_places, require_shape
 
 BLOCK = 2**19  # rotated coordinates at once, at least a token's
 
@@ -25,8 +26,12 @@ def hashed(
     """The bucket of each token in each round: of a row's sizes, the first is that of the lowest digit.
 
     A size is twice the columns that it takes of its rotation, or one. `even`: all of them, in every row. Of
-    columns that are equally large the first counts.
+    columns that are equally large the first counts. Raises `ValueError` for shapes or dtypes that do not fit.
     """
+    for R in rotations:
+        require_shape("rotations", R, rotations[0].shape[0], x.shape[3], R.shape[2])
+        require_dtype("rotations", R, x.dtype)
+    require_places("sizes", sizes, x.shape[0], len(rotations))
     return call(_hashed, x, rotations, sizes, even)
 
 

@@ -25,8 +25,8 @@ from subquad.ops.native.library import readable, usable
 from subquad.ops.native.linear import Map, exponential
 from subquad.ops.operator import call
 from subquad.ops.padding import require_mask
-from subquad.ops.precision import wide
-from subquad.ops.shapes import require_shape, require_together
+from subquad.ops.precision import wide, widened
+from subquad.ops.shapes import require_dtype, require_shape, require_together
 
 CHUNKS = (64, 8, 1)  # tokens of a causal chunk, the shorter ones for want of range; the kernels' are of 64
 SMALLEST = {torch.float32: 1e-26, torch.float64: 1e-200}  # a denominator below this may have lost terms
@@ -46,7 +46,7 @@ def linear_attention(
 ) -> Float[Tensor, "b h t e"]:
     """The averages of values, for inputs that hold zeros at padding; sums are in float32 at least.
 
-    Raises `ValueError` for inputs whose shapes do not fit one another.
+    Raises `ValueError` for inputs whose shapes or dtypes do not fit one another.
     """
     require_fit(given, v, valid, causal=causal)
     return call(_forward, given.q, given.k, v, given.W, valid, int(given.map), causal)[0]
@@ -74,11 +74,13 @@ def advance(
         require_shape("sums of keys", before.z, b, h, f, 1)
         if isinstance(before, ShiftedSums):
             require_shape("shifts", before.c, b, h, 1, f)
+        for x in before:
+            require_dtype("sums", x, widened(v.dtype))
     return kernels.step(given.q, given.k, v, given.W, valid, map=given.map, before=before)
 
 
 def require_fit(given: Given, v: Tensor, valid: Tensor | None, *, causal: bool) -> None:
-    """Raise `ValueError` for shapes that do not fit one another."""
+    """Raise `ValueError` for what does not fit together."""
     require_together(given.q, given.k, v)
     b, h, t, d = given.q.shape
     require_shape("keys", given.k, b, h, t if causal else given.k.shape[2], d)

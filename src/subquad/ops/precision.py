@@ -19,6 +19,11 @@ def wide(*inputs: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.float() if x.dtype in NARROW else x for x in inputs)
 
 
+def widened(dtype: torch.dtype) -> torch.dtype:
+    """That in which sums of numbers in `dtype` are kept."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def by_heads(compute: Callable[..., Tensor], q: Tensor, *keyed: Tensor) -> Tensor:
     """`compute(own, q, ...)` for slices `own` of the heads, side by side in the dtype of the last input.
 

@@ -17,9 +17,9 @@ from subquad.ops.delta_rule import Betas
 from subquad.ops.native import recurrence as kernels
 from subquad.ops.operator import call
 from subquad.ops.pages import fresh
-from subquad.ops.precision import wide
+from subquad.ops.precision import wide, widened
 from subquad.ops.rows import Around, Pulled, Tokens
-from subquad.ops.shapes import require_shape, require_together
+from subquad.ops.shapes import require_dtype, require_shape, require_together
 
 BLOCK = 512  # tokens whose chunks run side by side; measured best on CPUs, forward and back, of 256 to 4,096
 NOTHING = Around()
@@ -30,10 +30,17 @@ def decayed_product(
 ) -> tuple[Values, Matrix]:
     """The outputs, and the state after the last token: see `ops/decay.py`.
 
-    A token with k = 0 and log_decay = 0 leaves no trace. Raises `ValueError` for inputs whose shapes do not
-    fit one another.
+    A token with k = 0 and log_decay = 0 leaves no trace. Raises `ValueError` for shapes or dtypes that do not
+    fit.
     """
     require_fit(q, k, v, log_decay, state, around)
+    channels = log_decay.shape[3]
+    widths = (q.shape[3],) if around.root else (1, q.shape[3])  # logits are one for each channel
+    if channels not in widths:
+        raise ValueError(
+            f"decays of {channels} channels do not fit keys of {q.shape[3]}: give one for each channel"
+            f"{'' if around.root else ', or one for all'}"
+        )
     return recur(Tokens(q, k, v, log_decay, None), state, around)
 
 
@@ -47,28 +54,38 @@ def delta_product(
     state: Matrix,
     around: Around = NOTHING,
 ) -> tuple[Values, Matrix]:
-    """The same by the delta rule: see `ops/delta_rule.py`; decays are one for all channels."""
+    """The same by the delta rule: see `ops/delta_rule.py`; decays are one for all channels of a token."""
     require_fit(q, k, v, log_decay, state, around)
+    if log_decay.shape[3] != 1:
+        raise ValueError(
+            f"the delta rule takes one decay for each token and head, not {log_decay.shape[3]}: give them "
+            f"shape {(*log_decay.shape[:3], 1)}, or take `decayed_product`, which has one for each channel"
+        )
     require_shape("rates", beta, *q.shape[:3], 1)
+    require_dtype("rates", beta, q.dtype, widened(q.dtype))
     return recur(Tokens(q, k, v, log_decay, beta), state, around)
 
 
 def require_fit(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, around: Around) -> None:
-    """Raise `ValueError` for shapes that do not fit one another; decays may be one for all rows and heads."""
+    """Raise `ValueError` for what does not fit together; rows may share decays and turns, heads decays."""
     require_together(q, k, v)
     require_shape("keys", k, *q.shape)
+    wider = widened(q.dtype)
     require_shape("the state's numbers", state, *q.shape[:2], q.shape[3], v.shape[3])
+    require_dtype("the state's numbers", state, wider)
     if around.gate is not None:
         require_shape("gates", around.gate, *v.shape)
+        require_dtype("gates", around.gate, q.dtype)
     if around.scale is not None:
         require_shape("scales", around.scale, v.shape[3])
+        require_dtype("scales", around.scale, wider)
     if around.turn is not None:
-        rows_of_turn = len(around.turn) if len(around.turn) in (1, len(q)) else len(q)
-        require_shape("turns", around.turn, rows_of_turn, q.shape[2], q.shape[3])
-    batch, heads, length, channels = log_decay.shape
-    widths = (q.shape[3],) if around.root else (1, q.shape[3])  # logits are one for each channel
-    fits = batch in (1, len(q)) and heads in (1, q.shape[1]) and channels in widths
-    if not fits or length != q.shape[2]:
+        rows_of_turn = 1 if around.turn.shape[0] == 1 else q.shape[0]
+        require_shape("turns", around.turn, rows_of_turn, *q.shape[2:])
+        require_dtype("turns", around.turn, wider)
+    require_dtype("decays", log_decay, q.dtype, wider)
+    batch, heads, length, _ = log_decay.shape
+    if batch not in (1, q.shape[0]) or heads not in (1, q.shape[1]) or length != q.shape[2]:
         raise ValueError(f"decays of shape {tuple(log_decay.shape)} do not fit queries of {tuple(q.shape)}")
 
 
@@ -85,7 +102,7 @@ def recur(tokens: Tokens, state: Matrix, around: Around) -> tuple[Values, Matrix
 
 def by_flash_linear(tokens: Tokens, state: Matrix, around: Around) -> tuple[Values, Matrix]:
     given = tokens.q.dtype
-    q, k, v, log_decay, beta = rows.ready(widened(tokens), around)
+    q, k, v, log_decay, beta = rows.ready(in_float32(tokens), around)
     if beta is None:
         out, last = flash_linear.decayed_product(q, k, v, log_decay, state=state, given=given)
     else:
@@ -212,11 +229,11 @@ def at(here: slice, tokens: Tokens, around: Around) -> tuple[Tokens, Around]:
     """Of the tokens of a block, and around them."""
     turn = None if around.turn is None else around.turn[:, here]
     gate = None if around.gate is None else wide(around.gate[:, :, here])[0]
-    return widened(tokens, here), around._replace(turn=turn, gate=gate)
+    return in_float32(tokens, here), around._replace(turn=turn, gate=gate)
 
 
-def widened(tokens: Tokens, here: slice = slice(None)) -> Tokens:
-    """In float32 at least."""
+def in_float32(tokens: Tokens, here: slice = slice(None)) -> Tokens:
+    """Or in float64, where they are."""
     given = (tokens.q, tokens.k, tokens.v, tokens.log_decay)
     q, k, v, log_decay = wide(*(x[:, :, here] for x in given))
     return Tokens(q, k, v, log_decay, None if tokens.beta is None else wide(tokens.beta[:, :, here])[0])

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from subquad.ops.operator import call
 from subquad.ops.pages import fresh
+from subquad.ops.shapes import require_dtype, require_places, require_shape
 
 BLOCK = 160  # queries at once, of one segment
 SCORES = 2**18  # at once, at least a head's
@@ -59,9 +60,27 @@ def relative_attention(
     """What each segment's queries get; zeros where a segment has fewer than others.
 
     Of each segment's queries `count` are there, from place `first` of it on; the last may lack some. Of the
-    slots before it, `held` hold something.
+    slots before it, `held` hold something. Raises `ValueError` for shapes or dtypes that do not fit.
     """
+    require_fit(q, weights, lines, first, count, held)
     return call(forward, q, *weights, *lines, first, count, held, list(layout))
+
+
+def require_fit(q: Rows, weights: Weights, lines: Lines, first: Counts, count: Counts, held: Counts) -> None:
+    """Raise `ValueError` for what does not fit the queries."""
+    b, h, _, d = q.shape
+    for name, x in zip(("content biases", "position biases"), weights[:2], strict=True):
+        require_shape(name, x, h, d)
+    require_shape("position weights", weights.W_R, h, weights.W_R.shape[1] // 2 * 2, d)
+    for k, v in (lines[:2], lines[2:]):
+        if k is not None and v is not None:
+            require_shape("keys", k, b, h, k.shape[2], d)
+            require_shape("values", v, b, h, k.shape[2], lines.v.shape[3])
+    for x in (*weights, *lines):
+        if x is not None:
+            require_dtype("weights, keys and values", x, q.dtype)
+    for name, x in (("first places", first), ("counts of queries", count), ("counts of slots", held)):
+        require_places(name, x, b, first.shape[1])
 
 
 INPUTS = (

@@ -21,6 +21,7 @@ from subquad.ops.native import tiles as native
 from subquad.ops.native.library import usable
 from subquad.ops.operator import call
 from subquad.ops.pages import fresh
+from subquad.ops.shapes import require_dtype, require_places, require_shape
 from subquad.ops.tile_chunks import Tiling, in_units, merge, rows
 
 Band = tuple[int, int] | None  # keys to the left and right of each query
@@ -42,9 +43,11 @@ def tile_attention(
 ) -> Float[Tensor, "b h t e"]:
     """Outputs; zeros for a query that sees nothing.
 
-    Raises `ValueError` for inputs whose shapes do not fit one another.
+    Raises `ValueError` for inputs whose shapes or dtypes do not fit one another.
     """
     window.require_rows(q, k, v, lengths)
+    for tiling in tilings:
+        require_tiling(tiling, q)
     nothing = torch.empty(0, dtype=torch.int64, device=q.device)
     out, _ = call(
         forward,
@@ -58,6 +61,23 @@ def tile_attention(
         *((None, None) if band is None else band),
     )
     return out
+
+
+def require_tiling(tiling: Tiling, q: Tensor) -> None:
+    """Raise `ValueError` unless what a tiling says of pairs fits its places, and these the batch."""
+    queries, keys, seen, width, unit = tiling
+    for x in (keys, seen) if queries is None else (queries, keys, seen):
+        if x.shape[0] not in (1, q.shape[0]):
+            raise ValueError(f"tiles of {x.shape[0]} rows do not fit queries of {q.shape[0]}")
+    tiles, c = keys.shape[1:]
+    require_places("places of keys", keys, keys.shape[0], tiles, c)
+    if queries is not None:
+        require_places("places of queries", queries, queries.shape[0], tiles, width)
+    rows, columns = seen.shape[2:]
+    require_shape("pairs", seen, seen.shape[0], tiles, rows, columns)
+    require_dtype("pairs", seen, torch.bool)
+    if not rows or not columns or width % rows or c * unit % columns:
+        raise ValueError(f"pairs of {rows} x {columns} do not fit tiles of {width} x {c * unit} tokens")
 
 
 @torch.library.custom_op("subquad::tiles", mutates_args=(), schema=f"({INPUTS}) -> (Tensor, Tensor)")

@@ -23,7 +23,8 @@ from subquad.ops.native import window as native
 from subquad.ops.native.library import readable
 from subquad.ops.operator import call
 from subquad.ops.pages import fresh
-from subquad.ops.shapes import require_shape, require_together
+from subquad.ops.precision import widened
+from subquad.ops.shapes import require_places, require_shape, require_together
 
 Keyed = Float[Tensor, "b h t d"]
 Values = Float[Tensor, "b h t e"]
@@ -42,7 +43,8 @@ def window_attention(
     """Outputs, and lse in float32 at least.
 
     `left` and `right` are the keys on either side, `lengths` the tokens of each row. Queries behind it see
-    nothing: zeros, and an lse of -inf. Raises `ValueError` for inputs whose shapes do not fit one another.
+    nothing: zeros, and an lse of -inf. Raises `ValueError` for inputs whose shapes or dtypes do not
+    fit one another.
     """
     require_rows(q, k, v, lengths)
     if q.shape[2] == 0:
@@ -56,7 +58,7 @@ def require_rows(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths) -> None:
     require_together(q, k, v)
     require_shape("keys", k, *q.shape)
     if lengths is not None:
-        require_shape("lengths", lengths, len(q))
+        require_places("lengths", lengths, q.shape[0])
 
 
 def attended(q: Keyed, k: Keyed, v: Values, lengths: Lengths, left: int, right: int) -> tuple[Values, Rows]:
@@ -141,11 +143,6 @@ def hide_(weights: Tensor, queries: slice, keys: slice, *, left: int, right: int
     below, behind = max(0, columns - last - 1), max(0, last + 1)
     weights[:, :below, behind:].tril_(last - behind)
     return weights
-
-
-def widened(dtype: torch.dtype) -> torch.dtype:
-    """That in which sums are kept."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 def some_heads(q: Keyed) -> Iterator[slice]:
