@@ -113,6 +113,29 @@ SUMMARY = {
 }
 
 
+def examples(score: float, name: str) -> dict[str, Any]:
+    """What each of two examples of a household adds to the score: much of it the same for every row."""
+    chance, hard = random.Random(f"{name} examples"), random.Random("how hard each example is")
+    size = SUMMARY["splits"]["test"]["examples"]
+    parts = [hard.gauss(0, 0.3) + chance.gauss(0, 0.1) for _ in range(size)]
+    mean = sum(parts) / size
+    return {
+        "contribution": [float(f"{score + part - mean:.7g}") for part in parts],
+        "group": [place // 2 for place in range(size)],
+    }
+
+
+def older(records: Sequence[Record]) -> list[Record]:
+    """The records as versions wrote them that kept no scores of single examples."""
+    return changed(
+        records,
+        lambda record: {
+            **record,
+            "result": {name: value for name, value in record["result"].items() if name != "examples"},
+        },
+    )
+
+
 def fit(asked: Mapping[str, Any], seed: int, setting: Mapping[str, Any], *, score: float) -> Record:
     """A fit that went well, with a curve that ends near `score` on validation."""
     chance = random.Random(f"{asked['label']} {seed}")
@@ -139,6 +162,7 @@ def fit(asked: Mapping[str, Any], seed: int, setting: Mapping[str, Any], *, scor
         "reason": "",
         "result": {
             "test": {metric: score, "loss": 0.31},
+            "examples": examples(score, f"{asked['label']} {seed}"),
             "validation": best["validation"],
             "best_step": best["step"],
             "curve": curve,
@@ -176,7 +200,7 @@ def floor(name: str, seed: int, setting: Mapping[str, Any], *, score: float) -> 
         **_asked("floor", {**question, "floor": name, "seed": seed}),
         "status": "ok",
         "reason": "",
-        "result": {"test": {setting["metric"]: score}},
+        "result": {"test": {setting["metric"]: score}, "examples": examples(score, f"{name} {seed}")},
         "measured": {},
         "data": {"fingerprint": setting["data"], "summary": setting["summary"]},
         "seconds": 2.0,

@@ -8,10 +8,12 @@ import shutil
 import subprocess
 import sys
 from dataclasses import fields
+from html import unescape
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import report_samples as made_up
 from filelock import FileLock
 from own_sample import write
 
@@ -214,16 +216,16 @@ def test_a_certificate_fails_with_status_1_and_says_what_and_by_how_much(tmp_pat
 def test_bench_tells_times_exponents_and_crossovers(call, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     asked = ["bench", "infinity:segment=16", "--heads", "2", "--head-dim", "4", "--out", str(tmp_path)]
-    asked += ["--length", "64", "--length", "32"]
+    asked += ["--length", "64", "--length", "32", "--length", "16"]
     status, out, err = call(*asked, "--json")
     assert status == 0, err
     (row,) = json.loads(out)["rows"]
     assert (row["label"], row["form"]) == ("infinity:segment=16", "causal")
-    assert [cell["length"] for cell in row["cells"]] == [32, 64]
+    assert [cell["length"] for cell in row["cells"]] == [16, 32, 64]
     assert row["scaling"]["forward_ms"]["exponent"] is not None
     status, out, err = call(*asked)
     assert status == 0
-    assert "2 of 2 runs are on record and not done again" in err
+    assert "3 of 3 runs are on record and not done again" in err
     assert "infinity:segment=16" in out
 
 
@@ -261,6 +263,31 @@ def test_the_same_comparison_again_does_nothing_and_tells_the_same(compared):
     assert "started" not in again.stderr
     assert str(folder / "report.html") in again.stdout
     assert subquad("report", str(folder)).stdout == again.stdout
+
+
+def test_report_ends_with_1_while_runs_are_missing_and_says_how_many(call, tmp_path):
+    setting = made_up.comparison(made_up.ROWS[:2])
+    records = made_up.sample(setting)
+    made_up.write(tmp_path, setting, records)
+    assert call("report", str(tmp_path))[0] == 0
+    for record in records[-3:]:
+        Store(tmp_path).record_path(record["key"]).unlink()
+    status, out, _ = call("report", str(tmp_path))
+    assert status == 1
+    assert f"3 of {len(records)} runs are missing" in out
+    status, out, _ = call("report", str(tmp_path), "--json")
+    assert (status, json.loads(out)["missing"]) == (1, 3)
+
+
+def test_page_terminal_and_json_tell_the_same_answer(call, tmp_path):
+    setting = made_up.comparison(made_up.ROWS[:3])
+    made_up.write(tmp_path, setting, made_up.sample(setting))
+    answer = json.loads(call("report", str(tmp_path), "--json")[1])["answer"]
+    told = " ".join(call("report", str(tmp_path))[1].split())
+    page = unescape(re.sub("<[^>]*>", "", (tmp_path / "report.html").read_text("utf-8")))
+    for line in (answer["sentence"], *answer["reasons"]):
+        assert line in told
+        assert line in page
 
 
 @pytest.mark.slow

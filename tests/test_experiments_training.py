@@ -139,6 +139,26 @@ def test_the_test_split_is_read_once_and_last(spec, data, tmp_path):
     assert phases.index("test") > max(place for place, phase in enumerate(phases) if phase == "validate")
 
 
+@pytest.mark.parametrize(("column", "kind"), [("region", "multiclass"), ("age", "regression")])
+def test_what_each_example_adds_is_kept_in_the_order_of_the_split(tmp_path, spec, column, kind):
+    data = tasks.load("own", schema=write(tmp_path / "own", column=column, kind=kind))
+    training = trained(replace(spec, steps=3, batch=7), data, tmp_path)
+    answers = training.answers("test")
+    kept = training.contributions(answers)["contribution"]
+    assert sum(kept) / len(kept) == pytest.approx(training.judged(answers)[data.metric])
+    one_by_one = trained(replace(spec, steps=3, batch=7), data, tmp_path / "again")
+    one_by_one.spec = replace(spec, batch=1)
+    found = one_by_one.answers("test")
+    outputs = dict(zip(found.example.tolist(), found.output, strict=True))
+    for place, contribution in enumerate(kept):
+        output, truth = outputs[place], data.test.target[place]
+        if kind == "regression":
+            error = abs(output[0] * data.target.scale + data.target.centre - truth)
+            assert contribution == pytest.approx(error, rel=1e-3)
+        else:
+            assert contribution == (output.argmax() == truth)
+
+
 def test_a_step_accumulates_the_batches_asked_for(spec, data, tmp_path):
     training = Training(replace(spec, batch=7, accumulate=3), data, kept=tmp_path / "none", tell=silent)
     batches = training.batches()

@@ -39,7 +39,7 @@ THIRD_PARTY = {
     "tasks": CORE | {"numpy", "polars", "sklearn", "threadpoolctl"},
     "experiments": CORE | {"lightning", "numpy", "polars", "rich", "safetensors"},
     "records": {"filelock"},
-    "report": {"plotly", "numpy", "rich"},
+    "report": {"plotly", "numpy", "rich", "scipy"},
     "cli": {"typer", "rich", "click"},
     "__main__": {"typer", "rich", "click"},
     "registry": set(),

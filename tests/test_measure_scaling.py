@@ -11,7 +11,7 @@ from subquad.measure.scaling import Crossover, crossover, exponent
 LENGTHS = [512, 1024, 2048, 4096, 8192]
 
 
-@given(power=st.floats(-3, 3), scale=st.floats(1e-6, 1e6), count=st.integers(2, 9))
+@given(power=st.floats(-3, 3), scale=st.floats(1e-6, 1e6), count=st.integers(3, 9))
 def test_the_exponent_of_a_power_is_the_power(power, scale, count):
     lengths = [100 * 2**i for i in range(count)]
     assert exponent(lengths, [scale * n**power for n in lengths]) == pytest.approx(power, abs=1e-6)
@@ -26,9 +26,10 @@ def test_the_exponent_is_a_fit_and_not_two_points():
     assert exponent([1, 2, 4, 8, 16, 32, 64], [9, 9, 9, 1, 2, 8, 8]) == pytest.approx(1.1)
 
 
-def test_an_exponent_needs_two_lengths():
-    with pytest.raises(ValueError, match="at least 2 lengths, not 1"):
-        exponent([512], [1.0])
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_exponent_needs_three_lengths(count):
+    with pytest.raises(ValueError, match=f"at least 3 lengths, not {count}"):
+        exponent(LENGTHS[:count], [1.0, 2.0][:count])
 
 
 @given(where=st.floats(513, 8191), power=st.floats(0.5, 1.9))

@@ -24,6 +24,14 @@ def test_exponents_tell_linear_cost_from_quadratic() -> None:
     assert softmax.exponent == pytest.approx(2, abs=0.15)
 
 
+def test_two_lengths_have_no_exponent_and_it_says_why() -> None:
+    records = [record for record in made_up.sample(SETTING) if record["spec"]["length"] in (512, 1024)]
+    scaling = curves(SETTING, records)[1].scaling("forward_ms")
+    assert scaling is not None
+    assert (scaling.exponent, scaling.note) == (None, "needs three lengths")
+    assert scaling.crossover is not None
+
+
 def test_a_crossover_lies_where_the_lines_cross() -> None:
     scaling = found()["linear"].scaling("forward_ms")
     assert scaling is not None

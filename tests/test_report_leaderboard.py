@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -7,6 +8,7 @@ import report_samples as made_up
 
 from subquad.records import Record
 from subquad.report.leaderboard import Row, leaderboard, near_floors
+from subquad.report.scores import independent
 
 
 def rows(setting: dict[str, Any] | None = None, **options: Any) -> dict[str, Row]:
@@ -32,26 +34,55 @@ def test_where_lower_is_better_the_lowest_comes_first() -> None:
     found = rows(setting, quality={"softmax": 2.0, "linear": 1.0}, floors={"majority": 4.0, "boosting": 3.0})
     assert list(found) == ["linear", "softmax", "gradient boosting", "majority"]
     assert found["linear"].over_floor == pytest.approx(2.0, abs=0.1)
-    assert found["linear"].above_floor
+    assert found["linear"].beside_floor == "above"
     assert found["linear"].stuck == 0
 
 
-def test_a_row_clears_the_floor_only_with_its_whole_interval() -> None:
+def test_a_row_stands_above_or_below_the_floor_only_where_that_can_be_told() -> None:
     found = rows()["infinity"]
     assert found.over_floor is not None
     assert found.over_floor > 0
-    assert found.above_floor is False
+    assert found.beside_floor == "not told apart"
 
 
-def test_with_one_seed_the_mean_decides_about_the_floor() -> None:
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_same_examples_tell_a_row_from_the_floor(seeds: int) -> None:
+    setting = made_up.comparison(made_up.ROWS[:2], seeds=seeds)
+    assert rows(setting)["linear"].beside_floor == "above"
+    assert rows(setting, floors={"boosting": 0.9})["linear"].beside_floor == "below"
+
+
+def test_without_examples_one_seed_tells_nothing_from_the_floor() -> None:
     setting = made_up.comparison(made_up.ROWS[:2], seeds=1)
-    assert rows(setting)["linear"].above_floor
-    assert rows(setting, floors={"boosting": 0.9})["linear"].above_floor is False
+    found = leaderboard(setting, made_up.older(made_up.sample(setting)))
+    assert {row.beside_floor for row in found if row.kind == "mechanism"} == {"not told apart"}
+    assert not any(row.against for row in found)
+
+
+def test_every_pair_of_rows_is_compared_once_and_told_both_ways() -> None:
+    found = rows()
+    mechanisms = [row for row in found.values() if row.kind == "mechanism" and row.score]
+    for row in mechanisms:
+        others = {other.label for other in mechanisms if other is not row}
+        assert row.against.keys() == others | {"majority", "gradient boosting"}
+        for label in others:
+            assert row.against[label].value == -found[label].against[row.label].value
+            assert row.against[label].corrected == found[label].against[row.label].corrected
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"), [("accuracy", 494), ("auc", 98), ("macro_f1", 98), ("mae", 494)]
+)
+def test_a_perfect_score_rests_on_entities_and_on_those_of_the_rarest_class(
+    metric: str, expected: float
+) -> None:
+    assert independent(made_up.comparison(metric=metric)) == pytest.approx(expected)
+    assert independent({"metric": metric}) == math.inf
 
 
 def test_without_floors_nothing_is_said_of_them() -> None:
     found = rows(floors={})["linear"]
-    assert (found.above_floor, found.over_floor, found.stuck) == (None, None, None)
+    assert (found.beside_floor, found.over_floor, found.stuck) == (None, None, None)
 
 
 def test_a_score_equal_to_the_floor_stands_under_it() -> None:
@@ -59,7 +90,7 @@ def test_a_score_equal_to_the_floor_stands_under_it() -> None:
     record = made_up.fit(made_up.ROWS[0], 0, setting, score=0.5)
     found = leaderboard(setting, [record, made_up.floor("majority", 0, setting, score=0.5)])
     assert [row.label for row in found] == ["majority", "softmax"]
-    assert found[1].above_floor is False
+    assert found[1].beside_floor == "not told apart"
 
 
 def test_runs_that_do_not_leave_the_majority_are_counted() -> None:

@@ -69,7 +69,7 @@ def test_what_must_be_told_is_told_in_order(text: str) -> None:
         "Literature",
     ]
     for said in (
-        "not above floor",
+        "not told from floor",
         "out of memory",
         "the training loss is nan at step 212",
         "equal in 18 runs",

@@ -29,7 +29,8 @@ def test_every_row_stands_in_80_columns_with_its_score_and_its_fate(seeds):
     for name in ("linear", "softmax", "infinity", "majority"):
         assert any(line.strip().startswith(name) for line in text.splitlines())
     assert f"{seeds} of {seeds} run" in " ".join(text.split())
-    assert ("95 % interval" in text) == (seeds == 3)
+    assert "95 % interval" in text
+    assert ("group" in text) == (seeds == 3)
 
 
 def test_costs_leave_out_what_has_none():

@@ -9,7 +9,7 @@ from purchases import purchases
 
 from subquad.tasks import floors
 from subquad.tasks.events import EventData
-from subquad.tasks.metrics import DEFAULT_METRIC, METRICS, higher_is_better, score
+from subquad.tasks.metrics import DEFAULT_METRIC, METRICS, contributions, higher_is_better, score
 from subquad.tasks.splits import SPLITS
 from subquad.tasks.target import Target
 from subquad.tasks.transactions import prepared
@@ -42,8 +42,8 @@ QUESTIONS = [
 @pytest.mark.parametrize("data", QUESTIONS, ids=lambda data: f"{data.kind} {data.metric}")
 def test_boosting_clears_majority_where_frequency_is_the_answer(data):
     sign = 1 if higher_is_better(data.metric) else -1
-    (blind,) = floors.majority(data).values()
-    (seeing,) = floors.boosting(data, length=1000, seed=0).values()
+    (blind,) = floors.majority(data)["test"].values()
+    (seeing,) = floors.boosting(data, length=1000, seed=0)["test"].values()
     assert sign * seeing > sign * blind + 0.1
 
 
@@ -86,11 +86,12 @@ def test_features_tell_recency_frequency_amounts_and_counts():
 
 
 def test_majority_gives_what_a_constant_can():
-    assert floors.majority(QUESTIONS[0]) == {"auc": 0.5}
+    assert floors.majority(QUESTIONS[0])["test"] == {"auc": 0.5}
     counts = np.bincount(QUESTIONS[2].train.target)
-    assert floors.majority(QUESTIONS[2]) == {"accuracy": (QUESTIONS[2].test.target == counts.argmax()).mean()}
+    commonest = (QUESTIONS[2].test.target == counts.argmax()).mean()
+    assert floors.majority(QUESTIONS[2])["test"] == {"accuracy": commonest}
     median = np.median(QUESTIONS[3].train.target)
-    assert floors.majority(QUESTIONS[3]) == {
+    assert floors.majority(QUESTIONS[3])["test"] == {
         "mae": pytest.approx(abs(QUESTIONS[3].test.target - median).mean())
     }
 
@@ -130,3 +131,55 @@ def test_a_default_metric_fits_its_kind():
 def test_a_score_that_cannot_be_is_refused(metric, target, output, said):
     with pytest.raises(ValueError, match=said):
         score(metric, np.array(target), np.array(output))
+
+
+def made_up(metric, examples=60, classes=3):
+    """Answers that are right more often than not, with ties among them."""
+    chance = np.random.default_rng(0)
+    if metric == "mae":
+        target = chance.normal(size=examples)
+        return target, target + chance.normal(size=examples)
+    if metric == "auc":
+        target = (np.arange(examples) % 4 == 0).astype(np.float32)
+        return target, np.round(target + chance.normal(size=examples), 1)
+    target = np.arange(examples) % classes
+    return target, np.eye(classes)[target] + chance.normal(size=(examples, classes))
+
+
+@pytest.mark.parametrize("metric", ["auc", "accuracy", "macro_f1", "mae"])
+def test_the_mean_of_what_examples_add_is_the_metric(metric):
+    target, output = made_up(metric)
+    assert contributions(metric, target, output).mean() == pytest.approx(score(metric, target, output))
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "mae"])
+def test_the_variance_of_what_examples_add_is_that_of_the_metric(metric):
+    """By the jackknife: each example left out once."""
+    target, output = made_up(metric, examples=600)
+    n = len(target)
+    without = [score(metric, np.delete(target, i), np.delete(output, i, 0)) for i in range(n)]
+    jackknife = (n - 1) * np.var(without)
+    assert contributions(metric, target, output).var() / n == pytest.approx(jackknife, rel=0.02)
+
+
+def test_the_variance_of_auc_is_delong_s():
+    """Equations (4) to (6) of DeLong, DeLong and Clarke-Pearson (1988), pair by pair."""
+    target, output = made_up("auc")
+    ill, well = output[target == 1], output[target == 0]
+    won = (ill[:, None] > well) + 0.5 * (ill[:, None] == well)
+    delong = won.mean(1).var(ddof=1) / len(ill) + won.mean(0).var(ddof=1) / len(well)
+    parts = contributions("auc", target, output)
+    ours = sum(
+        ((parts[target == each] - won.mean()) ** 2).sum() * size / (size - 1)
+        for each, size in ((1, len(ill)), (0, len(well)))
+    )
+    assert ours / len(target) ** 2 == pytest.approx(delong)
+
+
+@pytest.mark.parametrize("data", QUESTIONS, ids=lambda data: f"{data.kind} {data.metric}")
+def test_a_floor_keeps_what_each_example_adds_and_whose_it_is(data):
+    for floor in (floors.majority(data), floors.boosting(data, length=40, seed=0)):
+        kept = floor["examples"]
+        assert np.mean(kept["contribution"]) == pytest.approx(floor["test"][data.metric])
+        same = np.equal.outer(kept["group"], kept["group"])
+        np.testing.assert_array_equal(same, np.equal.outer(data.test.entity, data.test.entity))

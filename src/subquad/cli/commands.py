@@ -349,7 +349,7 @@ def write_report(
     with working("writing the report"):
         page = report.write(out)
     show_comparison(comparison, records, page, as_json=as_json)
-    end(records)
+    end(records, asked=sum(map(len, comparison["keys"].values())))
 
 
 @contextmanager
@@ -362,8 +362,10 @@ def folder(given: Path | None) -> Iterator[Path]:
         yield Path(temporary)
 
 
-def end(records: Sequence["Record"]) -> None:
-    raise typer.Exit(FAILED if any(record["status"] != "ok" for record in records) else 0)
+def end(records: Sequence["Record"], *, asked: int = 0) -> None:
+    """Done only if no run failed, and none of those that were `asked` for is missing."""
+    failed = any(record["status"] != "ok" for record in records)
+    raise typer.Exit(FAILED if failed or len(records) < asked else 0)
 
 
 def mechanism_class(text: str) -> type["Mechanism"]:

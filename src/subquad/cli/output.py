@@ -21,30 +21,30 @@ def show_comparison(
     comparison: dict[str, Any], records: Sequence["Record"], page: Path, *, as_json: bool
 ) -> None:
     from subquad.report import terminal
-    from subquad.report.answer import answer
-    from subquad.report.cost import curves
-    from subquad.report.leaderboard import leaderboard
+    from subquad.report.findings import worked_out
 
-    rows = leaderboard(comparison, records)
-    found = answer(comparison, rows, curves(comparison, records))
+    found = worked_out(comparison, records)
     models = model_folders(records, page.parent)
     if as_json:
         return print_json(
             {
                 "comparison": comparison,
-                "answer": asdict(found),
-                "rows": [asdict(row) for row in rows],
+                "answer": asdict(found.answer),
+                "rows": [asdict(row) for row in found.rows],
                 "failed": sum(record["status"] != "ok" for record in records),
+                "missing": found.missing,
                 "models": models,
                 "report": str(page),
             }
         )
     console = Console()
-    console.print(terminal.quality(comparison, rows))
-    console.print(terminal.costs(comparison, rows))
-    for line in (found.sentence, *found.reasons):
+    console.print(terminal.quality(comparison, found.rows))
+    console.print(terminal.costs(comparison, found.rows))
+    for line in (found.answer.sentence, *found.answer.reasons):
         console.print(line, markup=False, highlight=False)
-    last = [f"model: {path}" for path in models.get(found.label or "", [])[:1]] + [f"report: {page}"]
+    last = [f"model: {path}" for path in models.get(found.answer.label or "", [])[:1]]
+    last += [found.incomplete] if found.missing else []
+    last += [f"report: {page}"]
     for line in ("", *last):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

@@ -32,8 +32,10 @@ def fit(spec: Fit, data: EventData, *, kept: Path, tell: Tell) -> Fitted:
     training.run()
     course = training.course
     tell("test", spec.steps, None)
+    answers = training.answers("test")
     result = {
-        "test": training.evaluate("test"),
+        "test": training.judged(answers),
+        "examples": training.contributions(answers),
         "validation": course.best,
         "best_step": course.best_step,
         "curve": course.curve,
@@ -95,4 +97,5 @@ def full_batch(data: EventData, *, size: int, length: int) -> Batch:
         numeric=torch.randn(size, length, len(data.encoding.channels), generator=generator),
         valid=torch.ones(size, length, dtype=torch.bool),
         target=torch.zeros(size, dtype=torch.int64 if data.kind == "multiclass" else torch.float32),
+        example=torch.arange(size),
     )

@@ -91,10 +91,10 @@ def run_floor(spec: Floor) -> dict[str, Any]:
 
     data = load(spec)
     if spec.floor == "majority":
-        test = floors.majority(data)
+        result = floors.majority(data)
     else:
-        test = floors.boosting(data, length=spec.length, seed=spec.seed)
-    return {"result": {"test": test}, "measured": {}, "data": about(data)}
+        result = floors.boosting(data, length=spec.length, seed=spec.seed)
+    return {"result": result, "measured": {}, "data": about(data)}
 
 
 def run_bench(spec: Bench) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int, Real
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -43,6 +44,16 @@ class Step(NamedTuple):
     loss: float
     examples: int
     events: int  # real ones
+
+
+class Answers(NamedTuple):
+    """What a model gives to every example of a split, in the order of the batches."""
+
+    split: Split
+    target: Real[np.ndarray, " n"]
+    output: Float[np.ndarray, "n outputs"]
+    example: Int[np.ndarray, " n"]  # places in the split
+    loss: float  # the mean
 
 
 @dataclass
@@ -167,24 +178,37 @@ class Training:
         sign = 1 if higher_is_better(metric) else -1
         return (sign * found[metric], -found["loss"]) > (sign * best[metric], -best["loss"])
 
-    @torch.no_grad()
     def evaluate(self, split: Split) -> dict[str, float]:
         """The metric and the mean loss over every example of a split."""
+        return self.judged(self.answers(split))
+
+    @torch.no_grad()
+    def answers(self, split: Split) -> Answers:
+        """Raises `FloatingPointError` when the loss is nan or infinite."""
         self.network.eval()
-        outputs, targets, total = [], [], 0.0
+        outputs, targets, examples, total = [], [], [], 0.0
         for batch in self.epoch(split, number=0, shuffle=False):
             output = self.output(batch).float()
             total += self.loss(output, batch).item() * len(batch.target)
             outputs.append(output.cpu())
             targets.append(batch.target.cpu())
+            examples.append(batch.example.cpu())
         loss = total / sum(map(len, targets))
         if not math.isfinite(loss):
             raise FloatingPointError(f"the {split} loss is {loss} after step {self.course.step}")
+        target, output, example = (torch.cat(part).numpy() for part in (targets, outputs, examples))
+        return Answers(split, target, output, example, loss)
+
+    def judged(self, answers: Answers) -> dict[str, float]:
         target = self.data.target
-        return {
-            target.metric: target.score(torch.cat(targets).numpy(), torch.cat(outputs).numpy()),
-            "loss": loss,
-        }
+        return {target.metric: target.score(answers.target, answers.output), "loss": answers.loss}
+
+    def contributions(self, answers: Answers) -> dict[str, list[float] | list[int]]:
+        """What each example adds to the metric, in the order of the split."""
+        found = self.data.target.contributions(answers.target, answers.output)
+        ordered = np.empty_like(found)
+        ordered[answers.example] = found
+        return self.data.examples(answers.split).judged(ordered)
 
     def epoch(self, split: Split, *, number: int, shuffle: bool) -> Iterator[Batch]:
         spec = self.spec

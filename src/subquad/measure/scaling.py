@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import linear_regression
 
-UPPER = 3  # lengths at the least that a fitted exponent rests on, where there are as many
+NEEDED = 3  # lengths that a fitted exponent rests on: through two, every power passes exactly
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,13 @@ class Crossover:
 def exponent(lengths: Sequence[float], values: Sequence[float]) -> float:
     """The p of `value ~ length ** p`, by least squares of the logarithms over the upper half of the lengths.
 
-    The shorter half is left out because fixed costs flatten it; three lengths stay in, if there are three.
+    The shorter half is left out because fixed costs flatten it, but three lengths stay in. Raises
+    `ValueError` for fewer.
     """
     points = _logarithms(lengths, values)
-    if len(points) < 2:
-        raise ValueError(f"an exponent needs at least 2 lengths, not {len(points)}")
-    upper = points[-max(UPPER, math.ceil(len(points) / 2)) :]
+    if len(points) < NEEDED:
+        raise ValueError(f"an exponent needs at least {NEEDED} lengths, not {len(points)}")
+    upper = points[-max(NEEDED, math.ceil(len(points) / 2)) :]
     return linear_regression(*zip(*upper, strict=True)).slope
 
 

@@ -98,7 +98,8 @@ def _cells(
 def _against_floor(row: Row) -> Markup:
     if row.over_floor is None:
         return element("td", "no floor", class_="number")
-    mark = _mark("not above floor") if not row.above_floor else ""
+    marks = {"below": "below floor", "not told apart": "not told from floor"}
+    mark = _mark(marks[row.beside_floor]) if row.beside_floor in marks else ""
     return element("td", units.signed(row.over_floor), mark, class_="number")
 
 
@@ -172,9 +173,11 @@ def _interval(row: Row) -> Markup:
     score = row.score
     if score is None or (row.kind == "floor" and score.interval is None):
         return Markup()
+    seeds = "one seed" if len(score.scores) == 1 else f"{len(score.scores)} seeds"
     if score.interval is None:
-        return _small("one seed" if len(score.scores) == 1 else f"{len(score.scores)} seeds, no interval")
-    return _small(f"{units.score(score.interval.low)} – {units.score(score.interval.high)}")
+        return _small(f"{seeds}, no interval")
+    shown = f"{units.score(score.interval.low)} – {units.score(score.interval.high)}"
+    return _small(f"{shown}, {seeds}" if row.kind == "mechanism" and score.over == "examples" else shown)
 
 
 def _axis(rows: Sequence[Row]) -> Markup:
@@ -209,23 +212,34 @@ def _mark(text: str) -> Markup:
 
 def key(rows: Sequence[Row]) -> Markup:
     """How to read the table."""
-    claims = {
-        "Interval": "where the mean over ever more seeds lies, with 95 % confidence: a bootstrap over the "
-        "seeds, stretched to the width that so few of them need. It knows nothing of other test examples.",
-        "Alike": "rows that share a letter cannot be told apart: the interval of their differences, seed by "
-        "seed, holds zero. Each pair is judged by itself. Fewer than three seeds: no claim.",
-    }
+    overs = {row.score.over for row in rows if row.kind == "mechanism" and row.score}
+    interval = "where the score on ever more examples and seeds lies, with 95 % confidence. Examples of one "
+    interval += "entity count as one. "
+    if "examples" in overs:
+        interval += "With fewer than three seeds it knows nothing of other seeds. "
+    if "seeds" in overs:
+        interval = "where the mean over ever more seeds lies, with 95 % confidence. These records keep no "
+        interval += "scores of single examples: it knows nothing of other test examples. "
+    claims = {"Interval": f"{interval}It can be far wider than what tells two rows apart: see Alike."}
+    if any(row.group for row in rows):
+        claims["Alike"] = (
+            "rows that share a letter cannot be told apart. They are judged by the differences on the same "
+            "examples with the same seeds, in which what is hard for both cancels, and corrected for the "
+            "number of pairs (Holm)."
+        )
     none = {
-        "Seeds": "with fewer than three there is no interval, and no row is called better than another.",
+        "Seeds": "with fewer than three no row is called better than another.",
     }
+    if any(row.group for row in rows):
+        none = {}
     notes = {
-        "Floor": "what is reached without any attention. Above it means that the whole interval is, or with "
-        "fewer than three seeds, and without any claim, the mean.",
+        "Floor": "what is reached without any attention. A row is marked unless it is above it for certain, "
+        "by the same comparison.",
         "Training": "events per second through forward, backward and optimiser, after the first step.",
         "Latency": "one history of full length through the trained model, with quartiles.",
         "Memory": "what one training step takes beyond what was in use before it.",
         "Parameters": "marked where they are over 10 % more than those of softmax: the score may be theirs.",
     }
-    notes = (claims if any(row.score and row.score.interval for row in rows) else none) | notes
+    notes = (claims if any(row.score and row.score.interval for row in rows) else {}) | none | notes
     pairs = (element("div", element("dt", name), element("dd", text)) for name, text in notes.items())
     return element("dl", *pairs, class_="key")

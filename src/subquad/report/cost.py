@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from subquad.measure.scaling import Crossover, crossover, exponent
+from subquad.measure.scaling import NEEDED, Crossover, crossover, exponent
 from subquad.records import Record
 from subquad.report.leaderboard import Failure, failure, identity, machine
 
@@ -33,7 +33,8 @@ class Cell:
 class Scaling:
     """What the cells of a mechanism say about one quantity."""
 
-    exponent: float | None  # of the fitted power of length; None: fewer than two lengths
+    exponent: float | None  # of the fitted power of length
+    note: str  # why there is no exponent
     crossover: Crossover | None  # None: fused softmax is as good up to the longest length measured
     at_longest: float  # ratio to fused softmax at the longest length measured
 
@@ -69,7 +70,8 @@ class Curve:
         lengths, values = zip(*ours, strict=True)
         baseline = [value for _, value in theirs]
         return Scaling(
-            exponent=exponent(lengths, values) if len(lengths) > 1 else None,
+            exponent=exponent(lengths, values) if len(lengths) >= NEEDED else None,
+            note="" if len(lengths) >= NEEDED else "needs three lengths",
             crossover=crossover(lengths, values, baseline),
             at_longest=values[-1] / baseline[-1],
         )

@@ -26,6 +26,15 @@ class Findings:
     answer: Answer
     looks: Mapping[str, Look]
 
+    @property
+    def incomplete(self) -> str:
+        """How many runs are missing, and what to do."""
+        runs = units.plural(len(self.records) + self.missing, "run")
+        return (
+            f"{self.missing:,} of {runs} {'is' if self.missing == 1 else 'are'} missing: the same command, "
+            "started again, does what is missing."
+        )
+
 
 def findings(folder: Path) -> Findings:
     """Raises `ValueError`, naming the file, where there is no comparison or a file is broken."""
@@ -38,11 +47,16 @@ def findings(folder: Path) -> Findings:
         if (record := store.get(key)) is not None:
             _complete(record, RECORDED, store.record_path(key))
             records.append(record)
+    return worked_out(comparison, records)
+
+
+def worked_out(comparison: Mapping[str, Any], records: Sequence[Record]) -> Findings:
+    """What the records of a comparison say: page, terminal and `--json` take every figure from here."""
     rows, found = leaderboard(comparison, records), curves(comparison, records)
     return Findings(
         comparison=comparison,
         records=records,
-        missing=len(keys) - len(records),
+        missing=sum(map(len, comparison["keys"].values())) - len(records),
         rows=rows,
         curves=found,
         answer=answer(comparison, rows, found),

@@ -7,16 +7,21 @@ them, so that what stands under a floor does not clear it; what has no score com
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from statistics import median
 from typing import Any, Literal
 
 from subquad.records import Record
-from subquad.report.statistics import ENOUGH, Seeds, Summary, groups, summary
+from subquad.report.letters import letters
+from subquad.report.scores import compared, independent, scores
+from subquad.report.statistics import ENOUGH, Difference, Scores, Summary, summary
 
 BASELINE = "softmax"
 MARKED = 0.10  # parameters beyond the baseline's, as a fraction, from which a row is marked
 
 NEAR = 0.5  # of what is drawn: a floor no farther off is drawn too
+
+Standing = Literal["above", "below", "not told apart"]  # a row beside the best floor
 
 FLOORS = {"majority": "majority", "boosting": "gradient boosting"}  # what they are called
 
@@ -79,8 +84,13 @@ class Row:
     score: Summary | None = None  # of the metric on the test split
     stuck: int | None = None  # runs that did not get above the majority; None: there is no such floor
     group: str = ""  # letters; rows that share one cannot be told apart; none: no claim
+    against: dict[str, Difference] = field(
+        default_factory=dict
+    )  # its score less that of other rows, by label
     over_floor: float | None = None  # how much better than the best floor; negative: worse
-    above_floor: bool | None = None  # None: no floor to compare with
+    beside_floor: Standing | None = None  # None: no floor to compare with
+    cut_short: int = 0  # runs that were at their best in their last step
+    epochs: float | None = None  # how often a run saw each training example
     parameters: Parameters | None = None
     costs: Costs | None = None
     ratios: Ratios | None = None  # None: no baseline, or not on the same machine
@@ -94,25 +104,29 @@ class Row:
 def leaderboard(comparison: Mapping[str, Any], records: Sequence[Record]) -> list[Row]:
     """The rows of a comparison from those of its records that exist, best first.
 
-    `comparison` is what comparison.json holds. A row is above the floor if its interval clears the best
-    floor, or with fewer than three seeds if its mean does.
+    `comparison` is what comparison.json holds.
     """
     metric, higher = comparison["metric"], comparison["higher_is_better"]
+    kept = {asked["label"]: _of(asked, records) for asked in comparison["rows"]}
+    reached = {label: scores(mine, metric) for label, mine in kept.items()}
     floors = _floors(comparison, [record for record in records if record["kind"] == "floor"])
-    fits = [record for record in records if record["kind"] == "fit"]
-    rows, scores = [], {}
-    for asked in comparison["rows"]:
-        mine = [record for record in fits if identity(record["spec"]) == identity(asked)]
-        row = _row(asked, mine, comparison)
-        rows.append(row)
-        scores[row.label] = _scores(mine, metric)
-    rows = [_beside_floors(row, floors, higher) for row in _beside_baseline(rows)]
-    ranked = sorted(
-        (row for row in (*floors, *rows) if row.score is not None), key=lambda row: _rank(row, higher)
+    against = compared(
+        {label: found for label, found in reached.items() if found.seeds},
+        {row.label: found for row, found in floors if found.seeds},
     )
-    letters = groups({row.label: scores[row.label] for row in ranked if row.kind == "mechanism"})
-    unscored = [row for row in (*rows, *floors) if row.score is None]
-    return [replace(row, group=letters.get(row.label, "")) for row in ranked] + unscored
+    rows = [
+        replace(_row(asked, kept[label], reached[label], comparison), against=against.get(label, {}))
+        for asked in comparison["rows"]
+        for label in [asked["label"]]
+    ]
+    alone = [row for row, _ in floors]
+    rows = [_beside_floors(row, alone, higher) for row in _beside_baseline(rows)]
+    ranked = sorted(
+        (row for row in (*alone, *rows) if row.score is not None), key=lambda row: _rank(row, higher)
+    )
+    groups = _groups(ranked)
+    unscored = [row for row in (*rows, *alone) if row.score is None]
+    return [replace(row, group=groups.get(row.label, "")) for row in ranked] + unscored
 
 
 def identity(spec: Mapping[str, Any]) -> tuple[str, str, bool]:
@@ -152,9 +166,19 @@ def failure(record: Record, run: str) -> Failure:
     )
 
 
-def _row(asked: Mapping[str, Any], records: Sequence[Record], comparison: Mapping[str, Any]) -> Row:
+def _of(asked: Mapping[str, Any], records: Sequence[Record]) -> list[Record]:
+    """The fits of a row."""
+    return [
+        record
+        for record in records
+        if record["kind"] == "fit" and identity(record["spec"]) == identity(asked)
+    ]
+
+
+def _row(
+    asked: Mapping[str, Any], records: Sequence[Record], reached: Scores, comparison: Mapping[str, Any]
+) -> Row:
     done = [record for record in records if record["status"] == "ok"]
-    scores = _scores(records, comparison["metric"])
     return Row(
         kind="mechanism",
         label=asked["label"],
@@ -163,37 +187,66 @@ def _row(asked: Mapping[str, Any], records: Sequence[Record], comparison: Mappin
         asked=comparison["seeds"],
         finished=len(done),
         failures=_failures(records),
-        score=summary(scores, higher_is_better=comparison["higher_is_better"]) if scores else None,
+        score=_summary(reached, comparison),
+        cut_short=sum(_cut_short(record) for record in done),
+        epochs=_epochs(done, comparison),
         parameters=Parameters(**done[0]["result"]["parameters"]) if done else None,
         costs=_costs(done) if done else None,
     )
 
 
-def _floors(comparison: Mapping[str, Any], records: Sequence[Record]) -> list[Row]:
+def _summary(reached: Scores, comparison: Mapping[str, Any]) -> Summary | None:
+    if not reached.seeds:
+        return None
+    return summary(
+        reached,
+        higher_is_better=comparison["higher_is_better"],
+        independent=independent(comparison),
+    )
+
+
+def _cut_short(record: Record) -> bool:
+    """Whether the best weights are those of the last step, so that more steps may have found better ones."""
+    curve = record["result"].get("curve")
+    return bool(curve) and record["result"].get("best_step") == curve[-1]["step"]
+
+
+def _epochs(records: Sequence[Record], comparison: Mapping[str, Any]) -> float | None:
+    train = comparison.get("summary", {}).get("splits", {}).get("train", {})
+    seen = [record["result"]["curve"][-1]["examples"] for record in records if record["result"].get("curve")]
+    return max(seen) / train["examples"] if seen and train.get("examples") else None
+
+
+def _groups(ranked: Sequence[Row]) -> dict[str, str]:
+    """Letters for the mechanisms that have seeds enough to say anything of others."""
+    able = [
+        row for row in ranked if row.kind == "mechanism" and row.score and len(row.score.scores) >= ENOUGH
+    ]
+    apart = {
+        (row.label, other.label)
+        for row, other in combinations(able, 2)
+        if (beside := row.against.get(other.label)) and beside.told and beside.seeds >= ENOUGH
+    }
+    return letters([row.label for row in able], apart)
+
+
+def _floors(comparison: Mapping[str, Any], records: Sequence[Record]) -> list[tuple[Row, Scores]]:
     rows = []
     names: list[str] = [record["spec"]["floor"] for record in records]
     for name in dict.fromkeys(names):
         mine = [record for record in records if record["spec"]["floor"] == name]
-        scores = _scores(mine, comparison["metric"])
+        reached = scores(mine, comparison["metric"])
         row = Row(
             kind="floor",
             label=FLOORS.get(name, name),
             form=None,
             asked=len(mine),
-            finished=len(scores),
+            finished=len(reached.seeds),
             failures=_failures(mine),
-            score=summary(scores, higher_is_better=comparison["higher_is_better"]) if scores else None,
+            score=_summary(reached, comparison),
         )
-        rows.append(row)
+        rows.append((row, reached))
     return rows
-
-
-def _scores(records: Sequence[Record], metric: str) -> Seeds:
-    return {
-        record["spec"]["seed"]: record["result"]["test"][metric]
-        for record in records
-        if record["status"] == "ok"
-    }
 
 
 def _failures(records: Sequence[Record]) -> tuple[Failure, ...]:
@@ -262,17 +315,17 @@ def _beside_floors(row: Row, floors: Sequence[Row], higher: bool) -> Row:
     if row.score is None or not known:
         return row
     sign = 1 if higher else -1
-    best = max(sign * value for value in known.values())
-    surest = row.score.mean
-    if row.score.interval is not None and len(row.score.scores) >= ENOUGH:
-        surest = row.score.interval.low if higher else row.score.interval.high
+    best = max(known, key=lambda label: sign * known[label])
+    beside = row.against.get(best)
+    standing: Standing = "not told apart"
+    if beside and beside.told:
+        standing = "above" if sign * beside.value > 0 else "below"
     stuck = None
     if FLOORS["majority"] in known:
         lowest = sign * known[FLOORS["majority"]]
         stuck = sum(sign * value <= lowest for value in row.score.scores)
-    return replace(
-        row, over_floor=sign * row.score.mean - best, above_floor=sign * surest > best, stuck=stuck
-    )
+    over_floor = sign * (row.score.mean - known[best])
+    return replace(row, over_floor=over_floor, beside_floor=standing, stuck=stuck)
 
 
 def _rank(row: Row, higher: bool) -> tuple[float, bool]:

@@ -84,9 +84,7 @@ def section(name: str, title: str, *content: str) -> Markup:
 def leaderboard(found: Findings) -> list[Markup]:
     notes = []
     if found.missing:
-        runs = units.plural(len(found.records) + found.missing, "run")
-        told = f"{found.missing} of {runs} {'is' if found.missing == 1 else 'are'} missing: "
-        notes.append(element("p", told + "the same command, started again, does what is missing."))
+        notes.append(element("p", found.incomplete))
     if len({machine for row in found.rows if row.costs for machine in row.costs.machines}) > 1:
         told = "The runs come from different machines. Scores can be compared; speeds and memory cannot, "
         notes.append(element("p", told + "and no ratio of them is given."))
@@ -188,5 +186,5 @@ def _scaled(curve: Curve, quantity: str) -> list[str]:
     found = curve.scaling(quantity)
     if found is None:
         return [units.ABSENT] * len(SCALED)
-    slope = units.ABSENT if found.exponent is None else f"{found.exponent:.2f}"
+    slope = found.note if found.exponent is None else f"{found.exponent:.2f}"
     return [slope, str(found.crossover) if found.crossover else "none", units.times(found.at_longest)]

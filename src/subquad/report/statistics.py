@@ -1,28 +1,49 @@
-"""What several seeds say: their mean and spread, how sure the mean is, and which rows they tell apart.
+"""What a test set and a few seeds can say: how sure a score is, and how sure a difference of two.
 
-Three or more seeds are needed for any claim. With so few a plain bootstrap is too sure of itself: of
-three seeds it calls one pair of equals in four different. It is therefore stretched to the width that
-Student's t would give it, which brings the error back to the one in twenty that "95 %" promises.
+A score would be another on other test examples, and another from another seed. Both are counted:
+
+- over examples: the metric is a mean of what each example adds to it (for auc DeLong's components: DeLong,
+  DeLong and Clarke-Pearson 1988), so that its variance is that of a mean. Examples of one entity are one
+  cluster, and it is the sums of clusters that vary independently (for auc: Obuchowski 1997).
+- over seeds: the variance of their scores, over their number.
+
+Their sum is a little too large, since what an example does in one seed alone is in both; that is the safe
+side. Student's t takes the degrees of freedom of Satterthwaite (1946): twice the square of a variance over
+the variance of its estimate, found from fourth moments over clusters, and as for normal scores over seeds.
+
+Two rows are compared by the differences of what the same examples add with the same seeds, so that what is
+hard for both cancels. Over all pairs the probabilities are corrected after Holm (1979).
+
+With fewer than three seeds nothing is known of other seeds: what is said then is of these trained models.
 """
 
 import math
-import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
-from itertools import combinations
-from operator import mul
-from statistics import NormalDist, fmean, stdev
-from string import ascii_letters
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
 
-ENOUGH = 3  # seeds, for an interval or a comparison
+import numpy as np
+from scipy.special import stdtr, stdtrit
+
+ENOUGH = 3  # seeds, to say something of other seeds
 CONFIDENCE = 0.95
-RESAMPLES = 2000
 
-# two-sided 95 % points of Student's t with 2, 3, … degrees of freedom; any statistical table
-STUDENT = (4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+Over = Literal["examples and seeds", "examples", "seeds"]
+Pair = tuple[str, str]  # of rows
 
-Seeds = Mapping[int, float]  # the score of each seed
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What one row reached."""
+
+    seeds: Mapping[int, float]  # the metric of each seed
+    parts: Mapping[int, np.ndarray] = field(default_factory=dict)  # of each seed: what each example adds
+    group: np.ndarray = field(default_factory=lambda: np.zeros(0, int))  # the entity of each example
+
+    @property
+    def by_example(self) -> bool:
+        """Whether every seed says what its examples add; records of older versions do not."""
+        return len(self.group) > 1 and self.parts.keys() == self.seeds.keys()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,113 +57,196 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """The scores of one row over its seeds."""
+    """The scores of one row."""
 
     mean: float
-    deviation: float | None  # None: one seed
+    deviation: float | None  # over seeds; None: fewer than three
     best: float
-    interval: Interval | None  # of the mean; None: fewer than three seeds
+    interval: Interval | None  # of the mean, 95 %; None: neither examples nor enough seeds to go by
+    over: Over | None  # what the interval knows of
     scores: tuple[float, ...]  # in the order of the seeds
 
 
-def summary(scores: Seeds, *, higher_is_better: bool) -> Summary:
-    """Raises `ValueError` where there is no score."""
-    if not scores:
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One row beside another on the same examples and seeds: how much higher its score is."""
+
+    value: float
+    error: float  # standard error
+    freedom: float  # degrees of freedom
+    p: float  # how often chance alone would give as much, of this pair by itself
+    corrected: float  # the same for this pair among all (Holm)
+    least: float  # any larger difference of this pair would be told
+    over: Over
+    seeds: int
+    examples: int  # 0: not known
+
+    @property
+    def told(self) -> bool:
+        """Whether the two can be told apart."""
+        return self.corrected < 1 - CONFIDENCE
+
+    def reversed(self) -> "Difference":
+        """Second less first."""
+        return replace(self, value=-self.value)
+
+
+class Spread(NamedTuple):
+    """The variance of a mean, and the variance of that estimate."""
+
+    value: float
+    estimate: float
+
+
+def summary(scores: Scores, *, higher_is_better: bool, independent: float = math.inf) -> Summary:
+    """Mean, spread and interval.
+
+    A metric that is better when higher lies within 0 and 1, an error above 0, and so does its interval.
+    `independent` is how many answers a perfect score rests on. Raises `ValueError` where there is no score.
+    """
+    if not scores.seeds:
         raise ValueError("there is no score to summarise")
-    values = [scores[seed] for seed in sorted(scores)]
+    values = [scores.seeds[seed] for seed in sorted(scores.seeds)]
+    mean = float(np.mean(values))
+    over = _over(scores)
+    interval = None
+    if over is not None:
+        right_or_wrong = all(np.isin(part, (0, 1)).all() for part in scores.parts.values())
+        spread, freedom = _spread(scores, over, known=right_or_wrong)
+        if higher_is_better:
+            interval = within_one(mean, spread, freedom, independent)
+        elif mean > 0 and (spread > 0 or over == "seeds"):
+            reach = math.exp(_quantile(freedom) * math.sqrt(spread) / mean)
+            interval = Interval(low=mean / reach, high=mean * reach)
     return Summary(
-        mean=fmean(values),
-        deviation=stdev(values) if len(values) > 1 else None,
+        mean=mean,
+        deviation=float(np.std(values, ddof=1)) if len(values) >= ENOUGH else None,
         best=max(values) if higher_is_better else min(values),
-        interval=interval(values),
+        interval=interval,
+        over=over if interval else None,
         scores=tuple(values),
     )
 
 
-def interval(values: Sequence[float]) -> Interval | None:
-    """Where the mean over ever more seeds lies, with 95 % confidence; None for fewer than three values.
+def within_one(mean: float, variance: float, freedom: float, independent: float) -> Interval:
+    """Wilson's interval (1927) for as many right or wrong answers as would have this variance.
 
-    The bootstrap's percentile interval, stretched about the mean. The same values always give the same.
+    Korn and Graubard (1998) call that the effective sample size. A perfect score varies in no sample and is
+    still not sure: it rests on `independent` answers.
     """
-    count = len(values)
-    if count < ENOUGH:
+    mean = min(max(mean, 0.0), 1.0)
+    alike = mean * (1 - mean)
+    if alike and not variance:
+        return Interval(low=mean, high=mean)
+    size = alike / variance if alike else independent
+    t = _quantile(freedom)
+    shrink = 1 / (1 + t * t / size)
+    middle = shrink * (mean + t * t / (2 * size))
+    reach = shrink * t * math.sqrt(alike / size + (t / (2 * size)) ** 2)
+    return Interval(low=max(0.0, middle - reach), high=min(1.0, middle + reach))
+
+
+def difference(first: Scores, second: Scores) -> Difference | None:
+    """First less second, over what both have; None where that is too little. Of one pair: see `corrected`.
+
+    A row of one seed beside one of several, as a floor without chance is, stands for each of them.
+    """
+    first, second = _as_many(first, second), _as_many(second, first)
+    both = sorted(first.seeds.keys() & second.seeds.keys())
+    seeds = {seed: first.seeds[seed] - second.seeds[seed] for seed in both}
+    apart = Scores(seeds=seeds)
+    if first.by_example and second.by_example and np.array_equal(first.group, second.group):
+        parts = {seed: first.parts[seed] - second.parts[seed] for seed in both}
+        apart = Scores(seeds=seeds, parts=parts, group=first.group)
+    over = _over(apart)
+    if over is None:
         return None
-    mean = fmean(values)
-    means = sorted(sum(map(mul, times, values)) / count for times in _resamples(count))
-    tail = (1 - CONFIDENCE) / 2
-    low, high = (_quantile(means, p) for p in (tail, 1 - tail))
-    stretch = _student(count - 1) / NormalDist().inv_cdf(1 - tail) * math.sqrt(count / (count - 1))
-    return Interval(low=mean - stretch * (mean - low), high=mean + stretch * (high - mean))
+    value = float(np.mean(list(seeds.values())))
+    variance, freedom = _spread(apart, over)
+    p = _chance(value, math.sqrt(variance), freedom)
+    if over != "seeds":
+        moved = np.bincount(apart.group, np.mean(list(apart.parts.values()), 0)).nonzero()[0]
+        p = max(p, 2.0 ** min(0, 1 - len(moved)))  # what the signs of so many clusters can say at most
+    return Difference(
+        value=value,
+        error=math.sqrt(variance),
+        freedom=freedom,
+        p=p,
+        corrected=p,
+        least=_quantile(freedom) * math.sqrt(variance),
+        over=over,
+        seeds=len(both),
+        examples=len(apart.group),
+    )
 
 
-def told_apart(first: Seeds, second: Seeds) -> bool | None:
-    """Whether the seeds that both have say that the rows differ; None: fewer than three, so no claim.
+def corrected(found: Mapping[Pair, Difference]) -> dict[Pair, Difference]:
+    """The differences with their probabilities among as many (Holm 1979), in the order given."""
+    order = sorted(found, key=lambda pair: found[pair].p)
+    highest, made = 0.0, {}
+    for place, pair in enumerate(order):
+        each = found[pair]
+        highest = min(1.0, max(highest, (len(order) - place) * each.p))
+        least = _quantile(each.freedom, pairs=len(order)) * each.error
+        made[pair] = replace(each, corrected=highest, least=least)
+    return {pair: made[pair] for pair in found}
 
-    Paired: a seed fixes data order and initial weights, so that what it does to both rows cancels.
+
+def _over(scores: Scores) -> Over | None:
+    """What can be counted of the scores."""
+    enough = len(scores.seeds) >= ENOUGH
+    if scores.by_example and len(np.unique(scores.group)) > 1 and scores.seeds:
+        return "examples and seeds" if enough else "examples"
+    return "seeds" if enough else None
+
+
+def _spread(scores: Scores, over: Over, *, known: bool = False) -> tuple[float, float]:
+    """The variance of the mean over what is to be counted, and its degrees of freedom.
+
+    `known`: of right or wrong answers the mean tells the variance, and few of either make it no less sure.
     """
-    differences = interval([first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())])
-    return None if differences is None else 0.0 not in differences
+    spreads, most = [], 0
+    if over != "seeds":
+        spread, clusters = _over_examples(scores)
+        if known:
+            spread = Spread(spread.value, 2 * spread.value**2 / (clusters - 1))
+        spreads, most = [spread], clusters - 1
+    if over != "examples":
+        spreads.append(_over_seeds(scores))
+        most += len(scores.seeds) - 1
+    value, estimate = (sum(parts) for parts in zip(*spreads, strict=True))
+    return value, min(max(2 * value**2 / estimate, 1.0), most) if estimate else float(most)
 
 
-def groups(rows: Mapping[str, Seeds]) -> dict[str, str]:
-    """Letters for the rows: two that share one cannot be told apart. The letters follow the rows' order.
-
-    Each letter stands for a largest set of rows of which no two are told apart. Rows with fewer than three
-    seeds have no letter, and neither has a row without another to compare it with.
-    """
-    letters = dict.fromkeys(rows, "")
-    able = [name for name, scores in rows.items() if len(scores) >= ENOUGH]
-    if len(able) < 2:
-        return letters
-    alike: dict[str, set[str]] = {name: set() for name in able}
-    for first, second in combinations(able, 2):
-        if not told_apart(rows[first], rows[second]):
-            alike[first].add(second)
-            alike[second].add(first)
-    for index, clique in enumerate(sorted(_cliques(alike), key=lambda names: [*map(able.index, names)])):
-        for name in clique:
-            letters[name] += _letter(index)
-    return letters
+def _over_examples(scores: Scores) -> tuple[Spread, int]:
+    mean = np.mean([scores.parts[seed] for seed in scores.seeds], 0)
+    _, group = np.unique(scores.group, return_inverse=True)
+    sums = np.bincount(group, mean - mean.mean()) / len(mean)
+    clusters = len(sums)
+    squares = sums**2 * clusters / (clusters - 1)
+    return Spread(float(squares.sum()), float(clusters * squares.var(ddof=1))), clusters
 
 
-def _cliques(alike: Mapping[str, set[str]]) -> list[list[str]]:
-    """The largest sets of mutually alike names, each in the mapping's order (Bron and Kerbosch 1973)."""
-    order = list(alike)
-    found: list[list[str]] = []
-
-    def grow(clique: list[str], possible: list[str], done: set[str]) -> None:
-        if not possible and not done:
-            found.append(sorted(clique, key=order.index))
-        while possible:
-            name = possible.pop(0)
-            near = alike[name]
-            grow([*clique, name], [other for other in possible if other in near], done & near)
-            done = done | {name}
-
-    grow([], order.copy(), set())
-    return found
+def _over_seeds(scores: Scores) -> Spread:
+    values = list(scores.seeds.values())
+    variance = float(np.var(values, ddof=1)) / len(values)
+    return Spread(variance, 2 * variance**2 / (len(values) - 1))
 
 
-def _letter(index: int) -> str:
-    """a, b, … z, A, … Z, and then letters of other alphabets: always a single one."""
-    return ascii_letters[index] if index < len(ascii_letters) else chr(ord("Ā") + index - len(ascii_letters))
+def _as_many(scores: Scores, other: Scores) -> Scores:
+    if len(scores.seeds) != 1 or len(other.seeds) == 1:
+        return scores
+    ((_, value),) = scores.seeds.items()
+    parts = {seed: part for part in scores.parts.values() for seed in other.seeds}
+    return replace(scores, seeds=dict.fromkeys(other.seeds, value), parts=parts)
 
 
-def _student(freedom: int) -> float:
-    return STUDENT[min(freedom - 2, len(STUDENT) - 1)]
+def _chance(value: float, error: float, freedom: float) -> float:
+    """Of both sides of Student's t."""
+    if not error:
+        return float(not value)
+    return float(2 * stdtr(freedom, -abs(value) / error))
 
 
-@cache
-def _resamples(count: int) -> tuple[tuple[int, ...], ...]:
-    """How often each of `count` values is drawn, in each resample: the same for all rows, and every time."""
-    generator = random.Random(0)
-    drawn = (generator.choices(range(count), k=count) for _ in range(RESAMPLES))
-    return tuple(tuple(choice.count(place) for place in range(count)) for choice in drawn)
-
-
-def _quantile(values: Sequence[float], p: float) -> float:
-    """Of ordered values, linear between two of them."""
-    place = p * (len(values) - 1)
-    below = math.floor(place)
-    above = min(below + 1, len(values) - 1)
-    return values[below] + (place - below) * (values[above] - values[below])
+def _quantile(freedom: float, *, pairs: int = 1) -> float:
+    return float(stdtrit(freedom, 1 - (1 - CONFIDENCE) / (2 * pairs)))

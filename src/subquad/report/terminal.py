@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from subquad.report import units
-from subquad.report.cost import QUANTITIES, Curve
+from subquad.report.cost import QUANTITIES, Curve, Scaling
 from subquad.report.leaderboard import Row
 
 COLUMNS_OF_COST = {
@@ -37,13 +37,13 @@ def table(title: str, *columns: str, left: int = 1) -> Table:
 def quality(comparison: Mapping[str, Any], rows: Sequence[Row]) -> Table:
     """Scores beside floors, best first."""
     several = comparison["seeds"] > 1
-    scores = ["best", "95 % interval", "group"] if several else []
+    claims = any(row.score and row.score.interval for row in rows)
+    scores = ["best"] * several + ["95 % interval"] * claims + ["group"] * several
     made = table(str(comparison["title"]), "attention", units.metric(comparison["metric"]), *scores)
     made.add_column("", overflow="fold")
     for row in rows:
         cells = [row.label, _score(row)]
-        if several:
-            cells += [_best(row), _interval(row), row.group]
+        cells += [_best(row)] * several + [_interval(row)] * claims + [row.group] * several
         made.add_row(*map(Text, (*cells, _note(row))), style="dim" if row.kind == "floor" else "")
     return made
 
@@ -95,7 +95,7 @@ def _lengths(title: str, curves: Sequence[Curve], quantity: str) -> Table:
     _add_peers(made, curves, quantity, lengths)
     found = [curve.scaling(quantity) for curve in curves]
     made.add_section()
-    made.add_row("exponent", *(units.significant(scaling.exponent) if scaling else "" for scaling in found))
+    made.add_row("exponent", *(_exponent(scaling) if scaling else "" for scaling in found))
     made.add_row(
         "crossover", *(str(scaling.crossover or units.ABSENT) if scaling else "" for scaling in found)
     )
@@ -169,6 +169,10 @@ def _cell(ours: float | None, theirs: float | None, floor: float | None = None) 
     return f"{units.significant(ours)} ({', '.join(said)})" if said else units.significant(ours)
 
 
+def _exponent(scaling: Scaling) -> str:
+    return scaling.note or units.significant(scaling.exponent)
+
+
 def _score(row: Row) -> str:
     if row.score is None:
         return units.ABSENT
@@ -188,8 +192,8 @@ def _interval(row: Row) -> str:
 
 def _note(row: Row) -> str:
     notes = ["floor"] if row.kind == "floor" else ["causal"] if row.form == "causal" else []
-    if row.above_floor is False:
-        notes.append("not above floor")
+    if row.beside_floor in ("below", "not told apart"):
+        notes.append("below floor" if row.beside_floor == "below" else "not told from floor")
     if row.parameters and row.parameters.marked:
         notes.append("over 10 % more weights than softmax")
     for status, runs in Counter(failure.status for failure in row.failures).items():

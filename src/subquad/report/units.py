@@ -95,5 +95,12 @@ def listed(words: list[str], *, last: str = "and") -> str:
     return f"{', '.join(words[:-1])} {last} {words[-1]}"
 
 
+def few(words: list[str], *, most: int = 3, by: str = ", ") -> str:
+    """As `listed`, but of many the first and how many more: a, b and 9 others."""
+    if len(words) > most + 1:
+        words = [*words[:most], f"{len(words) - most} others"]
+    return f"{by.join(words[:-1])}{' and ' if by == ', ' else by}{words[-1]}" if len(words) > 1 else words[0]
+
+
 def _minus(text: str) -> str:
     return text.replace("-", "−", 1) if text.startswith("-") else text

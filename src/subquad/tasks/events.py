@@ -29,6 +29,7 @@ class Batch(NamedTuple):
     numeric: Float[Tensor, "b t n"]
     valid: Bool[Tensor, "b t"]
     target: Real[Tensor, " b"]  # int64 classes; float32 for binary and regression
+    example: Int[Tensor, " b"]  # places in the split
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,13 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.target)
+
+    def judged(self, contribution: Float[np.ndarray, " n"]) -> dict[str, list[float] | list[int]]:
+        """As JSON: what each example adds to a metric, to seven digits, and the number of its entity."""
+        return {
+            "contribution": [float(f"{part:.7g}") for part in contribution],
+            "group": np.unique(self.entity, return_inverse=True)[1].tolist(),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +105,8 @@ class EventData:
                 examples.until[chosen],
                 length=length,
             )
-            yield Batch(*inputs, target=self._target(examples.target[chosen]))
+            target = self._target(examples.target[chosen])
+            yield Batch(*inputs, target=target, example=torch.from_numpy(chosen))
 
     def _target(self, raw: Real[np.ndarray, " b"]) -> Real[Tensor, " b"]:
         if self.kind == "multiclass":

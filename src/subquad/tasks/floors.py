@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 from subquad.tasks.encoding import Histories, spread
 from subquad.tasks.events import EventData, Examples
-from subquad.tasks.metrics import higher_is_better, score
+from subquad.tasks.metrics import contributions, higher_is_better, score
 from subquad.tasks.splits import SPLITS
 
 TREES = 200  # the most of them
@@ -24,8 +24,8 @@ COUNTED = 64  # categories of each column that are counted one by one
 _PIECE = 2048  # examples whose events are laid out at a time
 
 
-def majority(data: EventData) -> dict[str, float]:
-    """The test score of one answer for all: the commonest class in training, or the median quantity."""
+def majority(data: EventData) -> dict[str, Any]:
+    """What one answer for all reaches: the commonest class in training, or the median quantity."""
     learnt, truth = data.train.target, data.test.target
     if data.kind == "regression":
         output = np.full(len(truth), float(np.median(learnt)))
@@ -33,11 +33,11 @@ def majority(data: EventData) -> dict[str, float]:
         output = np.full(len(truth), learnt.mean() - 0.5)
     else:
         output = np.tile(np.bincount(learnt, minlength=data.outputs).astype(np.float64), (len(truth), 1))
-    return {data.metric: score(data.metric, truth, output)}
+    return _result(data, output)
 
 
-def boosting(data: EventData, *, length: int, seed: int) -> dict[str, float]:
-    """The test score of gradient boosted trees on `features` of the last `length` events."""
+def boosting(data: EventData, *, length: int, seed: int) -> dict[str, Any]:
+    """What gradient boosted trees reach on `features` of the last `length` events."""
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
     from threadpoolctl import threadpool_limits
 
@@ -60,7 +60,16 @@ def boosting(data: EventData, *, length: int, seed: int) -> dict[str, float]:
         trees.fit(train, data.train.target)
         best = _best(data, stages(validation))
         chosen = next(islice(stages(test), best, None))
-    return {data.metric: score(data.metric, data.test.target, _flat(chosen))}
+    return _result(data, _flat(chosen))
+
+
+def _result(data: EventData, output: np.ndarray) -> dict[str, Any]:
+    """Of a record: "test", the metric, and "examples", each one's part in it."""
+    truth = data.test.target
+    return {
+        "test": {data.metric: score(data.metric, truth, output)},
+        "examples": data.test.judged(contributions(data.metric, truth, output)),
+    }
 
 
 def features(

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Real
 
-from subquad.tasks.metrics import score
+from subquad.tasks.metrics import contributions, score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +45,16 @@ class Target:
 
     def score(self, truth: Real[np.ndarray, " n"], output: Float[np.ndarray, "n k"]) -> float:
         """The metric of a model's outputs against `Batch.target`, both as they left batches and model."""
-        if self.kind == "regression":
-            truth = truth * self.scale + self.centre
-        return score(self.metric, truth, self.restored(output))
+        return score(self.metric, self._truth(truth), self.restored(output))
+
+    def contributions(
+        self, truth: Real[np.ndarray, " n"], output: Float[np.ndarray, "n k"]
+    ) -> Float[np.ndarray, " n"]:
+        """What each example adds to `score`, which is the mean: see `metrics.contributions`."""
+        return contributions(self.metric, self._truth(truth), self.restored(output))
+
+    def _truth(self, truth: Real[np.ndarray, " n"]) -> Real[np.ndarray, " n"]:
+        return truth * self.scale + self.centre if self.kind == "regression" else truth
 
     def probabilities(self, output: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n classes"]:
         """The probability of each class, from a model's logits. Raises `ValueError` for regression."""

@@ -1,0 +1,63 @@
+"""What the records say each row reached, and which rows that tells apart."""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from subquad.records import Record
+from subquad.report.statistics import Difference, Scores, corrected, difference
+
+BY_CLASS = ("auc", "macro_f1")  # metrics that weigh classes alike, however rare one is
+
+
+def scores(records: Sequence[Record], metric: str) -> Scores:
+    """Of the runs of one row that came to their end."""
+    done = [record for record in records if record["status"] == "ok"]
+    examples = {
+        record["spec"]["seed"]: record["result"]["examples"]
+        for record in done
+        if "examples" in record["result"]
+    }
+    known = next(iter(examples.values()), {"group": []})
+    return Scores(
+        seeds={record["spec"]["seed"]: record["result"]["test"][metric] for record in done},
+        parts={seed: np.array(kept["contribution"]) for seed, kept in examples.items()},
+        group=np.array(known["group"], dtype=int),
+    )
+
+
+def independent(comparison: Mapping[str, Any]) -> float:
+    """How many independent answers a perfect score rests on: the entities of the test split.
+
+    A metric that weighs classes alike rests on no more than if all of them were as rare as the rarest.
+    """
+    test = comparison.get("summary", {}).get("splits", {}).get("test", {})
+    if not test.get("examples"):
+        return math.inf
+    alike = test.get("entities", test["examples"]) / test["examples"]
+    if comparison["metric"] in BY_CLASS and (counts := [n for n in test.get("classes", {}).values() if n]):
+        return alike * len(counts) * min(counts)
+    return alike * test["examples"]
+
+
+def compared(found: Mapping[str, Scores], others: Mapping[str, Scores]) -> dict[str, dict[str, Difference]]:
+    """Each row's difference from every other row, and from each of `others`; by label, where there is one.
+
+    The pairs among the rows are corrected for their number, and so are those with each of the others.
+    """
+    families = [[*combinations(found, 2)], *([(row, other) for row in found] for other in others)]
+    against: dict[str, dict[str, Difference]] = {row: {} for row in found}
+    for family in families:
+        pairs = {
+            (first, second): made
+            for first, second in family
+            if (made := difference(found[first], {**others, **found}[second])) is not None
+        }
+        for (first, second), made in corrected(pairs).items():
+            against[first][second] = made
+            if second in found:
+                against[second][first] = made.reversed()
+    return against
