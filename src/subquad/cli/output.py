@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def show_comparison(
-    comparison: dict[str, Any], records: Sequence["Record"], page: Path, *, as_json: bool
+    comparison: dict[str, Any], records: Sequence["Record"], folder: Path, page: Path, *, as_json: bool
 ) -> None:
     from subquad.report import terminal
     from subquad.report.answer import answer
@@ -27,7 +27,7 @@ def show_comparison(
 
     rows = leaderboard(comparison, records)
     found = answer(comparison, rows, curves(comparison, records))
-    models = model_folders(records, page.parent)
+    models = model_folders(records, folder)
     if as_json:
         return print_json(
             {

@@ -6,14 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from subquad.records import Record, Store
-from subquad.report import units
 from subquad.report.answer import Answer, answer
 from subquad.report.cost import Curve, curves
 from subquad.report.leaderboard import Row, leaderboard
 from subquad.report.looks import Look, looks
-
-ASKED = ("title", "task", "metric", "higher_is_better", "length", "seeds", "rows", "keys")
-RECORDED = ("key", "kind", "spec", "status", "result", "measured")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,31 +23,21 @@ class Findings:
     looks: Mapping[str, Look]
 
 
-def findings(folder: Path) -> Findings:
-    """Raises `ValueError`, naming the file, where there is no comparison or a file is broken."""
+def findings(folder: Path, key: str | None = None) -> Findings:
+    """Of the comparison of that key, or of the latest.
+
+    Raises `ValueError`, naming the file, where there is no comparison or a file is damaged.
+    """
     store = Store(folder)
-    comparison = store.get_comparison()
-    _complete(comparison, ASKED, folder / "comparison.json")
-    keys = [key for kind in comparison["keys"].values() for key in kind]
-    records = []
-    for key in keys:
-        if (record := store.get(key)) is not None:
-            _complete(record, RECORDED, store.record_path(key))
-            records.append(record)
+    comparison = store.get_comparison(key)
+    records = store.runs(comparison)
     rows, found = leaderboard(comparison, records), curves(comparison, records)
     return Findings(
         comparison=comparison,
         records=records,
-        missing=len(keys) - len(records),
+        missing=sum(map(len, comparison["keys"].values())) - len(records),
         rows=rows,
         curves=found,
         answer=answer(comparison, rows, found),
         looks=looks([row["label"] for row in comparison["rows"]]),
     )
-
-
-def _complete(document: Mapping[str, Any], names: Sequence[str], path: Path) -> None:
-    if absent := [repr(name) for name in names if name not in document]:
-        raise ValueError(
-            f"{str(path)!r} has no {units.listed(absent, last='or')}; delete it and start the command again"
-        )
