@@ -62,7 +62,7 @@ def call(monkeypatch, capsys):
 
 
 def test_help_loads_nothing_heavy_and_names_every_command():
-    heavy = "{'torch', 'polars', 'plotly', 'lightning', 'numpy', 'sklearn'}"
+    heavy = "{'torch', 'polars', 'plotly', 'lightning', 'numpy', 'sklearn', 'pydantic'}"
     told = subquad(
         "--help", before=f"import atexit; atexit.register(lambda: print({heavy} & set(sys.modules)))"
     )
@@ -261,7 +261,7 @@ def test_the_same_comparison_again_does_nothing_and_tells_the_same(compared):
     assert again.returncode == 0
     assert f"{runs} of {runs} runs are on record and not done again" in again.stderr
     assert "started" not in again.stderr
-    assert str(folder / "report.html") in again.stdout
+    assert str(folder / "reports") in again.stdout
     assert subquad("report", str(folder)).stdout == again.stdout
 
 

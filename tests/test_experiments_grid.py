@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -33,15 +34,50 @@ BENCH = Bench(
     threads=1,
 )
 
+linux = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="processes are waited for as Linux does it")
+
+TIMING = {"median": 1.0, "low": 1.0, "high": 1.0, "repeats": 3}
+MEASURED = {"forward_ms": TIMING, "baseline_forward_ms": TIMING, "peak_mb": 1.0, "baseline_peak_mb": 1.0}
+
 # stands for `subquad.experiments.run`: does what the attention's name says
 STAND_IN = """
-import json, os, signal, sys, time
+import json, os, signal, subprocess, sys, time
 asked = json.loads(sys.stdin.readline())
-def say(**event): print(json.dumps(event), flush=True)
+def say(**event): print(json.dumps({"token": asked["token"], **event}), flush=True)
+def end(**found): say(event="outcome", status="ok", reason="", **found)
+def beget():  # a process that holds the pipe open, and would live for ever
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(10 ** 6)"])
+    with open(asked["folder"] + "/grandchild", "w") as file: file.write(str(child.pid))
 match asked["spec"]["attention"]:
     case "well":
         say(event="progress", phase="train", step=1, steps=2, loss=0.5)
-        say(event="outcome", status="ok", reason="", result={"length": asked["spec"]["length"]})
+        end(result={"length": asked["spec"]["length"]}, measured=MEASURED, data={})
+    case "parent":
+        beget()
+        end(result={}, measured=MEASURED, data={})
+    case "dead parent":
+        beget()
+        print("ValueError: dead", file=sys.stderr)
+        sys.exit(1)
+    case "slow parent":
+        beget()
+        sys.stdin.read()
+    case "chatter": print("loading…")
+    case "noise": os.write(1, bytes(range(256)) + b"\\n")
+    case "long": [os.write(1, b"x" * 2 ** 20) for _ in range(65)]
+    case "half":
+        os.write(1, b'{"event": "outcome", "status": "o')
+        sys.exit(3)
+    case "forged": print(json.dumps({"token": "0" * 32, "event": "outcome", "status": "ok", "reason": ""}))
+    case "unasked": print(json.dumps({"event": "outcome", "status": "ok", "reason": ""}))
+    case "strange": say(event="progress", phase="train", step="one", steps=2, loss=None)
+    case "unknown": say(event="end")
+    case "empty": end(result={}, measured={}, data={})
+    case "infinite": end(result={}, measured={**MEASURED, "peak_mb": float("inf")}, data={})
+    case "no status": say(event="outcome", status="fine", reason="", result={}, measured={}, data={})
+    case "closed":
+        os.close(1)
+        sys.stdin.read()
     case "killed": os.kill(os.getpid(), signal.SIGKILL)
     case "crashed": os.kill(os.getpid(), signal.SIGSEGV)
     case "broken":
@@ -50,11 +86,10 @@ match asked["spec"]["attention"]:
     case "slow":
         open(asked["folder"] + "/started", "w").close()
         sys.stdin.read()
-"""
+""".replace("MEASURED", repr(MEASURED))
 
 HOLD = """
 import json, sys
-from pathlib import Path
 from subquad.records import Store
 key, record = sys.argv[2:]
 store = Store(Path(sys.argv[1]))
@@ -79,6 +114,9 @@ class Told(Watch):
 
     def moved(self, spec, progress):
         self.events.append(("moved", spec))
+
+    def noted(self, spec, text):
+        self.events.append((text, spec))
 
     def ended(self, spec, record):
         self.events.append(("ended", spec))
@@ -128,6 +166,70 @@ def test_a_run_that_takes_too_long_is_ended_and_recorded(store):
 
 
 @pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("chatter", "something wrote b'loading"),
+        ("noise", "something wrote b'\\x00\\x01"),
+        ("long", "a line of its events has more than"),
+        ("half", "ended with status 3"),
+        ("forged", 'something wrote b\'{"token": "0000'),
+        ("unasked", 'something wrote b\'{"event": "outcome"'),
+        ("strange", "it sent an event that is none: step: input should be a valid integer, not 'one'"),
+        ("unknown", "it sent an event that is none: 'end'"),
+        ("empty", "what it found is no result: measured.forward_ms: is missing"),
+        ("infinite", "something wrote"),
+        ("no status", "it sent an event that is none: status: input should be 'ok'"),
+        ("closed", "it closed the pipe of its events"),
+    ],
+)
+def test_what_is_no_event_of_a_run_fails_that_run_and_no_other(store, monkeypatch, name, reason):
+    monkeypatch.setattr(grid, "GRACE", 0.1)
+    records, _ = run(benches(name, "well"), store)
+    assert records["well"]["status"] == "ok"
+    assert records[name]["status"] == "failed"
+    assert records[name]["reason"].startswith(reason)
+    assert store.get(records[name]["key"]) == records[name]
+
+
+def gone(process):
+    """Whether a process ends, within ten seconds."""
+    try:
+        handle = os.pidfd_open(process)
+    except ProcessLookupError:
+        return True
+    with os.fdopen(handle) as file:
+        return bool(select.select([file], [], [], 10)[0])
+
+
+@linux
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize(
+    ("name", "status"), [("parent", "ok"), ("dead parent", "failed"), ("slow parent", "timeout")]
+)
+def test_what_a_run_started_ends_with_it_and_keeps_nobody_waiting(store, name, status):
+    timeout = 2.0 if status == "timeout" else 60.0
+    records, _ = run(benches(name), store, timeout=timeout)
+    assert records[name]["status"] == status
+    assert records[name]["seconds"] < 30
+    assert gone(int((store.folder / "grandchild").read_text()))
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("damage", [b"", b"{", b'{"status": "ok"}', b"\xff"])
+def test_what_a_damaged_record_was_of_is_done_again_and_the_file_is_kept(store, damage):
+    (spec,) = benches("well")
+    run([spec], store)
+    path = store.record_path(spec.key)
+    path.write_bytes(damage)
+    records, watch = run([spec], store)
+    assert records["well"]["status"] == "ok"
+    assert path.with_name(f"{path.name}.damaged").read_bytes() == damage
+    (note,) = (what for what, _ in watch.events if str(path) in what)
+    assert note.endswith(f"and does so now; the file is kept as {path.name}.damaged")
+
+
+@pytest.mark.usefixtures("stand_in")
 def test_only_what_is_missing_or_failed_is_done_again(store):
     _, first = run(benches("well", "broken"), store)
     _, second = run([*benches("well", "broken"), replace(BENCH, attention="well", length=128)], store)
@@ -162,6 +264,8 @@ def test_a_run_in_the_hands_of_another_command_is_waited_for_and_not_done_twice(
         "spec": spec.to_json(),
         "status": "failed",
         "reason": "theirs",
+        "result": {},
+        "measured": {},
     }
     command = [sys.executable, "-c", HOLD, str(store.folder), spec.key, json.dumps(record)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
@@ -181,6 +285,7 @@ def test_a_run_in_the_hands_of_another_command_is_waited_for_and_not_done_twice(
     assert watch.of("started") == []
 
 
+@linux
 @pytest.mark.usefixtures("stand_in")
 def test_an_interruption_ends_the_runs_and_records_none_of_them(store, monkeypatch):
     children = []
@@ -190,18 +295,19 @@ def test_an_interruption_ends_the_runs_and_records_none_of_them(store, monkeypat
     )
 
     def interrupt():
-        while not (store.folder / "started").exists():
+        while not (store.folder / "grandchild").exists():
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     threading.Thread(target=interrupt).start()
-    (spec,) = benches("slow")
+    (spec,) = benches("slow parent")
     with pytest.raises(KeyboardInterrupt):
         execute([spec], store, watch=Told(), timeout=60)
     signal.signal(signal.SIGINT, before)
     assert store.get(spec.key) is None
     assert [child.returncode for child in children] == [-signal.SIGKILL]
+    assert gone(int((store.folder / "grandchild").read_text()))
 
 
 @pytest.mark.parametrize(
@@ -235,7 +341,8 @@ def test_where_data_lie_and_how_fast_a_floor_is_found_do_not_change_its_key(tmp_
 
 
 def test_a_run_ends_when_the_process_that_started_it_is_gone(store):
-    asked = {"kind": "bench", "spec": replace(BENCH, length=10**6).to_json(), "folder": str(store.folder)}
+    spec = replace(BENCH, length=10**6)
+    asked = {"kind": "bench", "spec": spec.to_json(), "folder": str(store.folder), "token": ""}
     command = subprocess.Popen(grid.COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     with command as child:
         assert child.stdin
@@ -248,7 +355,6 @@ def test_a_run_ends_when_the_process_that_started_it_is_gone(store):
 
 COMPARE = """
 import sys
-from pathlib import Path
 import json
 from subquad.experiments.grid import Watch, execute
 from subquad.experiments.spec import Fit

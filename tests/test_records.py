@@ -1,12 +1,16 @@
 """Records are whole, are found by what was asked, and are written by one process at a time."""
 
-import json
+import os
 import subprocess
 import sys
+import time
 
 import pytest
+import report_samples as made_up
 
-from subquad.records import Store, key, read_json, write_whole
+from subquad.documents import Damaged
+from subquad.files import clear_drafts, host, set_aside, write_whole
+from subquad.records import Store, comparison_key, key
 
 CLAIM_AND_WAIT = """
 import sys
@@ -40,12 +44,95 @@ def test_a_key_depends_on_what_is_asked_and_not_on_its_order():
     assert len({key("fit", 1, asked), key("fit", 2, asked), key("bench", 1, asked), key("fit", 1, {})}) == 4
 
 
+SETTING = made_up.comparison(made_up.ROWS[:1], seeds=1)
+RECORD = made_up.floor("majority", 0, SETTING, score=0.1 + 0.2)
+
+
 def test_a_record_comes_back_by_its_key(store):
-    record = {"key": "k", "kind": "fit", "status": "ok", "result": {"test": {"auc": 0.1 + 0.2}}}
-    store.put(record)
-    assert store.get("k") == record
+    store.put(RECORD)
+    assert store.get(RECORD["key"]) == RECORD
     assert store.get("other") is None
-    assert store.read(["other", "k"]) == [record]
+    assert store.read(["other", RECORD["key"]]) == [RECORD]
+
+
+def test_what_is_no_record_is_not_written(store):
+    with pytest.raises(ValueError, match=r"result\.test\.auc: should be a finite number .*, not nan"):
+        store.put({**RECORD, "result": {"test": {"auc": float("nan")}}})
+    with pytest.raises(ValueError, match=r"keys: is missing"):
+        store.put_comparison(SETTING)
+    assert store.get(RECORD["key"]) is None
+    assert not store.folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", r"records/\w+.json' is damaged: it is not a JSON file .*; the same `subquad compare` again"),
+        (b"[]", "holds no JSON object"),
+        (b'{"kind": "fit"}', "status: is missing"),
+        (b'{"a": 1e999}', "not a JSON file"),
+        (b'{"a": "\\ud800"}', "not a JSON file"),
+        (b'{"a": %s}' % (b"[" * 40 + b"]" * 40), "more than 32 levels"),
+    ],
+)
+def test_a_damaged_record_is_named_with_its_field_and_the_remedy(store, content, message):
+    write_whole(store.record_path(RECORD["key"]), content)
+    with pytest.raises(Damaged, match=message):
+        store.get(RECORD["key"])
+
+
+def test_a_record_under_another_key_is_damaged(store):
+    store.put(RECORD)
+    other = "0" * 16
+    store.record_path(RECORD["key"]).rename(store.record_path(other))
+    with pytest.raises(Damaged, match="key: should be that of the file"):
+        store.get(other)
+
+
+def test_a_record_of_another_metric_or_kind_than_the_comparison_is_damaged(store):
+    comparison = store_with_one_record(store)
+    with pytest.raises(Damaged, match="has no 'mae', by which the comparison judges"):
+        store.runs({**comparison, "metric": "mae"})
+    with pytest.raises(Damaged, match="the comparison has no such run"):
+        store.runs({**comparison, "keys": {"fit": [RECORD["key"]], "floor": [], "bench": []}})
+
+
+def store_with_one_record(store):
+    made_up.write(store.folder, SETTING, [RECORD])
+    return store.get_comparison()
+
+
+def test_a_comparison_is_found_by_its_key_after_another_has_become_the_latest(store):
+    first = store_with_one_record(store)
+    second = {**first, "keys": {**first["keys"], "floor": []}}
+    store.put_comparison(second)
+    assert store.get_comparison() == store.get_comparison(comparison_key(second)) == second
+    assert store.get_comparison(comparison_key(first)) == first
+    assert [store.is_latest(comparison_key(each)) for each in (first, second)] == [False, True]
+
+
+def test_an_unknown_comparison_is_answered_with_those_there_are(store):
+    known = comparison_key(store_with_one_record(store))
+    with pytest.raises(ValueError, match=rf"no comparison 'other' in .*; there are {known}"):
+        store.get_comparison("other")
+
+
+def test_a_folder_from_before_comparisons_had_keys_has_its_latest(store):
+    comparison = store_with_one_record(store)
+    store.comparison_path(comparison_key(comparison)).unlink()
+    assert store.get_comparison() == store.get_comparison(comparison_key(comparison)) == comparison
+
+
+def test_a_comparison_under_the_key_of_another_is_damaged(store):
+    comparison = store_with_one_record(store)
+    store.comparison_path(comparison_key(comparison)).rename(store.comparison_path("0" * 16))
+    with pytest.raises(Damaged, match="keys: are those of another comparison"):
+        store.get_comparison("0" * 16)
+
+
+def test_a_folder_without_a_comparison_says_what_to_name(store):
+    with pytest.raises(ValueError, match=r"no comparison in .*runs.*--out"):
+        store.get_comparison()
 
 
 def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(store):
@@ -56,24 +143,53 @@ def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(store):
     assert list(store.folder.iterdir()) == [path]
 
 
-def test_a_number_that_is_none_is_not_written(store):
-    with pytest.raises(ValueError, match="Out of range"):
-        store.put({"key": "k", "result": float("nan")})
-    assert store.get("k") is None
+def test_a_full_disk_is_told_with_the_file_that_it_had_no_room_for(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*/name"):
+        write_whole(tmp_path / "name", b"content")
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_damaged_record_is_named(store):
-    write_whole(store.record_path("k"), b"{")
-    with pytest.raises(ValueError, match=r"records/k.json' is not a JSON file .* delete it"):
-        store.get("k")
-    write_whole(store.record_path("k"), json.dumps([]).encode())
-    with pytest.raises(ValueError, match="holds no JSON object"):
-        read_json(store.record_path("k"))
+@pytest.fixture
+def dead():
+    """The id of a process that is no more."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    return process.pid
 
 
-def test_a_folder_without_a_comparison_says_what_to_name(store):
-    with pytest.raises(ValueError, match=r"no comparison in .*runs.*--out"):
-        store.get_comparison()
+@pytest.mark.parametrize(
+    ("where", "days", "stays"),
+    [("here", 0, False), ("elsewhere", 0, True), ("elsewhere", 2, False), ("living", 0, True)],
+)
+def test_the_next_writer_clears_the_drafts_of_the_dead_and_no_other(tmp_path, dead, where, days, stays):
+    at = "0" * 8 if where == "elsewhere" else host()
+    draft = tmp_path / f".name.json.draft-{at}-{os.getpid() if where == 'living' else dead}-1"
+    draft.write_bytes(b"half")
+    long_ago = time.time() - days * 24 * 3600
+    os.utime(draft, (long_ago, long_ago))
+    write_whole(tmp_path / "other", b"")
+    assert draft.exists() == stays
+
+
+def test_only_drafts_are_cleared(tmp_path):
+    for name in (".name.2024-01", ".name.draft-2024", "name.draft-00000000-1-1", ".draft-00000000-1-1"):
+        (tmp_path / name).write_bytes(b"")
+        os.utime(tmp_path / name, (0, 0))
+    clear_drafts(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_what_is_set_aside_replaces_nothing(tmp_path):
+    kept = []
+    for content in (b"1", b"2", b"3"):
+        write_whole(tmp_path / "name", content)
+        kept.append(set_aside(tmp_path / "name"))
+    assert [path.read_bytes() for path in kept] == [b"1", b"2", b"3"]
+    assert {path.name for path in kept} == {"name.damaged", "name.damaged-1", "name.damaged-2"}
 
 
 def test_a_run_in_another_process_hands_cannot_be_claimed(store, holder):

@@ -52,7 +52,7 @@ def test_the_page_holds_everything_and_names_no_address(text: str) -> None:
 
 def test_the_same_records_give_the_same_page(written: Path) -> None:
     before = written.read_bytes()
-    assert report.write(written.parent).read_bytes() == before
+    assert report.write(written.parents[1]).read_bytes() == before
 
 
 def test_what_must_be_told_is_told_in_order(text: str) -> None:
@@ -138,7 +138,7 @@ def test_writing_a_report_loads_no_torch(written: Path) -> None:
         "print('torch' in sys.modules)"
     )
     run = subprocess.run(
-        [sys.executable, "-c", program, written.parent], capture_output=True, text=True, check=True
+        [sys.executable, "-c", program, written.parents[1]], capture_output=True, text=True, check=True
     )
     assert run.stdout.strip() == "False"
 

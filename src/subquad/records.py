@@ -3,7 +3,11 @@
     DIR/records/<key>.json             what came of a run, whatever came of it
     DIR/checkpoints/<key>.safetensors  how far a fit has come, while it runs
     DIR/models/<key>/                  the trained model
-    DIR/comparison.json                what the latest comparison asked, and the keys of its runs
+    DIR/comparisons/<key>.json         what a comparison asked, and the keys of its runs
+    DIR/comparison.json                the same of the one that was started or finished last
+    DIR/reports/<key>.html             the page of a comparison; DIR/report.html is that of comparison.json
+
+What is read is held against `recorded`, so that a damaged file is one line that names it.
 
 A file is written whole or not at all. Two folders merge by copying one over the other. No torch
 here: a report can be made where nothing can be run.
@@ -11,15 +15,16 @@ here: a report can be made where nothing can be run.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from subquad.files import write_whole
+from subquad.documents import Damaged, read_json, write_json
+from subquad.files import set_aside
 
 Record = dict[str, Any]  # JSON: "key", "kind", "spec", "status", "reason", "result", "measured", …
 
@@ -30,18 +35,18 @@ def key(kind: str, version: int, spec: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    write_whole(path, json.dumps(document, indent=1, allow_nan=False).encode())
+def comparison_key(comparison: Mapping[str, Any]) -> str:
+    """Sixteen hexadecimal digits that stand for the runs of a comparison."""
+    return key("comparison", 1, comparison["keys"])
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; `ValueError` names the file that is none."""
+def read_checked(path: Path, check: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
+    """The document in a file. Raises `Damaged` where the check raises `ValueError`."""
+    document = read_json(path)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # bad JSON and bad UTF-8 alike
-        raise ValueError(f"{str(path)!r} is not a JSON file ({error}); delete it and start again") from None
-    if not isinstance(document, dict):
-        raise ValueError(f"{str(path)!r} holds no JSON object; delete it and start again")
+        check(document)
+    except ValueError as error:
+        raise Damaged(f"{str(path)!r} is damaged: {error}") from None
     return document
 
 
@@ -61,35 +66,103 @@ class Store:
         return self.folder / "models" / key
 
     def put(self, record: Record) -> None:
+        """Write a record. Raises `ValueError`, naming the field, for what is none."""
+        from subquad.recorded import check_record
+
+        check_record(record)
         write_json(self.record_path(record["key"]), record)
 
     def get(self, key: str) -> Record | None:
-        """The record of that key, or None where there is none."""
-        with suppress(FileNotFoundError):
-            return read_json(self.record_path(key))
-        return None
+        """The record of that key, or None where there is none. Raises `Damaged` for a file that is none."""
+        from subquad.recorded import check_record
+
+        def check(record: Mapping[str, Any]) -> None:
+            check_record(record)
+            if record["key"] != key:
+                raise ValueError(f"key: should be that of the file, not {record['key']!r}")
+
+        try:
+            return read_checked(self.record_path(key), check)
+        except FileNotFoundError:
+            return None
+        except Damaged as damage:
+            raise Damaged(f"{damage}; the same `subquad compare` again does this run again") from None
+
+    def set_aside(self, key: str) -> Path:
+        """Make room for another record where a damaged one lies; where that is now."""
+        return set_aside(self.record_path(key))
 
     def read(self, keys: Iterable[str]) -> list[Record]:
         """The records of those keys that exist, in the order of the keys."""
         return [record for key in keys if (record := self.get(key)) is not None]
 
+    def runs(self, comparison: Mapping[str, Any]) -> list[Record]:
+        """The records of a comparison's runs that exist."""
+        records = self.read(key for keys in comparison["keys"].values() for key in keys)
+        metric = comparison["metric"]
+        for record in records:
+            path = str(self.record_path(record["key"]))
+            if record["key"] not in comparison["keys"][record["kind"]]:
+                raise Damaged(f"{path!r} holds a {record['kind']}, and the comparison has no such run there")
+            if "test" in record["result"] and metric not in record["result"]["test"]:
+                raise Damaged(f"{path!r} has no {metric!r}, by which the comparison judges")
+        return records
+
     def forget_checkpoint(self, key: str) -> None:
-        path = self.checkpoint_path(key)
-        path.unlink(missing_ok=True)
-        with suppress(OSError):  # there is no such folder, or others are in it
-            path.parent.rmdir()
+        self.checkpoint_path(key).unlink(missing_ok=True)
+
+    def page_path(self, comparison: str) -> Path:
+        return self.folder / "reports" / f"{comparison}.html"
+
+    def comparison_path(self, comparison: str) -> Path:
+        return self.folder / "comparisons" / f"{comparison}.json"
+
+    @property
+    def latest_path(self) -> Path:
+        return self.folder / "comparison.json"
 
     def put_comparison(self, comparison: Mapping[str, Any]) -> None:
-        write_json(self.folder / "comparison.json", comparison)
+        """Write what a comparison asked, and that it is the latest. Raises `ValueError` for what is none."""
+        from subquad.recorded import check_comparison
 
-    def get_comparison(self) -> dict[str, Any]:
-        """What the latest comparison in this folder asked."""
-        path = self.folder / "comparison.json"
-        if not path.exists():
+        check_comparison(comparison)
+        write_json(self.comparison_path(comparison_key(comparison)), comparison)
+        write_json(self.latest_path, comparison)
+
+    def get_comparison(self, key: str | None = None) -> dict[str, Any]:
+        """What a comparison in this folder asked: the one of that key, or the latest.
+
+        Raises `ValueError` where there is none, and `Damaged` for a file that holds none.
+        """
+        from subquad.recorded import check_comparison
+
+        def check(document: Mapping[str, Any]) -> None:
+            check_comparison(document)
+            if key not in {None, comparison_key(document)}:
+                raise ValueError("keys: are those of another comparison")
+
+        where = repr(str(self.folder))
+        known = sorted(path.stem for path in (self.folder / "comparisons").glob("*.json"))
+        path = self.latest_path
+        if key is not None and key in known:
+            path = self.comparison_path(key)
+        elif key is not None and not self.is_latest(key):  # which is all that an older folder has
+            raise ValueError(f"no comparison {key!r} in {where}; there are {', '.join(known) or 'none'}")
+        try:
+            return read_checked(path, check)
+        except FileNotFoundError:
             raise ValueError(
-                f"no comparison in {str(self.folder)!r}; name the folder given to `subquad compare --out`"
-            )
-        return read_json(path)
+                f"no comparison in {where}; name the folder given to `subquad compare --out`"
+            ) from None
+        except Damaged as damage:
+            raise Damaged(f"{damage}; the same `subquad compare` again writes it anew") from None
+
+    def is_latest(self, key: str) -> bool:
+        """Whether no other comparison was started or finished since the one of that key."""
+        try:
+            return comparison_key(self.get_comparison()) == key
+        except ValueError:
+            return False
 
     @contextmanager
     def claim(self, key: str) -> Iterator[bool]:

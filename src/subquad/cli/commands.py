@@ -160,14 +160,14 @@ def compare(
     with working("reading the task"):
         from subquad import report
         from subquad.experiments.compare import carry_out, plan
-        from subquad.records import Store
+        from subquad.records import Store, comparison_key
 
         planned = plan(asked)
     with watching(planned.specs) as watch:
         records = carry_out(planned, asked, Store(out), watch=watch)
     with working("writing the report"):
-        page = report.write(out)
-    show_comparison(planned.document, records, page, as_json=as_json)
+        page = report.write(out, comparison_key(planned.document))
+    show_comparison(planned.document, records, out, page, as_json=as_json)
     end(records)
 
 
@@ -337,18 +337,26 @@ def list_known(as_json: Json = False) -> None:
 @app.command("report", epilog=examples("subquad report runs"))
 def write_report(
     out: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a comparison.")] = Path("runs"),
+    key: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="KEY",
+            help="Which of its comparisons, as DIR/reports/KEY.html is named; the latest by default.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write the page of a comparison again, from its records."""
     from subquad import report
-    from subquad.records import Store
+    from subquad.records import Store, comparison_key
 
     store = Store(out)
-    comparison = store.get_comparison()
-    records = store.read(key for keys in comparison["keys"].values() for key in keys)
+    comparison = store.get_comparison(key)
+    records = store.runs(comparison)
     with working("writing the report"):
-        page = report.write(out)
-    show_comparison(comparison, records, page, as_json=as_json)
+        page = report.write(out, comparison_key(comparison))
+    show_comparison(comparison, records, out, page, as_json=as_json)
     end(records, asked=sum(map(len, comparison["keys"].values())))
 
 

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 def show_comparison(
-    comparison: dict[str, Any], records: Sequence["Record"], page: Path, *, as_json: bool
+    comparison: dict[str, Any], records: Sequence["Record"], folder: Path, page: Path, *, as_json: bool
 ) -> None:
     from subquad.report import terminal
     from subquad.report.findings import worked_out
 
     found = worked_out(comparison, records)
-    models = model_folders(records, page.parent)
+    models = model_folders(records, folder)
     if as_json:
         return print_json(
             {

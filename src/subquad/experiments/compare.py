@@ -34,7 +34,7 @@ class Plan:
     floors: tuple[Floor, ...]
     fits: tuple[Fit, ...]
     benches: tuple[Bench, ...]
-    document: dict[str, Any]  # comparison.json
+    document: dict[str, Any]  # `recorded.Comparison`
 
     @property
     def specs(self) -> tuple[AnySpec, ...]:
@@ -124,4 +124,6 @@ def carry_out(planned: Plan, asked: Comparison, store: Store, *, watch: Watch) -
     store.put_comparison(planned.document)
     training = (*planned.floors, *planned.fits)
     trained = execute(training, store, watch=watch, workers=asked.workers, timeout=asked.timeout)
-    return trained + execute(planned.benches, store, watch=watch, timeout=min(asked.timeout, CELL))
+    benched = execute(planned.benches, store, watch=watch, timeout=min(asked.timeout, CELL))
+    store.put_comparison(planned.document)  # another may have been started meanwhile
+    return trained + benched

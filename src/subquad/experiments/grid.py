@@ -1,12 +1,14 @@
 """Many runs, each in a process of its own, and as many records.
 
-A run that crashes, hangs or exhausts the memory costs a result with its reason, and not the others. What
-is recorded as done is not done again; what failed is tried again. Several commands may share a folder: a
-run is claimed before it starts, and whoever finds it claimed waits for the other's record.
+A run that crashes, hangs, exhausts the memory or talks nonsense costs a result with its reason, and not the
+others; what it started ends with it. What is recorded as done is not done again; what failed is tried again,
+and so is what a damaged record was of. Several commands may share a folder: a run is claimed before it
+starts, and whoever finds it claimed waits for the other's record.
 """
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -18,12 +20,16 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import suppress
 from typing import Any
 
+from subquad.documents import Damaged
+from subquad.experiments.pipe import Garbled, heard
 from subquad.experiments.spec import AnySpec, Bench
+from subquad.recorded import check_record
 from subquad.records import Record, Store
 
 COMMAND = [sys.executable, "-P", "-m", "subquad.experiments.run"]  # -P: the user's folder shadows no module
 LOOK_AGAIN = 0.5  # seconds between two looks at a run in another command's hands
 HEED = 0.2  # seconds until Ctrl-C is heeded where a signal does not end a wait
+GRACE = 5.0  # seconds in which a run that has told its outcome may end by itself
 LOG = 4000  # characters kept of what a failed run printed last
 
 
@@ -40,7 +46,10 @@ class Watch:
         """In a process of its own from now on."""
 
     def moved(self, spec: AnySpec, progress: dict[str, Any]) -> None:
-        """`progress` has "phase", "step", "steps" and "loss"."""
+        """`progress` is a `pipe.Progress`."""
+
+    def noted(self, spec: AnySpec, text: str) -> None:
+        """Something happened that people should know, such as a damaged file."""
 
     def ended(self, spec: AnySpec, record: Record) -> None:
         """And recorded."""
@@ -75,9 +84,9 @@ class Grid:
     ) -> None:
         self.store, self.watch = store, watch
         self.timeout, self.workers = timeout, workers
-        self.before = {spec.key: store.get(spec.key) for spec in specs}
+        self.before = {spec.key: self.recorded(spec) for spec in specs}
         self.pending = [spec for spec in specs if not succeeded(self.before[spec.key])]
-        self.children: set[subprocess.Popen[str]] = set()
+        self.children: set[subprocess.Popen[bytes]] = set()
         self.lock = threading.Lock()
         self.stopped = False
         for spec in specs:
@@ -90,7 +99,7 @@ class Grid:
         while not self.stopped:
             with self.store.claim(spec.key) as mine:
                 if mine:
-                    latest = self.store.get(spec.key)
+                    latest = self.recorded(spec, claimed=True)
                     if succeeded(latest) or latest != self.before[spec.key]:
                         return self.watch.found(spec)
                     return self.run(spec)
@@ -98,6 +107,19 @@ class Grid:
                 self.watch.waiting(spec)
                 told = True
             time.sleep(LOOK_AGAIN)
+
+    def recorded(self, spec: AnySpec, *, claimed: bool = False) -> Record | None:
+        """The record of a run; None where there is none, or a damaged one.
+
+        Whoever has claimed the run sets a damaged record aside. Others may be looking at its successor.
+        """
+        try:
+            return self.store.get(spec.key)
+        except Damaged as damage:
+            if claimed:
+                kept = self.store.set_aside(spec.key)
+                self.watch.noted(spec, f"{damage}, and does so now; the file is kept as {kept.name}")
+            return None
 
     def run(self, spec: AnySpec) -> None:
         self.watch.started(spec)
@@ -112,37 +134,41 @@ class Grid:
     def isolated(self, spec: AnySpec) -> Record:
         """The record of one run in a fresh process."""
         start = time.monotonic()
+        token = secrets.token_hex(16)
         with tempfile.TemporaryFile("w+", errors="replace") as log:
-            child = self.spawn(spec, log.fileno())
+            child = self.spawn(spec, token, log.fileno())
             timed_out = threading.Event()
 
             def expire() -> None:
                 timed_out.set()
-                child.kill()
+                kill(child)
 
             clock = threading.Timer(self.timeout, expire)
             clock.start()
             try:
-                said = self.listen(spec, child)
-                child.wait()
+                said = self.listen(spec, child, token)
             finally:
                 clock.cancel()
                 self.end(child)
             seconds = time.monotonic() - start
             log.seek(0)
             printed = log.read()[-LOG:]
-        outcome = {"result": {}, "measured": {}, "data": {}, "machine": {}, "versions": {}, **said}
-        if "status" not in outcome:
+        if "status" not in said:
             status, reason = ended_silently(
                 child.returncode, printed, limit=self.timeout if timed_out.is_set() else None
             )
-            outcome |= {"status": status, "reason": reason}
-        if outcome["status"] != "ok":
-            outcome["log"] = printed
+            said |= {"status": status, "reason": reason}
         asked = {"key": spec.key, "kind": spec.kind, "version": spec.version, "spec": spec.to_json()}
-        return {**asked, **outcome, "seconds": seconds}
+        about = {"result": {}, "measured": {}, "data": {}, "machine": {}, "versions": {}}
+        record = {**about, **said, **asked, "seconds": seconds}
+        try:
+            check_record(record)
+        except ValueError as error:
+            record |= {"status": "failed", "reason": f"what it found is no result: {error}"}
+            record |= {"result": {}, "measured": {}, "data": {}}
+        return record if record["status"] == "ok" else {**record, "log": printed}
 
-    def spawn(self, spec: AnySpec, log: int) -> subprocess.Popen[str]:
+    def spawn(self, spec: AnySpec, token: str, log: int) -> subprocess.Popen[bytes]:
         with self.lock:
             if self.stopped:
                 raise RuntimeError("the grid was stopped")
@@ -151,7 +177,6 @@ class Grid:
                 stdin=subprocess.PIPE,  # held open as long as we live
                 stdout=subprocess.PIPE,
                 stderr=log,
-                text=True,
                 start_new_session=True,  # Ctrl-C is for us, and we end our children
                 env=environment(spec),
             )
@@ -159,38 +184,53 @@ class Grid:
         asked = {"kind": spec.kind, "spec": spec.to_json(), "folder": str(self.store.folder.absolute())}
         assert child.stdin
         with suppress(BrokenPipeError):  # it is dead already, and will be found so
-            child.stdin.write(json.dumps(asked) + "\n")
+            child.stdin.write(json.dumps({**asked, "token": token}).encode() + b"\n")
             child.stdin.flush()
         return child
 
-    def listen(self, spec: AnySpec, child: subprocess.Popen[str]) -> dict[str, Any]:
-        """What the child says of itself, until it closes the pipe."""
+    def listen(self, spec: AnySpec, child: subprocess.Popen[bytes], token: str) -> dict[str, Any]:
+        """What the child says of itself, until its outcome or its end."""
         said: dict[str, Any] = {}
         assert child.stdout
-        for line in child.stdout:
-            event = json.loads(line)
-            if event.pop("event") == "progress":
-                self.watch.moved(spec, event)
-            else:
-                said |= event
+        try:
+            for name, event in heard(child.stdout.fileno(), token, ended=lambda: child.poll() is not None):
+                match name:
+                    case "progress":
+                        self.watch.moved(spec, event)
+                    case "note":
+                        self.watch.noted(spec, event["text"])
+                    case _:
+                        said |= event
+        except Garbled as error:
+            return said | {"status": "failed", "reason": str(error)}
+        try:
+            child.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            return {"status": "failed", "reason": "it closed the pipe of its events", **said}
         return said
 
-    def end(self, child: subprocess.Popen[str]) -> None:
-        child.kill()
+    def end(self, child: subprocess.Popen[bytes]) -> None:
+        kill(child)
+        with self.lock:
+            self.children.discard(child)
         child.wait()
         for pipe in (child.stdin, child.stdout):
             assert pipe
             with suppress(BrokenPipeError):
                 pipe.close()
-        with self.lock:
-            self.children.discard(child)
 
     def stop(self) -> None:
         """End all runs without a record of them; their checkpoints stay."""
         with self.lock:
             self.stopped = True
             for child in self.children:
-                child.kill()
+                kill(child)
+
+
+def kill(child: subprocess.Popen[bytes]) -> None:
+    """End a run's whole group: also what it started, and what outlived it."""
+    with suppress(ProcessLookupError, PermissionError):  # it is empty; macOS says so in its own way
+        os.killpg(child.pid, signal.SIGKILL)
 
 
 def environment(spec: AnySpec) -> dict[str, str]:

@@ -77,6 +77,10 @@ class Live(Watch):
     def waiting(self, spec: AnySpec) -> None:
         self.say(spec, "in the hands of another command: waiting for its record")
 
+    def noted(self, spec: AnySpec, text: str) -> None:
+        with self.lock:
+            self.say(spec, text)
+
     def started(self, spec: AnySpec) -> None:
         with self.lock:
             self.say_before()

@@ -1,12 +1,13 @@
 """One run in a process of its own: `python -m subquad.experiments.run`, started by `grid`.
 
 The first line of standard input says what to do; the parent then keeps the pipe open, and when it closes,
-however the parent died, this process ends too. Standard output carries one JSON object a line: progress,
-and at the end the outcome. Whatever libraries print goes to standard error.
+however the parent died, this process ends too, with all that it started. Standard output carries events as
+`pipe` describes them: progress, and at the end the outcome. Whatever libraries print goes to standard error.
 """
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from subquad.experiments.pipe import written
 from subquad.experiments.spec import KINDS, AnySpec, Bench, Fit, Floor
 from subquad.records import Store
 
@@ -29,22 +31,25 @@ def main() -> None:
     events = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     asked = json.loads(sys.stdin.readline())
+    token = asked["token"]
     threading.Thread(target=end_with_parent, args=(sys.stdin,), daemon=True).start()
     spec = KINDS[asked["kind"]](**asked["spec"])
 
     def send(event: dict[str, Any]) -> None:
-        print(json.dumps(event, allow_nan=False), file=events)
+        events.write(written(event, token))
 
     try:
         outcome = run(spec, Store(Path(asked["folder"])), send)
+        send({"event": "outcome", "status": "ok", "reason": "", **outcome})
     except Exception as error:  # the one place that catches everything, and hands on what it caught
         send({"event": "outcome", **failure(error)})
         raise  # the traceback goes to standard error
-    send({"event": "outcome", "status": "ok", "reason": "", **outcome})
 
 
 def end_with_parent(stdin: TextIO) -> None:
     stdin.read()
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
     os._exit(1)
 
 

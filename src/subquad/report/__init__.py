@@ -8,8 +8,8 @@ from subquad.report.leaderboard import Row, leaderboard
 __all__ = ["Row", "headline", "leaderboard", "write"]
 
 
-def write(folder: Path) -> Path:
-    """Write DIR/report.html from DIR/comparison.json and DIR/records; see `subquad.report.page`."""
+def write(folder: Path, comparison: str | None = None) -> Path:
+    """Write the page of a comparison, by default of the latest, from DIR; see `subquad.report.page`."""
     from subquad.report.page import write
 
-    return write(folder)
+    return write(folder, comparison)

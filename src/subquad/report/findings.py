@@ -12,9 +12,6 @@ from subquad.report.cost import Curve, curves
 from subquad.report.leaderboard import Row, leaderboard
 from subquad.report.looks import Look, looks
 
-ASKED = ("title", "task", "metric", "higher_is_better", "length", "seeds", "rows", "keys")
-RECORDED = ("key", "kind", "spec", "status", "result", "measured")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
@@ -36,18 +33,14 @@ class Findings:
         )
 
 
-def findings(folder: Path) -> Findings:
-    """Raises `ValueError`, naming the file, where there is no comparison or a file is broken."""
+def findings(folder: Path, key: str | None = None) -> Findings:
+    """Of the comparison of that key, or of the latest.
+
+    Raises `ValueError`, naming the file, where there is no comparison or a file is damaged.
+    """
     store = Store(folder)
-    comparison = store.get_comparison()
-    _complete(comparison, ASKED, folder / "comparison.json")
-    keys = [key for kind in comparison["keys"].values() for key in kind]
-    records = []
-    for key in keys:
-        if (record := store.get(key)) is not None:
-            _complete(record, RECORDED, store.record_path(key))
-            records.append(record)
-    return worked_out(comparison, records)
+    comparison = store.get_comparison(key)
+    return worked_out(comparison, store.runs(comparison))
 
 
 def worked_out(comparison: Mapping[str, Any], records: Sequence[Record]) -> Findings:
@@ -62,10 +55,3 @@ def worked_out(comparison: Mapping[str, Any], records: Sequence[Record]) -> Find
         answer=answer(comparison, rows, found),
         looks=looks([row["label"] for row in comparison["rows"]]),
     )
-
-
-def _complete(document: Mapping[str, Any], names: Sequence[str], path: Path) -> None:
-    if absent := [repr(name) for name in names if name not in document]:
-        raise ValueError(
-            f"{str(path)!r} has no {units.listed(absent, last='or')}; delete it and start the command again"
-        )

@@ -10,6 +10,7 @@ from pathlib import Path
 from string import Template
 
 from subquad.files import write_whole
+from subquad.records import Store, comparison_key
 from subquad.report import evidence, sections
 from subquad.report.figures.cost import cost_by_length
 from subquad.report.figures.figure import Figure
@@ -19,15 +20,19 @@ from subquad.report.findings import Findings, findings
 from subquad.report.markup import element, join, script
 
 
-def write(folder: Path) -> Path:
-    """Write DIR/report.html from DIR/comparison.json and DIR/records; the same records give the same bytes.
+def write(folder: Path, comparison: str | None = None) -> Path:
+    """Write DIR/reports/<key>.html, the page of the comparison of that key, or of the latest; its path.
 
-    Runs that are missing or failed are shown as such. Raises `ValueError`, naming the file, where there is
-    no comparison, or a file is broken.
+    That of the latest is written as DIR/report.html too. The same records give the same bytes. Runs that are
+    missing or failed are shown as such. Raises `ValueError`, naming the file, where there is no comparison,
+    or a file is damaged.
     """
-    path = folder / "report.html"
-    write_whole(path, render(findings(folder)).encode())
-    return path
+    store, found = Store(folder), findings(folder, comparison)
+    key, page = comparison_key(found.comparison), render(found).encode()
+    write_whole(store.page_path(key), page)
+    if store.is_latest(key):
+        write_whole(folder / "report.html", page)
+    return store.page_path(key)
 
 
 def figures(found: Findings) -> dict[str, Figure | None]:
