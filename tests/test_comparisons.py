@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import report_samples as made_up
@@ -27,7 +28,7 @@ print(json.dumps({{"token": asked["token"], **outcome}}))
 
 
 @pytest.fixture
-def compared(tmp_path, monkeypatch, capsys):
+def commands(tmp_path, monkeypatch, capsys):
     """`subquad compare` and `subquad report`, whose runs take no time: what they print as JSON."""
     monkeypatch.setattr(grid, "COMMAND", [sys.executable, "-c", STAND_IN])
     schema = write(tmp_path / "own")
@@ -43,8 +44,7 @@ def compared(tmp_path, monkeypatch, capsys):
         asked = ("compare", "--data", str(schema), "--attention", attention, "--dim", "8", "--heads", "2")
         return call(*asked, "--out", str(tmp_path / "runs"))
 
-    run.report = lambda *key: call("report", str(tmp_path / "runs"), *key)
-    return run
+    return SimpleNamespace(compare=run, report=lambda *key: call("report", str(tmp_path / "runs"), *key))
 
 
 def rows(told):
@@ -55,30 +55,30 @@ def rows(told):
     return labels
 
 
-def test_a_comparison_after_another_leaves_its_page_and_becomes_the_latest(compared, tmp_path):
-    first, second = compared("linear"), compared("taylor")
+def test_a_comparison_after_another_leaves_its_page_and_becomes_the_latest(commands, tmp_path):
+    first, second = commands.compare("linear"), commands.compare("taylor")
     assert (rows(first), rows(second)) == (["linear"], ["taylor"])
     assert first["report"] != second["report"]
     assert (tmp_path / "runs" / "report.html").read_text() == Path(second["report"]).read_text()
-    assert rows(compared.report()) == ["taylor"]
-    assert rows(compared.report(comparison_key(first["comparison"]))) == ["linear"]
+    assert rows(commands.report()) == ["taylor"]
+    assert rows(commands.report(comparison_key(first["comparison"]))) == ["linear"]
     assert (tmp_path / "runs" / "report.html").read_text() == Path(second["report"]).read_text()
 
 
-def test_a_command_shows_its_own_comparison_whatever_another_does_meanwhile(compared, tmp_path, monkeypatch):
+def test_a_command_shows_its_own_comparison_whatever_another_does_meanwhile(commands, tmp_path, monkeypatch):
     execute, within = compare.execute, []
 
     def interrupted(*given, **named):
         monkeypatch.setattr(compare, "execute", execute)
-        within.append(compared("taylor"))
+        within.append(commands.compare("taylor"))
         return execute(*given, **named)
 
     monkeypatch.setattr(compare, "execute", interrupted)
-    around = compared("linear")
+    around = commands.compare("linear")
     assert (rows(around), rows(within[0])) == (["linear"], ["taylor"])
     assert (tmp_path / "runs" / "report.html").read_text() == Path(around["report"]).read_text()
-    assert rows(compared.report()) == ["linear"]  # it ended last
-    assert rows(compared.report(comparison_key(within[0]["comparison"]))) == ["taylor"]
+    assert rows(commands.report()) == ["linear"]  # it ended last
+    assert rows(commands.report(comparison_key(within[0]["comparison"]))) == ["taylor"]
 
 
 def test_the_page_of_a_named_comparison_is_written_without_a_readable_latest(tmp_path):

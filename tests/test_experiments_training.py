@@ -75,6 +75,61 @@ def test_an_interrupted_training_ends_like_an_undisturbed_one(spec, data, tmp_pa
     assert resumed.evaluate("test") == undisturbed.evaluate("test")
 
 
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+
+
+def of_another_version(path):
+    groups, numbers = checkpoint.read(path) or ({}, {})
+    checkpoint.write(path, groups, {**numbers, "course": {**numbers["course"], "mood": "good"}})
+
+
+def of_another_model(path):
+    groups, numbers = checkpoint.read(path) or ({}, {})
+    weights = {**groups["weights"], "head.bias": groups["weights"]["head.bias"].repeat(2)}
+    checkpoint.write(path, {**groups, "weights": weights}, numbers)
+
+
+def a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut, "kept.safetensors' is damaged"),
+        (flip, "it is not as it was written"),
+        (of_another_version, "course.mood: unexpected"),
+        (of_another_model, r"weights.head.bias: has the shape \(2,\), and in this version \(1,\)"),
+        (a_folder, "Is a directory"),
+    ],
+)
+def test_a_damaged_checkpoint_is_told_and_kept_and_training_begins_anew(
+    spec, data, tmp_path, damage, message
+):
+    def interrupt(phase, step, loss):
+        if step == 33:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        trained(spec, data, tmp_path, interrupt)
+    path = tmp_path / "kept.safetensors"
+    damage(path)
+    with pytest.warns(UserWarning, match=rf"{message}.*; training begins anew.*kept.safetensors.damaged"):
+        again = Training(spec, data, kept=path, tell=silent)
+    assert again.course.step == 0
+    assert not path.exists()
+    fresh = Training(spec, data, kept=tmp_path / "none", tell=silent)
+    assert_close(checkpoint.weights(again.model), checkpoint.weights(fresh.model), rtol=0, atol=0)
+
+
 def test_the_best_weights_so_far_survive_an_interruption(spec, data, tmp_path):
     def interrupt(phase, step, loss):
         if step == 33:

@@ -39,9 +39,10 @@ MAY_IMPORT = {
     "__main__": {"cli"},
 }
 THIRD_PARTY = {
-    "nn": CORE | {"safetensors"},
+    "nn": CORE | {"safetensors", "typing_extensions"},
     "tasks": CORE | {"numpy", "polars", "sklearn", "threadpoolctl"},
-    "experiments": CORE | {"lightning", "numpy", "polars", "rich", "safetensors", "typing_extensions"},
+    "experiments": CORE
+    | {"lightning", "numpy", "polars", "pydantic", "rich", "safetensors", "typing_extensions"},
     "documents": {"pydantic"},
     "recorded": {"pydantic", "typing_extensions"},
     "records": {"filelock"},

@@ -83,6 +83,11 @@ def edit(folder: Path, **changes) -> None:
     (folder / "config.json").write_text(json.dumps(config | changes))
 
 
+def edit_encoder(folder: Path, **changes) -> None:
+    model = json.loads((folder / "config.json").read_text())["model"]
+    edit(folder, model=model | {"encoder": model["encoder"] | changes})
+
+
 def cut_weights(folder: Path) -> None:
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[:-10])
@@ -91,17 +96,27 @@ def cut_weights(folder: Path) -> None:
 DAMAGE = {
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors"),
     "cut weights": (cut_weights, "model.safetensors is not the file that config.json was written for"),
-    "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "Expecting property name"),
+    "no JSON": (
+        lambda folder: (folder / "config.json").write_text("{"),
+        "config.json' is damaged",
+    ),
     "not an object": (
         lambda folder: (folder / "config.json").write_text("[]"),
-        "config.json holds no object",
+        "it holds no JSON object",
     ),
     "not text": (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe\xff"), "utf"),
-    "no format": (lambda folder: (folder / "config.json").write_text("{}"), "config.json has no 'format'"),
+    "no format": (lambda folder: (folder / "config.json").write_text("{}"), "it has format None"),
     "later format": (lambda folder: edit(folder, format=2), "format 2, and this version of subquad reads 1"),
     "no model": (lambda folder: edit(folder, model={}), "missing"),
     "other model": (lambda folder: edit(folder, model={"depth": 1, "colour": 2}), "colour|missing"),
-    "a list": (lambda folder: edit(folder, model=[]), "mapping"),
+    "no depth": (
+        lambda folder: edit_encoder(folder, depth="2"),
+        "encoder.depth: input should be",
+    ),
+    "another depth": (lambda folder: edit_encoder(folder, depth=10**9), "and there are weights of 2 blocks"),
+    "another option": (lambda folder: edit_encoder(folder, options={"colour": 2}), "no option 'colour'"),
+    "no extra": (lambda folder: edit(folder, extra=None), "extra: input should be"),
+    "a list": (lambda folder: edit(folder, model=[]), "should be an object"),
 }
 
 
@@ -123,10 +138,29 @@ def test_a_config_for_other_weights_is_refused(tmp_path):
         read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("attention", "changes"),
+    [
+        ("linear", {"dim": 2**40}),
+        ("linear", {"heads": 2**40}),
+        ("linear", {"max_len": 2**40}),
+        ("linear", {"mlp_ratio": 1e300}),
+        ("linformer", {"max_len": 2**40}),
+        ("performer", {"options": {"features": 2**30}}),
+    ],
+)
+def test_sizes_that_are_not_those_of_the_weights_are_refused_before_they_are_made(
+    tmp_path, attention, changes
+):
+    save(classifier(attention), tmp_path, extra={})
+    edit_encoder(tmp_path, **changes)
+    with pytest.raises(ValueError, match="holds no model that can be read"):
+        read(tmp_path)
+
+
 def test_a_mechanism_that_is_not_installed_is_named(tmp_path):
     save(classifier(), tmp_path, extra={})
-    model = json.loads((tmp_path / "config.json").read_text())["model"]
-    edit(tmp_path, model=model | {"encoder": model["encoder"] | {"attention": "someone_elses"}})
+    edit_encoder(tmp_path, attention="someone_elses")
     with pytest.raises(ValueError, match="unknown mechanism 'someone_elses'"):
         read(tmp_path)
 

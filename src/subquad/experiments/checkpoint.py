@@ -1,22 +1,24 @@
 """How far a training has come, in one file that nothing is unpickled from.
 
 Tensors (weights, the optimiser's moments, random number generators) are safetensors; numbers are JSON in
-the same file's header. The file is written whole or not at all, so that a process killed at any moment
-leaves the latest complete one.
+the same file's header, beside the digest of all. The file is written whole or not at all, so that a process
+killed at any moment leaves the latest complete one.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from subquad.files import write_whole
+from subquad.documents import Damaged, parsed
+from subquad.files import read_whole, write_whole
 
 Tensors = dict[str, Tensor]
 
@@ -28,21 +30,46 @@ def write(path: Path, groups: Mapping[str, Tensors], numbers: Mapping[str, Any])
         for group, members in groups.items()
         for name, tensor in members.items()
     }
-    write_whole(path, save(tensors, metadata={"numbers": json.dumps(numbers)}))
+    text = json.dumps(numbers)
+    write_whole(path, save(tensors, metadata={"numbers": text, "digest": digest(tensors, text)}))
 
 
 def read(path: Path) -> tuple[dict[str, Tensors], dict[str, Any]] | None:
-    """What `write` wrote, on the CPU; None where there is no file, or one that is no checkpoint."""
-    groups: dict[str, Tensors] = {}
+    """What `write` wrote, on the CPU; None where there is no file. Raises `Damaged` for any other."""
     try:
-        with safe_open(path, framework="pt") as file:
-            numbers = json.loads(file.metadata()["numbers"])
-            for full in file.keys():  # noqa: SIM118  # not a mapping
-                group, name = full.split("/", 1)
-                groups.setdefault(group, {})[name] = file.get_tensor(full)
-    except (FileNotFoundError, SafetensorError):
+        content = read_whole(path)
+        tensors = load(content)
+        header = parsed(content[8 : 8 + int.from_bytes(content[:8], "little")].decode())
+    except FileNotFoundError:
         return None
-    return groups, numbers
+    except (OSError, SafetensorError, ValueError) as error:
+        raise Damaged(f"{str(path)!r} is damaged: {error}") from None
+    kept = header.get("__metadata__", {})
+    if kept.get("digest") != digest(tensors, text := kept.get("numbers", "")):
+        raise Damaged(f"{str(path)!r} is damaged: it is not as it was written")
+    groups: dict[str, Tensors] = {}
+    for full, tensor in tensors.items():
+        group, name = full.split("/", 1)
+        groups.setdefault(group, {})[name] = tensor
+    return groups, json.loads(text)
+
+
+def digest(tensors: Tensors, text: str) -> str:
+    """Of all that a checkpoint holds."""
+    found = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def check_alike(found: Tensors, own: Tensors, *, name: str) -> None:
+    """Raise `ValueError` for tensors of other names or shapes than a model's own."""
+    for each in found.keys() | own.keys():
+        theirs, ours = ((tuple(side[each].shape) if each in side else None) for side in (found, own))
+        if theirs != ours:
+            raise ValueError(f"{name}.{each}: has the shape {theirs}, and in this version {ours}")
 
 
 def moments(optimiser: Optimizer) -> Tensors:

@@ -1,5 +1,6 @@
 """One row of a comparison: trained, tested once with the weights that validation chose, and measured."""
 
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from subquad.experiments.spec import Fit
-from subquad.experiments.training import Tell, Training
+from subquad.experiments.training import Note, Tell, Training
 from subquad.measure.memory import peak_memory, process_peak_mb
 from subquad.measure.timing import interleaved
 from subquad.nn.classifier import SequenceClassifier
@@ -23,12 +24,12 @@ class Fitted(NamedTuple):
     measured: dict[str, Any]  # on this machine, this time
 
 
-def fit(spec: Fit, data: EventData, *, kept: Path, tell: Tell) -> Fitted:
+def fit(spec: Fit, data: EventData, *, kept: Path, tell: Tell, note: Note = warnings.warn) -> Fitted:
     """Train, test and measure. `kept` is where checkpoints go, and where an earlier one is found.
 
     Raises `FloatingPointError` when the loss is nan or infinite.
     """
-    training = Training(spec, data, kept=kept, tell=tell)
+    training = Training(spec, data, kept=kept, tell=tell, note=note)
     training.run()
     course = training.course
     tell("test", spec.steps, None)

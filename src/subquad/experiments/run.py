@@ -86,7 +86,8 @@ def run_fit(spec: Fit, store: Store, send: Send) -> dict[str, Any]:
 
     tell("data", 0, None)
     data = load(spec)
-    fitted = fit(spec, data, kept=store.checkpoint_path(spec.key), tell=tell)
+    kept = store.checkpoint_path(spec.key)
+    fitted = fit(spec, data, kept=kept, tell=tell, note=lambda text: send({"event": "note", "text": text}))
     export(fitted.model, data, spec, store.model_path(spec.key))
     return {"result": fitted.result, "measured": fitted.measured, "data": about(data)}
 

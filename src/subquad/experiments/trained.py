@@ -3,16 +3,20 @@
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import polars as pl
 import torch
+from pydantic import Field
+from typing_extensions import TypedDict  # pydantic asks for it below Python 3.12
 
+from subquad.documents import validated
 from subquad.experiments.spec import Fit
 from subquad.nn import export as files
-from subquad.nn.classifier import SequenceClassifier
+from subquad.nn.classifier import ClassifierConfig, SequenceClassifier
 from subquad.tasks.encoding import Encoding
 from subquad.tasks.events import EventData
+from subquad.tasks.metrics import METRICS
 from subquad.tasks.target import Target
 
 AT_ONCE = 64  # histories
@@ -64,21 +68,46 @@ def export(model: SequenceClassifier, data: EventData, spec: Fit, folder: Path) 
     files.save(model, folder, extra=extra)
 
 
+class Beside(TypedDict):
+    """What `export` writes beside a model."""
+
+    encoding: Encoding
+    target: Target
+    length: Annotated[int, Field(ge=1)]
+    fit: dict[str, Any]
+
+
 def load(folder: str | Path) -> Trained:
     """The trained model that a comparison left in DIR/models/KEY.
 
-    Raises `ValueError` where the folder holds none.
+    Raises `ValueError` where the folder holds none, or what it holds does not go together.
     """
     model, extra = files.read(Path(folder))
     try:
-        return Trained(
-            model.eval(),
-            Encoding.from_json(extra["encoding"]),
-            Target.from_json(extra["target"]),
-            extra["length"],
-            extra["fit"],
-        )
-    except KeyError as missing:
+        beside = validated(Beside, extra)
+        check_together(model.config, beside["encoding"], beside["target"])
+    except ValueError as error:
+        raise ValueError(f"{str(folder)!r} holds a model that `compare` did not write: {error}") from None
+    return Trained(model, **beside)
+
+
+def check_together(config: ClassifierConfig, encoding: Encoding, target: Target) -> None:
+    """Raise `ValueError` where an encoding's inputs or a target's outputs are not those of the model."""
+    if len(encoding.categorical) != len(encoding.vocabularies) or encoding.sizes != config.vocabularies:
         raise ValueError(
-            f"{str(folder)!r} holds a model without its {missing}: not one that `compare` wrote"
-        ) from None
+            f"encoding.vocabularies: have {list(encoding.sizes)} ids, and the model was built for "
+            f"{list(config.vocabularies)}"
+        )
+    for name in ("channels", "mean", "deviation"):
+        if len(getattr(encoding, name)) != config.numeric:
+            raise ValueError(
+                f"encoding.{name}: are {len(getattr(encoding, name))}, and the model takes {config.numeric}"
+            )
+    if min(*encoding.deviation, target.scale) <= 0:
+        raise ValueError("encoding.deviation, target.scale: should be above zero")
+    if target.kind not in METRICS:
+        raise ValueError(f"target.kind: should be one of {', '.join(METRICS)}, not {target.kind!r}")
+    if target.outputs != config.outputs or (target.kind == "binary" and len(target.classes) != 2):
+        raise ValueError(
+            f"target.classes: are {len(target.classes)}, and the model gives {config.outputs} outputs"
+        )

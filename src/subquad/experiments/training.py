@@ -22,10 +22,13 @@ from jaxtyping import Float, Int, Real
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import TypedDict  # pydantic asks for it below Python 3.12
 
+from subquad.documents import validated
 from subquad.experiments import checkpoint
 from subquad.experiments.model import build
 from subquad.experiments.spec import Fit
+from subquad.files import set_aside
 from subquad.nn.redraw import redraw
 from subquad.tasks.events import Batch, EventData, Split
 from subquad.tasks.metrics import higher_is_better
@@ -36,6 +39,7 @@ POINTS = 5  # of the training loss from one validation to the next
 Outputs = Float[Tensor, "b outputs"]
 Loss = Float[Tensor, ""]
 Tell = Callable[[str, int, float | None], None]  # phase, step, latest loss
+Note = Callable[[str], None]  # a line for people
 
 
 class Step(NamedTuple):
@@ -73,12 +77,21 @@ class Course:
     timed_events: int = 0
 
 
+class Numbers(TypedDict):
+    """What a checkpoint holds beside tensors."""
+
+    course: Course
+    precision: dict[str, Any]
+
+
 class Training:
     """A run of the loop: model, optimiser, data, and how far it has come."""
 
-    def __init__(self, spec: Fit, data: EventData, *, kept: Path, tell: Tell) -> None:
-        """Begin, or take up what the checkpoint at `kept` holds."""
-        self.spec, self.data, self.kept, self.tell = spec, data, kept, tell
+    def __init__(
+        self, spec: Fit, data: EventData, *, kept: Path, tell: Tell, note: Note = warnings.warn
+    ) -> None:
+        """Begin, or take up what the checkpoint at `kept` holds. `note` is told where that is damaged."""
+        self.spec, self.data, self.kept, self.tell, self.note = spec, data, kept, tell, note
         self.fabric = quiet_fabric(spec)
         self.model = build(spec, data)
         optimiser = torch.optim.AdamW(parameter_groups(self.model, spec.weight_decay), lr=spec.learning_rate)
@@ -241,7 +254,12 @@ class Training:
         )
 
     def resume(self) -> None:
-        found = checkpoint.read(self.kept)
+        try:
+            found = self.found()
+        except ValueError as damage:
+            aside = set_aside(self.kept)
+            self.note(f"{damage}; training begins anew, and the file is kept as {aside.name}")
+            return
         if found is None:
             return
         tensors, numbers = found
@@ -250,7 +268,18 @@ class Training:
         checkpoint.load_moments(self.optimiser.optimizer, tensors["moments"])
         checkpoint.load_generators(tensors["generators"])
         self.fabric.strategy.precision.load_state_dict(numbers["precision"])
-        self.course = Course(**numbers["course"])
+        self.course = numbers["course"]
+
+    def found(self) -> tuple[dict[str, checkpoint.Tensors], Numbers] | None:
+        """What the checkpoint holds; `ValueError` where that is not of this training."""
+        if (read := checkpoint.read(self.kept)) is None:
+            return None
+        tensors, numbers = read
+        own = checkpoint.weights(self.model)
+        for name in ("weights", "best"):
+            if name == "weights" or name in tensors:
+                checkpoint.check_alike(tensors.get(name, {}), own, name=name)
+        return tensors, validated(Numbers, numbers, extra="forbid")
 
 
 def quiet_fabric(spec: Fit) -> Fabric:

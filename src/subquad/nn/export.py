@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypedDict  # pydantic asks for it below Python 3.12
 
-from subquad.files import write_whole
+from subquad.documents import read_json, validated
+from subquad.files import read_whole, write_whole
 from subquad.nn.classifier import ClassifierConfig, SequenceClassifier
-from subquad.nn.encoder import EncoderConfig
 
 try:
     import safetensors.torch as safetensors
@@ -27,6 +28,15 @@ except ImportError as error:
 FORMAT = 1
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+
+
+class Stored(TypedDict):
+    """What config.json holds."""
+
+    format: int
+    weights: str  # their digest
+    model: ClassifierConfig
+    extra: dict[str, Any]
 
 
 def save(model: SequenceClassifier, folder: Path, *, extra: Mapping[str, Any]) -> None:
@@ -51,29 +61,48 @@ def read(folder: Path) -> tuple[SequenceClassifier, dict[str, Any]]:
     Raises `ValueError` if the folder is missing, incomplete, damaged, or of a later version.
     """
     try:
-        stored = json.loads((folder / CONFIG).read_bytes())
-        weights = (folder / WEIGHTS).read_bytes()
-        if not isinstance(stored, dict):
-            raise ValueError(f"{CONFIG} holds no object")
-        if stored["format"] != FORMAT:
+        stored = read_json(folder / CONFIG)
+        weights = read_whole(folder / WEIGHTS)
+        if stored.get("format") != FORMAT:
             raise ValueError(
-                f"it has format {stored['format']!r}, and this version of subquad reads {FORMAT}"
+                f"it has format {stored.get('format')!r}, and this version of subquad reads {FORMAT}"
             )
-        if stored["weights"] != hashlib.sha256(weights).hexdigest():
+        if stored.get("weights") != hashlib.sha256(weights).hexdigest():
             raise ValueError(f"{WEIGHTS} is not the file that {CONFIG} was written for; save the model again")
-        with torch.random.fork_rng(devices=[]):
-            model = SequenceClassifier(_config(**stored["model"]))
+        config = validated(Stored, stored, extra="forbid")["model"]
         tensors = safetensors.load(weights)
-        tensors |= {name: tensors[first] for name, first in shared(model).items() if first in tensors}
-        model.load_state_dict(tensors, assign=True)  # keeps the dtypes they were saved in
-        model.encoder.tie()
-        return model.eval(), dict(stored["extra"])
+        check_sizes(config, tensors)
+        with torch.random.fork_rng(devices=[]):
+            model = SequenceClassifier(config)
+        assign(model, tensors)
+        return model.eval(), stored["extra"]
     except OSError as error:
         raise ValueError(f"{folder} holds no exported model: {error.strerror}: {error.filename}") from error
-    except KeyError as error:
-        raise ValueError(f"{folder} holds no model that can be read: {CONFIG} has no {error}") from error
-    except (ValueError, TypeError, RuntimeError, SafetensorError) as error:
+    except (ValueError, TypeError, OverflowError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder} holds no model that can be read: {error}") from error
+
+
+def check_sizes(config: ClassifierConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Raise `ValueError` or `RuntimeError` where a model of this config has other weights than these.
+
+    Nothing of the config's sizes is allocated for it, which may be anything.
+    """
+    blocks = {name.split(".")[2] for name in tensors if name.startswith("encoder.blocks.")}
+    if config.encoder.depth != len(blocks):
+        raise ValueError(f"depth is {config.encoder.depth}, and there are weights of {len(blocks)} blocks")
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            skeleton = SequenceClassifier(config)
+    except RuntimeError:  # a mechanism that must see its numbers
+        return
+    assign(skeleton, tensors)
+
+
+def assign(model: SequenceClassifier, tensors: Mapping[str, Tensor]) -> None:
+    """Let these be the weights, in the dtypes they were saved in; `RuntimeError` where they do not fit."""
+    twins = {name: tensors[first] for name, first in shared(model).items() if first in tensors}
+    model.load_state_dict({**tensors, **twins}, assign=True)
+    model.encoder.tie()
 
 
 def shared(model: nn.Module) -> dict[str, str]:
@@ -81,7 +110,3 @@ def shared(model: nn.Module) -> dict[str, str]:
     names: dict[Tensor, str] = {}
     tensors = model.state_dict(keep_vars=True).items()
     return {name: names[tensor] for name, tensor in tensors if names.setdefault(tensor, name) != name}
-
-
-def _config(*, vocabularies: list[int], encoder: dict[str, Any], **rest: int) -> ClassifierConfig:
-    return ClassifierConfig(vocabularies=tuple(vocabularies), encoder=EncoderConfig(**encoder), **rest)
