@@ -90,6 +90,7 @@ match asked["spec"]["attention"]:
 
 HOLD = """
 import json, sys
+from pathlib import Path
 from subquad.records import Store
 key, record = sys.argv[2:]
 store = Store(Path(sys.argv[1]))
