@@ -21,6 +21,7 @@ REMEDY = {  # for arguments of torch's that have no place here
     "add_zero_attn": "append a token of zeros to the input",
 }
 WEIGHTS = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
+CARRIED = {"bias", "batch_first", "device", "dtype"}  # what torch's layer has and its successor takes from it
 AXES = {True: "(batch, time, features)", False: "(time, batch, features)"}  # by batch_first
 
 
