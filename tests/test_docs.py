@@ -45,3 +45,9 @@ def test_the_documented_mechanism_keeps_the_contract(square):
     for check in contract(square):
         if not hasattr(check, "slow"):
             check(square)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # torch's encoder makes them
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")  # and says when it does not
+def test_the_examples_of_replacing_torchs_attention_run():
+    exec("\n".join(blocks(ROOT / "docs" / "drop-in.md", "python")), {})

@@ -266,6 +266,20 @@ def test_a_model_without_attention_in_it_is_refused(model, remedy):
         replace_attention(model)
 
 
+@pytest.mark.parametrize(
+    ("given", "remedy"),
+    [
+        ({"layer": 3}, "layers are numbered in the order of their names: leave layer out"),
+        ({"batch_first": True}, "batch_first is carried over from torch's layer: leave it out"),
+        ({"dtype": torch.float64}, "dtype is carried over from torch's layer: leave it out"),
+        ({"dropout": 0.1}, "dropout=0.1 would act on attention weights"),
+    ],
+)
+def test_what_is_carried_over_is_not_asked_for(given, remedy):
+    with pytest.raises(ValueError, match=remedy):
+        replace_attention(encoder(), **given)
+
+
 def test_what_the_mechanism_refuses_is_told_with_its_layers():
     with pytest.raises(ValueError, match=r"0.self_attn, layers.1.self_attn: 'performer' has no option"):
         replace_attention(encoder(), "performer", feature=8)

@@ -19,6 +19,7 @@ from subquad.mechanism import Dims, Mechanism, State, Valid
 from subquad.nn.positions import count
 from subquad.nn.sources import require_one
 from subquad.nn.torch_layer import (
+    CARRIED,
     WEIGHTS,
     blocked,
     mechanism_name,
@@ -140,6 +141,8 @@ class MultiheadAttention(nn.Module):
         """
         if problems := unsupported(theirs):
             raise ValueError("; ".join(problems))
+        for name in CARRIED & options.keys():
+            raise ValueError(f"{name} is carried over from torch's layer: leave it out")
         ours = cls(
             theirs.embed_dim,
             theirs.num_heads,

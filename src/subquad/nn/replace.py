@@ -29,6 +29,8 @@ def replace_attention(model: M, attention: str = "softmax", *, only: str = "*", 
 
     Raises `ValueError` that lists all layers that cannot be replaced, and why; nothing is changed then.
     """
+    if "layer" in options:
+        raise ValueError("layers are numbered in the order of their names: leave layer out")
     chosen = choose(model, only)
     holders = Counter(parameter for module in model.modules() for parameter in module._parameters.values())
     replacements: dict[nn.MultiheadAttention, MultiheadAttention] = {}

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 ARGUMENTS = (  # of torch's constructor, from the third on
-    *("dropout", "bias", "add_bias_kv", "add_zero_attn", "kdim", "vdim", "batch_first", "device", "dtype"),
+    "dropout",
+    "bias",
+    "add_bias_kv",
+    "add_zero_attn",
+    "kdim",
+    "vdim",
+    "batch_first",
+    "device",
+    "dtype",
 )
 REMEDY = {  # for arguments of torch's that have no place here
     "kdim": "project keys to embed_dim first",
@@ -21,6 +29,7 @@ REMEDY = {  # for arguments of torch's that have no place here
     "add_zero_attn": "append a token of zeros to the input",
 }
 WEIGHTS = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
+CARRIED = {"bias", "batch_first", "device", "dtype"}  # what torch's layer has and its successor takes from it
 AXES = {True: "(batch, time, features)", False: "(time, batch, features)"}  # by batch_first
 
 
@@ -95,6 +104,7 @@ def watch_assignments(ours: type[nn.Module]) -> None:
 
 
 def require_same_axes(parent: nn.Module, name: str, module: nn.Module) -> None:
+    """Raise `ValueError` where `parent.name` is called with the other order of axes."""
     here = getattr(parent._modules.get(name), "batch_first", None)
     if here is not None and here != module.batch_first:
         raise ValueError(
