@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from subquad.mechanism import Dims, Mechanism, State, Valid
 from subquad.nn.positions import count
+from subquad.nn.state import require_own
 from subquad.ops.rotary import rotate
 from subquad.registry import build
 
@@ -218,6 +219,7 @@ class MultiheadAttention(nn.Module):
         self, x: Tokens, *, valid: Valid | None = None, state: Stream | None = None
     ) -> tuple[Tokens, Stream]:
         """Self-attention for the next chunk of a stream, of any length. `valid` is True at REAL tokens."""
+        require_own(state, Stream, rows=len(x))
         x = clear(x, valid)
         offset = torch.zeros(len(x), dtype=torch.int64, device=x.device) if state is None else state.offset
         memory = None if state is None else state.memory
