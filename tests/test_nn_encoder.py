@@ -138,6 +138,15 @@ def test_rows_of_a_state_may_change_places(attention):
     assert_close(out, expected[order])
 
 
+def test_a_state_of_other_rows_is_refused():
+    model, tokens = encoder(), torch.randn(3, 5, 8, dtype=torch.float64)
+    _, state = model.step(tokens[:2])
+    with pytest.raises(ValueError, match="the state has 2 rows and the input 3: choose the state's rows"):
+        model.step(tokens, state=state)
+    with pytest.raises(ValueError, match="the state has 2 rows and the input 3: choose the state's rows"):
+        model.blocks[0].attention.step(tokens, state=state.blocks[0])
+
+
 @pytest.mark.parametrize("attention", STREAMING)
 def test_a_detached_state_has_the_values_and_no_history(attention):
     model, x = encoder(attention), tokens()

@@ -1,15 +1,18 @@
-"""Inputs held against what a mechanism was built for, before anything is computed.
+"""Inputs and states held against what a mechanism was built for, before anything is computed.
 
 What does not fit PyTorch may broadcast, and attend over heads; compiled code would read past its end.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+Part = type | tuple[torch.dtype, tuple[int, ...]]  # a tuple; or a tensor, by what it is without its batch
 
 
 def require_inputs(
@@ -20,8 +23,8 @@ def require_inputs(
     widths: Mapping[str, int],
     heads: int,
     cross: bool,
-) -> None:
-    """Raise `ValueError` unless the inputs are those of `widths`, each `(batch, heads, tokens, width)`.
+) -> list[Tensor]:
+    """The inputs in the order of `widths`; `ValueError` unless each is `(batch, heads, tokens, width)`.
 
     They have one batch, dtype and device. All but the first go by key, and have one number of tokens; with
     `cross` the first may have another. `valid`, if `named`, is boolean of shape (batch, keys).
@@ -62,6 +65,7 @@ def require_inputs(
     valid = named.get("valid")
     if valid is not None:
         require_mask(mechanism, valid, (batch, keys), q.device)
+    return given
 
 
 def misfit(mechanism: str, name: str, x: Tensor, batch: int, heads: int, tokens: int, width: int) -> str:
@@ -87,3 +91,55 @@ def require_mask(mechanism: str, valid: Any, shape: tuple[int, int], device: tor
         f"{mechanism!r}: valid must be boolean of shape {shape} (batch, keys) on {device}, True at real "
         f"tokens; not {found}"
     )
+
+
+def layout(state: Any) -> tuple[Part, ...]:
+    """What a state is made of, whatever its batch."""
+    return tuple(
+        (x.dtype, tuple(x.shape[1:])) if isinstance(x, Tensor) else type(x) for x in flattened(state)
+    )
+
+
+def require_state(
+    mechanism: str, state: Any, *, initial: tuple[Part, ...], growing: bool, like: Tensor
+) -> None:
+    """Raise `ValueError` unless a state is laid out as the `initial` one, and has a row for each of `like`.
+
+    Where states are `growing`, axes that have no size in the initial one may have any.
+    """
+    for x, own in zip_longest(layout(state), initial):
+        if x != own and not (growing and grows(own, x)):
+            raise ValueError(
+                f"{mechanism!r} got a state with {told(x)} where its own has {told(own)}: give what this "
+                "mechanism's `step` returned for inputs in this dtype, or None to begin anew"
+            )
+    for x in flattened(state):
+        if isinstance(x, Tensor) and (x.shape[:1] != like.shape[:1] or x.device != like.device):
+            raise ValueError(
+                f"{mechanism!r} got inputs of {len(like)} rows on {like.device} and a state with a tensor of "
+                f"shape {tuple(x.shape)} on {x.device}: give the state of these rows, on their device"
+            )
+
+
+def flattened(state: Any) -> Iterator[Any]:
+    """All tuples of a state, and what is in them, from the outside in."""
+    yield state
+    if isinstance(state, tuple):
+        for part in state:
+            yield from flattened(part)
+
+
+def grows(initial: Part | None, later: Part | None) -> bool:
+    """Whether the one tensor may become the other, as tokens are added to it."""
+    if not (isinstance(initial, tuple) and isinstance(later, tuple)):
+        return False
+    (dtype, shape), (later_dtype, later_shape) = initial, later
+    same = dtype == later_dtype and len(shape) == len(later_shape)
+    return same and all(n in (0, m) for n, m in zip(shape, later_shape, strict=True))
+
+
+def told(part: Part | None) -> str:
+    """A part of a state in words."""
+    if isinstance(part, tuple):
+        return f"{part[0]} ({', '.join(['batch', *map(str, part[1])])})"
+    return "nothing" if part is None else f"{part.__module__}.{part.__qualname__}"

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from subquad.inputs import require_inputs
+from subquad.inputs import Part, layout, require_inputs, require_state
 
 Queries = Float[Tensor, "b h t d"]
 Keys = Float[Tensor, "b h s d"]
@@ -85,8 +85,9 @@ class Mechanism(nn.Module, ABC):
     Inputs are float16, bfloat16, float32 or float64; the output has their dtype, and sums are kept
     in float32 at least.
 
-    Whatever does not fit `dims`, `projections` and the traits is a `ValueError` in each form that a
-    subclass defines, before its own code runs.
+    Inputs that do not fit `dims`, `projections` and the traits, and states that are not the mechanism's
+    own, are a `ValueError` in each form that a subclass defines, before its own code runs. (A compiled
+    `step` looks at inputs only.)
     """
 
     traits: ClassVar[Traits]
@@ -95,7 +96,7 @@ class Mechanism(nn.Module, ABC):
         super().__init_subclass__(**given)
         for name in ("definition", "forward", "step"):
             if name in vars(cls):
-                setattr(cls, name, checked(vars(cls)[name]))
+                setattr(cls, name, checked(name, vars(cls)[name]))
 
     def __init__(self, dims: Dims, *, causal: bool) -> None:
         """Raise `ValueError` where the traits rule out the form that `causal` asks for."""
@@ -105,6 +106,7 @@ class Mechanism(nn.Module, ABC):
             raise ValueError(f"{self.traits.name!r} has no {form} form; build it with causal={not causal}")
         self.dims = dims
         self.causal = causal
+        self._initial: dict[torch.dtype, tuple[Part, ...]] = {}  # the layout of the state of no token
 
     def projections(self) -> dict[str, int]:
         """The width per head of each input, by parameter name; `q` comes first and goes by query."""
@@ -147,19 +149,35 @@ class Mechanism(nn.Module, ABC):
         return "streams in its causal form only; build it with causal=True"
 
 
-def checked(form: Callable[..., Any]) -> Callable[..., Any]:
-    """The form of a mechanism, for inputs that fit and no others."""
+def checked(name: str, form: Callable[..., Any]) -> Callable[..., Any]:
+    """The form called `name`, for inputs and states that fit and no others.
+
+    What a subclass hands on to the form of its base is the subclass's matter.
+    """
 
     @wraps(form)
     def fitting(self: Mechanism, *inputs: Any, **named: Any) -> Any:
-        require_inputs(
-            self.traits.name,
-            inputs,
-            named,
-            widths=self.projections(),
-            heads=self.dims.heads,
-            cross=self.traits.cross and not self.causal,
-        )
+        if getattr(type(self), name) is fitting:
+            given = require_inputs(
+                self.traits.name,
+                inputs,
+                named,
+                widths=self.projections(),
+                heads=self.dims.heads,
+                cross=self.traits.cross and not self.causal,
+            )
+            state = named.get("state")
+            if state is not None and not torch.compiler.is_compiling():
+                initial = self._initial.get(given[0].dtype) or initial_layout(self, form, given)
+                growing = self.traits.state == "growing"
+                require_state(self.traits.name, state, initial=initial, growing=growing, like=given[0])
         return form(self, *inputs, **named)
 
     return fitting
+
+
+@torch.no_grad()
+def initial_layout(mechanism: Mechanism, step: Callable[..., Any], inputs: list[Tensor]) -> tuple[Part, ...]:
+    """That of the mechanism's state after no token, for inputs such as these."""
+    _, state = step(mechanism, *(x[:1, :, :0] for x in inputs))
+    return mechanism._initial.setdefault(inputs[0].dtype, layout(state))

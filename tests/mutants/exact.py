@@ -93,4 +93,20 @@ MUTANTS = [
         '("definition", "forward", "step")',
         '("definition", "forward")',
     ),
+    Mutant(
+        "softmax",
+        "refuses_states_of_others",
+        "a state of one row is taken for those of all",
+        "inputs.py",
+        "x.shape[:1] != like.shape[:1] or ",
+        "",
+    ),
+    Mutant(
+        "linear",
+        "refuses_states_of_others",
+        "only the rows of a state are looked at",
+        "inputs.py",
+        "zip_longest(layout(state), initial)",
+        "zip_longest(initial, initial)",
+    ),
 ]

@@ -103,6 +103,7 @@ class Encoder(nn.Module):
 
         Chunks of any sizes give what `forward` gives on the whole.
         """
+        states.require_own(state, EncoderState, rows=len(x))
         start = torch.zeros(len(x), dtype=torch.int64, device=x.device) if state is None else state.offset
         blocks = cast(Sequence[TransformerBlock], self.blocks)
         memories = [None] * len(blocks) if state is None else state.blocks

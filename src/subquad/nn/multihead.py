@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from subquad.mechanism import Dims, Mechanism, State, Valid
 from subquad.nn.positions import count
 from subquad.nn.sources import require_one
+from subquad.nn.state import require_own
 from subquad.nn.torch_layer import (
     CARRIED,
     WEIGHTS,
@@ -235,6 +236,7 @@ class MultiheadAttention(nn.Module):
         """
         if not self.batch_first:
             x = axes_swapped(x)
+        require_own(state, Stream, rows=len(x))
         x = clear(x, valid)
         offset = torch.zeros(len(x), dtype=torch.int64, device=x.device) if state is None else state.offset
         memory = None if state is None else state.memory

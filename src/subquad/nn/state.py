@@ -5,13 +5,29 @@ remember a mask of what counts, so that zeros stand for nothing.
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn import functional as F
 
 S = TypeVar("S")  # the state of any mechanism, layer or encoder
+
+
+def require_own(state: Any, kind: type, *, rows: int) -> None:
+    """Raise `ValueError` unless a state, or None, is of this kind and has an offset for each row."""
+    if state is None:
+        return
+    if not isinstance(state, kind):
+        raise ValueError(
+            f"the state is a {type(state).__name__}, and must be the {kind.__name__} that `step` returned, "
+            "or None to begin anew"
+        )
+    if len(state.offset) != rows:
+        raise ValueError(
+            f"the state has {len(state.offset)} rows and the input {rows}: choose the state's rows with "
+            "`reorder`, or begin anew with None"
+        )
 
 
 def detach(state: S) -> S:

@@ -49,11 +49,13 @@ def forms(cls: type[Mechanism]) -> list[bool]:
     return [causal for causal in (True, False) if (cls.traits.causal if causal else cls.traits.bidirectional)]
 
 
-def make(cls: type[Mechanism], *, causal: bool, seed: int = 0, **options: Any) -> Mechanism:
+def make(
+    cls: type[Mechanism], *, causal: bool, dims: Dims = DIMS, seed: int = 0, **options: Any
+) -> Mechanism:
     """A mechanism in the precision at hand, with the options that suit a test unless others are given."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return cls(DIMS, causal=causal, **(options or dict(cls.traits.tiny))).to(_dtype.get())
+        return cls(dims, causal=causal, **(options or dict(cls.traits.tiny))).to(_dtype.get())
 
 
 def each_form(cls: type[Mechanism]) -> Iterator[Mechanism]:

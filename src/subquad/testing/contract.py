@@ -16,6 +16,8 @@ def contract(cls: type[Mechanism]) -> Iterator[Check]:
     yield refusals.check_refuses_bad_masks
     yield refusals.check_refuses_inputs_that_do_not_go_together
     yield refusals.check_refuses_inputs_of_other_dims
+    if traits.state is not None:
+        yield refusals.check_refuses_states_of_others
     yield meaning.check_shapes_and_dtypes
     yield meaning.check_matches_definition
     yield meaning.check_ties_match_definition

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from subquad.mechanism import Mechanism
-from subquad.testing.cases import DIMS, LENGTH, each_form, forms, positional, random_inputs
+from subquad.testing.cases import DIMS, LENGTH, each_form, forms, make, positional, random_inputs
 
 
 def check_signature(cls: type[Mechanism]) -> None:
@@ -89,6 +90,24 @@ def check_refuses_inputs_of_other_dims(cls: type[Mechanism]) -> None:
         for call in calls(mechanism):
             refused(cls, "given q alone", partial(call, inputs["q"]))
             refused(cls, "given an input too many", partial(call, *inputs.values(), inputs["q"]))
+
+
+def check_refuses_states_of_others(cls: type[Mechanism]) -> None:
+    """A state of other rows, another dtype or another mechanism is a ValueError."""
+    mechanism = make(cls, causal=True)
+    inputs = random_inputs(mechanism)
+    _, state = mechanism.step(**inputs)
+    wider = make(cls, causal=True, dims=replace(DIMS, heads=4))
+    states = {
+        "of one row": type(state)(*(x[:1] for x in state)),
+        "of four rows": type(state)(*(torch.cat([x, x]) for x in state)),
+        "in another dtype": type(state)(*(x.half() for x in state)),
+        "cut short": tuple(state[:-1]),
+        "of a mechanism with more heads": wider.step(**random_inputs(wider))[1],
+        "that is a tensor": state[0],
+    }
+    for what, other in states.items():
+        refused(cls, f"given a state {what}", partial(mechanism.step, **inputs, state=other))
 
 
 def calls(mechanism: Mechanism) -> list[Callable[..., Any]]:
