@@ -9,13 +9,14 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from subquad import Dims
+from subquad.mechanisms import bigbird
 from subquad.mechanisms.bigbird import BigBird
 from subquad.mechanisms.local import LocalAttention
 from subquad.mechanisms.longformer import LongformerAttention
 from subquad.mechanisms.pattern import PatternAttention
 from subquad.mechanisms.sparse_transformer import SparseTransformer
 from subquad.mechanisms.star import StarAttention
-from subquad.patterns import Blocks
+from subquad.patterns import Blocks, Global, Local
 from subquad.testing import meaning, numerics, order, padding
 
 DIMS = Dims(heads=2, head_dim=4)
@@ -123,6 +124,16 @@ def test_split_heads_see_the_two_steps():
     assert seen[3, 12].nonzero().flatten().tolist() == [0, 4, 8, 12]
     with pytest.raises(ValueError, match="two heads"):
         SparseTransformer(replace(DIMS, heads=1), causal=True, heads="split")
+
+
+@pytest.mark.parametrize("blocks", [16, 64, 512])
+def test_random_blocks_coincide_with_those_seen_anyway_as_often_as_the_page_says(blocks):
+    anyway = (Local(1) | Global(1, last=1)).mask(blocks)
+    patterns = [BigBird(DIMS, causal=False, block=1, seed=seed).pattern for seed in range(20)]
+    added = torch.stack([(pattern.mask(blocks) & ~anyway).sum(1)[1:-1] for pattern in patterns])
+    assert f"{added.double().mean():.1f} of 3 among {blocks}" in (bigbird.__doc__ or "")
+    nothing = (added == 0).double().mean()
+    assert 1 / 60 < nothing < 1 / 40 if blocks == 16 else nothing < 1 / 1000
 
 
 def test_a_token_reaches_any_earlier_one_in_two_hops():
