@@ -101,14 +101,24 @@ def test_normalised_hedgehog_features_sum_to_one_whatever_the_norm():
 
 
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("normalise", [True, False])
-def test_hedgehog_survives_large_queries_and_keys_in_float32(causal, normalise):
+@pytest.mark.parametrize("options", [{}, {"normalise": True}, {"halves": True}])
+def test_hedgehog_survives_large_queries_and_keys_in_float32(causal, options):
     q, k, v = tokens(70, scale=10.0), tokens(70, seed=1, scale=10.0), tokens(70, seed=2)
-    mechanism = HedgehogAttention(DIMS, causal=causal, normalise=normalise)
+    mechanism = HedgehogAttention(DIMS, causal=causal, **options)
     out = mechanism(q.float(), k.float(), v.float())
     assert out.isfinite().all()
     assert out.abs().amax() <= v.abs().amax() * 1.001  # an average of values
     assert out.any(-1).all()
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_hedgehog_in_halves_has_the_features_of_lolcats(causal):
+    q, k, v = tokens(30), tokens(30, seed=1), tokens(30, seed=2)
+    mechanism = HedgehogAttention(DIMS, causal=causal, halves=True).double()
+    phi_q, phi_k = (torch.cat([x.softmax(-1), (-x).softmax(-1)], -1) for x in (q, k))
+    weights = phi_q @ phi_k.mT
+    weights = weights.tril() if causal else weights
+    assert_close(mechanism(q, k, v), weights @ v / weights.sum(-1, keepdim=True))
 
 
 # DPFP
@@ -217,6 +227,11 @@ def test_adapting_to_nothing_is_refused():
     ("cls", "options", "message"),
     [
         (TaylorAttention, {"width": 0}, "'taylor': width must be at least 1, not 0"),
+        (
+            HedgehogAttention,
+            {"normalise": True, "halves": True},
+            "'hedgehog': normalise=True and halves=True exclude each other",
+        ),
         (DpfpAttention, {"nu": 0}, "'dpfp': nu must be from 1 to 11"),
         (DpfpAttention, {"nu": 12}, "'dpfp': nu must be from 1 to 11"),
         (FavorPlusPlus, {"features": 0}, "'favor-plus-plus': features must be at least 1, not 0"),

@@ -22,6 +22,7 @@ ATOMS = st.one_of(
     st.just("CAUSAL"),
     *[call(name, NUMBERS) for name in ("Local", "Strided", "Global", "Columns", "Rows", "Random", "Ring")],
     *[call(name, NUMBERS, NUMBERS) for name in ("Dilated", "Fixed", "Summaries", "Ring", "Global")],
+    st.builds("Summaries({}, {}, before={})".format, NUMBERS, NUMBERS, NUMBERS),
     st.builds("Random(seed={}, count={})".format, NUMBERS, NUMBERS),
     st.builds("Columns({}, last={})".format, NUMBERS, NUMBERS),
 )

@@ -35,6 +35,7 @@ PATTERNS = [
     Local(4) | Strided(5),
     Fixed(6, 2) & CAUSAL,
     Summaries(6, 2) & CAUSAL,  # the first rows see nothing
+    Summaries(6, 2, before=3),
     Strided(2) & Local(7),
     Ring(2, start=1) | Global(1),
     Blocks(Local(1) | Global(1, last=1) | Random(2), 4),

@@ -1,5 +1,6 @@
 """Laws of the mechanisms with a sparse pattern, beyond the contract."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -8,14 +9,15 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from subquad import Dims
+from subquad.mechanisms import bigbird
 from subquad.mechanisms.bigbird import BigBird
 from subquad.mechanisms.local import LocalAttention
 from subquad.mechanisms.longformer import LongformerAttention
 from subquad.mechanisms.pattern import PatternAttention
 from subquad.mechanisms.sparse_transformer import SparseTransformer
 from subquad.mechanisms.star import StarAttention
-from subquad.patterns import Blocks
-from subquad.testing import meaning, order, padding
+from subquad.patterns import Blocks, Global, Local
+from subquad.testing import meaning, numerics, order, padding
 
 DIMS = Dims(heads=2, head_dim=4)
 
@@ -39,6 +41,44 @@ def test_both_kinds_match_their_definition(heads, kind):
     meaning.check_matches_definition(
         with_options(SparseTransformer, kind=kind, stride=4, columns=1, heads=heads)
     )
+
+
+@pytest.mark.parametrize("heads", ["merged", "split", "alternate"])
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("causal", [True, False])
+def test_heads_take_turns_at_sub_blocks(heads, layer, causal):
+    l, c, n = 7, 2, 24
+    mechanism = SparseTransformer(
+        Dims(heads=5, head_dim=4, layer=layer), causal=causal, stride=l, columns=c, subblocks=3, heads=heads
+    )
+    seen = mechanism.pattern.mask(n).expand(5, n, n)
+    for head, i, j in itertools.product(range(5), range(n), range(n)):
+        turn = head - 3 if heads == "split" else head  # the first three heads of five see A1
+        first = i // l == j // l
+        second = j % l in {0: (5, 6), 1: (3, 4), 2: (1, 2)}[turn % 3]
+        expected = {
+            "merged": first or second,
+            "split": second if head >= 3 else first,
+            "alternate": second if layer else first,
+        }[heads]
+        assert seen[head, i, j] == (expected and (j <= i or not causal)), (head, i, j)
+    x = {name: tensor.double() for name, tensor in inputs(mechanism, n).items()}
+    assert_close(mechanism.double()(**x), mechanism.definition(**x))
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        meaning.check_matches_definition,
+        meaning.check_shapes_and_dtypes,
+        numerics.check_half_precision,
+        padding.check_padding_is_invisible,
+        order.check_stream_equals_sequence,
+        order.check_causal_by_gradients,
+    ],
+)
+def test_sub_blocks_keep_the_contract(check):
+    check(with_options(SparseTransformer, stride=5, columns=2, subblocks=2))
 
 
 def test_strides_keep_the_contract_with_padding():
@@ -84,6 +124,16 @@ def test_split_heads_see_the_two_steps():
     assert seen[3, 12].nonzero().flatten().tolist() == [0, 4, 8, 12]
     with pytest.raises(ValueError, match="two heads"):
         SparseTransformer(replace(DIMS, heads=1), causal=True, heads="split")
+
+
+@pytest.mark.parametrize("blocks", [16, 64, 512])
+def test_random_blocks_coincide_with_those_seen_anyway_as_often_as_the_page_says(blocks):
+    anyway = (Local(1) | Global(1, last=1)).mask(blocks)
+    patterns = [BigBird(DIMS, causal=False, block=1, seed=seed).pattern for seed in range(20)]
+    added = torch.stack([(pattern.mask(blocks) & ~anyway).sum(1)[1:-1] for pattern in patterns])
+    assert f"{added.double().mean():.1f} of 3 among {blocks}" in (bigbird.__doc__ or "")
+    nothing = (added == 0).double().mean()
+    assert 1 / 60 < nothing < 1 / 40 if blocks == 16 else nothing < 1 / 1000
 
 
 def test_a_token_reaches_any_earlier_one_in_two_hops():
@@ -217,6 +267,9 @@ def test_local_attention_remembers_just_its_window():
         (SparseTransformer, {"kind": "random"}),
         (SparseTransformer, {"heads": "both"}),
         (SparseTransformer, {"stride": 4, "columns": 5}),
+        (SparseTransformer, {"stride": 4, "columns": 2, "subblocks": 3}),
+        (SparseTransformer, {"stride": 4, "columns": 2, "subblocks": 0}),
+        (SparseTransformer, {"kind": "strided", "subblocks": 2}),
         (StarAttention, {"width": 0}),
         (PatternAttention, {"expr": "Local(3) | Lokal(3)"}),
         (PatternAttention, {"expr": "PerHead(Local(1), Local(2), Local(3))"}),

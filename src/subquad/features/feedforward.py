@@ -5,7 +5,8 @@
 
 where f_l is the identity but in the last layer, whose activation f keeps the features positive. Weights are
 per head, without bias, and shared by queries and keys. A gate of low rank is G = A B, with A d x r, B r x d.
-Orthogonal kernels start from orthogonal W and are kept near them by a penalty, the mean of (W W^T - I)^2.
+Orthogonal kernels start from orthogonal W and are kept near them by a penalty, the mean of (W W^T - I)^2,
+which counts twice, once for queries and once for keys, as in the authors' code.
 
 Section 3 of arXiv:2211.04076.
 """
@@ -84,7 +85,7 @@ class FeedForward(FeatureMap):
             return super().penalty()
         eye = torch.eye(self.W[0].shape[-1], dtype=self.W[0].dtype, device=self.W[0].device)
         distances = [(W @ W.mT - eye).square().mean() for W in self.W]
-        return self.strength * torch.stack(distances).sum()
+        return 2 * self.strength * torch.stack(distances).sum()  # of queries and of keys
 
 
 class Gate(nn.Module):

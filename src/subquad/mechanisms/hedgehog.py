@@ -6,8 +6,9 @@
 Zhang, Bhatia, Kumbong, Re: The Hedgehog & the Porcupine: Expressive Linear Attentions with Softmax Mimicry.
 ICLR 2024, arXiv:2402.04347, section 4. Departs from the paper in that queries and keys share one map, that
 nothing is distilled from a softmax teacher (the maps are trained with the network), and that exponentials are
-kept in range by shifts which cancel, rather than by the softmax over features of the authors' code; that is
-`normalise`, with their factor of two in W and b.
+kept in range by shifts which cancel, rather than by a softmax over features. The authors' code has two of
+these: over all features, which is `normalise`, with their factor of two in W and b; and in LoLCATs
+(arXiv:2410.10254) over each half, which is `halves`.
 """
 
 from dataclasses import replace
@@ -18,7 +19,10 @@ from subquad.mechanisms.kernel import KERNEL, KernelAttention
 
 
 class HedgehogAttention(KernelAttention):
-    """With `normalise`, the features of a key sum to one, so that its norm does not weigh.
+    """Learnt exponentials of queries and keys, two for each coordinate.
+
+    `normalise`: the features of a key sum to one, so that its norm does not weigh. `halves`: those of either
+    sign do, of queries as of keys.
 
     Approximates softmax attention as far as its maps are trained to: like it, weights are positive, spiky,
     and grow with a key along its query. It is equal to it for no options.
@@ -29,6 +33,8 @@ class HedgehogAttention(KernelAttention):
 
     traits = replace(KERNEL, name="hedgehog", paper="arXiv:2402.04347")
 
-    def __init__(self, dims: Dims, *, causal: bool, normalise: bool = False) -> None:
-        features = Hedgehog(dims.heads, dims.head_dim, normalise=normalise)
+    def __init__(self, dims: Dims, *, causal: bool, normalise: bool = False, halves: bool = False) -> None:
+        if normalise and halves:
+            raise ValueError("'hedgehog': normalise=True and halves=True exclude each other; choose one")
+        features = Hedgehog(dims.heads, dims.head_dim, normalise=normalise, halves=halves)
         super().__init__(dims, causal=causal, features=features)

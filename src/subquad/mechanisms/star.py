@@ -8,9 +8,13 @@ tokens to the first satellite. Any two tokens are two steps apart, through the r
 
 Guo, Qiu, Liu, Shao, Xue, Zhang: Star-Transformer. NAACL 2019, arXiv:1902.09113, section 3, as the surveys of
 efficient attention count it: as a sparse pattern on ordinary q, k and v (Lin et al., arXiv:2106.04554,
-section 4.1.1). The paper's encoder has more, which no drop-in attention has: a relay that is no token but
-starts as the mean of all and is updated after them in every round, the embeddings as further keys in each
-round, weights shared between rounds, and ReLU behind each attention.
+section 4.1.1). The paper's encoder has more, which no drop-in attention has and this pattern lacks:
+
+- The relay is a state of its own and no token: it starts as the mean of all tokens, and is an output.
+- Each satellite sees its own embedding e_i, too, in every round.
+- In a round the satellites come first, and the relay sees what has become of them, by an attention with
+  weights of its own. Here both see what the round before left.
+- Behind each attention stand ReLU and a layer norm, and the rounds share their weights.
 """
 
 import torch

@@ -93,20 +93,27 @@ class Strided(Pattern):
 
 @dataclass(frozen=True, repr=False)
 class Summaries(Pattern):
-    """The last `columns` tokens of every block of `stride`: j mod stride >= stride - columns."""
+    """The last `columns` tokens of every block of `stride`, or as many that stand `before` its last ones.
+
+    stride - before - columns <= j mod stride < stride - before.
+    """
 
     stride: int
     columns: int
+    before: int = 0
 
     def __post_init__(self) -> None:
-        require_columns(self, self.stride, self.columns)
+        require_whole("Summaries", before=(self.before, 0))
+        require_columns(self, self.stride, self.columns, before=self.before)
 
     def allows(self, i: Positions, j: Positions, n: Positions) -> Bool[Tensor, "*_"]:
-        return (j % self.stride >= self.stride - self.columns) & (i == i)
+        from_end = self.stride - j % self.stride
+        return (from_end > self.before) & (from_end <= self.before + self.columns) & (i == i)
 
     def _places(self, length: int, device: torch.device) -> Int[Tensor, " c"]:
         blocks = torch.arange(0, length, self.stride, device=device)
-        columns = torch.arange(self.stride - self.columns, self.stride, device=device)
+        end = self.stride - self.before
+        columns = torch.arange(end - self.columns, end, device=device)
         return (blocks[:, None] + columns).flatten()
 
     def parts(self, *, length: int, n: Int[Tensor, " b"], causal: bool, unit: int) -> list[Part]:
@@ -118,7 +125,8 @@ class Summaries(Pattern):
     def coarse(self, block: int) -> Pattern:
         if self.stride % block:
             return super().coarse(block)
-        return Summaries(self.stride // block, -(-self.columns // block))
+        before = self.before // block
+        return Summaries(self.stride // block, -(-(self.before + self.columns) // block) - before, before)
 
 
 @dataclass(frozen=True, repr=False)
@@ -381,7 +389,8 @@ def require_ends(pattern: Columns | Rows | Global, count: int, last: int) -> Non
         raise ValueError(f"{pattern!r} holds no token: count or last must be at least 1")
 
 
-def require_columns(pattern: Summaries | Fixed, stride: int, columns: int) -> None:
+def require_columns(pattern: Summaries | Fixed, stride: int, columns: int, *, before: int = 0) -> None:
     require_whole(type(pattern).__name__, stride=(stride, 1), columns=(columns, 1))
-    if columns > stride:
-        raise ValueError(f"{pattern!r}: columns must not be more than the stride, {stride}")
+    if columns + before > stride:
+        given = "columns and those before" if before else "columns"
+        raise ValueError(f"{pattern!r}: {given} must not be more than the stride, {stride}")
