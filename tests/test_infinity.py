@@ -12,17 +12,10 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from subquad.mechanism import Dims
-from subquad.mechanisms.infinity import InfinityAttention, Memory
-from subquad.memories.continuous import (
-    UNIT,
-    Gaussian,
-    divergence,
-    expectation,
-    histogram,
-    middles,
-    quantiles,
-    ridge_fit,
-)
+from subquad.mechanisms.infinity import InfinityAttention
+from subquad.mechanisms.unbounded import Memory
+from subquad.memories.continuous import ridge_fit
+from subquad.memories.reads import Gaussian, divergence, middles, quantiles
 from subquad.ops.relative import sinusoid, turn
 
 DIMS = Dims(heads=2, head_dim=4)
@@ -53,16 +46,6 @@ def memory(**options):
 
 
 # the continuous memory
-
-
-def test_the_expectation_of_a_bump_is_its_integral_under_the_gaussian():
-    centres, widths = torch.linspace(0, 1, 4, dtype=torch.float64), (0.05, 0.2)
-    mean, variance = torch.tensor([0.1, 0.5, 0.97]).double(), torch.tensor([0.3, 0.01, 0.002]).double()
-    t = torch.linspace(-6, 7, 20_001, dtype=torch.float64)
-    bumps = torch.cat([Normal(centres, width).log_prob(t[:, None]).exp() for width in widths], 1)
-    density = Normal(mean, variance.sqrt()).log_prob(t[:, None]).exp()
-    integral = torch.trapezoid(density[:, :, None] * bumps[:, None, :], t, dim=0)
-    assert_close(expectation(mean, variance, centres, widths), integral)
 
 
 def test_a_read_of_no_width_is_the_signal_at_its_mean():
@@ -113,15 +96,6 @@ def test_a_part_of_the_past_gets_points_in_proportion_to_its_reads():
     points = quantiles(mass, 1000, like=normal(1))
     counts = torch.stack([torch.histc(row, 16, 0, 1) for row in points])
     assert_close(counts / 1000, mass / mass.sum(1, keepdim=True).double(), rtol=0, atol=0.002)
-
-
-def test_the_histogram_holds_the_mass_of_real_reads_and_of_no_others():
-    where = Gaussian(normal(2, 2, 6).sigmoid(), normal(2, 2, 6, seed=1).exp() / 50)
-    real = torch.tensor([[True] * 4 + [False] * 2, [False] * 6])
-    edges = torch.linspace(0, 1, 129, dtype=torch.float64)
-    cdf = Normal(where.mean[..., None], where.variance.sqrt()[..., None]).cdf(edges)
-    expected = cdf.diff(dim=-1)[:, :, :4].sum((1, 2)) * torch.tensor([[1.0], [0.0]])
-    assert_close(histogram(where, real=real) * UNIT, expected, rtol=0, atol=1e-8, check_dtype=False)
 
 
 def test_operators_lose_nothing_by_a_detour_through_half_precision():

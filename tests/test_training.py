@@ -10,6 +10,7 @@ from subquad.nn.initialise import initialise
 from subquad.registry import catalog
 
 SMALLER = {"infinity": {"segment": 16, "basis": 16, "samples": 16}}  # so that its long-term memory is read
+SMALLER["infinity-gpt2"] = SMALLER["infinity"]
 SMALLER["compressive"] = {"segment": 16, "memory": 16, "compressed": 16}
 
 

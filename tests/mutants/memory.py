@@ -3,6 +3,8 @@
 from mutants.mutant import Mutant
 
 INFINITY = "mechanisms/infinity.py"
+UNBOUNDED = "mechanisms/unbounded.py"
+READS = "memories/reads.py"
 SEGMENTS = "memories/segments.py"
 CONTINUOUS = "memories/continuous.py"
 RELATIVE = "ops/relative.py"
@@ -23,7 +25,7 @@ MUTANTS = [
         "infinity",
         "matches_definition",
         "a density as wide as the query's alone: the bump's own width is forgotten",
-        CONTINUOUS,
+        READS,
         "variance[..., None] + width**2 for width",
         "variance[..., None] + 0 * width + 1e-4 for width",
     ),
@@ -39,7 +41,7 @@ MUTANTS = [
         "infinity",
         "matches_definition",
         "reads are not remembered, so nothing is sticky",
-        INFINITY,
+        UNBOUNDED,
         "reads = reads + histogram(where, real=readers)",
         "reads = reads + 0 * histogram(where, real=readers)",
     ),
@@ -47,7 +49,7 @@ MUTANTS = [
         "infinity",
         "stream_equals_sequence",
         "the last full segment is lost between chunks",
-        INFINITY,
+        UNBOUNDED,
         "return out, Memory(short, unfinished",
         "return out, Memory(0 * short, unfinished",
     ),
@@ -55,7 +57,7 @@ MUTANTS = [
         "infinity",
         "stream_equals_sequence",
         "the long-term memory is detached between chunks",
-        INFINITY,
+        UNBOUNDED,
         "return out, Memory(short, unfinished, signal,",
         "return out, Memory(short, unfinished, signal.detach(),",
     ),
@@ -79,9 +81,25 @@ MUTANTS = [
         "infinity",
         "every_weight_takes_part",
         "weights of a memory that holds nothing are left out of the graph",
-        INFINITY,
-        "unused(*lines, self.W_o, *long.parameters())",
+        UNBOUNDED,
+        "unused(*lines, *self.parameters())",
         "unused(*lines)",
+    ),
+    Mutant(
+        "infinity-gpt2",
+        "matches_definition",
+        "the mask looks at the token before twice, and not at the one behind",
+        INFINITY,
+        "padded[:, 1:-1], padded[:, 2:]",
+        "padded[:, 1:-1], padded[:, :-2]",
+    ),
+    Mutant(
+        "infinity-gpt2",
+        "matches_definition",
+        "the signal is projected to keys and values the wrong way round",
+        INFINITY,
+        "W.to(flat.dtype).mT @ flat",
+        "W.to(flat.dtype) @ flat",
     ),
     Mutant(
         "transformer-xl",

@@ -11,7 +11,7 @@ from subquad.mechanisms.feedforward import PAPERS_KERNELS, FeedForwardKernel
 from subquad.mechanisms.gated_delta import GatedDeltaAttention
 from subquad.mechanisms.gated_linear import GatedLinearAttention
 from subquad.mechanisms.hedgehog import HedgehogAttention
-from subquad.mechanisms.infinity import InfinityAttention
+from subquad.mechanisms.infinity import InfinityAttention, InfinityGpt2Attention
 from subquad.mechanisms.informer import Informer
 from subquad.mechanisms.linear import LinearAttention
 from subquad.mechanisms.linformer import Linformer
@@ -55,7 +55,7 @@ SPARSE = (
 LOW_RANK = (Linformer, Nystromformer, Poolingformer, SvdAttention)
 BY_CONTENT = (Reformer, RoutingAttention, Informer)
 RECURRENT = (Retention, GatedLinearAttention, DeltaAttention, GatedDeltaAttention)
-MEMORIES = (TransformerXL, CompressiveAttention, InfinityAttention)
+MEMORIES = (TransformerXL, CompressiveAttention, InfinityAttention, InfinityGpt2Attention)
 
 BUILTIN: tuple[type[Mechanism], ...] = (
     SoftmaxAttention,

@@ -1,0 +1,259 @@
+"""What the infinity-formers share: segments, relative attention to two of them, and a read of all before.
+
+    out_i = softmax attention over [segment before; own segment up to i]  +  W_o z_i
+    z_i   = E[V(t)] under a density over t whose location and scale follow from q_i and the signal K(t)
+
+A member says what of a token is remembered, and how keys and values follow from the signal of that.
+"""
+
+import math
+from abc import abstractmethod
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from subquad.mechanism import Dims, Mechanism, Mixed, Queries, Valid
+from subquad.memories.continuous import ContinuousMemory, Signal
+from subquad.memories.literal import Density, Row, even, normal, relative_attention, row_by_row, sticky
+from subquad.memories.reads import BINS, DENSITIES, divergence, histogram, quantiles
+from subquad.memories.segments import Segments
+from subquad.memories.short_term import RelativeAttention
+from subquad.ops.padding import hide
+from subquad.ops.precision import no_autocast, wide
+from subquad.ops.unused import unused
+
+Tokens = Float[Tensor, "b h l c"]  # k, v and what is remembered in the long term, side by side
+Segment = Float[Tensor, "b h l _"]
+RowSegment = Float[Tensor, "h l _"]
+Coefficients = Float[Tensor, "b h d n"]  # K^T, or V^T
+
+
+class Memory(NamedTuple):
+    """What is remembered between chunks; all zeros before the first."""
+
+    short: Tokens  # the last full segment
+    unfinished: Tokens  # the segment being filled; zeros in its free slots
+    signal: Float[Tensor, "b h f m"]  # coefficients, as many as what is remembered of a token is wide
+    reads: Int[Tensor, "b bins"]  # histogram of where the unfinished segment has read
+    filled: Int[Tensor, " b"]  # tokens in the unfinished segment
+    behind: Int[Tensor, " b"]  # full segments so far
+
+
+class UnboundedAttention(Mechanism):
+    """Owns segments, both memories, streams and the penalty; a member writes what is abstract here."""
+
+    def __init__(
+        self,
+        dims: Dims,
+        *,
+        causal: bool,
+        segment: int = 128,
+        basis: int = 512,
+        narrow: float = 0.005,
+        wide: float = 0.01,
+        ridge: float = 0.5,
+        tau: float = 0.5,
+        samples: int = 512,
+        sticky: bool = True,
+        kl_weight: float = 1e-6,
+        deviation: float = 0.05,
+        smallest_variance: float = 1e-6,
+        density: str = "gaussian",
+        shared: bool = False,
+        across_heads: bool = False,
+    ) -> None:
+        super().__init__(dims, causal=causal)
+        name = repr(self.traits.name)
+        for option, size in (("segment", segment), ("samples", samples)):
+            if size < 1:
+                raise ValueError(f"{name}: {option} must be at least 1, not {size!r}")
+        if basis < 2 or basis % 2:
+            raise ValueError(f"{name}: basis must be even and at least 2, not {basis!r}")
+        positive = {"narrow": narrow, "wide": wide, "ridge": ridge, "deviation": deviation}
+        for option, value in {**positive, "smallest_variance": smallest_variance}.items():
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name}: {option} must be a positive number, not {value!r}")
+        if not 0 < tau < 1:
+            raise ValueError(f"{name}: tau must lie between 0 and 1, both excluded, not {tau!r}")
+        if not 0 <= kl_weight < math.inf:
+            raise ValueError(f"{name}: kl_weight must be zero or a positive number, not {kl_weight!r}")
+        if density not in DENSITIES:
+            raise ValueError(f"{name}: unknown density {density!r}; it is one of {', '.join(DENSITIES)}")
+        self.segment, self.basis, self.samples = segment, basis, samples
+        self.ridge, self.tau, self.sticky = ridge, tau, sticky
+        self.kl_weight, self.deviation, self.density = kl_weight, deviation, density
+        self.across_heads = across_heads
+        self.short_term = RelativeAttention(dims.heads, dims.head_dim)
+        self.long_term = ContinuousMemory(
+            heads=dims.heads,
+            segment=segment,
+            basis=basis,
+            narrow=narrow,
+            wide=wide,
+            ridge=ridge,
+            tau=tau,
+            samples=samples,
+            deviation=deviation,
+            smallest_variance=smallest_variance,
+            shared=shared,
+            density=density,
+        )
+        h, d = dims.heads, dims.head_dim
+        W_o = torch.randn(h * d, h * d) * (h * d) ** -0.5 if across_heads else torch.randn(h, d, d) * d**-0.5
+        self.W_o = nn.Parameter(W_o)
+        self._divergence = torch.zeros(())
+
+    @abstractmethod
+    def _remembered(self, *tokens: Segment) -> Segment:
+        """What the signal is fitted to, of a full segment's tokens: the inputs behind v."""
+
+    @abstractmethod
+    def _keys_and_values(self, signal: Signal) -> tuple[Coefficients, Coefficients]:
+        """The coefficients of both, from those of what is remembered."""
+
+    @abstractmethod
+    def _define_remembered(self, *tokens: RowSegment) -> RowSegment:
+        """`_remembered` for one row, literally."""
+
+    @abstractmethod
+    def _define_keys_and_values(self, B: Float[Tensor, "h n f"]) -> tuple[Row, Row]:
+        """`_keys_and_values` for one row, literally."""
+
+    def penalty(self) -> Float[Tensor, ""]:
+        return self.kl_weight * self._divergence
+
+    def _row_by_row(self, *inputs: Queries, valid: Valid | None) -> Mixed:
+        """Row by row without its padding, segment by segment, every system solved where it stands."""
+        return row_by_row(self._define, *inputs, valid=valid)
+
+    def _define(self, q: Row, k: Row, v: Row, *memory: Row) -> Row:
+        """One row without padding."""
+        short, long, B, outputs = self.short_term, self.long_term, None, [q[:, :0]]
+        mu = torch.linspace(0, 1, self.basis // 2, dtype=q.dtype, device=q.device).repeat(2)
+        s = torch.tensor(long.widths, dtype=q.dtype, device=q.device).repeat_interleave(self.basis // 2)
+        W_o = self.W_o if self.across_heads else torch.block_diag(*self.W_o)
+        for start in range(0, q.shape[1], self.segment):
+            now, before = slice(start, start + self.segment), slice(max(start - self.segment, 0), start)
+            both = slice(before.start, now.stop)
+            reach = 2 * self.segment
+            out = relative_attention(q[:, now], k[:, both], v[:, both], weights=short, reach=reach)
+            X, t = self._define_remembered(*(x[:, before] for x in memory)), even(self.segment, like=q)
+            if B is not None:
+                K, V = self._define_keys_and_values(B)
+                scores = q[:, now] @ K.mT / q.shape[-1] ** 0.5
+                m, variance = scores @ long.w_mu[..., None], scores @ long.w_sigma[..., None]
+                if long.b_mu is not None and long.b_sigma is not None:
+                    m, variance = m + long.b_mu[:, None, None], variance + long.b_sigma[:, None, None]
+                variance = F.softplus(variance).clamp(min=long.smallest_variance)
+                reads = Density(self.density, m.sigmoid(), variance)
+                z = (reads.expectation(mu, s) @ V).transpose(0, 1).flatten(1) @ W_o
+                out = out + z.unflatten(1, (len(V), -1)).transpose(0, 1)
+                points = old = even(self.samples, like=q)
+                if self.sticky:
+                    points = sticky(reads, old)
+                X = torch.cat([normal(points[:, None], mu, s) @ B, X], 1)
+                t = torch.cat([self.tau * old, self.tau + (1 - self.tau) * t])
+            outputs.append(out)
+            if start > 0:
+                F_T = normal(t[:, None], mu, s)
+                B = torch.linalg.solve(F_T.mT @ F_T + self.ridge * torch.eye(len(mu)).to(mu), F_T.mT @ X)
+        return torch.cat(outputs, 1)
+
+    def _run(
+        self, *inputs: Queries, valid: Valid | None, state: Memory | None, keep: bool
+    ) -> tuple[Mixed, Memory]:
+        """What the chunk's tokens get, and what is remembered after it; to `keep` it takes a last write."""
+        with no_autocast(inputs[0]):
+            q, *rest = wide(*hide(valid, *inputs))
+            memory = self._empty(q) if state is None else state
+            filled = None if state is None else state.filled
+            segments = Segments.place(q, size=self.segment, valid=valid, filled=filled)
+            past = (x.chunk(len(rest), -1) for x in (memory.short, memory.unfinished))
+            known = zip(rest, *past, strict=True)
+            lines = [segments.line(*each) for each in known]
+            queries = segments.queries(q)
+            near = self.short_term(
+                queries,
+                *lines[:2],
+                segments=segments,
+                memory=self.segment,
+                held=self.segment * segments.before(memory.behind, each=1).clamp(max=1),
+                reach=2 * self.segment,
+            )
+            far, signal, reads = self._read_and_write(
+                queries, lines[2:], segments, memory, new=state is None, keep=keep
+            )
+            out = segments.outputs(near + far).to(inputs[0].dtype)
+            l, missing = self.segment, segments.missing(self.segment)
+            kept = [segments.after(x, width=2 * l, stride=l, missing=missing) for x in lines]
+            short, unfinished = torch.cat(kept, -1).chunk(2, 2)
+            behind = memory.behind + segments.done()
+            return out, Memory(short, unfinished, signal, reads, segments.filled(), behind)
+
+    def _empty(self, q: Queries) -> Memory:
+        """What is remembered before the first token."""
+        b, h, _, d = q.shape
+        far = (len(self.projections()) - 3) * d
+        segment = q.new_zeros(b, h, self.segment, 2 * d + far)
+        count = torch.zeros(b, dtype=torch.int64, device=q.device)
+        signal, reads = q.new_zeros(b, h, far, self.basis), count.new_zeros(b, BINS)
+        return Memory(segment, segment, signal, reads, count, count)
+
+    def _read_and_write(
+        self,
+        queries: Queries,
+        lines: list[Float[Tensor, "b h s d"]],
+        segments: Segments,
+        memory: Memory,
+        *,
+        new: bool,
+        keep: bool,
+    ) -> tuple[Queries, Float[Tensor, "b h f m"], Int[Tensor, "b bins"]]:
+        """The long-term memory, segment by segment: queries read it; a full one has the one before written.
+
+        Where all rows are `new`, what cannot have been written yet is not read.
+        """
+        signal, reads, long = memory.signal, memory.reads, self.long_term
+        l, w, real = self.segment, segments.width, segments.real()
+        total, count, outputs = queries.new_zeros(()), queries.new_zeros(()), []
+        for n in range(segments.count):
+            written = memory.behind + n > 1
+            own = queries[:, :, n * w : (n + 1) * w]
+            if new and n < 2:
+                nothing = unused(*lines, *self.parameters())
+                outputs.append(nothing.to(own.dtype).expand_as(own))
+            else:
+                K_T, V_T = self._keys_and_values(signal)
+                where = long.locate(own, K_T)
+                outputs.append(self._mix(long.read(where, V_T)))
+                readers = real[:, n, : own.shape[2]] & written[:, None]
+                total = total + divergence(where.variance, deviation=self.deviation, real=readers)
+                count = count + readers.sum() * self.dims.heads
+                if self.sticky and (keep or n + 1 < segments.count):
+                    reads = reads + histogram(where, real=readers)
+            if (n > 0 or not new) and (keep or n + 1 < segments.count):
+                before = n * l - segments.missing(l)
+                X = self._remembered(*(x[:, :, before : before + l] for x in lines))
+                fitted = long.first(X)
+                if n > 1 or not new:
+                    later = long.later(signal, quantiles(reads, self.samples, like=X), X)
+                    fitted = torch.where(written[:, None, None, None], later, fitted)
+                full = segments.full(n)
+                leaves = full & (memory.behind + n > 0)
+                signal = torch.where(leaves[:, None, None, None], fitted, signal)
+                reads = reads.masked_fill(full[:, None], 0)
+        self._divergence = total / count.clamp(min=1)
+        return torch.cat(outputs, 2), signal, reads
+
+    def _mix(self, z: Mixed) -> Mixed:
+        """W_o z, of each head by itself or across heads."""
+        W_o = self.W_o.to(z.dtype)
+        if not self.across_heads:
+            return z @ W_o
+        return (z.transpose(1, 2).flatten(2) @ W_o).unflatten(2, z.shape[1::2]).transpose(1, 2)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_divergence": torch.zeros(())}  # its graph cannot be copied
