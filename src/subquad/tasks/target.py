@@ -41,12 +41,14 @@ class Target:
         """A model's outputs as `metrics.score` takes them: regression back in its own units."""
         if self.kind == "multiclass":
             return output
-        return output[:, 0] if self.kind == "binary" else output[:, 0] * self.scale + self.centre
+        if self.kind == "binary":
+            return output[:, 0]
+        return output[:, 0].astype(np.float64) * self.scale + self.centre
 
     def score(self, truth: Real[np.ndarray, " n"], output: Float[np.ndarray, "n k"]) -> float:
         """The metric of a model's outputs against `Batch.target`, both as they left batches and model."""
         if self.kind == "regression":
-            truth = truth * self.scale + self.centre
+            truth = truth.astype(np.float64) * self.scale + self.centre
         return score(self.metric, truth, self.restored(output))
 
     def probabilities(self, output: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n classes"]:
