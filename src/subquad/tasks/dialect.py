@@ -145,16 +145,16 @@ def _rows(
             ends = np.flatnonzero(np.frombuffer(data, np.uint8)[marks] == ord(end))
             if len(ends):
                 stops = marks[ends]
-                _refuse_other_encodings(data[: stops[-1]], stops, row, name)
+                rest, data = data[stops[-1] + 1 :], data[: stops[-1] + 1]
+                _refuse_other_encodings(data, stops, row, name)
+                if b'"' in data:
+                    _refuse_stray_quotes(data, stops, row, separator, end, name)
                 yield data, stops, np.diff(ends, prepend=-1)
-                rest, row = data[stops[-1] + 1 :], row + len(ends)
+                row += len(ends)
             elif block and len(data) < _LONGEST:
                 rest = data
             else:
-                raise DataError(
-                    f"{name}: row {row}: a quotation mark is left open: close it, or double it and quote the "
-                    "field where it is part of the text"
-                )
+                raise _stray_quote(name, row)
 
 
 def _unquoted(data: bytes, separator: str, end: str) -> Int[np.ndarray, " m"]:
@@ -164,6 +164,29 @@ def _unquoted(data: bytes, separator: str, end: str) -> Int[np.ndarray, " m"]:
     if b'"' in data:
         marks &= np.cumsum(values == ord('"'), dtype=np.uint8) % 2 == 0  # wraps round at an even number
     return np.flatnonzero(marks)
+
+
+def _refuse_stray_quotes(
+    data: bytes, stops: Int[np.ndarray, " r"], row: int, separator: str, end: str, name: str
+) -> None:
+    """Raise `DataError` where lines are quoted together by marks that do not bound a field."""
+    values = np.frombuffer(data, np.uint8)
+    quotes = np.flatnonzero(values == ord('"'))
+    opening, closing = quotes[::2], quotes[1::2]
+    lines = np.flatnonzero(values == ord(end))
+    spans = np.searchsorted(lines, opening) < np.searchsorted(lines, closing)
+    opening, closing = opening[spans], closing[spans]
+    bounds = [ord(mark) for mark in (separator, end, '"', "\r")]
+    bounded = ((opening == 0) | np.isin(values[opening - 1], bounds)) & np.isin(values[closing + 1], bounds)
+    if not bounded.all():
+        raise _stray_quote(name, row + int(np.searchsorted(stops, opening[~bounded][0])))
+
+
+def _stray_quote(name: str, row: int) -> DataError:
+    return DataError(
+        f"{name}: row {row}: a quotation mark is left open: close it, or, where it is part of the text, "
+        "double it and quote the field"
+    )
 
 
 def _refuse_other_encodings(data: bytes, stops: Int[np.ndarray, " r"], row: int, name: str) -> None:
