@@ -3,6 +3,7 @@
 from dataclasses import replace
 from math import isfinite
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -16,6 +17,8 @@ from subquad.experiments import checkpoint
 from subquad.experiments.fit import fit
 from subquad.experiments.trained import export
 from subquad.experiments.training import Training, learning_rate
+
+REGIONS = ("east", "north", "west")
 
 
 class Interrupted(Exception):
@@ -265,7 +268,7 @@ def test_a_loaded_model_answers_for_new_histories_as_the_trained_one(spec, schem
     export(training.model, data, spec, tmp_path / "model")
     events = pl.read_csv(schema.parent / "events.csv", infer_schema=False)
     answers = subquad.load(tmp_path / "model").predict(events)
-    assert answers.columns == ["account", "probability"]
+    assert answers.columns == ["account", "class", "probability of false", "probability of true"]
     truth = pl.read_csv(schema.parent / "owners.csv", infer_schema=False)
     asked = [data.histories.entities[place] for place in data.test.entity]
     joined = pl.DataFrame({"account": asked}).join(answers, on="account").join(truth, on="account")
@@ -273,13 +276,15 @@ def test_a_loaded_model_answers_for_new_histories_as_the_trained_one(spec, schem
     old = (joined["over_55"] == "true").to_numpy()
     from sklearn.metrics import roc_auc_score
 
-    assert training.evaluate("test")["auc"] == pytest.approx(roc_auc_score(old, joined["probability"]))
+    assert training.evaluate("test")["auc"] == pytest.approx(
+        roc_auc_score(old, joined["probability of true"])
+    )
 
 
 @pytest.mark.parametrize(
     ("column", "kind", "columns"),
     [
-        ("region", "multiclass", ["account", "class", "probability"]),
+        ("region", "multiclass", ["account", "class", *(f"probability of {name}" for name in REGIONS)]),
         ("age", "regression", ["account", "value"]),
     ],
 )
@@ -293,8 +298,9 @@ def test_what_a_loaded_model_says_is_in_the_targets_own_terms(tmp_path, spec, co
     if kind == "regression":
         assert answers["value"].is_between(30, 90).all()
     else:
-        assert set(answers["class"]) <= {"north", "east", "west"}
-        assert answers["probability"].is_between(1 / 3, 1).all()
+        chances = answers.select(f"probability of {name}" for name in REGIONS).to_numpy()
+        np.testing.assert_allclose(chances.sum(1), 1)
+        assert answers["class"].to_list() == [REGIONS[place] for place in chances.argmax(1)]
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):

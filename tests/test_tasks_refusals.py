@@ -33,7 +33,7 @@ def refusal(folder, *, events=EVENTS, owners=OWNERS, schema=SCHEMA) -> str:
 @pytest.mark.parametrize(
     ("values", "count", "rows"),
     [
-        (["12,50"], "1 value", "row 3: '12,50'"),
+        (["many"], "1 value", "row 3: 'many'"),
         ([None, "NaN", "inf", "-inf"], "4 values", "row 3: None, row 5: 'NaN', row 7: 'inf'"),
     ],
     ids=["not a number", "null, NaN, infinite"],
@@ -41,7 +41,7 @@ def refusal(folder, *, events=EVENTS, owners=OWNERS, schema=SCHEMA) -> str:
 def test_an_amount_that_is_no_number_is_shown_with_its_row(tmp_path, values, count, rows):
     message = refusal(tmp_path, events=spoilt(EVENTS, "amount", *values))
     assert message == (
-        f"{tmp_path / 'events.csv'}: column 'amount': {count} missing, not a number or infinite; "
+        f"{tmp_path / 'events.csv'}: column 'amount': {count} missing, not a number or beyond ±1e+30; "
         f"mend or leave out these rows: {rows}"
     )
 
@@ -147,14 +147,6 @@ def test_a_file_that_is_not_what_its_name_says_is_named(tmp_path):
     path = written(tmp_path, events=EVENTS, owners=OWNERS, schema=changed("events", path="events.parquet"))
     (tmp_path / "events.parquet").write_text("not parquet at all")
     with pytest.raises(DataError, match=r"events\.parquet: cannot be read: parquet: "):
-        own.load(path)
-
-
-def test_a_csv_with_too_many_fields_is_named(tmp_path):
-    path = written(tmp_path, events=EVENTS, owners=OWNERS)
-    with (tmp_path / "events.csv").open("a") as file:
-        file.write("a001,2020-01-01,food,1.0,extra\n")
-    with pytest.raises(DataError, match=r"events\.csv: cannot be read: found more fields"):
         own.load(path)
 
 

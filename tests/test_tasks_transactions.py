@@ -144,7 +144,7 @@ def test_new_histories_come_out_as_they_did_in_training():
     names = [data.histories.entities[entity] for entity in test.entity[here]]
     new = events.filter(pl.col("household").cast(pl.String).is_in(names) & (pl.col("time") < cut_off))
     entities, inputs = data.encoding.batch(new, 50, until=cut_off)
-    assert list(entities) == names
+    assert [str(entity) for entity in entities] == names
     expected = data.encoding.inputs(
         data.histories, test.start[here], test.stop[here], test.until[here], length=50
     )

@@ -5,8 +5,10 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import polars as pl
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from typing_extensions import TypedDict  # pydantic asks for it below Python 3.12
 
@@ -17,6 +19,7 @@ from subquad.nn.classifier import ClassifierConfig, SequenceClassifier
 from subquad.tasks.encoding import Encoding
 from subquad.tasks.events import EventData
 from subquad.tasks.metrics import METRICS
+from subquad.tasks.source import Table
 from subquad.tasks.target import Target
 
 AT_ONCE = 64  # histories
@@ -32,29 +35,46 @@ class Trained:
     length: int  # events of a history that count, the latest
     fit: dict[str, Any]  # the spec of the run that trained it
 
-    def predict(self, events: pl.DataFrame, *, until: datetime | date | float | None = None) -> pl.DataFrame:
-        """One row for each entity in `events`, in order of the entities' names.
+    def predict(self, events: Table, *, until: datetime | date | float | None = None) -> pl.DataFrame:
+        """One row for each entity in `events`, in order of the entities.
 
-        `events` has the columns that training had, one event a row, in any order. `until` is the moment
-        from which the future is asked about, where training had such cut-offs (`churn` and `spend`).
-        The columns returned are the entity's and, for two classes, "probability" (of the second); for
-        more, "class" and its "probability"; for a regression, "value".
+        `events` is a Polars frame, lazy or not, a pandas frame, an Arrow table, or the path of a CSV or
+        Parquet file. It has the columns that training had, one event a row, in any order; other columns do
+        not matter. `until` is the moment from which the future is asked about, where training had such
+        cut-offs (`churn` and `spend`).
 
-        Raises `subquad.tasks.DataError` for events that cannot be read as training read them.
+        The columns returned are the entity's, of the type that it has in `events` (text, if that is a CSV),
+        and for classes "class", the most probable one, and "probability of NAME" for each of
+        `target.classes`; for a regression "value". Beside an entity column with such a name it is
+        "predicted class" and so on.
+
+        Raises `subquad.tasks.DataError`, a `ValueError`, for events that cannot be read as training read
+        them.
         """
         entities, inputs = self.encoding.batch(events, self.length, until=until)
         self.model.eval()
         pieces = zip(*(part.split(AT_ONCE) for part in inputs), strict=True)
         with torch.inference_mode():
             output = torch.cat([self.model(*piece) for piece in pieces]).float().numpy()
-        found = {self.encoding.entity: pl.Series(entities, dtype=pl.String)}
+        answers = pl.DataFrame([entities, *self._answers(output)])
+        return answers[entities.arg_sort()]
+
+    def _answers(self, output: Float[np.ndarray, "n k"]) -> list[pl.Series]:
         if self.target.kind == "regression":
-            return pl.DataFrame(found | {"value": self.target.restored(output)})
-        probabilities = self.target.probabilities(output)
-        if self.target.kind == "binary":
-            return pl.DataFrame(found | {"probability": probabilities[:, 1]})
-        classes = [self.target.classes[place] for place in probabilities.argmax(1)]
-        return pl.DataFrame(found | {"class": classes, "probability": probabilities.max(1)})
+            return [pl.Series(self._free("value"), self.target.restored(output))]
+        chances = self.target.probabilities(output)
+        likeliest = [self.target.classes[place] for place in chances.argmax(1)]
+        return [
+            pl.Series(self._free("class"), likeliest),
+            *(
+                pl.Series(self._free(f"probability of {name}"), chances[:, place])
+                for place, name in enumerate(self.target.classes)
+            ),
+        ]
+
+    def _free(self, name: str) -> str:
+        """The name of a column of answers, where the entity's has another."""
+        return f"predicted {name}" if name == self.encoding.entity else name
 
 
 def export(model: SequenceClassifier, data: EventData, spec: Fit, folder: Path) -> None:

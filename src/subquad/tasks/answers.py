@@ -5,31 +5,22 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import polars as pl
 
-from subquad.tasks.columns import (
-    ROW,
-    SHOWN,
-    Source,
-    readable,
-    reading_of_name,
-    reading_of_number,
-    shown,
-)
+from subquad.tasks.columns import reading_of_name, reading_of_number
 from subquad.tasks.encoding import ENTITY
 from subquad.tasks.errors import DataError
 from subquad.tasks.schema import TargetTable
+from subquad.tasks.source import ROW, SHOWN, Source, readable, shown
 from subquad.tasks.target import Target
 
 ANSWER = "answer"  # class as text, or number
 
 
-def read(table: TargetTable) -> pl.DataFrame:
+def read(source: Source, table: TargetTable) -> pl.DataFrame:
     """Entity and answer, in order of the entities' names.
 
     An entity may stand in several rows that agree. Raises `DataError` where they do not, or where an
     entity or answer is missing.
     """
-    source = Source.of_file(table.path)
-    source.types(table.entity, table.column)
     source.refuse_empty()
     missing = "missing; fill in or leave out these rows"
     if table.kind == "regression":
@@ -52,12 +43,11 @@ def read(table: TargetTable) -> pl.DataFrame:
     return answers.select(ENTITY, ANSWER)
 
 
-def refuse_strangers(table: TargetTable, answers: pl.DataFrame, known: pl.DataFrame) -> None:
+def refuse_strangers(source: Source, table: TargetTable, answers: pl.DataFrame, known: pl.DataFrame) -> None:
     """Raise `DataError` where an entity has an answer and no events."""
     strangers = answers.join(known, on=ENTITY, how="anti", maintain_order="left")
     if strangers.is_empty():
         return
-    source = Source.of_file(table.path)
     entity = reading_of_name(source, table.entity, name=ENTITY, complaint="missing")
     rows = source.checked([entity]).join(strangers.lazy(), on=ENTITY, how="semi").sort(ROW).head(SHOWN)
     raise DataError(

@@ -30,10 +30,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from subquad.tasks.columns import (
-    ROW,
+    GREATEST,
     Clock,
-    Reading,
-    Source,
     clock_of,
     reading_of_category,
     reading_of_name,
@@ -41,10 +39,12 @@ from subquad.tasks.columns import (
     reading_of_time,
 )
 from subquad.tasks.errors import DataError
+from subquad.tasks.source import ROW, Reading, Source, Table, opened, readable
 
 RARE = 5  # fewer training events make a category rare
 LARGEST = 4096  # categories kept of a column
 ENTITY, TIME = "entity", "time"  # columns of a checked frame
+_AS_GIVEN = "entity as given"
 _PIECE = 4096  # histories standardised over at a time
 
 
@@ -94,6 +94,12 @@ class Encoding:
     vocabularies: tuple[tuple[str | None, ...], ...]  # id - 1 -> category, for each categorical column
     mean: tuple[float, ...] = ()  # of `channels`; none before `standardised`
     deviation: tuple[float, ...] = ()
+    decimal: str = "."  # the decimal sign of numbers in text
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All that are read."""
+        return (self.entity, self.time, *self.categorical, *self.numeric)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -115,43 +121,49 @@ class Encoding:
         return cls(**{**written, **sequences, "vocabularies": tuple(map(tuple, written["vocabularies"]))})
 
     def batch(
-        self, frame: pl.DataFrame, length: int, *, until: datetime | date | float | None = None
-    ) -> tuple[tuple[str, ...], Inputs]:
+        self, table: Table, length: int, *, until: datetime | date | float | None = None
+    ) -> tuple[pl.Series, Inputs]:
         """New histories as a model reads them: entities in order of their names, and their last events.
 
-        `frame` has the columns that training had, an event a row, in any order. `until` is the moment the
-        question is asked at, where training had cut-offs; a datetime without a zone is read as UTC.
+        `table` is a frame or the path of a CSV or Parquet file. It has the columns that training had, an
+        event a row, in any order. Entities come back in the type that they have there. `until` is the
+        moment the question is asked at, where training had cut-offs; a datetime without a zone is read as
+        UTC.
 
         Raises `DataError` where a column or value is not as in training, `until` is missing or cannot be,
         or events stand at or after it.
         """
-        histories = self.encode(frame)
+        entities, histories = self.encode(table)
         if (self.end == "cut-off") != (until is not None):
             remedy = "give until=, the moment to predict from" if until is None else "leave until= out"
             raise DataError(f"ages count from the {self.end} in this model: {remedy}")
         if until is None:
-            return histories.entities, self.inputs(
-                histories, histories.start, histories.stop, histories.time[histories.stop - 1], length=length
-            )
-        end = moment(until, clock=self.clock)
-        if late := int((histories.time >= end).sum()):
-            raise DataError(f"{late:,} of the events stand at or after until={until}: leave them out")
-        ends = np.full(len(histories.entities), end)
-        return histories.entities, self.inputs(
-            histories, histories.start, histories.stop, ends, length=length
-        )
+            ends = histories.time[histories.stop - 1]
+        else:
+            end = moment(until, clock=self.clock)
+            if late := int((histories.time >= end).sum()):
+                raise DataError(f"{late:,} of the events stand at or after until={until}: leave them out")
+            ends = np.full(len(entities), end)
+        return entities, self.inputs(histories, histories.start, histories.stop, ends, length=length)
 
-    def encode(self, frame: pl.DataFrame) -> Histories:
-        """The raw events of a frame as histories. Raises `DataError` where they are not as in training."""
-        source = Source.of_frame(frame)
-        source.refuse_empty()
-        types = source.types(self.time)
-        if self.clock != clock_of(source, self.time):
-            raise DataError(
-                f"{source.name}: column {self.time!r} holds {types[self.time]}; training had "
-                + ("dates" if self.clock == "calendar" else "numbers")
-            )
-        return self.histories(source.checked(self.readings(source)).collect())
+    def encode(self, table: Table) -> tuple[pl.Series, Histories]:
+        """A table's entities as they stand there, in order of their names, and their histories.
+
+        Raises `DataError` where the raw events are not as in training.
+        """
+        with opened(table, self.columns, decimal=self.decimal) as source:
+            source.refuse_empty()
+            if self.clock != clock_of(source, self.time):
+                raise DataError(
+                    f"{source.name}: column {self.time!r} holds {source.type_of(self.time)}; training had "
+                    + ("dates" if self.clock == "calendar" else "numbers")
+                )
+            as_given = Reading(column=self.entity, name=_AS_GIVEN, value=source.column(self.entity))
+            events = source.checked([*self.readings(source), as_given])
+            with readable(source.name):
+                checked = events.collect()
+        entities = checked.group_by(ENTITY).agg(pl.col(_AS_GIVEN).first()).sort(ENTITY)
+        return entities[_AS_GIVEN].alias(self.entity), self.histories(checked)
 
     def readings(self, source: Source) -> list[Reading]:
         """How the columns of a source are read into a checked frame."""
@@ -226,16 +238,17 @@ class Encoding:
         """With the mean and deviation over the events of these histories; a constant's deviation is 1."""
         count = int((stop - start).sum())
         sums = np.zeros((2, len(self.channels)))
+        shift = _logs(histories, start[:1], stop[:1], until[:1])  # so a constant deviates by exactly 0
         for piece in range(0, len(start), _PIECE):
             part = slice(piece, piece + _PIECE)
             lengths = stop[part] - start[part]
             event = spread(start[part], stop[part])
             logs = _logs(histories, event, np.repeat(stop[part], lengths), np.repeat(until[part], lengths))
-            sums += logs.sum(0), (logs**2).sum(0)
+            sums += (logs - shift).sum(0), ((logs - shift) ** 2).sum(0)
         mean, square = sums / count
         deviation = np.sqrt(np.maximum(square - mean**2, 0.0))
         deviation[deviation < 1e-6] = 1.0
-        return replace(self, mean=tuple(mean.tolist()), deviation=tuple(deviation.tolist()))
+        return replace(self, mean=tuple((mean + shift[0]).tolist()), deviation=tuple(deviation.tolist()))
 
 
 def _logs(
@@ -269,21 +282,32 @@ def signed_log(values: Float[np.ndarray, "*some"]) -> Float[np.ndarray, "*some"]
     return np.sign(values) * np.log1p(np.abs(values))
 
 
-def vocabulary(train_events: pl.LazyFrame, column: str) -> tuple[str | None, ...]:
-    """The categories of a checked column that are not rare, the most frequent first."""
-    counts = train_events.group_by(column).len().filter(pl.col("len") >= RARE)
-    ordered = counts.collect(engine="streaming").sort("len", column, descending=[True, False])
-    return tuple(ordered[column].head(LARGEST))
+def vocabularies(train_events: pl.LazyFrame, columns: int) -> tuple[tuple[str | None, ...], ...]:
+    """The categories of each column of a checked frame that are not rare, the most frequent first.
+
+    All columns are counted in one pass: one for each would read every column as often as there are columns.
+    """
+    if not columns:
+        return ()
+    names = [category(place) for place in range(columns)]
+    words = train_events.select(names).unpivot(variable_name="column", value_name="word")
+    counts = words.group_by("column", "word").len().filter(pl.col("len") >= RARE)
+    ordered = counts.collect(engine="streaming").sort("len", "word", descending=[True, False])
+    known = ordered.partition_by("column", as_dict=True)
+    none = ordered.clear()
+    return tuple(tuple(known.get((name,), none)["word"].head(LARGEST)) for name in names)
 
 
 def moment(time: datetime | date | float, *, clock: Clock) -> float:
-    """A moment as `Histories.time` counts it. Raises `DataError` where it is not of the clock's kind."""
+    """A moment as `Histories.time` counts it. Raises `DataError` where it cannot be one of this clock's."""
     if isinstance(time, date) != (clock == "calendar"):
         kind = "a date or datetime" if clock == "calendar" else "a number"
         raise DataError(f"times are dates or numbers throughout: give {kind}, not {time!r}")
     if isinstance(time, date):
         whole = time if isinstance(time, datetime) else datetime(time.year, time.month, time.day)
         return whole.replace(tzinfo=whole.tzinfo or UTC).timestamp() / 86400
+    if not abs(time) <= GREATEST:
+        raise DataError(f"times are numbers of ±{GREATEST:g} at most, not {time!r}")
     return float(time)
 
 

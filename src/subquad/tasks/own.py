@@ -1,7 +1,7 @@
 """Anyone's tables as a task: events in one CSV or Parquet file, an answer for each entity in another.
 
-Files are streamed. Over the events pass the checks, a count for each entity and one for each category;
-then histories are read a share of the entities at a time and encoded, and only that is kept: 4 bytes a
+Files are streamed. Over the events pass the checks, a count of each entity and one of all categories; then
+histories are read a share of the entities at a time and encoded, and only that is kept: 4 bytes a
 category or number, 8 a time. Entities with events but no answer are left out, and counted in the summary.
 """
 
@@ -13,11 +13,12 @@ import numpy as np
 import polars as pl
 
 from subquad.tasks import answers, schema
-from subquad.tasks.columns import Source, clock_of, readable
-from subquad.tasks.encoding import ENTITY, Encoding, Histories, category, vocabulary
+from subquad.tasks.columns import clock_of
+from subquad.tasks.encoding import ENTITY, Encoding, Histories, vocabularies
 from subquad.tasks.events import EventData, Examples
 from subquad.tasks.fingerprint import fingerprint
 from subquad.tasks.schema import Schema
+from subquad.tasks.source import Source, opened, readable
 from subquad.tasks.splits import SPLITS, members
 from subquad.tasks.summary import described
 
@@ -33,19 +34,28 @@ def load(path: Path, *, keep: int | None = None, rows_at_once: int = ROWS_AT_ONC
     Raises `DataError`, one message with file, column and first rows, where anything is amiss.
     """
     asked = schema.read(path)
-    source = Source.of_file(asked.events.path)
+    events, target = asked.events, asked.target
+    with (
+        opened(events.path, events.columns, encoding=events.encoding, decimal=events.decimal) as source,
+        opened(target.path, target.columns, encoding=target.encoding, decimal=target.decimal) as told,
+    ):
+        return _loaded(asked, source, told, keep, rows_at_once)
+
+
+def _loaded(asked: Schema, source: Source, told: Source, keep: int | None, rows_at_once: int) -> EventData:
     blank = _without_statistics(source, asked)
     source.refuse_empty()
     events = source.checked(blank.readings(source))
     with readable(source.name):
         counts = events.group_by(ENTITY).len().collect(engine="streaming")
-    answered = answers.read(asked.target)
-    answers.refuse_strangers(asked.target, answered, counts)
+    answered = answers.read(told, asked.target)
+    answers.refuse_strangers(told, asked.target, answered, counts)
     groups = members(answered[ENTITY])
     target, values = answers.numbered(asked.target, answered, groups)
 
     with readable(source.name):
-        encoding = replace(blank, vocabularies=_vocabularies(events, blank, groups["train"]))
+        learnt = _of(events, groups["train"])
+        encoding = replace(blank, vocabularies=vocabularies(learnt, len(blank.categorical)))
         kept = counts.join(answered, on=ENTITY, how="semi").sort(ENTITY)
         histories = Histories.joined(
             [
@@ -56,8 +66,8 @@ def load(path: Path, *, keep: int | None = None, rows_at_once: int = ROWS_AT_ONC
     parts = {
         split: _examples(histories, groups[split], values, integral=bool(target.classes)) for split in SPLITS
     }
-    learnt = parts["train"]
-    encoding = encoding.standardised(histories, learnt.start, learnt.stop, learnt.until)
+    train = parts["train"]
+    encoding = encoding.standardised(histories, train.start, train.stop, train.until)
     ignored = counts.join(answered, on=ENTITY, how="anti")
     return EventData(
         histories=histories,
@@ -80,7 +90,8 @@ def load(path: Path, *, keep: int | None = None, rows_at_once: int = ROWS_AT_ONC
 
 def _without_statistics(source: Source, asked: Schema) -> Encoding:
     columns = asked.events
-    source.types(columns.entity, columns.time, *columns.categorical, *columns.numeric)
+    for column in columns.columns:
+        source.place(column)  # all the names before any value
     return Encoding(
         entity=columns.entity,
         time=columns.time,
@@ -89,18 +100,12 @@ def _without_statistics(source: Source, asked: Schema) -> Encoding:
         clock=clock_of(source, columns.time),
         end="last event",
         vocabularies=((),) * len(columns.categorical),
+        decimal=columns.decimal,
     )
 
 
 def _of(events: pl.LazyFrame, entities: Sequence[str] | pl.Series) -> pl.LazyFrame:
     return events.join(pl.LazyFrame({ENTITY: entities}), on=ENTITY, how="semi")
-
-
-def _vocabularies(
-    events: pl.LazyFrame, encoding: Encoding, train: Sequence[str]
-) -> tuple[tuple[str | None, ...], ...]:
-    learnt = _of(events, train)
-    return tuple(vocabulary(learnt, category(place)) for place in range(len(encoding.categorical)))
 
 
 def shares(counts: pl.DataFrame, rows_at_once: int) -> Iterator[pl.Series]:

@@ -14,22 +14,30 @@
     kind = "binary"                # "binary" | "multiclass" | "regression"
     metric = "auc"                 # auc | accuracy | macro_f1 | mae; each kind has a default
 
-`categorical`, `numeric` and `metric` may be left out; nothing else may, and nothing else may stand there.
+`categorical`, `numeric` and `metric` may be left out; nothing else may, and nothing else may stand there but,
+in either section, what a CSV does not say itself:
+
+    encoding = "cp1252"            # where there is no byte-order mark and it is not UTF-8
+    decimal = ","                  # of 12,50; no points may stand in numbers then
+
+Commas, semicolons, tabs and bars that separate fields, byte-order marks and line ends need no word.
 """
 
 import tomllib
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from subquad.tasks.dialect import UTF_8
 from subquad.tasks.errors import DataError, suggestion
 from subquad.tasks.metrics import DEFAULT_METRIC, METRICS
 
 _KEYS = {
-    "events": ("path", "entity", "time", "categorical", "numeric"),
-    "target": ("path", "entity", "column", "kind", "metric"),
+    "events": ("path", "entity", "time", "categorical", "numeric", "encoding", "decimal"),
+    "target": ("path", "entity", "column", "kind", "metric", "encoding", "decimal"),
 }
-_MAY_BE_LEFT_OUT = ("categorical", "numeric", "metric")
+_MAY_BE_LEFT_OUT = ("categorical", "numeric", "metric", "encoding", "decimal")
 _LISTS = ("categorical", "numeric")
 
 
@@ -40,6 +48,13 @@ class EventsTable:
     time: str
     categorical: tuple[str, ...] = ()
     numeric: tuple[str, ...] = ()
+    encoding: str = UTF_8
+    decimal: str = "."
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All that are read."""
+        return (self.entity, self.time, *self.categorical, *self.numeric)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +64,13 @@ class TargetTable:
     column: str
     kind: str
     metric: str
+    encoding: str = UTF_8
+    decimal: str = "."
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All that are read."""
+        return (self.entity, self.column)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +92,8 @@ def read(path: Path) -> Schema:
         written = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not TOML: {error}") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     for section in written:
         if section not in _KEYS:
             raise DataError(f"{path}: unknown section [{section}]; {suggestion(section, _KEYS)}")
@@ -91,10 +115,12 @@ def _section(path: Path, written: dict[str, Any], section: str) -> dict[str, Any
         if key in _LISTS:
             if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
                 raise DataError(f"{path}: [{section}] {key} must be a list of column names, not {value!r}")
-            if twice := sorted({name for name in value if value.count(name) > 1}):
+            if twice := sorted(name for name, count in Counter(value).items() if count > 1):
                 raise DataError(f"{path}: [{section}] {key} names {twice[0]!r} twice")
         elif not isinstance(value, str) or not value:
             raise DataError(f"{path}: [{section}] {key} must be a text, not {value!r}")
+        elif key == "decimal" and value not in (".", ","):
+            raise DataError(f"{path}: [{section}] decimal must be '.' or ',', not {value!r}")
     for key in _KEYS[section]:
         if key not in given and key not in _MAY_BE_LEFT_OUT:
             raise DataError(f"{path}: [{section}] lacks the key {key!r}")
@@ -112,10 +138,5 @@ def _consistent(path: Path, schema: Schema) -> None:
             raise DataError(f"{path}: unknown metric {target.metric!r}; {suggestion(target.metric, known)}")
         fitting = " or ".join(map(repr, METRICS[target.kind]))
         raise DataError(f"{path}: metric {target.metric!r} does not fit kind {target.kind!r}: use {fitting}")
-    if events.path.resolve() == target.path.resolve() and target.column in (
-        *events.categorical,
-        *events.numeric,
-        events.entity,
-        events.time,
-    ):
+    if events.path.resolve() == target.path.resolve() and target.column in events.columns:
         raise DataError(f"{path}: the answer {target.column!r} is also an input: take it out of [events]")

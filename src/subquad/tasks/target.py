@@ -41,7 +41,9 @@ class Target:
         """A model's outputs as `metrics.score` takes them: regression back in its own units."""
         if self.kind == "multiclass":
             return output
-        return output[:, 0] if self.kind == "binary" else output[:, 0] * self.scale + self.centre
+        if self.kind == "binary":
+            return output[:, 0]
+        return output[:, 0].astype(np.float64) * self.scale + self.centre
 
     def score(self, truth: Real[np.ndarray, " n"], output: Float[np.ndarray, "n k"]) -> float:
         """The metric of a model's outputs against `Batch.target`, both as they left batches and model."""
@@ -54,7 +56,7 @@ class Target:
         return contributions(self.metric, self._truth(truth), self.restored(output))
 
     def _truth(self, truth: Real[np.ndarray, " n"]) -> Real[np.ndarray, " n"]:
-        return truth * self.scale + self.centre if self.kind == "regression" else truth
+        return truth.astype(np.float64) * self.scale + self.centre if self.kind == "regression" else truth
 
     def probabilities(self, output: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n classes"]:
         """The probability of each class, from a model's logits. Raises `ValueError` for regression."""

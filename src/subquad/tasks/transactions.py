@@ -29,12 +29,12 @@ import numpy as np
 import polars as pl
 from jaxtyping import Int
 
-from subquad.tasks.columns import Source
-from subquad.tasks.encoding import ENTITY, TIME, Encoding, Histories, category, moment, number, vocabulary
+from subquad.tasks.encoding import ENTITY, TIME, Encoding, Histories, moment, number, vocabularies
 from subquad.tasks.errors import DataError, suggestion
 from subquad.tasks.events import EventData, Examples
 from subquad.tasks.fingerprint import fingerprint
 from subquad.tasks.metrics import DEFAULT_METRIC
+from subquad.tasks.source import opened, scan_parquet
 from subquad.tasks.splits import SPLITS, members
 from subquad.tasks.summary import described
 from subquad.tasks.target import Target
@@ -59,7 +59,7 @@ def load(target: str = "churn") -> EventData:
 
 def events() -> pl.DataFrame:
     """The purchases: household, time, category, department, amount; a trained model reads these columns."""
-    transactions, products = map(pl.scan_parquet, _files())
+    transactions, products = map(scan_parquet, _files())
     bought = transactions.join(products, on="product_id", how="left", maintain_order="left")
     return bought.select(
         household="household_id",
@@ -81,12 +81,11 @@ def prepared(purchases: pl.DataFrame, target: str, *, fingerprint: str) -> Event
         end="cut-off",
         vocabularies=((), ()),
     )
-    source = Source.of_frame(purchases)
-    checked = source.checked(blank.readings(source)).collect()
+    with opened(purchases, blank.columns) as source:
+        checked = source.checked(blank.readings(source)).collect()
     groups = members(checked[ENTITY].unique().sort())
     learnt = _of(checked, groups["train"]).filter(pl.col(TIME) < _days(ASKED["train"][-1]))
-    vocabularies = tuple(vocabulary(learnt, category(place)) for place in range(2))
-    encoding = replace(blank, vocabularies=vocabularies)
+    encoding = replace(blank, vocabularies=vocabularies(learnt, len(blank.categorical)))
     histories = encoding.histories(checked)
     asked = {split: _asked(_of(checked, groups[split]), ASKED[split]) for split in SPLITS}
     question, answers = (_churn if target == "churn" else _spend)(asked)
