@@ -57,7 +57,7 @@ def call(monkeypatch, capsys):
 
 
 def test_help_loads_nothing_heavy_and_names_every_command():
-    heavy = "{'torch', 'polars', 'plotly', 'lightning', 'numpy', 'sklearn'}"
+    heavy = "{'torch', 'polars', 'lightning', 'numpy', 'scipy', 'sklearn'}"
     told = subquad(
         "--help", before=f"import atexit; atexit.register(lambda: print({heavy} & set(sys.modules)))"
     )

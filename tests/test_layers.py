@@ -38,7 +38,7 @@ THIRD_PARTY = {
     "tasks": CORE | {"numpy", "polars", "sklearn", "threadpoolctl"},
     "experiments": CORE | {"lightning", "numpy", "polars", "rich", "safetensors"},
     "records": {"filelock"},
-    "report": {"plotly", "numpy", "rich", "scipy"},
+    "report": {"numpy", "rich", "scipy"},
     "cli": {"typer", "rich", "click"},
     "__main__": {"typer", "rich", "click"},
     "registry": set(),
