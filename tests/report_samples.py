@@ -47,6 +47,16 @@ ROWS = (
     row("reformer", hashes=4),
     row("dense"),
 )
+TWELVE = (
+    *ROWS[:5],
+    row("linear", size=2),
+    row("linear", size=3),
+    row("performer", features=8),
+    row("performer", features=128),
+    row("infinity", causal=True, basis=128, samples=128),
+    row("reformer", hashes=8),
+    row("dense"),
+)
 
 
 def comparison(

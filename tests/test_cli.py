@@ -62,7 +62,7 @@ def call(monkeypatch, capsys):
 
 
 def test_help_loads_nothing_heavy_and_names_every_command():
-    heavy = "{'torch', 'polars', 'plotly', 'lightning', 'numpy', 'sklearn', 'pydantic'}"
+    heavy = "{'torch', 'polars', 'lightning', 'numpy', 'scipy', 'sklearn', 'pydantic'}"
     told = subquad(
         "--help", before=f"import atexit; atexit.register(lambda: print({heavy} & set(sys.modules)))"
     )

@@ -46,7 +46,7 @@ THIRD_PARTY = {
     "documents": {"pydantic"},
     "recorded": {"pydantic", "typing_extensions"},
     "records": {"filelock"},
-    "report": {"plotly", "numpy", "rich", "scipy"},
+    "report": {"numpy", "rich", "scipy"},
     "cli": {"typer", "rich", "click"},
     "__main__": {"typer", "rich", "click"},
     "registry": set(),

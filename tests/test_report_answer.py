@@ -124,7 +124,7 @@ def test_a_training_that_ended_at_its_best_was_cut_short_and_what_to_do_is_said(
         record["result"]["best_step"] = last if place < 2 else 200
     (reason,) = [reason for reason in told(setting, records).reasons if "cut short" in reason]
     assert reason.startswith("2 of 6 fits were at the best in the last step, after 0.63 of an epoch")
-    assert "more than 400 --steps" in reason
+    assert "more than 400 steps" in reason
 
 
 def test_many_rows_have_no_more_reasons_than_few() -> None:

@@ -1,5 +1,5 @@
-import json
 import re
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,12 @@ import report_samples as made_up
 
 import subquad.report
 from subquad.report.answer import answer
-from subquad.report.figures.cost import interpolated, logarithmic_ticks
-from subquad.report.figures.figure import Figure, plain
+from subquad.report.figures import drawing
+from subquad.report.figures.cost import CROSS, RING, interpolated, logarithmic_ticks
+from subquad.report.figures.figure import Disc, Figure, Level, Line, Mark, Name, Sign, Whisker, ticks
 from subquad.report.figures.learning import running_mean
+from subquad.report.figures.names import WIDE, WIDTHS, Room, short
+from subquad.report.figures.quality import quality_against_speed
 from subquad.report.findings import Findings, findings
 from subquad.report.looks import looks
 from subquad.report.page import figures
@@ -45,26 +48,32 @@ def drawn(found: Findings) -> dict[str, Figure]:
     return {name: figure for name, figure in figures(found).items() if figure}
 
 
-def traces(figure: Figure) -> list[dict[str, Any]]:
-    return [trace for panel in figure.panels for trace in panel.data]
+def marks(figure: Figure) -> list[Mark]:
+    return [mark for panel in figure.panels for mark in panel.marks]
 
 
-def test_all_three_figures_are_drawn_and_plotly_knows_every_word_of_them(drawn: dict[str, Figure]) -> None:
-    from plotly.graph_objects import Figure as PlotlyFigure
-
+def test_all_three_figures_are_drawn_and_their_marks_stand_on_their_axes(drawn: dict[str, Figure]) -> None:
     assert [len(figure.panels) for figure in drawn.values()] == [2, 2, 3]
     for figure in drawn.values():
         for panel in figure.panels:
-            written = json.dumps({"data": panel.data, "layout": panel.layout})
-            PlotlyFigure(json.loads(re.sub(r"var\(--[a-z0-9-]+\)", "red", written)))
+            for mark in panel.marks:
+                points = (
+                    mark.points if isinstance(mark, Line) else [] if isinstance(mark, Level) else [mark.at]
+                )
+                for x, y in points:
+                    assert 0 <= panel.x.place(x) <= 1
+                    assert 0 <= panel.y.place(y) <= 1
+            for axis in (panel.x, panel.y):
+                assert len(axis.ticks) >= 2
+                assert all(axis.low <= value <= axis.high for value, _ in axis.ticks)
 
 
 def test_a_mechanism_has_one_look_in_all_figures(drawn: dict[str, Figure]) -> None:
     seen: dict[str, set[str]] = {}
     for figure in drawn.values():
-        for trace in traces(figure):
-            if trace["meta"] is not None:
-                seen.setdefault(trace["meta"], set()).add(trace["marker"]["color"])
+        for mark in marks(figure):
+            if isinstance(mark, Line | Sign | Disc | Whisker) and mark.row is not None:
+                seen.setdefault(mark.row, set()).add(mark.colour)
     assert all(len(colours) == 1 for colours in seen.values())
     assert len(set.union(*seen.values())) == len(seen) == 6
 
@@ -84,23 +93,51 @@ def test_every_point_of_a_curve_is_in_the_data_to_download(found: Findings, draw
 
 
 def test_crossovers_are_ringed_and_failed_lengths_crossed(drawn: dict[str, Figure]) -> None:
-    forward = drawn["cost"].panels[0].data
-    rings = {
-        trace["meta"]: trace["x"][0] for trace in forward if trace["marker"].get("symbol") == "circle-open"
-    }
-    crosses = {
-        (trace["meta"], trace["x"][0]) for trace in forward if trace["marker"].get("symbol") == "x-thin"
-    }
+    signs = [mark for mark in drawn["cost"].panels[0].marks if isinstance(mark, Sign)]
+    rings = {mark.row: mark.at[0] for mark in signs if mark.path == RING}
+    crosses = {(mark.row, mark.at[0]) for mark in signs if mark.path == CROSS}
     assert 512 < rings["linear"] < rings["performer:features=64"] < 8192
     assert crosses == {("dense", 4096), ("dense", 8192)}
 
 
 def test_the_area_of_a_disc_is_the_memory(found: Findings, drawn: dict[str, Figure]) -> None:
-    discs = [trace for trace in drawn["quality"].panels[0].data if "opacity" in trace["marker"]]
-    areas = {disc["meta"]: disc["marker"]["size"] ** 2 for disc in discs}
+    areas = {mark.row: mark.radius**2 for mark in marks(drawn["quality"]) if isinstance(mark, Disc)}
     memory = {row.label: row.costs.training_peak_mb for row in found.rows if row.costs}
     ratios = [area / (memory[label] or 0) for label, area in areas.items()]
     assert ratios == pytest.approx([ratios[0]] * len(ratios))
+
+
+def test_a_whisker_short_of_the_best_means_told_apart(found: Findings, drawn: dict[str, Figure]) -> None:
+    best = found.rows[0]
+    assert best.score
+    whiskers = {mark.row: mark for mark in marks(drawn["quality"]) if isinstance(mark, Whisker)}
+    assert whiskers.keys() == {row.label for row in found.rows if row.costs} - {best.label}
+    short = {row for row, whisker in whiskers.items() if whisker.high < best.score.mean}
+    assert "infinity" in short
+    assert all(best.against[row].told for row in short)
+
+
+@pytest.mark.parametrize("rows", [made_up.ROWS, made_up.TWELVE])
+def test_names_cover_neither_one_another_nor_a_marker(rows: Sequence[dict[str, Any]]) -> None:
+    setting = made_up.comparison(rows)
+    board = subquad.report.leaderboard(setting, made_up.sample(setting))
+    quality = quality_against_speed(board, looks([row["label"] for row in rows]), setting)
+    assert quality
+    for panel in quality.panels:
+        named = [mark for mark in panel.marks if isinstance(mark, Name)]
+        signs = [mark for mark in panel.marks if isinstance(mark, Sign)]
+        for width in WIDTHS:
+            room = Room({}, [], panel.x, panel.y, width)
+            boxes = [room.box(name) for name in named if width >= WIDE or not name.wide]
+            assert not any(a.meets(b) for a, b in combinations(boxes, 2))
+            assert not any(box.meets(room.marker(sign.at)) for box in boxes for sign in signs)
+        assert max(signs, key=lambda sign: sign.at[1]).row in {name.row for name in named}
+        assert len(named) >= 5
+
+
+def test_names_leave_their_options_out_where_nothing_is_lost() -> None:
+    found = short(["linear", "performer:features=64", "performer:features=128,seed=1", "infinity:basis=1"])
+    assert list(found.values()) == ["linear", "performer:features=64", "performer:features=12…", "infinity"]
 
 
 def test_without_results_there_is_no_figure() -> None:
@@ -117,10 +154,26 @@ def test_without_results_there_is_no_figure() -> None:
     assert set(figures(empty).values()) == {None}
 
 
-def test_plotly_finds_neither_tags_nor_variables_in_a_name() -> None:
-    assert plain("<b>%{x}</b> & <a href='javascript:x'>") == (
-        "&lt;b&gt;%\u200b{x}&lt;/b&gt; &amp; &lt;a href='javascript:x'&gt;"
-    )
+def test_a_drawing_fits_any_width_and_explains_its_marks(drawn: dict[str, Figure]) -> None:
+    for figure in drawn.values():
+        for panel in figure.panels:
+            written = drawing.drawn(panel)
+            assert written.count("<title>") == sum(
+                isinstance(mark, Sign) or (isinstance(mark, Line) and bool(mark.words))
+                for mark in panel.marks
+            )
+            assert not re.search(r"NaN|nan|inf%", written)
+            for row in {mark.row for mark in panel.marks if not isinstance(mark, Level)} - {None}:
+                assert f'data-row="{row}"' in written
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.6912, 0.7083), (0, 61_000), (3.2, 9.9), (-0.4, 0.3)])
+def test_ticks_are_round_and_all_within(low: float, high: float) -> None:
+    values, words = zip(*ticks(low, high), strict=True)
+    assert 3 <= len(values) <= 7
+    assert all(low <= value <= high for value in values)
+    assert [float(word.replace(",", "")) for word in words] == pytest.approx(list(values))
+    assert len({len(word.partition(".")[2]) for word in words}) == 1
 
 
 def test_twenty_mechanisms_all_look_different() -> None:
@@ -141,8 +194,8 @@ def test_between_two_lengths_a_power_law_is_read_exactly() -> None:
 
 
 def test_an_axis_of_many_powers_of_ten_has_only_them_as_ticks() -> None:
-    assert logarithmic_ticks(0.9, 1100) == [0.1, 1, 10, 100, 1000, 10000]
-    assert 20 in logarithmic_ticks(8, 90)
+    assert logarithmic_ticks(0.9, 1100) == ((1, "1"), (10, "10"), (100, "100"), (1000, "1,000"))
+    assert (20, "20") in logarithmic_ticks(8, 90)
 
 
 @pytest.mark.parametrize("page", ["light", "dark"])

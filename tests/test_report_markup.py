@@ -1,7 +1,5 @@
 import csv
 import io
-import json
-import re
 from base64 import b64decode
 from html.parser import HTMLParser
 
@@ -10,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from subquad.report import units
-from subquad.report.markup import Markup, element, join, script
+from subquad.report.markup import Markup, element, join
 from subquad.report.table import Table, download
 
 HOSTILE = """<img src=x onerror="alert(1)"> & '</script><script>alert(2)</script>"""
@@ -49,20 +47,6 @@ def test_true_gives_a_bare_attribute_and_none_gives_none() -> None:
     assert element("a", hidden=True, title=None, open=False, aria_label="x", class_="y") == (
         '<a hidden aria-label="x" class="y"></a>'
     )
-
-
-def test_a_script_cannot_be_ended_from_within() -> None:
-    document = {"name": HOSTILE, "line": "\u2028<!--"}
-    written = script(document, id_="figures")
-    body = re.fullmatch(r"<script type=\"application/json\" id=\"figures\">(.*)</script>", written, re.DOTALL)
-    assert body is not None
-    assert not set("<>&") & set(body[1])
-    assert json.loads(body[1]) == document
-
-
-def test_numbers_that_json_does_not_have_are_refused() -> None:
-    with pytest.raises(ValueError, match="JSON"):
-        script({"value": float("nan")}, id_="figures")
 
 
 TABLE = Table(caption=HOSTILE, columns=("name", "value"), rows=((HOSTILE, 1234.5678), ("=cmd()", None)))

@@ -170,7 +170,9 @@ def _take(
             told = f"its {metric} of {_score(pick)} cannot be told apart from {among} "
             told += f"({best.label}, {_score(best)}), and it trains the fastest of those that cannot"
         beside = pick.against[other.label]
-        resolution = [f"Between {pick.label} and {other.label} {_tells(beside)}; theirs is {_apart(beside)}."]
+        resolution = [
+            f"Between {pick.label} and {other.label}, {_tells(beside)}; theirs is {_apart(beside)}."
+        ]
     return Answer(
         verdict="take",
         label=pick.label,

@@ -14,6 +14,18 @@ WIDTH, HEIGHT = 200, 26  # of the drawing of a score, in pixels
 COSTS = 4  # columns: training speed, latency, memory, parameters
 
 
+def filtering() -> Markup:
+    """Where rows are asked for by name; of no use without JavaScript, and hidden until it is there."""
+    return element(
+        "div",
+        element("label", "Show rows named", for_="filter"),
+        element("input", type="search", id="filter", autocomplete="off", spellcheck="false"),
+        element("output", for_="filter", aria_live="polite"),
+        class_="filter",
+        hidden=True,
+    )
+
+
 def board(comparison: Mapping[str, Any], rows: Sequence[Row], looks: Mapping[str, Look]) -> Markup:
     metric = units.metric(comparison["metric"])
     lettered = any(row.group for row in rows)
@@ -21,23 +33,32 @@ def board(comparison: Mapping[str, Any], rows: Sequence[Row], looks: Mapping[str
     across = _scale(drawn)
     floors = [row.score.mean for row in near_floors(rows) if row.score]
     claims = any(row.score and row.score.interval for row in rows)
+    best = "descending" if comparison["higher_is_better"] else "ascending"  # comes first
     head = [
-        element("th", "Mechanism", scope="col"),
-        element("th", f"{metric} on test", _small("mean ± deviation"), scope="col", class_="number"),
+        element("th", "Mechanism", scope="col", data_first="ascending"),
+        element(
+            "th",
+            f"{metric} on test",
+            _small("mean ± deviation"),
+            scope="col",
+            class_="number",
+            data_first=best,
+            aria_sort=best,
+        ),
         element(
             "th", "Seeds and 95 % interval" if claims else "Seeds", _axis(drawn), scope="col", class_="strip"
         ),
         element("th", "Alike", _small("share a letter"), scope="col", class_="letters") if lettered else "",
-        element("th", "Above floor", _small("the best one"), scope="col", class_="number"),
-        element("th", "Training", _small("events/s"), scope="col", class_="number"),
-        element("th", "Latency", _small("ms a history"), scope="col", class_="number"),
-        element("th", "Memory", _small("MB in training"), scope="col", class_="number"),
-        element("th", "Parameters", _small("in all"), scope="col", class_="number"),
+        _head("Above floor", "the best one", first="descending"),
+        _head("Training", "events/s", first="descending"),
+        _head("Latency", "ms a history", first="ascending"),
+        _head("Memory", "MB in training", first="ascending"),
+        _head("Parameters", "in all", first="ascending"),
     ]
     body = [
         element(
             "tr",
-            element("th", *_name(row, looks), scope="row"),
+            element("th", *_name(row, looks), scope="row", data_value=row.label),
             *(
                 _cells(row, looks, across if row in drawn else None, floors, lettered=lettered)
                 if row.score
@@ -55,6 +76,11 @@ def board(comparison: Mapping[str, Any], rows: Sequence[Row], looks: Mapping[str
         class_="board",
     )
     return scrolling(table, label="Leaderboard")
+
+
+def _head(name: str, unit: str, *, first: str) -> Markup:
+    """Of a column that is sorted by its numbers, `first` the way that has the best at the top."""
+    return element("th", name, _small(unit), scope="col", class_="number", data_first=first)
 
 
 def _name(row: Row, looks: Mapping[str, Look]) -> list[str]:
@@ -85,7 +111,8 @@ def _cells(
     assert row.score
     mean, sign, spread = units.spread(row.score.mean, row.score.deviation).partition(" ± ")
     best = f"best {units.score(row.score.best)}" if row.score.deviation is not None else ""
-    score = element("td", element("b", mean), sign + spread, _small(best), class_="number score")
+    shown = (element("b", mean), sign + spread, _small(best))
+    score = element("td", *shown, class_="number score", data_value=row.score.mean)
     colour = looks[row.label].colour if row.label in looks else None
     picture = _drawing(row.score, across, floors, colour) if across else ""
     strip = element("td", picture, _interval(row), class_="strip")
@@ -98,9 +125,8 @@ def _cells(
 def _against_floor(row: Row) -> Markup:
     if row.over_floor is None:
         return element("td", "no floor", class_="number")
-    marks = {"below": "below floor", "not told apart": "not told from floor"}
-    mark = _mark(marks[row.beside_floor]) if row.beside_floor in marks else ""
-    return element("td", units.signed(row.over_floor), mark, class_="number")
+    mark = _mark(row.beside_floor) if row.beside_floor in ("below", "not told apart") else ""
+    return element("td", units.signed(row.over_floor), mark, class_="number", data_value=row.over_floor)
 
 
 def _costs(row: Row) -> list[Markup]:
@@ -112,8 +138,9 @@ def _costs(row: Row) -> list[Markup]:
         low, high = units.significant(costs.latency_low_ms), units.significant(costs.latency_high_ms)
         quartiles = f"{low} – {high}"
 
-    def cell(value: str, *notes: str) -> Markup:
-        return element("td", value, *(_small(note) for note in notes if note), class_="number")
+    def cell(value: float | None, *notes: str) -> Markup:
+        said = (_small(note) for note in notes if note)
+        return element("td", units.significant(value), *said, class_="number", data_value=value)
 
     def beside(ratio: float | None) -> str:
         return "" if ratio is None or row.label == BASELINE else f"{units.times(ratio)} softmax"
@@ -122,10 +149,10 @@ def _costs(row: Row) -> list[Markup]:
     if parameters.beyond_baseline is not None and row.label != BASELINE:
         grown = _mark(units.percent(parameters.beyond_baseline)) if parameters.marked else ""
     return [
-        cell(units.significant(costs.events_per_second), beside(ratios and ratios.events_per_second)),
-        cell(units.significant(costs.latency_ms), quartiles),
-        cell(units.significant(costs.training_peak_mb), beside(ratios and ratios.training_peak_mb)),
-        element("td", units.count(parameters.total), grown, class_="number"),
+        cell(costs.events_per_second, beside(ratios and ratios.events_per_second)),
+        cell(costs.latency_ms, quartiles),
+        cell(costs.training_peak_mb, beside(ratios and ratios.training_peak_mb)),
+        element("td", units.count(parameters.total), grown, class_="number", data_value=parameters.total),
     ]
 
 
@@ -220,7 +247,7 @@ def key(rows: Sequence[Row]) -> Markup:
     if "seeds" in overs:
         interval = "where the mean over ever more seeds lies, with 95 % confidence. These records keep no "
         interval += "scores of single examples: it knows nothing of other test examples. "
-    claims = {"Interval": f"{interval}It can be far wider than what tells two rows apart: see Alike."}
+    claims = {"Interval": f"{interval}Two rows can be told apart though theirs overlap."}
     if any(row.group for row in rows):
         claims["Alike"] = (
             "rows that share a letter cannot be told apart. They are judged by the differences on the same "

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 
+from subquad.records import Record
 from subquad.report import audit, units
 from subquad.report.findings import Findings
 from subquad.report.markup import Markup, element, join
@@ -63,7 +64,7 @@ def configuration(found: Findings) -> list[Markup]:
         join((element("h3", "Machine"), _pairs({"runs": units.count(runs), **_words(about)})))
         for runs, about in audit.machines(found.records)
     )
-    everything = json.dumps({"comparison": asked, "records": list(found.records)}, indent=1)
+    everything = json.dumps({"comparison": asked, "records": [_brief(record) for record in found.records]})
     return [
         element("h3", "To do it again"),
         element("pre", element("code", audit.command(asked)), tabindex=0, aria_label="Command"),
@@ -90,8 +91,17 @@ def configuration(found: Findings) -> list[Markup]:
             ),
             class_="pair",
         ),
-        download(everything, name="records.json", kind="application/json", words="All records (JSON)"),
+        element(
+            "p",
+            download(everything, name="records.json", kind="application/json", words="All records (JSON)"),
+            ", without the scores of single examples, which stand in the records in the folder.",
+        ),
     ]
+
+
+def _brief(record: Record) -> Record:
+    """Without what each example adds, which would make the page as long as the test set."""
+    return {**record, "result": {name: it for name, it in record["result"].items() if name != "examples"}}
 
 
 def literature() -> list[Markup]:

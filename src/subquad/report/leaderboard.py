@@ -137,10 +137,15 @@ def identity(spec: Mapping[str, Any]) -> tuple[str, str, bool]:
 def near_floors(rows: Sequence[Row]) -> list[Row]:
     """The best floor, and those others that lie near what is drawn anyway; one far off would squash it."""
     floors = [row for row in rows if row.kind == "floor" and row.score]
-    extents = [extent(row.score) for row in (*rows, *floors[:1]) if row.score and row not in floors[1:]]
-    if not extents:
+    drawn = [
+        value
+        for row in (*rows, *floors[:1])
+        if row.score and row not in floors[1:]
+        for value in row.score.scores
+    ]
+    if not drawn:
         return []
-    low, high = min(map(min, extents)), max(map(max, extents))
+    low, high = min(drawn), max(drawn)
     reach = NEAR * (high - low)
     return floors[:1] + [
         row for row in floors[1:] if row.score and low - reach <= row.score.mean <= high + reach

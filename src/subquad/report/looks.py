@@ -12,23 +12,23 @@ from subquad.report.leaderboard import BASELINE
 from subquad.report.markup import Markup, element
 
 HUES = 7  # --row-1 … --row-7 of page.css; --row-0 is softmax
-MARKERS = (  # plotly's name, and the path about the origin
-    ("circle", "M-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0-9 0z"),
-    ("square", "M-4-4H4V4H-4z"),
-    ("diamond", "M0-5.5L5.5 0L0 5.5L-5.5 0z"),
-    ("triangle-up", "M0-5L5 4H-5z"),
-    ("triangle-down", "M0 5L5-4H-5z"),
-    ("cross", "M-1.8-5H1.8V-1.8H5V1.8H1.8V5H-1.8V1.8H-5V-1.8H-1.8z"),
-    ("pentagon", "M0-5L4.8-1.5L2.9 4H-2.9L-4.8-1.5z"),
-    ("star", "M0-5.5L1.6-1.8L5.2-1.7L2.4 .8L3.2 4.6L0 2.6L-3.2 4.6L-2.4 .8L-5.2-1.7L-1.6-1.8z"),
+MARKERS = (  # paths about the origin
+    "M-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0-9 0z",
+    "M-4-4H4V4H-4z",
+    "M0-5.5L5.5 0L0 5.5L-5.5 0z",
+    "M0-5L5 4H-5z",
+    "M0 5L5-4H-5z",
+    "M-1.8-5H1.8V-1.8H5V1.8H1.8V5H-1.8V1.8H-5V-1.8H-1.8z",
+    "M0-5L4.8-1.5L2.9 4H-2.9L-4.8-1.5z",
+    "M0-5.5L1.6-1.8L5.2-1.7L2.4 .8L3.2 4.6L0 2.6L-3.2 4.6L-2.4 .8L-5.2-1.7L-1.6-1.8z",
 )
-DASHES = (  # plotly's and SVG's
-    ("solid", ""),
-    ("dash", "6 3"),
-    ("dashdot", "6 2 1.5 2"),
-    ("longdash", "9 3"),
-    ("dot", "1.5 2.5"),
-    ("longdashdot", "9 2 1.5 2"),
+DASHES = (  # as SVG has them
+    "",
+    "6 3",
+    "6 2 1.5 2",
+    "9 3",
+    "1.5 2.5",
+    "9 2 1.5 2",
 )
 
 
@@ -39,11 +39,11 @@ class Look:
 
     @property
     def marker(self) -> str:
-        return MARKERS[self.place % len(MARKERS)][0]
+        return MARKERS[self.place % len(MARKERS)]
 
     @property
     def dash(self) -> str:
-        return DASHES[self.place % len(DASHES)][0]
+        return DASHES[self.place % len(DASHES)]
 
     def drawn(self, *, line: bool) -> Markup:
         """Its marker, on its line if asked, as a picture beside the name."""
@@ -54,12 +54,12 @@ class Look:
             x2=width / 2 - 1,
             stroke=self.colour,
             stroke_width=2,
-            stroke_dasharray=DASHES[self.place % len(DASHES)][1] or None,
+            stroke_dasharray=self.dash or None,
         )
         return element(
             "svg",
             stroke if line else "",
-            element("path", d=MARKERS[self.place % len(MARKERS)][1], fill=self.colour),
+            element("path", d=self.marker, fill=self.colour),
             class_="swatch",
             viewBox=f"{-width / 2} -7 {width} 14",
             width=width,

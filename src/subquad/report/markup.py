@@ -1,9 +1,7 @@
 """HTML that cannot be forged: text is escaped when it enters an element, and only markup is not text."""
 
-import json
 from collections.abc import Iterable
 from html import escape
-from typing import Any
 
 
 class Markup(str):
@@ -27,17 +25,6 @@ def element(name: str, *children: str, **attributes: Attribute) -> Markup:
 def join(parts: Iterable[str], *, by: str = "") -> Markup:
     """The parts one after the other, each escaped unless it is markup."""
     return Markup(_text(by).join(map(_text, parts)))
-
-
-def script(document: Any, *, id_: str) -> Markup:
-    """A JSON document in a page, where no string in it can end the script.
-
-    Raises `ValueError` for numbers that JSON does not have.
-    """
-    written = json.dumps(document, allow_nan=False, separators=(",", ":"))
-    for sign in "<>&":
-        written = written.replace(sign, f"\\u{ord(sign):04x}")
-    return element("script", Markup(written), type="application/json", id=id_)
 
 
 def _text(part: str) -> str:

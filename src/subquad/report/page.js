@@ -1,56 +1,88 @@
 "use strict";
-// Draws the figures that the page holds as JSON, in the colours of the style sheet, and draws them
-// again when these change: for dark, for light and for print. A legend's button hides a mechanism.
+// Sorts and filters the leaderboard, hides rows in figures, and says what a mark is that is pointed at.
+// The page is whole without it: a table in order of the score, figures with all rows.
 
-const root = document.documentElement;
-const figures = JSON.parse(document.getElementById("figures").textContent);
-const hidden = Object.fromEntries(Object.keys(figures).map((name) => [name, new Set()]));
+const each = (selector, act, within = document) => within.querySelectorAll(selector).forEach(act);
 
-function coloured(value, style, key = "") {
-  if (Array.isArray(value)) return value.map((each) => coloured(each, style, key));
-  if (value !== null && typeof value === "object")
-    return Object.fromEntries(Object.entries(value).map(([name, each]) => [name, coloured(each, style, name)]));
-  const variable = /color$/.test(key) && /^var\((--[a-z0-9-]+)\)$/.exec(value);
-  return variable ? style.getPropertyValue(variable[1]).trim() : value;
+// The buttons stand in the column heads, which tell the order to screen readers.
+function sortable(table) {
+  const body = table.tBodies[0];
+  const value = (row, place) => row.cells[place]?.dataset.value ?? "";
+  const order = { ascending: 1, descending: -1 };
+
+  function sort(head, direction) {
+    const compare = (a, b) => {
+      const [left, right] = [value(a, head.cellIndex), value(b, head.cellIndex)];
+      if (left === "" || right === "") return (left === "") - (right === "");
+      return order[direction] * (isNaN(left) || isNaN(right) ? left.localeCompare(right) : left - right);
+    };
+    body.append(...[...body.rows].sort(compare));
+    each("th[aria-sort]", (other) => other.setAttribute("aria-sort", "none"), table);
+    head.setAttribute("aria-sort", direction);
+  }
+
+  each("th[data-first]", (head) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(head.firstChild);
+    head.prepend(button);
+    if (!head.hasAttribute("aria-sort")) head.setAttribute("aria-sort", "none");
+    button.addEventListener("click", () => {
+      const opposite = { ascending: "descending", descending: "ascending" };
+      sort(head, opposite[head.getAttribute("aria-sort")] ?? head.dataset.first);
+    });
+  }, table);
 }
 
-function draw(name) {
-  const style = getComputedStyle(root);
-  figures[name].forEach((panel, place) => {
-    const plot = document.getElementById(`${name}-${place}`);
-    const data = coloured(panel.data, style).map((trace) => ({ ...trace, visible: !hidden[name].has(trace.meta) }));
-    const layout = coloured(panel.layout, style);
-    layout.font.family = getComputedStyle(document.body).fontFamily;
-    [layout.width, layout.height] = [plot.clientWidth, plot.clientHeight];
-    Plotly.react(plot, data, layout, { displayModeBar: false });
+// Rows in which every word that is typed appears.
+function filterable(box, table) {
+  const field = box.querySelector("input");
+  const rows = [...table.tBodies[0].rows];
+  box.hidden = false;
+  field.addEventListener("input", () => {
+    const words = field.value.toLowerCase().split(/\s+/);
+    for (const row of rows) {
+      const text = row.cells[0].textContent.toLowerCase();
+      row.hidden = !words.every((word) => text.includes(word));
+    }
+    box.querySelector("output").textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length} rows`;
   });
 }
 
-function drawAll() {
-  Object.keys(figures).forEach(draw);
-}
-
-for (const button of document.querySelectorAll(".legend button"))
+function hides(button) {
+  const { hides: row } = button.dataset;
+  button.disabled = false;
   button.addEventListener("click", () => {
-    const { figure, row } = button.dataset;
-    const shown = hidden[figure].delete(row);
-    if (!shown) hidden[figure].add(row);
+    const shown = button.getAttribute("aria-pressed") !== "true";
     button.setAttribute("aria-pressed", String(shown));
-    draw(figure);
+    each(".plot [data-row]", (mark) => mark.dataset.row === row && mark.classList.toggle("off", !shown),
+      button.closest("figure"));
   });
-
-function printing(begins) {
-  root.classList.toggle("printing", begins);
-  drawAll();
 }
 
-let due = 0;
-addEventListener("resize", () => {
-  cancelAnimationFrame(due);
-  due = requestAnimationFrame(drawAll);
-});
+// What browsers show of <title> after a while is shown at once.
+function explained(title, tip) {
+  const mark = title.parentNode;
+  const words = title.textContent;
+  title.remove();
+  mark.addEventListener("pointermove", ({ clientX, clientY }) => {
+    tip.textContent = words;
+    tip.hidden = false;
+    const { width, height } = tip.getBoundingClientRect();
+    tip.style.left = `${Math.max(8, Math.min(clientX + 14, innerWidth - width - 8))}px`;
+    tip.style.top = `${clientY > height + 24 ? clientY - height - 14 : clientY + 20}px`;
+  });
+  mark.addEventListener("pointerleave", () => { tip.hidden = true; });
+}
 
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
-addEventListener("beforeprint", () => printing(true));
-addEventListener("afterprint", () => printing(false));
-drawAll();
+const tip = document.createElement("div");
+tip.className = "tip";
+tip.hidden = true;
+tip.setAttribute("aria-hidden", "true"); // the figures' descriptions say the same
+document.body.append(tip);
+
+const board = document.querySelector(".board");
+sortable(board);
+filterable(document.querySelector(".filter"), board);
+each("button[data-hides]", hides);
+each(".plot title", (title) => explained(title, tip));

@@ -1,6 +1,7 @@
 """The page: one HTML file with everything in it, which asks the network for nothing.
 
-A policy in the page itself allows the two scripts that stand in it, by their hashes, and nothing else.
+Figures are SVG that stands in it, so that it can be read and printed without JavaScript; the one script
+sorts, filters, hides and explains. A policy in the page allows this script, by its hash, and no other.
 """
 
 import base64
@@ -17,7 +18,7 @@ from subquad.report.figures.figure import Figure
 from subquad.report.figures.learning import learning
 from subquad.report.figures.quality import quality_against_speed
 from subquad.report.findings import Findings, findings
-from subquad.report.markup import element, join, script
+from subquad.report.markup import element, join
 
 
 def write(folder: Path, comparison: str | None = None) -> Path:
@@ -63,39 +64,23 @@ def render(found: Findings) -> str:
         sections.contents({name: title for name, (title, *_) in content.items()}),
         *(sections.section(name, *parts) for name, parts in content.items()),
     )
-    drawn = {
-        name: [{"data": panel.data, "layout": panel.layout} for panel in figure.panels]
-        for name, figure in shown.items()
-        if figure
-    }
-    plotly, own = plotly_js(), _part("page.js")
+    own = _part("page.js")
     return Template(_part("page.html")).substitute(
-        policy=policy(plotly, own),
+        policy=policy(own),
         title=join([str(found.comparison["title"])]),
         style=_part("page.css"),
         body=join((sections.header(found), main, evidence.footer(found))),
-        figures=script(drawn, id_="figures"),
-        plotly=plotly,
         script=own,
     )
 
 
-def plotly_js() -> str:
-    """Plotly's script, as its Python package carries it."""
-    try:
-        from plotly.offline import get_plotlyjs
-    except ModuleNotFoundError:
-        raise ValueError('the report needs Plotly: pip install "subquad[compare]"') from None
-    return get_plotlyjs()
-
-
-def policy(*scripts: str) -> str:
-    """What the page may do: run these scripts, style itself, and reach nothing."""
-    hashes = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts)
+def policy(script: str) -> str:
+    """What the page may do: run this script, style itself, and reach nothing."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     allowed = {
         "default-src": "'none'",
-        "script-src": " ".join(f"'sha256-{digest}'" for digest in hashes),
-        "style-src": "'unsafe-inline'",  # Plotly sets styles
+        "script-src": f"'sha256-{digest}'",
+        "style-src": "'unsafe-inline'",
         "img-src": "data:",
         "base-uri": "'none'",
         "form-action": "'none'",

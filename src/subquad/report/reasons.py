@@ -124,7 +124,7 @@ def _cut_short(comparison: Mapping[str, Any], mechanisms: Sequence[Row]) -> list
         shown = units.significant(seen, digits=2)
         after = f", after {shown} of an epoch" if seen < 1 else f", after {shown} epochs"
     were = "was" if short == 1 else "were"
-    more = f"more than {comparison['steps']:,} --steps" if "steps" in comparison else "more --steps"
+    more = f"more than {comparison['steps']:,} steps" if "steps" in comparison else "more steps"
     return [f"{short} of {fits} {were} at the best in the last step{after}: cut short. Give {more}."]
 
 

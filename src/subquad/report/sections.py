@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from subquad.report import audit, units
-from subquad.report.board import board, key
+from subquad.report.board import board, filtering, key
 from subquad.report.cost import QUANTITIES, Curve
+from subquad.report.figures import drawing
 from subquad.report.figures.figure import Figure
 from subquad.report.findings import Findings
 from subquad.report.looks import grey_line
@@ -15,6 +16,7 @@ VERDICTS = {
     "take": "The answer",
     "lead": "A lead, and no answer yet",
     "floor": "The answer",
+    "open": "No answer yet",
     "nothing": "No answer",
 }
 SCALED = ("exponent", "crossover", "ratio")
@@ -88,7 +90,7 @@ def leaderboard(found: Findings) -> list[Markup]:
     if len({machine for row in found.rows if row.costs for machine in row.costs.machines}) > 1:
         told = "The runs come from different machines. Scores can be compared; speeds and memory cannot, "
         notes.append(element("p", told + "and no ratio of them is given."))
-    return [*notes, board(found.comparison, found.rows, found.looks), key(found.rows)]
+    return [*notes, filtering(), board(found.comparison, found.rows, found.looks), key(found.rows)]
 
 
 def drawn(figure: Figure | None) -> Markup:
@@ -102,8 +104,8 @@ def drawn(figure: Figure | None) -> Markup:
             element("span", label),
             type="button",
             aria_pressed="true",
-            data_figure=figure.name,
-            data_row=label,
+            data_hides=label,
+            disabled=True,  # page.js enables it
         )
         for label, look in figure.legend
     )
@@ -112,11 +114,9 @@ def drawn(figure: Figure | None) -> Markup:
         element(
             "div",
             element("h3", panel.title),
-            element(
-                "div", id=f"{figure.name}-{place}", class_="plot", role="img", aria_label=panel.description
-            ),
+            element("div", drawing.drawn(panel), class_="plot", role="img", aria_label=panel.description),
         )
-        for place, panel in enumerate(figure.panels)
+        for panel in figure.panels
     )
     return element(
         "figure",
@@ -130,7 +130,6 @@ def drawn(figure: Figure | None) -> Markup:
             aria_label="Show or hide a mechanism",
         ),
         element("div", *panels, class_="panels"),
-        element("noscript", element("p", "The figure needs JavaScript; its table does not.")),
         element("details", element("summary", "Table"), figure.table.html()),
         download(
             figure.data.csv(), name=f"{figure.name}.csv", kind="text/csv", words="Download the data (CSV)"

@@ -45,14 +45,6 @@ def signed(value: float) -> str:
     return shown if shown.startswith("−") else f"+{shown}"
 
 
-def ticks(low: float, high: float) -> str:
-    """How Plotly writes the ticks of an axis of scores, all with as many decimals."""
-    span = high - low
-    if span > 20:
-        return ",.0f"
-    return f".{1 if span > 2 else 2 if span > 0.05 else 3}f"
-
-
 def count(value: int | None) -> str:
     return ABSENT if value is None else _minus(f"{value:,}")
 

@@ -6,14 +6,17 @@ from itertools import pairwise
 
 from subquad.report import units
 from subquad.report.cost import QUANTITIES, Curve, baselines, part
-from subquad.report.figures.figure import Figure, Json, Panel, axes, line, plain
+from subquad.report.figures.figure import Axis, Figure, Line, Mark, Panel, Point, Sign, line, sign
 from subquad.report.looks import Look
 from subquad.report.table import Cell, Table
 
 UNITS = {"forward_ms": "ms", "forward_backward_ms": "ms", "peak_mb": "MB"}
 FEW = 2  # powers of ten on an axis, up to which it has ticks between them
+MOST = 6  # lengths that are named on an axis
+RING = "M-8 0a8 8 0 1 0 16 0a8 8 0 1 0-16 0z"
+CROSS = "M-4.5-4.5L4.5 4.5M4.5-4.5L-4.5 4.5"
 
-Points = Sequence[tuple[float, float]]
+Points = Sequence[Point]
 
 
 def cost_by_length(found: Sequence[Curve], looks: Mapping[str, Look]) -> Figure | None:
@@ -76,102 +79,95 @@ def _table(found: Sequence[Curve]) -> Table:
 def _panel(found: Sequence[Curve], looks: Mapping[str, Look], quantity: str) -> Panel:
     unit = UNITS[quantity]
     title = f"{QUANTITIES[quantity].capitalize()}, {unit}"
-    data, said, heights = [], [], []
+    marks: list[Mark] = []
+    said, heights = [], []
     references = baselines(found, quantity)
     for form, points in references.items():
         name = "fused softmax" if len(references) == 1 else f"fused softmax, {form}"
-        data.append(_reference(name, points, unit, solid=form == "bidirectional" or len(references) == 1))
+        solid = form == "bidirectional" or len(references) == 1
+        marks.append(_reference(name, [(x, y) for x, y in points if y > 0], unit, solid=solid))
         heights += [y for _, y in points if y > 0]
     for curve in found:
         points = [(x, y) for x, y in curve.points(quantity) if y > 0]
         if not points:
             continue
+        look = looks[curve.label]
         heights += [y for _, y in points]
-        data.append(_mechanism(curve.label, looks[curve.label], points, unit))
+        marks.append(line(curve.label, look, points, words=f"{curve.label}: {_ends(points, unit)}"))
+        marks += [sign(curve.label, look, at, _words(curve.label, at, unit)) for at in points]
         if floor := curve.floors(quantity):
-            data.append(_floor(curve.label, looks[curve.label], floor, unit))
+            marks.append(_floor(curve.label, look, floor, unit))
             heights += [y for _, y in floor]
         said.append(f"{curve.label}: {_ends(points, unit)}")
         scaling = curve.scaling(quantity)
         if scaling and scaling.crossover and not scaling.crossover.at_or_below:
             at = scaling.crossover.length
-            data.append(_ring(curve.label, looks[curve.label], at, interpolated(points, at)))
+            marks.append(_ring(curve.label, look, (at, interpolated(points, at))))
             said.append(f"{curve.label} crosses fused softmax at {at:,.0f} tokens")
     low, high = min(heights), max(heights)
     for curve in found:
         for length, failure in zip(curve.failed_lengths, curve.failures, strict=True):
-            data.append(_cross(curve.label, looks[curve.label], length, 1.6 * high, failure.status))
+            look = looks[curve.label]
+            marks.append(_cross(curve.label, look, (length, 1.6 * high), failure.status))
             said.append(f"{curve.label}: {failure.status} at {length:,} tokens")
     lengths = sorted({cell.length for curve in found for cell in curve.cells})
     lengths = sorted({*lengths, *(length for curve in found for length in curve.failed_lengths)})
-    layout = axes(x="tokens")
-    layout["xaxis"] |= {
-        "type": "log",
-        "tickvals": lengths,
-        "tickangle": 0,
-        "ticktext": [f"{length:,}" for length in lengths],
-        "range": [math.log10(lengths[0]) - 0.06, math.log10(lengths[-1]) + 0.06],
-    }
-    ticks = logarithmic_ticks(low, high)
-    layout["yaxis"] |= {
-        "type": "log",
-        "tickvals": ticks,
-        "ticktext": [f"{tick:,g}" for tick in ticks],
-        "range": [math.log10(low) - 0.1, math.log10(high) + 0.32],
-    }
-    return Panel(title=title, description=f"{title}. {'; '.join(said)}.", data=data, layout=layout)
+    every = -(-len(lengths) // MOST)
+    bottom, top = low / 1.25, 2.1 * high
+    return Panel(
+        title=title,
+        description=f"{title}. {'; '.join(said)}.",
+        x=Axis(
+            title="tokens",
+            low=lengths[0] / 1.15,
+            high=lengths[-1] * 1.15,
+            ticks=tuple((length, f"{length:,}") for length in lengths[::every]),
+            logarithmic=True,
+        ),
+        y=Axis(low=bottom, high=top, ticks=logarithmic_ticks(bottom, top), logarithmic=True),
+        marks=tuple(marks),
+    )
 
 
-def _mechanism(label: str, look: Look, points: Points, unit: str) -> Json:
-    drawn = line(label, look, *_columns(points), what=unit, marks=True)
-    return {**drawn, **_hover(label, points, unit)}
-
-
-def _reference(label: str, points: Points, unit: str, *, solid: bool) -> Json:
+def _reference(label: str, points: Points, unit: str, *, solid: bool) -> Line:
     """Fused softmax: broad and grey, behind all others, and not to be hidden."""
-    look = Look(colour="var(--floor)", place=0)
-    drawn = line(label, look, *_columns(points), what=unit, marks=len(points) == 1)
-    drawn["line"] |= {"width": 6, "dash": "solid" if solid else "dot"}
-    return {**drawn, **_hover(label, points, unit), "opacity": 0.45, "meta": None}
+    return Line(
+        row=None,
+        points=tuple(_seen(points)),
+        colour="var(--floor)",
+        width=6,
+        dash="" if solid else "1.5 6",
+        opacity=0.45,
+        words=f"{label}: {_ends(points, unit)}",
+    )
 
 
-def _floor(label: str, look: Look, points: Points, unit: str) -> Json:
+def _floor(label: str, look: Look, points: Points, unit: str) -> Line:
     """The machine's own limit for a mechanism: thin and dotted, in its colour."""
-    drawn = line(label, look, *_columns(points), what=unit, marks=len(points) == 1)
-    drawn["line"] |= {"width": 1, "dash": "dot"}
-    return {**drawn, **_hover(f"floor of {label}", points, unit)}
+    words = f"floor of {label}: {_ends(points, unit)}"
+    return Line(
+        row=label, points=tuple(_seen(points)), colour=look.colour, width=1, dash="1.5 2.5", words=words
+    )
 
 
-def _hover(label: str, points: Points, unit: str) -> Json:
-    return {
-        "text": [f"{plain(label)}, {units.significant(y)} {unit}" for _, y in points],
-        "hovertemplate": "%{text}<br>%{x:,.0f} tokens<extra></extra>",
-    }
+def _seen(points: Points) -> Points:
+    """A line of one point would not be seen: it is given a little length."""
+    (x, y), *others = points
+    return points if others else [(0.95 * x, y), (1.05 * x, y)]
 
 
-def _mark(label: str, x: float, y: float, words: str, marker: Json) -> Json:
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "name": plain(label),
-        "meta": label,
-        "x": [x],
-        "y": [y],
-        "text": [plain(words)],
-        "hovertemplate": "%{text}<br>%{x:,.0f} tokens<extra></extra>",
-        "marker": marker,
-    }
+def _words(label: str, at: Point, unit: str) -> str:
+    return f"{label}: {units.significant(at[1])} {unit} at {at[0]:,.0f} tokens"
 
 
-def _ring(label: str, look: Look, x: float, y: float) -> Json:
-    marker = {"symbol": "circle-open", "size": 17, "color": look.colour, "line": {"width": 2.25}}
-    return _mark(label, x, y, f"{label} stays ahead from here on", marker)
+def _ring(label: str, look: Look, at: Point) -> Sign:
+    words = f"{label} stays ahead from here on, from {at[0]:,.0f} tokens"
+    return Sign(row=label, at=at, path=RING, colour=look.colour, words=words, hollow=True)
 
 
-def _cross(label: str, look: Look, x: float, y: float, status: str) -> Json:
-    stroke = {"width": 2, "color": look.colour}
-    marker = {"symbol": "x-thin", "size": 9, "color": look.colour, "line": stroke}
-    return _mark(label, x, y, f"{label}: {status}", marker)
+def _cross(label: str, look: Look, at: Point, status: str) -> Sign:
+    words = f"{label}: {status} at {at[0]:,.0f} tokens"
+    return Sign(row=label, at=at, path=CROSS, colour=look.colour, words=words, hollow=True)
 
 
 def interpolated(points: Points, x: float) -> float:
@@ -183,15 +179,12 @@ def interpolated(points: Points, x: float) -> float:
     return points[0][1] if x < points[0][0] else points[-1][1]
 
 
-def logarithmic_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 of each power of ten, or the powers alone where they are many."""
+def logarithmic_ticks(low: float, high: float) -> tuple[tuple[float, str], ...]:
+    """1, 2 and 5 of each power of ten between, or the powers alone where they are many."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     steps = (1.0, 2.0, 5.0) if math.log10(high / low) < FEW else (1.0,)
-    return [step * 10.0**power for power in powers for step in steps]
-
-
-def _columns(points: Points) -> tuple[list[float], list[float]]:
-    return [x for x, _ in points], [y for _, y in points]
+    found = [step * 10.0**power for power in powers for step in steps]
+    return tuple((tick, f"{tick:,g}") for tick in found if low <= tick <= high)
 
 
 def _ends(points: Points, unit: str) -> str:

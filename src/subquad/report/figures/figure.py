@@ -1,28 +1,109 @@
-"""What a figure is: what Plotly draws, what is said of it to those who do not see it, the table behind it.
+"""What a figure is: marks on axes, what is said of it to those who do not see it, the table behind it.
 
-Colours are variables of the style sheet; page.js puts in their values, for light, dark and print. Plotly
-takes some HTML in text for markup, so that every text from outside is escaped here once more.
+Nothing here knows how it is drawn: see `drawing`. Colours are variables of the style sheet, which has a set
+for light and one for dark pages.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
-from typing import Any
 
 from subquad.report.looks import Look
 from subquad.report.table import Table
 
-Json = dict[str, Any]
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    title: str = ""
+    low: float
+    high: float
+    ticks: tuple[tuple[float, str], ...]
+    logarithmic: bool = False
+
+    def place(self, value: float) -> float:
+        """0 at the low end, 1 at the high one."""
+        low, high = self.low, self.high
+        if self.logarithmic:
+            low, high, value = math.log(low), math.log(high), math.log(value)
+        return (value - low) / (high - low)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    row: str | None  # the legend's button of this row hides it; None: never hidden
+    points: tuple[Point, ...]
+    colour: str
+    width: float
+    dash: str = ""
+    opacity: float = 1.0
+    words: str = ""  # that appear when it is pointed at
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sign:
+    """A marker."""
+
+    row: str | None
+    at: Point
+    path: str  # about the origin, in pixels
+    colour: str
+    words: str
+    hollow: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disc:
+    row: str
+    at: Point
+    radius: float  # in pixels
+    colour: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whisker:
+    row: str
+    at: Point
+    low: float
+    high: float
+    colour: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """A dashed line across, with its name on it."""
+
+    height: float
+    name: str
+    right: bool  # where the name stands
+
+
+@dataclass(frozen=True, kw_only=True)
+class Name:
+    """A row's name beside its marker."""
+
+    row: str
+    at: Point
+    text: str
+    right: float  # pixels from the marker to the text
+    down: float
+    anchor: str  # "start", "middle", "end"
+    wide: bool  # whether there is room for it in a wide figure alone
+
+
+Mark = Line | Sign | Disc | Whisker | Level | Name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One set of axes."""
+    """One set of axes with the marks on it, the first of them farthest back."""
 
     title: str
     description: str  # in words, for those who do not see it
-    data: list[Json]
-    layout: Json
+    x: Axis
+    y: Axis
+    marks: tuple[Mark, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,64 +118,21 @@ class Figure:
     data: Table  # the same and all there is, to download
 
 
-def axes(*, x: str) -> Json:
-    """A layout without ornament. `x` says what goes to the right, the panel's title above it what goes up."""
-    axis = {
-        "gridcolor": "var(--rule)",
-        "linecolor": "var(--rule)",
-        "zeroline": False,
-        "ticks": "",
-        "automargin": True,
-        "fixedrange": True,
-        "tickfont": {"color": "var(--muted)", "size": 12},
-    }
-    title = {"text": plain(x), "font": {"color": "var(--muted)", "size": 12.5}, "standoff": 10}
-    return {
-        "xaxis": {**axis, "showgrid": False, "showline": True, "title": title},
-        "yaxis": axis.copy(),
-        "margin": {"l": 8, "r": 12, "t": 8, "b": 8},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"color": "var(--ink)"},
-        "hoverlabel": {
-            "bgcolor": "var(--raised)",
-            "bordercolor": "var(--rule)",
-            "font": {"color": "var(--ink)", "size": 13},
-            "align": "left",
-        },
-        "hovermode": "closest",
-        "dragmode": False,
-        "showlegend": False,
-    }
+def line(row: str, look: Look, points: Sequence[Point], *, words: str = "", thin: bool = False) -> Line:
+    """A row's line in its look; a thin one is background, and says nothing when pointed at."""
+    if thin:
+        return Line(row=row, points=tuple(points), colour=look.colour, width=1, opacity=0.3)
+    return Line(row=row, points=tuple(points), colour=look.colour, width=2.25, dash=look.dash, words=words)
 
 
-def line(
-    label: str,
-    look: Look,
-    xs: Sequence[float],
-    ys: Sequence[float],
-    *,
-    what: str,
-    thin: bool = False,
-    marks: bool = False,
-) -> Json:
-    """A mechanism's line in its look; a thin one is background, and says nothing when pointed at."""
-    hover = {"hoverinfo": "skip"} if thin else {"hovertemplate": "%{text}<br>%{x:,}: %{y:.4g}<extra></extra>"}
-    return {
-        "type": "scatter",
-        "mode": "lines+markers" if marks else "lines",
-        "name": plain(label),
-        "meta": label,  # the legend's button hides by it
-        "x": list(xs),
-        "y": list(ys),
-        "text": [f"{plain(label)}, {what}"] * len(xs),
-        **hover,
-        "opacity": 0.3 if thin else 1,
-        "line": {"color": look.colour, "width": 1 if thin else 2.25, "dash": "solid" if thin else look.dash},
-        "marker": {"color": look.colour, "symbol": look.marker, "size": 8},
-    }
+def sign(row: str, look: Look, at: Point, words: str) -> Sign:
+    return Sign(row=row, at=at, path=look.marker, colour=look.colour, words=words)
 
 
-def plain(text: str) -> str:
-    """Text in which Plotly finds no tags, and no variables of a template."""
-    return escape(text, quote=False).replace("%{", "%\u200b{")
+def ticks(low: float, high: float, *, most: int = 6) -> tuple[tuple[float, str], ...]:
+    """Round values of an axis, all with as many decimals, from `low` to `high`."""
+    power = 10.0 ** math.floor(math.log10((high - low) / most))
+    step = next(factor * power for factor in (1, 2, 5, 10) if (high - low) / (factor * power) <= most)
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return tuple((place * step, f"{place * step:,.{decimals}f}") for place in range(first, last + 1))

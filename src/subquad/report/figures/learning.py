@@ -6,12 +6,15 @@ from typing import Any, NamedTuple
 
 from subquad.records import Record
 from subquad.report import units
-from subquad.report.figures.figure import Figure, Json, Panel, axes, line
+from subquad.report.figures.figure import Axis, Figure, Mark, Panel, Point, line, sign, ticks
 from subquad.report.leaderboard import identity
 from subquad.report.looks import Look
 from subquad.report.table import Table
 
 SMOOTH = 30  # points of a curve to each point of the window of its running mean
+
+
+Json = dict[str, Any]
 
 
 class Course(NamedTuple):
@@ -88,30 +91,50 @@ def _courses(comparison: Mapping[str, Any], records: Sequence[Record]) -> Course
 def _panel(
     title: str, courses: Courses, looks: Mapping[str, Look], read: Read, *, window: int, marks: bool
 ) -> Panel:
-    data, said = [], []
+    drawn: list[Mark] = []
+    said, heights, end = [], [], 1.0
     for label, seeds in courses.items():
-        lines = {course.seed: _line(course, read, window) for course in seeds}
-        bold = {f"seed {seed}": drawn for seed, drawn in lines.items()}
-        places = [xs for xs, _ in lines.values()]
-        if len(lines) > 1 and all(xs == places[0] for xs in places):
-            means = [fmean(values) for values in zip(*(ys for _, ys in lines.values()), strict=True)]
-            data += [line(label, looks[label], *drawn, what=name, thin=True) for name, drawn in bold.items()]
-            bold = {"mean of seeds": (places[0], means)}
-        for name, (xs, ys) in bold.items():
-            data.append(line(label, looks[label], xs, ys, what=name, marks=marks))
-            if ys:
-                said.append(f"{label}: from {units.score(ys[0])} to {units.score(ys[-1])}")
-    heights = [y for trace in data for y in trace["y"]] or [0.0]
-    end = max((x for trace in data for x in trace["x"]), default=1)
-    layout = axes(x="examples seen")
-    layout["xaxis"] |= {"range": [0, 1.03 * end], "tickformat": ",~g"}
-    layout["yaxis"] |= {"tickformat": units.ticks(min(heights), max(heights))}
-    return Panel(title=title, description=f"{title}. {'; '.join(said)}.", data=data, layout=layout)
+        look, lines = looks[label], [_line(course, read, window) for course in seeds]
+        heights += [y for points in lines for _, y in points]
+        end = max([end, *(x for points in lines for x, _ in points)])
+        bold, what = lines, [f"seed {course.seed}" for course in seeds]
+        if len(lines) > 1 and all(_places(points) == _places(lines[0]) for points in lines):
+            drawn += [line(label, look, points, thin=True) for points in lines if points]
+            bold, what = [_mean(lines)], ["mean of seeds"]
+        for name, points in zip(what, bold, strict=True):
+            if not points:
+                continue
+            course = f"from {units.score(points[0][1])} to {units.score(points[-1][1])}"
+            drawn.append(line(label, look, points, words=f"{label}, {name}: {course}"))
+            said.append(f"{label}: {course}")
+            if marks:
+                drawn += [
+                    sign(label, look, (x, y), f"{label}, {name}: {units.score(y)} after {x:,.0f} examples")
+                    for x, y in points
+                ]
+    low, high = (min(heights), max(heights)) if heights else (0.0, 1.0)
+    margin = 0.06 * (high - low) or 0.05
+    low, high, end = low - margin, high + margin, 1.03 * end
+    return Panel(
+        title=title,
+        description=f"{title}. {'; '.join(said)}.",
+        x=Axis(title="examples seen", low=0, high=end, ticks=ticks(0, end, most=5)),
+        y=Axis(low=low, high=high, ticks=ticks(low, high)),
+        marks=tuple(drawn),
+    )
 
 
-def _line(course: Course, read: Read, window: int) -> tuple[list[float], list[float]]:
+def _line(course: Course, read: Read, window: int) -> list[Point]:
     kept = [(point["examples"], y) for point in course.points if (y := read(point)) is not None]
-    return [x for x, _ in kept], running_mean([y for _, y in kept], window)
+    return list(zip(_places(kept), running_mean([y for _, y in kept], window), strict=True))
+
+
+def _mean(lines: Sequence[Sequence[Point]]) -> list[Point]:
+    return [(points[0][0], fmean(y for _, y in points)) for points in zip(*lines, strict=True)]
+
+
+def _places(points: Sequence[Point]) -> list[float]:
+    return [x for x, _ in points]
 
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:

@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from subquad.report import units
-from subquad.report.figures.figure import Figure, Json, Panel, axes, plain
-from subquad.report.leaderboard import Costs, Row, extent, near_floors
+from subquad.report.figures.figure import Axis, Disc, Figure, Level, Mark, Panel, Whisker, sign, ticks
+from subquad.report.figures.names import names
+from subquad.report.leaderboard import Costs, Row, near_floors
 from subquad.report.looks import Look
-from subquad.report.statistics import Summary
+from subquad.report.statistics import Interval, Summary
 from subquad.report.table import Table
 
-LARGEST = 46  # pixels across: the disc of the row with the most memory
+LARGEST = 23  # pixels from the middle of the disc of the row with the most memory
 MARGIN = 0.12  # of the height, above and below what is drawn
 
 
@@ -21,13 +22,12 @@ class Measured(NamedTuple):
     label: str
     score: Summary
     costs: Costs
+    whisker: Interval | None
 
 
 class Point(NamedTuple):
-    label: str
-    score: Summary
+    row: Measured
     x: float  # its speed
-    memory: float | None
     words: str
 
 
@@ -35,18 +35,18 @@ def quality_against_speed(
     rows: Sequence[Row], looks: Mapping[str, Look], comparison: Mapping[str, Any]
 ) -> Figure | None:
     """Two panels, for training and for use; None where no row has a score and a speed."""
-    shown = [Measured(row.label, row.score, row.costs) for row in rows if row.score and row.costs]
+    shown = _measured(rows, higher=comparison["higher_is_better"])
     metric = units.metric(comparison["metric"])
-    floors = {row.label: row.score for row in near_floors(rows) if row.score}
+    higher = comparison["higher_is_better"]
     training = _points([(row, row.costs.events_per_second) for row in shown], metric, "events/s")
     use = _points([(row, row.costs.latency_ms) for row in shown], metric, "ms")
     panels = []
     if training:
-        layout = axes(x="events per second (faster →)")
-        panels.append(_panel(f"In training: {metric} over speed", training, floors, looks, layout))
+        title, x = f"In training: {metric} over speed", "events per second (faster →)"
+        panels.append(_panel(title, x, training, near_floors(rows), looks, higher=higher, faster=1))
     if use:
-        layout = axes(x="milliseconds per history (← faster)")
-        panels.append(_panel(f"In use: {metric} over latency", use, floors, looks, layout))
+        title, x = f"In use: {metric} over latency", "milliseconds per history (← faster)"
+        panels.append(_panel(title, x, use, near_floors(rows), looks, higher=higher, faster=-1))
     if not panels:
         return None
     table = Table(
@@ -85,10 +85,25 @@ def quality_against_speed(
     )
 
 
+def _measured(rows: Sequence[Row], *, higher: bool) -> list[Measured]:
+    """With whiskers about all but the best: short of its level, a row is told apart from it."""
+    found, best = [], next((row for row in rows if row.kind == "mechanism" and row.score), None)
+    for row in rows:
+        if row.score is None or row.costs is None or best is None:
+            continue
+        beside, mean = row.against.get(best.label), row.score.mean
+        whisker = None
+        if beside:
+            low, high = mean - beside.least, mean + beside.least
+            whisker = Interval(low=max(0.0, low), high=min(1.0, high) if higher else high)
+        found.append(Measured(row.label, row.score, row.costs, whisker))
+    return found
+
+
 def _caption(rows: Sequence[Row], shown: Sequence[Measured], metric: str) -> str:
     said = [f"{metric} on the test split over speed."]
-    if any(row.score.interval for row in shown):
-        said.append("Whiskers are 95 % intervals over the seeds.")
+    if any(row.whisker for row in shown):
+        said.append("A row whose whisker stays short of the level of the best is told apart from it.")
     if memory := [row.costs.training_peak_mb for row in shown if row.costs.training_peak_mb]:
         low, high = units.significant(min(memory)), units.significant(max(memory))
         said.append(f"The area of a disc is the memory of a training step, from {low} to {high} MB.")
@@ -113,85 +128,71 @@ def _points(speeds: Sequence[tuple[Measured, float | None]], metric: str, unit: 
     for row, x in speeds:
         if not x:
             continue
-        memory = row.costs.training_peak_mb
-        words = f"{metric} {units.score(row.score.mean)}, {units.significant(x)} {unit}"
-        if memory:
+        words = f"{row.label}: {metric} {units.score(row.score.mean)}, {units.significant(x)} {unit}"
+        if memory := row.costs.training_peak_mb:
             words += f", {units.significant(memory)} MB"
-        points.append(Point(row.label, row.score, x, memory, words))
+        points.append(Point(row, x, words))
     return points
 
 
 def _panel(
     title: str,
+    x_title: str,
     points: Sequence[Point],
-    floors: Mapping[str, Summary],
+    floors: Sequence[Row],
     looks: Mapping[str, Look],
-    layout: Json,
+    *,
+    higher: bool,
+    faster: int,
 ) -> Panel:
-    heights = [y for score in (*floors.values(), *(point.score for point in points)) for y in extent(score)]
+    levels = {floor.label: floor.score.mean for floor in floors if floor.score}
+    heights = [*levels.values(), *(point.row.score.mean for point in points)]
+    heights += [end for point in points if (each := point.row.whisker) for end in (each.low, each.high)]
     low, high = min(heights), max(heights)
     margin = MARGIN * (high - low) or 0.05
-    largest = max(point.memory or 0.0 for point in points)
-    layout["xaxis"] |= {"range": [0, 1.12 * max(point.x for point in points)], "tickformat": ",~g"}
-    layout["yaxis"] |= {"range": [low - margin, high + margin], "tickformat": units.ticks(low, high)}
-    layout["shapes"] = [_floor_line(score.mean) for score in floors.values()]
-    layout["annotations"] = [
-        _floor_name(label, score.mean, points, near=0.15 * (high - low)) for label, score in floors.items()
+    top = min(high + margin, max(1.0, high)) if higher else high + margin
+    bottom, end = max(low - margin, min(0.0, low)), 1.12 * max(point.x for point in points)
+    x = Axis(title=x_title, low=0, high=end, ticks=ticks(0, end, most=5))
+    y = Axis(low=bottom, high=top, ticks=ticks(bottom, top))
+    largest = max(point.row.costs.training_peak_mb or 0.0 for point in points)
+    marks: list[Mark] = [
+        Level(height=height, name=f"floor: {label}", right=_crowded(points, height, near=0.15 * (high - low)))
+        for label, height in levels.items()
     ]
-    said = [f"{point.label}: {point.words}" for point in points]
-    said += [f"floor {label}: {units.score(score.mean)}" for label, score in floors.items()]
-    return Panel(
-        title=title,
-        description=f"{title}. {'; '.join(said)}.",
-        data=[trace for point in points for trace in _disc(point, looks[point.label], largest)],
-        layout=layout,
-    )
+    for point in points:
+        marks += _point(point, looks[point.row.label], largest)
+    places = {point.row.label: (point.x, point.row.score.mean) for point in points}
+    marks += names(places, _frontier(points, higher=higher, faster=faster), x, y)
+    said = [point.words for point in points]
+    said += [f"floor {label}: {units.score(height)}" for label, height in levels.items()]
+    return Panel(title=title, description=f"{title}. {'; '.join(said)}.", x=x, y=y, marks=tuple(marks))
 
 
-def _disc(point: Point, look: Look, largest: float) -> list[Json]:
-    """A disc for the memory; on it the mechanism's own marker with the whiskers of its score."""
-    mean, interval = point.score.mean, point.score.interval
-    place = {"type": "scatter", "mode": "markers", "x": [point.x], "y": [mean]}
-    common: Json = {**place, "name": plain(point.label), "meta": point.label}
-    marker: Json = {
-        **common,
-        "text": [f"<b>{plain(point.label)}</b><br>{plain(point.words)}"],
-        "hovertemplate": "%{text}<extra></extra>",
-        "marker": {"color": look.colour, "symbol": look.marker, "size": 9},
-    }
-    if interval:
-        marker["error_y"] = {
-            "type": "data",
-            "symmetric": False,
-            "array": [interval.high - mean],
-            "arrayminus": [mean - interval.low],
-            "color": look.colour,
-            "thickness": 1.5,
-            "width": 5,
-        }
-    if not point.memory:
-        return [marker]
-    size = LARGEST * math.sqrt(point.memory / largest)
-    filled = {"color": look.colour, "size": size, "opacity": 0.25}
-    return [{**common, "hoverinfo": "skip", "cliponaxis": False, "marker": filled}, marker]
+def _point(point: Point, look: Look, largest: float) -> list[Mark]:
+    """A disc for the memory; on it the whisker, and the mechanism's own marker."""
+    row, marks = point.row, []
+    at = (point.x, row.score.mean)
+    if row.costs.training_peak_mb:
+        radius = LARGEST * math.sqrt(row.costs.training_peak_mb / largest)
+        marks.append(Disc(row=row.label, at=at, radius=radius, colour=look.colour))
+    if row.whisker:
+        low, high = row.whisker.low, row.whisker.high
+        marks.append(Whisker(row=row.label, at=at, low=low, high=high, colour=look.colour))
+    return [*marks, sign(row.label, look, at, point.words)]
 
 
-def _floor_line(height: float) -> Json:
-    line = {"color": "var(--floor)", "width": 1.5, "dash": "dash"}
-    return {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": height, "y1": height, "line": line}
+def _frontier(points: Sequence[Point], *, higher: bool, faster: int) -> list[str]:
+    """The rows that no other beats in both, from the best score on."""
+    sign = 1 if higher else -1
+    found, fastest = [], -math.inf
+    for point in sorted(points, key=lambda point: (-sign * point.row.score.mean, -faster * point.x)):
+        if faster * point.x > fastest:
+            found.append(point.row.label)
+            fastest = faster * point.x
+    return found
 
 
-def _floor_name(label: str, height: float, points: Sequence[Point], *, near: float) -> Json:
-    """On its line: at the left, or at the right where a point on the left is in the way."""
+def _crowded(points: Sequence[Point], height: float, *, near: float) -> bool:
+    """Whether a point on the left is in the way of a name there."""
     middle = max(point.x for point in points) / 2
-    right = any(-near < point.score.mean - height < 2 * near for point in points if point.x < middle)
-    return {
-        "text": plain(f"floor: {label}"),
-        "xref": "paper",
-        "x": 0.99 if right else 0.01,
-        "y": height,
-        "xanchor": "right" if right else "left",
-        "yanchor": "bottom",
-        "showarrow": False,
-        "font": {"size": 12, "color": "var(--muted)"},
-    }
+    return any(-near < point.row.score.mean - height < 2 * near for point in points if point.x < middle)
