@@ -218,7 +218,7 @@ def merged(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def reformer(mechanism: Mechanism, length: int) -> Mix:
-    """Its rotations are drawn anew at each call, so that its numbers are its own."""
+    """Its rotations are drawn anew at each call and its scores are over sqrt(d): its numbers are its own."""
     attend = (
         imported("reformer_pytorch.reformer_pytorch")
         .LSHAttention(
