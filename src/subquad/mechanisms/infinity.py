@@ -47,6 +47,7 @@ from subquad.memories.segments import Segments
 from subquad.memories.short_term import RelativeAttention
 from subquad.ops.padding import hide
 from subquad.ops.precision import no_autocast, wide
+from subquad.ops.transforms import lasting
 
 Tokens = Float[Tensor, "b h l c"]  # k, v, long_k and long_v side by side
 
@@ -209,7 +210,7 @@ class InfinityAttention(Mechanism):
         return self._run(q, k, v, long_k, long_v, valid=valid, state=state, keep=True)
 
     def penalty(self) -> Float[Tensor, ""]:
-        return self.kl_weight * self._divergence
+        return self.kl_weight * lasting(self._divergence)
 
     def _run(
         self, *inputs: Queries, valid: Valid | None, state: Memory | None, keep: bool
