@@ -35,8 +35,8 @@ VARIANTS = {
     "hyperbolic": variant(map="hyperbolic", limit=16384),
     "trigonometric": variant(map="trigonometric", limit=16384),
     **{name: variant(map=name) for name in ("relu", "gelu", "exp")},
-    "relu of Long Range Arena": variant(map="relu", projection=False, scale=False),
-    "exp without projection": variant(map="exp", projection=False),
+    "relu of Long Range Arena": variant(map="relu", projection=False, scale=False, features=256),
+    "exp without projection": variant(map="exp", projection=False, features=256),
     "normalised": variant(normalise=True),
     "normalised trigonometric": variant(map="trigonometric", normalise=True),
     "independent, of fixed lengths": variant(orthogonal=False, lengths="fixed"),
@@ -309,7 +309,11 @@ def test_the_relu_of_long_range_arena_weighs_by_relu_of_queries_and_keys_themsel
         ),
         ({"projection": False}, "map='positive' estimates softmax attention, which takes projection=True"),
         ({"map": "relu", "scale": False, "normalise": True}, "normalise=True is a scale by itself"),
-        ({"map": "relu", "projection": False, "redraw_every": 1}, "projection=False leaves nothing to draw"),
+        (
+            {"map": "relu", "projection": False, "features": 64, "seed": 1, "redraw_every": 1},
+            "projection=False leaves nothing to draw, and has as many features as a head is wide: leave "
+            "features, seed, redraw_every at the default",
+        ),
         ({"redraw_every": -1}, "redraw_every must be a number of steps, 0 for never, not -1"),
     ],
 )

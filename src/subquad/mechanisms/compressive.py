@@ -48,8 +48,10 @@ from subquad.memories.compression import KINDS, Convolution, compressor
 from subquad.memories.literal import Row, relative_attention, row_by_row
 from subquad.memories.segments import Segments, as_batch, windows
 from subquad.memories.short_term import Far, RelativeAttention
+from subquad.ops.attention import attention
 from subquad.ops.padding import hide
 from subquad.ops.precision import no_autocast, wide
+from subquad.ops.transforms import lasting
 
 Line = Float[Tensor, "b h _ c"]  # tokens or slots, one after the other
 
@@ -199,7 +201,7 @@ class CompressiveAttention(Mechanism):
             )
 
     def penalty(self) -> Float[Tensor, ""]:
-        return self.weight * self._loss
+        return self.weight * lasting(self._loss)
 
     def _empty(self, k: Queries, v: Queries) -> Memory:
         """What is remembered before the first token."""
@@ -228,7 +230,7 @@ class CompressiveAttention(Mechanism):
         queries = F.pad(queries.detach(), (0, 0, 0, segments.count * segments.width - queries.shape[2]))
         q = as_batch(queries.unflatten(2, (segments.count, segments.width))[:, :, first:])
         old_mixed, new_mixed = (
-            F.scaled_dot_product_attention(q, *(as_batch(y) for y in x), attn_mask=seen[..., ::step])
+            attention(q, *(as_batch(y) for y in x), seen=seen[..., ::step])
             for x, step in ((old, 1), (new, c))
         )
         readers = segments.real()[:, first:] & some

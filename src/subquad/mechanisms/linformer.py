@@ -19,9 +19,9 @@ Wang, Li, Khabsa, Fang, Ma: Linformer: Self-Attention with Linear Complexity. 20
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn import functional
 
 from subquad.mechanism import Dims, Keys, Mechanism, Mixed, Queries, Traits, Valid, Values
+from subquad.ops.attention import attention
 from subquad.ops.packing import Packing
 from subquad.ops.padding import hide
 from subquad.ops.pooling import Windows
@@ -128,7 +128,7 @@ class Linformer(Mechanism):
             slots, real = self._project(packing.pack(k), packing, E)
             mixed, _ = self._project(packing.pack(v), packing, E if F is None else F)
             mask = None if real is None else real[:, None, None, :]
-            return functional.scaled_dot_product_attention(q, slots, mixed, attn_mask=mask)
+            return attention(q, slots, mixed, seen=mask)
 
         with no_autocast(q):
             return by_heads(attend, q, k, v)

@@ -20,10 +20,10 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from subquad.mechanism import Dims, Keys, Mechanism, Mixed, Queries, Traits, Valid, Values
 from subquad.mechanisms.sparse import SparseAttention
+from subquad.ops.attention import attention
 from subquad.ops.packing import Packing, take
 from subquad.ops.precision import no_autocast, wide
 from subquad.ops.scan import scan
@@ -100,7 +100,7 @@ class LocalAttention(SparseAttention):
         d = w + torch.arange(q.shape[2], device=q.device)[:, None] - j
         near = (d >= 0) & (d <= w) & (d % self.dilation == 0)
         near = near & (j >= w - seen[:, None, None])
-        out = F.scaled_dot_product_attention(*wide(q, k, v), attn_mask=near[:, None])
+        out = attention(*wide(q, k, v), seen=near[:, None])
         last = packing.count[:, None] + torch.arange(w, device=k.device)
         keep = torch.ones_like(last, dtype=torch.bool)
         window = Window(take(k, last, real=keep), take(v, last, real=keep), seen + packing.count)

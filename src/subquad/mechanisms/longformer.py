@@ -14,9 +14,9 @@ models have no global tokens, and are `local`.
 """
 
 import torch
-from torch.nn import functional as F
 
 from subquad.mechanism import Dims, Keys, Mechanism, Mixed, Queries, Traits, Valid, Values
+from subquad.ops.attention import attention
 from subquad.ops.packing import Packing
 from subquad.ops.precision import no_autocast, wide
 from subquad.patterns import Columns, Local, attend
@@ -101,6 +101,6 @@ class LongformerAttention(Mechanism):
             local = attend(self.pattern, *packed[:3], n=None if valid is None else packing.count)
             first = packed[3][:, :, : self.globals]
             seen = None if packing.valid is None else packing.valid[:, None, None, :]
-            whole = F.scaled_dot_product_attention(first, *packed[4:], attn_mask=seen)
+            whole = attention(first, *packed[4:], seen=seen)
         out = torch.cat([whole, local[:, :, self.globals :]], 2)
         return packing.unpack(out).to(v.dtype)

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from subquad.mechanism import Dims, Keys, Mechanism, Mixed, Queries, Traits, Valid, Values
+from subquad.ops.attention import attention
 from subquad.ops.convolution import convolve
 from subquad.ops.landmarks import Segments
 from subquad.ops.masked_softmax import masked_softmax
@@ -135,9 +136,9 @@ class Nystromformer(Mechanism):
         else:
             seen, real = packing.valid[:, None, None, :], segments.real[:, None, None, :]
             A = masked_softmax(scores, seen=real & real.mT)
-        BV = functional.scaled_dot_product_attention(q_landmarks, k, v, attn_mask=seen)
+        BV = attention(q_landmarks, k, v, seen=seen)
         ZBV = pseudo_inverse(A, iterations=self.iterations) @ BV
-        out = functional.scaled_dot_product_attention(q, k_landmarks, ZBV, attn_mask=real)
+        out = attention(q, k_landmarks, ZBV, seen=real)
         return convolve(v, self.skip[own].to(v.dtype)).add_(out) if self.kernel else out
 
 

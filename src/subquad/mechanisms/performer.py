@@ -47,6 +47,7 @@ ESTIMATES: dict[str, Callable[[Projection], FeatureMap]] = {  # of the softmax k
     "trigonometric": Trigonometric,
 }
 OTHERS = ("exp", *FUNCTIONS)  # kernels of their own
+FEATURES = 256
 PAIRED = ("hyperbolic", "trigonometric")  # two features a row of W
 MAPS = (*ESTIMATES, *OTHERS)
 
@@ -90,7 +91,7 @@ class Performer(KernelAttention):
         dims: Dims,
         *,
         causal: bool,
-        features: int = 256,
+        features: int = FEATURES,
         map: str = "positive",
         orthogonal: bool = True,
         lengths: str = "chi",
@@ -125,8 +126,13 @@ class Performer(KernelAttention):
             )
         if normalise and not scale:
             raise ValueError("'performer': normalise=True is a scale by itself: leave scale=True")
-        if redraw_every and not projection:
-            raise ValueError("'performer': projection=False leaves nothing to draw: leave redraw_every=0")
+        drawn = {"features": features != FEATURES, "lengths": lengths != "chi", "orthogonal": not orthogonal}
+        drawn |= {"seed": seed, "redraw_every": redraw_every}
+        if not projection and (idle := [option for option, chosen in drawn.items() if chosen]):
+            raise ValueError(
+                "'performer': projection=False leaves nothing to draw, and has as many features as a head is "
+                f"wide: leave {', '.join(idle)} at the default"
+            )
         scaling: Scaling = "unit" if normalise else "root" if scale else "none"
         project = Unprojected(scaling=scaling)
         if projection:

@@ -37,6 +37,7 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 from subquad.mechanism import Dims, Keys, Mechanism, Mixed, Queries, Traits, Valid, Values
+from subquad.ops.attention import attention
 from subquad.ops.bucket_attention import bucket_attention
 from subquad.ops.buckets import Buckets, reorder
 from subquad.ops.generators import seeded
@@ -44,6 +45,7 @@ from subquad.ops.nearest import largest
 from subquad.ops.padding import hide
 from subquad.ops.precision import no_autocast, wide
 from subquad.ops.scan import scan
+from subquad.ops.transforms import lasting, passing
 
 CHUNK = 32  # tokens of a stream at a time
 
@@ -119,7 +121,7 @@ class RoutingAttention(Mechanism):
         self.mu.copy_(F.normalize(drawn, dim=-1))
 
     def penalty(self) -> Float[Tensor, ""]:
-        return self.commitment * self._distance
+        return self.commitment * lasting(self._distance)
 
     @torch.no_grad()
     def update(self) -> None:
@@ -209,7 +211,8 @@ class RoutingAttention(Mechanism):
         near = self._cosines(q)
         if self.training:
             self._distance, gathered = self._learn(q, k, near, real)
-            self._gathered = self._gathered.to(gathered) + gathered
+            if torch.compiler.is_dynamo_compiling() or not passing():
+                self._gathered = self._gathered.to(gathered) + gathered
         return (q, k, v, near), real
 
     def _cosines(self, x: Queries) -> Cosines:
@@ -226,10 +229,15 @@ class RoutingAttention(Mechanism):
             cosine, nearest = near.max(-1)
             distance = x.square().sum(-1) - 2 * cosine + 1
             squares = squares + distance.masked_fill(~real[:, None], 0).sum()
-            own = F.one_hot(nearest, self.clusters).to(x.dtype).masked_fill(~real[:, None, :, None], 0)
+            own = self._joins(nearest, real).to(x.dtype)
             ones = torch.cat([x.detach(), torch.ones_like(x[..., :1])], -1)
             sums.append(own.transpose(0, 1).flatten(1, 2).mT @ ones.transpose(0, 1).flatten(1, 2))
         return squares / (2 * q.shape[1] * real.sum()).clamp(min=1), torch.stack(sums, 1)
+
+    def _joins(self, cluster: Int[Tensor, "b h n"], real: Real) -> Bool[Tensor, "b h n c"]:
+        """Which cluster each real token goes to."""
+        own = cluster[..., None] == torch.arange(self.clusters, device=cluster.device)
+        return own & real[:, None, :, None]
 
     def _by_centroid(self, q: Queries, k: Keys, v: Values, near: Cosines, real: Real | None) -> Mixed:
         """The bidirectional form: each centroid's nearest queries attend to its nearest keys."""
@@ -245,7 +253,7 @@ class RoutingAttention(Mechanism):
             reorder(x, places.flatten(2)).unflatten(2, (self.clusters, most)).flatten(1, 2)
             for x, places in ((q, queries), (k, keys), (v, keys))
         )
-        given = F.scaled_dot_product_attention(q, k, values, attn_mask=taken)
+        given = attention(q, k, values, seen=taken)
         times = torch.ones_like(given[..., :1])
         if taken is not None:
             given, times = (x.masked_fill(~taken.mT, 0) for x in (given, times))
@@ -273,7 +281,7 @@ class RoutingAttention(Mechanism):
     ) -> tuple[Mixed, Clusters]:
         """At most w tokens: each attends to what its cluster held and to what has joined it since."""
         w, real, cluster = self.window, valid, near.argmax(-1)
-        joins = (F.one_hot(cluster, self.clusters) * real[:, None, :, None]).cumsum(2)
+        joins = self._joins(cluster, real).cumsum(2)
         number = (state.count[:, :, None] + joins).gather(-1, cluster[..., None])[..., 0] - 1
         held = state.count.gather(-1, cluster)[..., None] - 1  # the last number that the ring holds
         slot = torch.arange(w, device=q.device)

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from subquad.mechanism import Keys, Mechanism, Mixed, Queries, Traits, Valid, Values
+from subquad.ops.attention import attention
 from subquad.ops.padding import hide
 
 
@@ -60,11 +60,11 @@ class SoftmaxAttention(Mechanism):
     def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
         q, k, v = hide(valid, q, k, v)
         if valid is None:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+            return attention(q, k, v, causal=self.causal)
         seen = valid[:, None, None, :]
         if self.causal:
             seen = seen & past(q.shape[2], k.shape[2], device=q.device)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        return attention(q, k, v, seen=seen)
 
     def step(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, state: Cache | None = None
@@ -78,7 +78,7 @@ class SoftmaxAttention(Mechanism):
             k, v = torch.cat([state.k, k], 2), torch.cat([state.v, v], 2)
             valid = torch.cat([state.valid, valid], 1)
         seen = valid[:, None, None, :] & past(q.shape[2], k.shape[2], device=q.device)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen), Cache(k, v, valid)
+        return attention(q, k, v, seen=seen), Cache(k, v, valid)
 
 
 def past(t: int, s: int, *, device: torch.device) -> Bool[Tensor, "t s"]:

@@ -22,6 +22,12 @@ from subquad.mechanism import Dims, Keys, Mechanism, Mixed, Queries, Traits, Val
 from subquad.ops.masked_softmax import masked_softmax
 from subquad.ops.padding import hide
 from subquad.ops.precision import no_autocast, wide
+from subquad.ops.transforms import once
+
+NO_SECOND = (
+    "'svd' holds its singular vectors constant in the gradient, so that there is no second derivative: take "
+    "first ones, without create_graph=True, or a rank of the sequence's length"
+)
 
 Weights = Float[Tensor, "b h t t"]
 
@@ -72,6 +78,7 @@ class SvdAttention(Mechanism):
             wide_q, wide_k, wide_v = wide(*hide(valid, q, k, v))
             A = self._weights(wide_q, wide_k, valid=valid)
             if self.rank < A.shape[-1]:
+                A, wide_v = once(A, NO_SECOND), once(wide_v, NO_SECOND)
                 wide_v = self._truncate(A.detach(), wide_v, valid=valid)
             return (A @ wide_v).to(v.dtype)
 

@@ -23,6 +23,7 @@ from subquad.memories.segments import Segments
 from subquad.memories.short_term import RelativeAttention
 from subquad.ops.padding import hide
 from subquad.ops.precision import no_autocast, wide
+from subquad.ops.transforms import lasting
 from subquad.ops.unused import unused
 
 Tokens = Float[Tensor, "b h l c"]  # k, v and what is remembered in the long term, side by side
@@ -123,7 +124,7 @@ class UnboundedAttention(Mechanism):
         """`_keys_and_values` for one row, literally."""
 
     def penalty(self) -> Float[Tensor, ""]:
-        return self.kl_weight * self._divergence
+        return self.kl_weight * lasting(self._divergence)
 
     def _row_by_row(self, *inputs: Queries, valid: Valid | None) -> Mixed:
         """Row by row without its padding, segment by segment, every system solved where it stands."""

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from subquad.ops.attention import attention
 from subquad.ops.operator import listened_to
 from subquad.ops.pages import joined
 from subquad.ops.shapes import require_places, require_shape, require_together
@@ -56,7 +57,7 @@ def banded_attention(
     def mixed(i: Tensor, j: Tensor, end: Tensor, *tokens: Tensor) -> Float[Tensor, "b h t e"]:
         seen = (j[:, None] * stride >= i - before) & (end[:, :, None] <= i + after)
         q, k, v, seen = (x.flatten(0, 1) for x in (*tokens, seen))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None])
+        out = attention(q, k, v, seen=seen[:, None])
         return out.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2, 3)
 
     places = (i.split(some), j.split(some), end.split(some, 1))

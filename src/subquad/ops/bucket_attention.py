@@ -19,7 +19,7 @@ from subquad.ops.bucket_chunks import buffers, itself, places, rounds, slices, s
 from subquad.ops.native import bucket as native
 from subquad.ops.native.bucket import Sight
 from subquad.ops.native.library import usable
-from subquad.ops.operator import call
+from subquad.ops.operator import call, differentiable_once
 from subquad.ops.pages import fresh
 from subquad.ops.shapes import require_dtype, require_places, require_shape, require_together
 
@@ -184,3 +184,4 @@ def gradients(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, 
 
 
 forward.register_autograd(gradients, setup_context=remember)
+differentiable_once(backward)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from subquad.ops.operator import call
+from subquad.ops.operator import call, differentiable_once
 from subquad.ops.pages import fresh
 from subquad.ops.shapes import require_dtype, require_shape
 
@@ -106,3 +106,4 @@ def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
 
 
 forward.register_autograd(gradients, setup_context=remember)
+differentiable_once(kernel_gradient)

@@ -1,8 +1,8 @@
 """The same products by the Triton kernels of flash-linear-attention, where that is installed.
 
-They serve half precision on CUDA outside of `torch.compile`, into whose graphs they do not go. Speed and
-precision there have not been measured by us; the tests hold only the wiring against `fla`'s plain PyTorch.
-Its tensors are (batch, time, heads, width) and its states (batch, heads, d, e), in float32, as ours.
+They serve half precision on CUDA outside of `torch.compile` and `torch.func`, where they do not go. Speed
+and precision there have not been measured by us; the tests hold only the wiring against `fla`'s plain
+PyTorch. Its tensors are (batch, time, heads, width) and its states (batch, heads, d, e), in float32, as ours.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,8 @@ from importlib.util import find_spec
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from subquad.ops.transforms import transformed
 
 HALF = (torch.float16, torch.bfloat16)
 WIDEST = 256  # keys, in the kernels
@@ -25,6 +27,7 @@ def serves(q: Float[Tensor, "b h t d"], *, given: torch.dtype) -> bool:
         and q.shape[2] > 0
         and q.shape[3] <= WIDEST
         and not torch.compiler.is_compiling()
+        and not transformed()
         and find_spec("fla") is not None
     )
 

@@ -23,7 +23,7 @@ from subquad.ops.kernel_sums import ShiftedSums, Sums
 from subquad.ops.native import linear as kernels
 from subquad.ops.native.library import readable, usable
 from subquad.ops.native.linear import Map, exponential
-from subquad.ops.operator import call
+from subquad.ops.operator import call, differentiable_once, listened_to
 from subquad.ops.padding import require_mask
 from subquad.ops.precision import wide, widened
 from subquad.ops.shapes import require_dtype, require_shape, require_together
@@ -54,7 +54,7 @@ def linear_attention(
 
 def streams(*inputs: Tensor, before: Sums | ShiftedSums | None = None) -> bool:
     """Whether `advance` can take the next tokens: compiled kernels, which have no gradients here."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if listened_to():
         return False
     return readable(*inputs) and usable(*(before or ()))
 
@@ -164,6 +164,7 @@ def _pull_back(ctx, grad, *_) -> tuple[Tensor | None, ...]:
 
 
 _forward.register_autograd(_pull_back, setup_context=_remember)
+differentiable_once(_backward)
 
 
 def out_of_range(den: Float[Tensor, "b h t"], valid: Bool[Tensor, "b t"] | None) -> bool:

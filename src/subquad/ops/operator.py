@@ -1,11 +1,25 @@
-"""Calls of the operators that Python defines, past PyTorch's dispatcher where nobody listens there."""
+"""Calls of the operators that Python defines: past PyTorch's dispatcher where nobody listens there, and under
+the transforms of `torch.func`, which know no operators of this kind.
 
+A transform gets the operator as an `autograd.Function` with rules of its own:
+
+    gradients      the operator's own formula, as without a transform
+    vmap           one call after the other, stacked: right for every operator, whatever its batch means
+    forward mode   refused, since an operator without a rule for tangents gives zeros and no error
+"""
+
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch._library.custom_ops import CustomOpDef
+from torch.autograd.function import Function
 from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch.utils._pytree import tree_map
+
+from subquad.ops.transforms import PLAINLY, transformed
 
 PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -15,6 +29,12 @@ def call(operator: CustomOpDef, *given: Any) -> Any:
 
     The dispatcher's way to the body takes as long as attention among some sixty tokens.
     """
+    if transformed():
+        if torch.compiler.is_compiling():  # which runs what raises without compiling it
+            raise ValueError(
+                "no graph can hold a transform of torch.func here: compile without fullgraph=True"
+            )
+        return under_transforms(operator).apply(*given)
     if listened_to() or any(isinstance(x, Tensor) and type(x) not in PLAIN for x in given):
         return operator(*given)
     return operator._init_fn(*given)
@@ -25,6 +45,73 @@ def listened_to() -> bool:
     return (
         torch.is_grad_enabled()
         or torch.compiler.is_compiling()
+        or transformed()
         or torch._C._get_tracing_state() is not None
         or _get_current_dispatch_mode() is not None
     )
+
+
+def differentiable_once(operator: CustomOpDef) -> None:
+    """Have an operator that computes gradients refuse to be differentiated itself, and say what to do."""
+
+    def refuse(ctx: Any, *grads: Tensor) -> None:
+        raise ValueError(
+            f"{operator._qualname} has no derivative, so that there is no second one here: take first ones, "
+            f"without create_graph=True, {PLAINLY}"
+        )
+
+    operator.register_autograd(refuse)
+
+
+class Context:
+    """What a formula for gradients sees, with tensors that outlived their transform made plain again."""
+
+    def __init__(self, ctx: Any) -> None:
+        self.ctx = ctx
+
+    @property
+    def saved_tensors(self) -> tuple[Tensor | None, ...]:
+        return unwrap_dead_wrappers(self.ctx.saved_tensors)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.ctx, name)
+
+
+@cache
+def under_transforms(operator: CustomOpDef) -> type[Function]:
+    """The operator with rules for the transforms of `torch.func`."""
+
+    class Ruled(Function):
+        @staticmethod
+        def forward(*given: Any) -> Any:
+            return operator(*given)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            if operator._setup_context_fn is not None:
+                operator._setup_context_fn(ctx=ctx, inputs=inputs, output=output)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> Any:
+            assert operator._backward_fn is not None
+            found = operator._backward_fn(Context(ctx), *grads)
+            return tuple(None if isinstance(x, list) else x for x in found)
+
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
+            raise ValueError(
+                f"{operator._qualname} has no derivative in forward mode (torch.func.jvp, jacfwd, hessian): "
+                f"take reverse mode, torch.autograd.grad, torch.func.vjp or jacrev, {PLAINLY}"
+            )
+
+        @staticmethod
+        def vmap(info: Any, in_dims: tuple[Any, ...], *given: Any) -> tuple[Any, int]:
+            def sample(i: int) -> Any:
+                return tree_map(lambda x, dim: x if dim is None else x.select(dim, i), given, in_dims)
+
+            found = [call(operator, *sample(i)) for i in range(info.batch_size)]
+            if isinstance(found[0], Tensor):
+                return torch.stack(found), 0
+            return tuple(map(torch.stack, zip(*found, strict=True))), 0
+
+    return Ruled

@@ -15,7 +15,7 @@ from subquad.ops import decay, delta_rule, flash_linear, native, rows
 from subquad.ops.decay import LogDecays, Matrix, Queries, Values
 from subquad.ops.delta_rule import Betas
 from subquad.ops.native import recurrence as kernels
-from subquad.ops.operator import call
+from subquad.ops.operator import call, differentiable_once
 from subquad.ops.pages import fresh
 from subquad.ops.precision import wide, widened
 from subquad.ops.rows import Around, Pulled, Tokens
@@ -218,6 +218,7 @@ def _pull_back(ctx, grad: Tensor, _: Tensor, grad_state: Tensor) -> tuple[Tensor
 
 
 _forward.register_autograd(_pull_back, setup_context=_remember)
+differentiable_once(_backward)
 
 
 def blocks(length: int) -> list[slice]:

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from subquad.ops.operator import call
+from subquad.ops.operator import call, differentiable_once
 from subquad.ops.pages import fresh
 from subquad.ops.shapes import require_dtype, require_places, require_shape
 
@@ -276,6 +276,7 @@ def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 forward.register_autograd(gradients, setup_context=remember)
+differentiable_once(backward)
 
 
 def sinusoid(n: Int[Tensor, "*n"], width: int, *, like: Tensor) -> Float[Tensor, "*n {width}"]:

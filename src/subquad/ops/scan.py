@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from subquad.ops.pages import joined
+from subquad.ops.transforms import transformed
 
 BLOCK = 1024  # tokens whose features stay in cache
 Chunk = tuple[tuple[Tensor, ...], Tensor | None]
@@ -50,6 +51,6 @@ def blocks(*inputs: Tensor, valid: Tensor | None = None) -> Iterator[Chunk]:
 
 def again(function: Callable[..., Any], *given: Any) -> Any:
     """What the function gives. The backward pass calls it again, and only what was given is kept for that."""
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or transformed():  # which take no checkpoints
         return function(*given)
     return checkpoint(function, *given, use_reentrant=False, preserve_rng_state=False)

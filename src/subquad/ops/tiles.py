@@ -19,7 +19,7 @@ from torch import Tensor
 from subquad.ops import window
 from subquad.ops.native import tiles as native
 from subquad.ops.native.library import usable
-from subquad.ops.operator import call
+from subquad.ops.operator import call, differentiable_once
 from subquad.ops.pages import fresh
 from subquad.ops.shapes import require_dtype, require_places, require_shape
 from subquad.ops.tile_chunks import Tiling, in_units, merge, rows
@@ -229,3 +229,4 @@ def gradients(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
 
 
 forward.register_autograd(gradients, setup_context=remember)
+differentiable_once(backward)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from subquad.ops.native import window as native
 from subquad.ops.native.library import readable
-from subquad.ops.operator import call
+from subquad.ops.operator import call, differentiable_once
 from subquad.ops.pages import fresh
 from subquad.ops.precision import widened
 from subquad.ops.shapes import require_places, require_shape, require_together
@@ -201,3 +201,4 @@ def gradients(ctx: Any, grad: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, 
 
 
 forward.register_autograd(gradients, setup_context=remember)
+differentiable_once(backward)

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from subquad.ops.transforms import passing, transformed
 from subquad.patterns.pattern import CAUSAL, Intersection, Pattern, PerHead, Union
 from subquad.patterns.running import own_pairs, require_heads
 
@@ -22,9 +23,9 @@ SMALLEST_HEAD = 16  # its matrix units take no narrower queries
 
 
 def suits_flex(q: Float[Tensor, "b h s d"]) -> bool:
-    """Whether FlexAttention has a fused kernel for such queries."""
+    """Whether FlexAttention has a fused kernel for such queries; it knows no transforms of `torch.func`."""
     narrow = q.dtype in (torch.float16, torch.bfloat16, torch.float32)
-    return q.is_cuda and narrow and q.shape[2] > 0 and q.shape[3] >= SMALLEST_HEAD
+    return q.is_cuda and not transformed() and narrow and q.shape[2] > 0 and q.shape[3] >= SMALLEST_HEAD
 
 
 def flex_attend(
@@ -38,7 +39,7 @@ def flex_attend(
         require_heads(pattern, q.shape[1])
     build, run = flex_block_mask, flex_attention
     if not torch.compiler.is_compiling():
-        build = _remembered
+        build = flex_block_mask if passing() else _remembered
         run = _fused() if q.is_cuda else flex_attention
     out = run(q, k, v, block_mask=build(pattern, q.shape[2], device=q.device))
     assert isinstance(out, Tensor)
@@ -95,7 +96,8 @@ def _touched_by_tiles(pattern: Pattern, length: int, *, block: int) -> Bool[Tens
 
 @lru_cache(maxsize=16)
 def _remembered(pattern: Pattern, length: int, *, device: torch.device) -> BlockMask:
-    return flex_block_mask(pattern, length, device=device)
+    with torch.inference_mode(False):  # as in `layout.py`
+        return flex_block_mask(pattern, length, device=device)
 
 
 @lru_cache(maxsize=1)

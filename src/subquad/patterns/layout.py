@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from subquad.ops.tiles import Tiling
+from subquad.ops.transforms import passing
 from subquad.patterns.parts import Banded, Part, Picked, Scattered
 from subquad.patterns.pattern import Pattern
 
@@ -35,7 +36,7 @@ def layout(pattern: Pattern, length: int, n: Int[Tensor, " b"] | None, device: t
     """Tiles for sequences of `length` of which the first n tokens are real; None: all."""
     if n is not None:
         return lay_out(pattern.parts(length=length, n=n, causal=False, unit=1), length, n)
-    if torch.compiler.is_compiling():
+    if passing():
         return whole(pattern, length, device)
     return known(pattern, length, device)
 

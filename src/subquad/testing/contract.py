@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from subquad.mechanism import Mechanism
-from subquad.testing import cost, meaning, numerics, order, padding, refusals
+from subquad.testing import cost, meaning, numerics, order, padding, refusals, transforms
 
 Check = Callable[[type[Mechanism]], None]
 
@@ -39,6 +39,10 @@ def contract(cls: type[Mechanism]) -> Iterator[Check]:
         yield meaning.check_weights_sum_to_one
     if traits.limit is not None:
         yield meaning.check_limit_is_softmax
+    yield transforms.check_forward_mode_is_right_or_refused
+    yield transforms.check_second_derivatives_are_right_or_refused
+    yield transforms.check_per_sample_gradients_are_right_or_refused
+    yield transforms.check_transforms_leave_nothing_behind
     yield numerics.check_deterministic
     yield numerics.check_state_dict_round_trip
     yield numerics.check_gradients_when_checkpointed

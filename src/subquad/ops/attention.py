@@ -1,0 +1,42 @@
+"""Softmax attention by PyTorch's fused operator, where that can do what is asked of it.
+
+Fused kernels have first derivatives in reverse mode, and no others. Under a transform of `torch.func` or in
+forward mode the same is computed by matrix products, which have all. Whether a second derivative will be
+asked for nobody knows beforehand, so that it is refused when it is.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from subquad.ops.transforms import PLAINLY, once, transformed
+
+NO_SECOND = (
+    "PyTorch's fused attention has no second derivative: take it within torch.nn.attention.sdpa_kernel("
+    f"SDPBackend.MATH), {PLAINLY}"
+)
+
+
+def attention(
+    q: Float[Tensor, "b h t d"],
+    k: Float[Tensor, "b h s d"],
+    v: Float[Tensor, "b h s e"],
+    *,
+    seen: Bool[Tensor, "#b #h #t s"] | None = None,
+    causal: bool = False,
+) -> Float[Tensor, "b h t e"]:
+    """What each query gets from the keys that are `seen` (None: all), or that are not later than itself."""
+    if transformed():
+        with sdpa_kernel(SDPBackend.MATH):
+            return scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal)
+    if fused():
+        q, k, v = (once(x, NO_SECOND) for x in (q, k, v))
+    return scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal)
+
+
+def fused() -> bool:
+    """Whether PyTorch may take a fused kernel; `sdpa_kernel` forbids it."""
+    allowed = torch.backends.cuda
+    return allowed.flash_sdp_enabled() or allowed.mem_efficient_sdp_enabled() or allowed.cudnn_sdp_enabled()

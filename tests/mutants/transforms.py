@@ -1,0 +1,54 @@
+"""Bugs planted in what goes on under transforms, and in what is kept from them."""
+
+from mutants.mutant import Mutant
+
+MUTANTS = [
+    Mutant(
+        "linear",
+        "forward_mode_is_right_or_refused",
+        "an operator drops tangents without a word",
+        "ops/operator.py",
+        "if transformed():\n        if",
+        "if False:\n        if",
+    ),
+    Mutant(
+        "local",
+        "forward_mode_is_right_or_refused",
+        "tangents of zeros are given in place of a refusal",
+        "ops/operator.py",
+        "def jvp(ctx: Any, *tangents: Tensor | None) -> Any:\n",
+        "def jvp(ctx: Any, *tangents: Tensor | None) -> Any:\n            return None, None\n",
+    ),
+    Mutant(
+        "svd",
+        "second_derivatives_are_right_or_refused",
+        "what is held constant in the gradient is held constant in the gradient's gradient",
+        "mechanisms/svd.py",
+        "A, wide_v = once(A, NO_SECOND), once(wide_v, NO_SECOND)\n",
+        "pass\n",
+    ),
+    Mutant(
+        "retention",
+        "per_sample_gradients_are_right_or_refused",
+        "every sample is taken for the first",
+        "ops/operator.py",
+        "x.select(dim, i)",
+        "x.select(dim, 0)",
+    ),
+    Mutant(
+        "bigbird",
+        "transforms_leave_nothing_behind",
+        "layouts that fake tensors made are kept for real ones",
+        "patterns/layout.py",
+        "if passing():",
+        "if torch.compiler.is_compiling():",
+    ),
+    Mutant(
+        "routing",
+        "transforms_leave_nothing_behind",
+        "what was gathered under a transform is added to what comes after",
+        "mechanisms/routing.py",
+        "if torch.compiler.is_dynamo_compiling() or not passing():",
+        "if True:",
+    ),
+]
