@@ -19,7 +19,6 @@ COLUMNS_OF_COST = {
 }
 
 ABREAST = 4  # mechanisms side by side in 80 columns
-WHOLE = 22  # letters of a row's name that are not broken for want of room
 
 
 def table(title: str, *columns: str, left: int = 1) -> Table:
@@ -41,7 +40,6 @@ def quality(comparison: Mapping[str, Any], rows: Sequence[Row]) -> Table:
     grouped = any(row.group for row in rows)
     scores = ["95 % interval"] * claims + ["group"] * grouped
     made = table(str(comparison["title"]), "attention", units.metric(comparison["metric"]), *scores)
-    made.columns[0].min_width = min(WHOLE, max((len(row.label) for row in rows), default=0))
     made.add_column("", overflow="fold")
     for row in rows:
         cells = [row.label, _score(row)]
@@ -180,13 +178,13 @@ def _score(row: Row) -> str:
 def _interval(row: Row) -> str:
     if row.score is None or row.score.interval is None:
         return units.ABSENT
-    return f"{units.score(row.score.interval.low)} to {units.score(row.score.interval.high)}"
+    return f"{units.score(row.score.interval.low)}–{units.score(row.score.interval.high)}"
 
 
 def _note(row: Row) -> str:
     notes = ["floor"] if row.kind == "floor" else ["causal"] if row.form == "causal" else []
     if row.beside_floor in ("below", "not told apart"):
-        notes.append("below floor" if row.beside_floor == "below" else "not told from floor")
+        notes.append("below floor" if row.beside_floor == "below" else "≈ floor")
     if row.parameters and row.parameters.marked:
         notes.append(f"{units.percent(row.parameters.beyond_baseline or 0.0)} weights")
     for status, runs in Counter(failure.status for failure in row.failures).items():
