@@ -1,9 +1,10 @@
 """The tables of the terminal say everything within 80 columns, whatever they are given."""
 
 import io
+import re
 
 import pytest
-from report_samples import comparison, row, sample
+from report_samples import TWELVE, comparison, row, sample
 from rich.console import Console
 
 from subquad.report import terminal
@@ -65,3 +66,21 @@ def test_markup_in_a_name_is_shown_and_not_obeyed():
         width=200,
     )
     assert text.count(HOSTILE) == 3
+
+
+def test_twelve_rows_stand_in_80_columns_with_nothing_cut_off():
+    setting = comparison(TWELVE)
+    text = shown(terminal.quality(setting, leaderboard(setting, sample(setting))))
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    assert text.count("≈ floor") == 4
+    assert text.count("+14 % weights") == 2
+    assert re.search(r"performer:features\w* .*\n *=128 ", text)
+
+
+def test_two_lengths_have_no_exponent_and_the_table_says_why():
+    setting = comparison()
+    records = [record for record in sample(setting) if record["spec"]["length"] in (512, 1024)]
+    text = " ".join(shown(*terminal.lengths(curves(setting, records), "forward_ms")).split())
+    assert "exponent needs" in text
+    assert "three" in text

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="subquad",
     help="Compare efficient attention mechanisms on your own data and machine.",
-    epilog="Exit status: 0 done, 1 a run or a check failed, 2 bad usage.",
+    epilog="Exit status: 0 done, 1 a run or a check failed or a run is missing, 2 bad usage.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -347,7 +347,10 @@ def write_report(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write the page of a comparison again, from its records."""
+    """Write the page of a comparison again, from its records.
+
+    Ends with status 1 while runs are missing or failed.
+    """
     from subquad import report
     from subquad.records import Store, comparison_key
 

@@ -103,7 +103,7 @@ def _open(scored: Sequence[Row], rows: Sequence[Row], metric: str, limits: Seque
     below = [row.label for row in scored if row.beside_floor == "below"]
     told = []
     if below:
-        told.append(f"{units.few(below)} {'stands' if len(below) == 1 else 'stand'} below it for certain.")
+        told.append(f"{units.few(below)} can be told apart from it, and {_stand(below)} below it.")
     told.append("More seeds, and more examples to test on, tell smaller differences apart.")
     return Answer(
         verdict="open",
@@ -159,7 +159,7 @@ def _take(
     resolution = []
     if len(equals) == 1:
         told = f"its {metric} of {_score(pick)} is {among}"
-        told += f", better than {units.few(others)} on the same examples and seeds" if others else ""
+        told += f", better than {units.few(others)} {_alike(best.against[others[0]])}" if others else ""
     else:
         other = equals[1] if pick is best else best
         if pick is best:
@@ -186,6 +186,10 @@ def _take(
     )
 
 
+def _alike(beside: Difference) -> str:
+    return "on the same seeds" if beside.over == "seeds" else "on the same examples and seeds"
+
+
 def _against_floor(row: Row, rows: Sequence[Row], metric: str) -> list[str]:
     if row.over_floor is None:
         return ["There is no floor to compare with, so no score here is known to mean anything."]
@@ -195,6 +199,10 @@ def _against_floor(row: Row, rows: Sequence[Row], metric: str) -> list[str]:
         f"{row.label} is better than the best floor, {floor.label} with {metric} {_score(floor)}, "
         f"by {units.score(abs(row.over_floor))}{where}."
     ]
+
+
+def _stand(labels: Sequence[str]) -> str:
+    return "stands" if len(labels) == 1 else "stand"
 
 
 def _seeds(row: Row) -> str:

@@ -7,7 +7,7 @@ from subquad.report import units
 from subquad.report.leaderboard import BASELINE, Row, extent, near_floors
 from subquad.report.looks import Look
 from subquad.report.markup import Markup, element
-from subquad.report.statistics import Summary
+from subquad.report.statistics import ENOUGH, Summary
 from subquad.report.table import scrolling
 
 WIDTH, HEIGHT = 200, 26  # of the drawing of a score, in pixels
@@ -239,26 +239,25 @@ def _mark(text: str) -> Markup:
 
 def key(rows: Sequence[Row]) -> Markup:
     """How to read the table."""
-    overs = {row.score.over for row in rows if row.kind == "mechanism" and row.score}
-    interval = "where the score on ever more examples and seeds lies, with 95 % confidence. Examples of one "
-    interval += "entity count as one. "
-    if "examples" in overs:
-        interval += "With fewer than three seeds it knows nothing of other seeds. "
-    if "seeds" in overs:
-        interval = "where the mean over ever more seeds lies, with 95 % confidence. These records keep no "
-        interval += "scores of single examples: it knows nothing of other test examples. "
-    claims = {"Interval": f"{interval}Two rows can be told apart though theirs overlap."}
+    scored = [row.score for row in rows if row.kind == "mechanism" and row.score]
+    by_example = not any(score.over == "seeds" for score in scored)
+    claims = {}
+    if any(score.interval for score in scored):
+        claims["Interval"] = (
+            "where the score on ever more examples and seeds lies, with 95 % confidence; examples of one "
+            "entity count as one. "
+            if by_example
+            else "where the mean over ever more seeds lies, with 95 % confidence. It knows nothing of other "
+            "test examples, since these records keep no scores of single ones. "
+        ) + "Two rows can be told apart though theirs overlap."
     if any(row.group for row in rows):
+        alike = "on the same examples with the same seeds" if by_example else "seed by seed"
         claims["Alike"] = (
-            "rows that share a letter cannot be told apart. They are judged by the differences on the same "
-            "examples with the same seeds, in which what is hard for both cancels, and corrected for the "
-            "number of pairs (Holm)."
+            f"rows that share a letter cannot be told apart. They are judged by their differences {alike}, "
+            "in which what is hard for both cancels, corrected for the number of pairs (Holm)."
         )
-    none = {
-        "Seeds": "with fewer than three no row is called better than another.",
-    }
-    if any(row.group for row in rows):
-        none = {}
+    if any(len(score.scores) < ENOUGH for score in scored):
+        claims["Seeds"] = "fewer than three say nothing of other seeds, and no row is better for certain."
     notes = {
         "Floor": "what is reached without any attention. A row is marked unless it is above it for certain, "
         "by the same comparison.",
@@ -267,6 +266,6 @@ def key(rows: Sequence[Row]) -> Markup:
         "Memory": "what one training step takes beyond what was in use before it.",
         "Parameters": "marked where they are over 10 % more than those of softmax: the score may be theirs.",
     }
-    notes = (claims if any(row.score and row.score.interval for row in rows) else {}) | none | notes
+    notes = claims | notes
     pairs = (element("div", element("dt", name), element("dd", text)) for name, text in notes.items())
     return element("dl", *pairs, class_="key")

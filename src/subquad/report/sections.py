@@ -140,7 +140,7 @@ def drawn(figure: Figure | None) -> Markup:
 
 def scaling(curves: Sequence[Curve]) -> Markup:
     """Fitted exponents and crossovers of each mechanism beside fused softmax."""
-    if not curves:
+    if not any(curve.cells for curve in curves):
         return Markup()
     shown = [name for name in QUANTITIES if any(curve.points(name) for curve in curves)]
     groups = (element("th", QUANTITIES[name], colspan=3, scope="colgroup") for name in shown)

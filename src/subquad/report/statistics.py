@@ -42,8 +42,9 @@ class Scores:
 
     @property
     def by_example(self) -> bool:
-        """Whether every seed says what its examples add; records of older versions do not."""
-        return len(self.group) > 1 and self.parts.keys() == self.seeds.keys()
+        """Whether every seed says what each example adds; records of older versions do not."""
+        sizes = {len(part) for part in self.parts.values()}
+        return self.parts.keys() == self.seeds.keys() and sizes == {len(self.group)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +196,7 @@ def corrected(found: Mapping[Pair, Difference]) -> dict[Pair, Difference]:
 def _over(scores: Scores) -> Over | None:
     """What can be counted of the scores."""
     enough = len(scores.seeds) >= ENOUGH
-    if scores.by_example and len(np.unique(scores.group)) > 1 and scores.seeds:
+    if scores.by_example and len(np.unique(scores.group)) > 1:
         return "examples and seeds" if enough else "examples"
     return "seeds" if enough else None
 

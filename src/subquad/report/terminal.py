@@ -36,14 +36,14 @@ def table(title: str, *columns: str, left: int = 1) -> Table:
 
 def quality(comparison: Mapping[str, Any], rows: Sequence[Row]) -> Table:
     """Scores beside floors, best first."""
-    several = comparison["seeds"] > 1
     claims = any(row.score and row.score.interval for row in rows)
-    scores = ["best"] * several + ["95 % interval"] * claims + ["group"] * several
+    grouped = any(row.group for row in rows)
+    scores = ["95 % interval"] * claims + ["group"] * grouped
     made = table(str(comparison["title"]), "attention", units.metric(comparison["metric"]), *scores)
     made.add_column("", overflow="fold")
     for row in rows:
         cells = [row.label, _score(row)]
-        cells += [_best(row)] * several + [_interval(row)] * claims + [row.group] * several
+        cells += [_interval(row)] * claims + [row.group] * grouped
         made.add_row(*map(Text, (*cells, _note(row))), style="dim" if row.kind == "floor" else "")
     return made
 
@@ -180,22 +180,18 @@ def _score(row: Row) -> str:
     return units.score(row.score.mean) + spread
 
 
-def _best(row: Row) -> str:
-    return units.ABSENT if row.score is None else units.score(row.score.best)
-
-
 def _interval(row: Row) -> str:
     if row.score is None or row.score.interval is None:
         return units.ABSENT
-    return f"{units.score(row.score.interval.low)} to {units.score(row.score.interval.high)}"
+    return f"{units.score(row.score.interval.low)}–{units.score(row.score.interval.high)}"
 
 
 def _note(row: Row) -> str:
     notes = ["floor"] if row.kind == "floor" else ["causal"] if row.form == "causal" else []
     if row.beside_floor in ("below", "not told apart"):
-        notes.append("below floor" if row.beside_floor == "below" else "not told from floor")
+        notes.append("below floor" if row.beside_floor == "below" else "≈ floor")
     if row.parameters and row.parameters.marked:
-        notes.append("over 10 % more weights than softmax")
+        notes.append(f"{units.percent(row.parameters.beyond_baseline or 0.0)} weights")
     for status, runs in Counter(failure.status for failure in row.failures).items():
         notes.append(f"{runs} of {units.plural(row.asked, 'run')} {status}")
     if row.missing:

@@ -101,7 +101,7 @@ def _measured(rows: Sequence[Row], *, higher: bool) -> list[Measured]:
 
 
 def _caption(rows: Sequence[Row], shown: Sequence[Measured], metric: str) -> str:
-    said = [f"{metric} on the test split over speed."]
+    said = [f"{metric[:1].upper()}{metric[1:]} on the test split over speed."]
     if any(row.whisker for row in shown):
         said.append("A row whose whisker stays short of the level of the best is told apart from it.")
     if memory := [row.costs.training_peak_mb for row in shown if row.costs.training_peak_mb]:
