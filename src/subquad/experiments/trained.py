@@ -3,17 +3,17 @@
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import polars as pl
 import torch
-from pydantic import Field
 from typing_extensions import TypedDict  # pydantic asks for it below Python 3.12
 
 from subquad.documents import validated
 from subquad.experiments.spec import Fit
 from subquad.nn import export as files
 from subquad.nn.classifier import ClassifierConfig, SequenceClassifier
+from subquad.recorded import Positive
 from subquad.tasks.encoding import Encoding
 from subquad.tasks.events import EventData
 from subquad.tasks.metrics import METRICS
@@ -73,7 +73,7 @@ class Beside(TypedDict):
 
     encoding: Encoding
     target: Target
-    length: Annotated[int, Field(ge=1)]
+    length: Positive
     fit: dict[str, Any]
 
 

@@ -19,6 +19,7 @@
 
 import tomllib
 from dataclasses import asdict, dataclass
+from os.path import realpath  # of a loop of links, too
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ def _consistent(path: Path, schema: Schema) -> None:
             raise DataError(f"{path}: unknown metric {target.metric!r}; {suggestion(target.metric, known)}")
         fitting = " or ".join(map(repr, METRICS[target.kind]))
         raise DataError(f"{path}: metric {target.metric!r} does not fit kind {target.kind!r}: use {fitting}")
-    if events.path.resolve() == target.path.resolve() and target.column in (
+    if realpath(events.path) == realpath(target.path) and target.column in (
         *events.categorical,
         *events.numeric,
         events.entity,
