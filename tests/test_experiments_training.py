@@ -1,5 +1,6 @@
 """The training loop is the same for every row, and does not notice that it was interrupted."""
 
+import json
 from dataclasses import replace
 from math import isfinite
 
@@ -15,6 +16,7 @@ import subquad
 from subquad import tasks
 from subquad.experiments import checkpoint
 from subquad.experiments.fit import fit
+from subquad.experiments.model import build
 from subquad.experiments.trained import export
 from subquad.experiments.training import Training, learning_rate
 
@@ -301,6 +303,46 @@ def test_what_a_loaded_model_says_is_in_the_targets_own_terms(tmp_path, spec, co
         chances = answers.select(f"probability of {name}" for name in REGIONS).to_numpy()
         np.testing.assert_allclose(chances.sum(1), 1)
         assert answers["class"].to_list() == [REGIONS[place] for place in chances.argmax(1)]
+
+
+def put(field, value):
+    """Damage to what stands beside a model."""
+
+    def damage(extra):
+        *within, last = field.split(".")
+        for name in within:
+            extra = extra[name]
+        extra[last] = value
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (put("length", "20"), "length: input should be a valid integer, not '20'"),
+        (put("length", 0), "length: input should be greater than or equal to 1"),
+        (put("encoding.mean", [0.0]), "encoding.mean: are 1, and the model takes 4"),
+        (
+            put("encoding.deviation", [1.0, 1.0, 1.0, 0.0]),
+            "encoding.deviation, target.scale: should be above",
+        ),
+        (put("encoding.numeric", []), "encoding.channels: are 3, and the model takes 4"),
+        (put("encoding.clock", "sundial"), "encoding.clock: input should be"),
+        (put("encoding.vocabularies", [["in"]]), "encoding.vocabularies: have .2. ids"),
+        (put("target.classes", ["a"]), "target.classes: are 1, and the model gives 1 outputs"),
+        (put("target.kind", "ternary"), "target.kind: should be one of"),
+        (lambda extra: extra.pop("encoding"), "encoding: is missing"),
+        (lambda extra: extra["target"].pop("name"), "target.name: is missing"),
+    ],
+)
+def test_what_stands_beside_a_model_is_of_its_types_and_goes_together(spec, data, tmp_path, damage, message):
+    export(build(spec, data), data, spec, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    damage(config["extra"])
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"holds a model that `compare` did not write: {message}"):
+        subquad.load(tmp_path)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):

@@ -3,19 +3,19 @@
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
 from jaxtyping import Float
-from pydantic import Field
 from typing_extensions import TypedDict  # pydantic asks for it below Python 3.12
 
 from subquad.documents import validated
 from subquad.experiments.spec import Fit
 from subquad.nn import export as files
 from subquad.nn.classifier import ClassifierConfig, SequenceClassifier
+from subquad.recorded import Positive
 from subquad.tasks.encoding import Encoding
 from subquad.tasks.events import EventData
 from subquad.tasks.metrics import METRICS
@@ -93,7 +93,7 @@ class Beside(TypedDict):
 
     encoding: Encoding
     target: Target
-    length: Annotated[int, Field(ge=1)]
+    length: Positive
     fit: dict[str, Any]
 
 

@@ -87,6 +87,8 @@ def check_sizes(config: ClassifierConfig, tensors: Mapping[str, Tensor]) -> None
 
     Nothing of the config's sizes is allocated for it, which may be anything.
     """
+    if min(config.encoder.dim, config.encoder.heads, config.outputs, *config.vocabularies) < 1:
+        raise ValueError("dim, heads, outputs and vocabularies should be at least 1")
     blocks = {name.split(".")[2] for name in tensors if name.startswith("encoder.blocks.")}
     if config.encoder.depth != len(blocks):
         raise ValueError(f"depth is {config.encoder.depth}, and there are weights of {len(blocks)} blocks")

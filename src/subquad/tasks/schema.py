@@ -26,6 +26,7 @@ Commas, semicolons, tabs and bars that separate fields, byte-order marks and lin
 import tomllib
 from collections import Counter
 from dataclasses import asdict, dataclass
+from os.path import realpath  # of a loop of links, too
 from pathlib import Path
 from typing import Any
 
@@ -138,5 +139,5 @@ def _consistent(path: Path, schema: Schema) -> None:
             raise DataError(f"{path}: unknown metric {target.metric!r}; {suggestion(target.metric, known)}")
         fitting = " or ".join(map(repr, METRICS[target.kind]))
         raise DataError(f"{path}: metric {target.metric!r} does not fit kind {target.kind!r}: use {fitting}")
-    if events.path.resolve() == target.path.resolve() and target.column in events.columns:
+    if realpath(events.path) == realpath(target.path) and target.column in events.columns:
         raise DataError(f"{path}: the answer {target.column!r} is also an input: take it out of [events]")
