@@ -8,6 +8,7 @@ import pytest
 from scipy.stats import binomtest, norm, ttest_rel
 
 from subquad.report.letters import letters
+from subquad.report.scores import compared
 from subquad.report.statistics import Difference, Interval, Scores, corrected, difference, summary
 
 SEEDS = 3
@@ -159,13 +160,15 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
     assert held >= 0.93 * 400
 
 
-def test_a_floor_of_one_seed_stands_beside_every_seed() -> None:
+def test_only_a_floor_that_was_found_once_stands_beside_every_seed() -> None:
     chance = np.random.default_rng(7)
-    row, floor = scores(1 + chance.normal(size=(SEEDS, 100))), scores(chance.normal(size=(1, 100)))
-    found = difference(row, floor)
-    assert found is not None
-    assert (found.seeds, found.examples, found.told) == (SEEDS, 100, True)
-    assert difference(floor, row) == found.reversed()
+    row, once = scores(1 + chance.normal(size=(SEEDS, 100))), scores(chance.normal(size=(1, 100)))
+    found = compared({"row": row, "once": once}, {"floor": once})
+    assert found["row"]["floor"].seeds == SEEDS
+    assert found["row"]["floor"].told
+    assert (found["row"]["once"].seeds, found["row"]["once"].over) == (1, "examples")
+    assert found["once"]["row"] == found["row"]["once"].reversed()
+    assert found["once"]["floor"].value == 0
 
 
 def test_rows_judged_on_other_examples_are_compared_by_seeds_alone() -> None:

@@ -156,34 +156,37 @@ def _take(
     comparable = reasons.machines(equals) == 1
     first = next(row for row in rows if row.kind == "mechanism" and row.score)
     among = "the best" if best is first else "the best of those that never failed"
-    resolution = []
     if len(equals) == 1:
         told = f"its {metric} of {_score(pick)} is {among}"
         told += f", better than {units.few(others)} {_alike(best.against[others[0]])}" if others else ""
+    elif pick is best:
+        rest = units.few([row.label for row in equals if row is not pick])
+        told = f"its {metric} of {_score(pick)} is {among}, though it cannot be told apart from {rest}"
+        told += ", and it trains the fastest of them" if comparable else ""
     else:
-        other = equals[1] if pick is best else best
-        if pick is best:
-            rest = units.few([row.label for row in equals if row is not pick])
-            told = f"its {metric} of {_score(pick)} is {among}, though it cannot be told apart from {rest}"
-            told += ", and it trains the fastest of them" if comparable else ""
-        else:
-            told = f"its {metric} of {_score(pick)} cannot be told apart from {among} "
-            told += f"({best.label}, {_score(best)}), and it trains the fastest of those that cannot"
-        beside = pick.against[other.label]
-        resolution = [
-            f"Between {pick.label} and {other.label}, {_tells(beside)}; theirs is {_apart(beside)}."
-        ]
+        told = f"its {metric} of {_score(pick)} cannot be told apart from {among} "
+        told += f"({best.label}, {_score(best)}), and it trains the fastest of those that cannot"
+    nearest = next(iter([*(row.label for row in equals if row is not best), *others]), "")
     return Answer(
         verdict="take",
         label=pick.label,
         sentence=f"Take {pick.label}: {told}.",
         reasons=(
-            *resolution,
+            *_resolution(pick, nearest if pick is best else best.label),
             *_against_floor(pick, rows, metric),
             *reasons.costs(pick, rows, curves, comparison),
             *limits,
         ),
     )
+
+
+def _resolution(row: Row, other: str) -> list[str]:
+    """Which difference from the other row could be told, and which there is."""
+    if other not in row.against:
+        return []
+    beside = row.against[other]
+    apart = units.significant(abs(beside.value), digits=2)
+    return [f"Between {row.label} and {other}, {_tells(beside)}; theirs is {apart}."]
 
 
 def _alike(beside: Difference) -> str:
@@ -208,10 +211,6 @@ def _stand(labels: Sequence[str]) -> str:
 def _seeds(row: Row) -> str:
     assert row.score
     return {1: "one seed", 2: "two seeds"}.get(len(row.score.scores), "so few seeds")
-
-
-def _apart(beside: Difference) -> str:
-    return units.significant(abs(beside.value), digits=2)
 
 
 def _score(row: Row) -> str:

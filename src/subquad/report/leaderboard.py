@@ -84,9 +84,7 @@ class Row:
     score: Summary | None = None  # of the metric on the test split
     stuck: int | None = None  # runs that did not get above the majority; None: there is no such floor
     group: str = ""  # letters; rows that share one cannot be told apart; none: no claim
-    against: dict[str, Difference] = field(
-        default_factory=dict
-    )  # its score less that of other rows, by label
+    against: dict[str, Difference] = field(default_factory=dict)  # its score less another row's, by label
     over_floor: float | None = None  # how much better than the best floor; negative: worse
     beside_floor: Standing | None = None  # None: no floor to compare with
     cut_short: int = 0  # runs that were at their best in their last step
@@ -114,11 +112,11 @@ def leaderboard(comparison: Mapping[str, Any], records: Sequence[Record]) -> lis
         {label: found for label, found in reached.items() if found.seeds},
         {row.label: found for row, found in floors if found.seeds},
     )
-    rows = [
-        replace(_row(asked, kept[label], reached[label], comparison), against=against.get(label, {}))
-        for asked in comparison["rows"]
-        for label in [asked["label"]]
-    ]
+    rows = []
+    for asked in comparison["rows"]:
+        label = asked["label"]
+        row = _row(asked, kept[label], reached[label], comparison)
+        rows.append(replace(row, against=against.get(label, {})))
     alone = [row for row, _ in floors]
     rows = [_beside_floors(row, alone, higher) for row in _beside_baseline(rows)]
     ranked = sorted(

@@ -80,7 +80,7 @@ def policy(script: str) -> str:
     allowed = {
         "default-src": "'none'",
         "script-src": f"'sha256-{digest}'",
-        "style-src": "'unsafe-inline'",
+        "style-src": "'unsafe-inline'",  # a style sheet, and colours of single marks
         "img-src": "data:",
         "base-uri": "'none'",
         "form-action": "'none'",

@@ -84,7 +84,11 @@ def _lengths(row: Row, curves: Sequence[Curve]) -> list[str]:
     told = []
     if faster:
         rest = [curve.label for curve, _ in faster[1:]]
-        also = f"; {units.few(rest)} {'is' if len(rest) == 1 else 'are'} from later on" if rest else ""
+        also = (
+            f"; so {'is' if len(rest) == 1 else 'are'} {units.few(rest)}, from there or later on"
+            if rest
+            else ""
+        )
         told.append(f"{_overtakes(*faster[0])}{when}{also}.")
     if slower:
         longest = min(curve.cells[-1].length for curve in slower)
@@ -129,9 +133,9 @@ def _cut_short(comparison: Mapping[str, Any], mechanisms: Sequence[Row]) -> list
 
 
 def _without_examples(mechanisms: Sequence[Row]) -> list[str]:
-    if any(row.score and row.score.over == "seeds" for row in mechanisms):
+    if any(row.score and row.score.over in ("seeds", None) for row in mechanisms):
         return [
-            "These records hold no scores of single examples: intervals know of other seeds alone, and not "
-            "of other test examples."
+            "These records hold no scores of single examples, so that nothing is known of other test "
+            "examples: what is said knows of other seeds alone."
         ]
     return []

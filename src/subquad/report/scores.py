@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 from subquad.records import Record
-from subquad.report.statistics import Difference, Scores, corrected, difference
+from subquad.report.statistics import Difference, Pair, Scores, corrected, difference
 
 BY_CLASS = ("auc", "macro_f1")  # metrics that weigh classes alike, however rare one is
 
@@ -43,21 +44,31 @@ def independent(comparison: Mapping[str, Any]) -> float:
     return alike * test["examples"]
 
 
-def compared(found: Mapping[str, Scores], others: Mapping[str, Scores]) -> dict[str, dict[str, Difference]]:
-    """Each row's difference from every other row, and from each of `others`; by label, where there is one.
+def compared(found: Mapping[str, Scores], floors: Mapping[str, Scores]) -> dict[str, dict[str, Difference]]:
+    """Each row's difference from every other row and from each floor; by label, where there is one.
 
-    The pairs among the rows are corrected for their number, and so are those with each of the others.
+    The pairs among the rows are corrected for their number, and so are those with each floor.
     """
-    families = [[*combinations(found, 2)], *([(row, other) for row in found] for other in others)]
+    among = {pair: difference(found[pair[0]], found[pair[1]]) for pair in combinations(found, 2)}
     against: dict[str, dict[str, Difference]] = {row: {} for row in found}
-    for family in families:
-        pairs = {
-            (first, second): made
-            for first, second in family
-            if (made := difference(found[first], {**others, **found}[second])) is not None
-        }
-        for (first, second), made in corrected(pairs).items():
-            against[first][second] = made
-            if second in found:
-                against[second][first] = made.reversed()
+    for (first, second), made in _corrected(among).items():
+        against[first][second] = made
+        against[second][first] = made.reversed()
+    for floor, reached in floors.items():
+        beside = {(row, floor): difference(mine, _for_all(reached, mine)) for row, mine in found.items()}
+        for (row, _), made in _corrected(beside).items():
+            against[row][floor] = made
     return against
+
+
+def _corrected(pairs: Mapping[Pair, Difference | None]) -> dict[Pair, Difference]:
+    return corrected({pair: made for pair, made in pairs.items() if made is not None})
+
+
+def _for_all(floor: Scores, row: Scores) -> Scores:
+    """A floor that was found once knows no chance, and stands beside each of the row's seeds."""
+    if len(floor.seeds) > 1:
+        return floor
+    (value,) = floor.seeds.values()
+    parts = {seed: part for part in floor.parts.values() for seed in row.seeds}
+    return replace(floor, seeds=dict.fromkeys(row.seeds, value), parts=parts)

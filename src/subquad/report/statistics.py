@@ -148,11 +148,7 @@ def within_one(mean: float, variance: float, freedom: float, independent: float)
 
 
 def difference(first: Scores, second: Scores) -> Difference | None:
-    """First less second, over what both have; None where that is too little. Of one pair: see `corrected`.
-
-    A row of one seed beside one of several, as a floor without chance is, stands for each of them.
-    """
-    first, second = _as_many(first, second), _as_many(second, first)
+    """First less second, over what both have; None where that is too little. Of one pair: see `corrected`."""
     both = sorted(first.seeds.keys() & second.seeds.keys())
     seeds = {seed: first.seeds[seed] - second.seeds[seed] for seed in both}
     apart = Scores(seeds=seeds)
@@ -166,8 +162,8 @@ def difference(first: Scores, second: Scores) -> Difference | None:
     variance, freedom = _spread(apart, over)
     p = _chance(value, math.sqrt(variance), freedom)
     if over != "seeds":
-        moved = np.bincount(apart.group, np.mean(list(apart.parts.values()), 0)).nonzero()[0]
-        p = max(p, 2.0 ** min(0, 1 - len(moved)))  # what the signs of so many clusters can say at most
+        moved = np.count_nonzero(_sums(apart.group, np.mean(list(apart.parts.values()), 0)))
+        p = max(p, 2.0 ** min(0, 1 - int(moved)))  # what the signs of so many clusters can say at most
     return Difference(
         value=value,
         error=math.sqrt(variance),
@@ -221,25 +217,21 @@ def _spread(scores: Scores, over: Over, *, known: bool = False) -> tuple[float, 
 
 def _over_examples(scores: Scores) -> tuple[Spread, int]:
     mean = np.mean([scores.parts[seed] for seed in scores.seeds], 0)
-    _, group = np.unique(scores.group, return_inverse=True)
-    sums = np.bincount(group, mean - mean.mean()) / len(mean)
+    sums = _sums(scores.group, mean - mean.mean()) / len(mean)
     clusters = len(sums)
     squares = sums**2 * clusters / (clusters - 1)
     return Spread(float(squares.sum()), float(clusters * squares.var(ddof=1))), clusters
+
+
+def _sums(group: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    """Of each entity's examples."""
+    return np.bincount(np.unique(group, return_inverse=True)[1], parts)
 
 
 def _over_seeds(scores: Scores) -> Spread:
     values = list(scores.seeds.values())
     variance = float(np.var(values, ddof=1)) / len(values)
     return Spread(variance, 2 * variance**2 / (len(values) - 1))
-
-
-def _as_many(scores: Scores, other: Scores) -> Scores:
-    if len(scores.seeds) != 1 or len(other.seeds) == 1:
-        return scores
-    ((_, value),) = scores.seeds.items()
-    parts = {seed: part for part in scores.parts.values() for seed in other.seeds}
-    return replace(scores, seeds=dict.fromkeys(other.seeds, value), parts=parts)
 
 
 def _chance(value: float, error: float, freedom: float) -> float:
