@@ -217,15 +217,23 @@ def test_what_a_run_started_ends_with_it_and_keeps_nobody_waiting(store, name, s
 
 
 @pytest.mark.usefixtures("stand_in")
-@pytest.mark.parametrize("damage", [b"", b"{", b'{"status": "ok"}', b"\xff"])
+@pytest.mark.parametrize("damage", [b"", b"{", b'{"status": "ok"}', b"\xff", "folder", "loop"])
 def test_what_a_damaged_record_was_of_is_done_again_and_the_file_is_kept(store, damage):
     (spec,) = benches("well")
     run([spec], store)
     path = store.record_path(spec.key)
-    path.write_bytes(damage)
+    path.unlink()
+    match damage:
+        case "folder":
+            path.mkdir()
+        case "loop":
+            path.symlink_to(path.name)
+        case content:
+            path.write_bytes(content)
     records, watch = run([spec], store)
     assert records["well"]["status"] == "ok"
-    assert path.with_name(f"{path.name}.damaged").read_bytes() == damage
+    aside = path.with_name(f"{path.name}.damaged")
+    assert aside.is_dir() if damage == "folder" else aside.is_symlink() or aside.read_bytes() == damage
     (note,) = (what for what, _ in watch.events if str(path) in what)
     assert note.endswith(f"and does so now; the file is kept as {path.name}.damaged")
 
@@ -354,8 +362,30 @@ def test_a_run_ends_when_the_process_that_started_it_is_gone(store):
         assert "outcome" not in child.stdout.read()
 
 
+ORPHANED = """
+import subprocess, sys
+from subquad.experiments.run import end_with_parent
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(10 ** 6)"], stdin=subprocess.DEVNULL)
+print(child.pid, flush=True)
+end_with_parent(sys.stdin)
+"""
+
+
+@linux
+def test_what_a_run_started_ends_too_when_the_process_that_started_the_run_is_gone():
+    command = [sys.executable, "-c", ORPHANED]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, start_new_session=True, **pipes) as orphan:
+        assert orphan.stdin
+        assert orphan.stdout
+        grandchild = int(orphan.stdout.readline())
+        orphan.stdin.close()
+        assert gone(grandchild)
+
+
 COMPARE = """
 import sys
+from pathlib import Path
 import json
 from subquad.experiments.grid import Watch, execute
 from subquad.experiments.spec import Fit

@@ -52,7 +52,7 @@ def read_checked(path: Path, check: Callable[[Mapping[str, Any]], None]) -> dict
 
 @dataclass(frozen=True)
 class Store:
-    """The folder of a comparison."""
+    """A folder of comparisons and their runs."""
 
     folder: Path
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 
-from subquad.records import Record
+from subquad.records import Record, comparison_key
 from subquad.report import audit, units
 from subquad.report.findings import Findings
 from subquad.report.markup import Markup, element, join
@@ -73,7 +73,7 @@ def configuration(found: Findings) -> list[Markup]:
             "Add ",
             element("code", "--out DIR"),
             " for a folder of your own; what is in it already is not done again. ",
-            element("code", "subquad report DIR"),
+            element("code", f"subquad report DIR {comparison_key(asked)}"),
             " writes this page again from the records.",
         ),
         element("h3", "Mechanisms"),
