@@ -109,6 +109,7 @@ def test_text_may_hold_separators_quotes_and_line_ends(tmp_path):
         (PLAIN.replace(".", ",").encode(), "the header has 4 fields, and row 1 has 5"),
         (PLAIN.replace(".", ":").replace(",", ";").replace(":", ",").encode(), 'write decimal = "," in the'),
         (b"account,date,type,amount,;account;date;type;amount;\n", "may be separated by ',' or ';'"),
+        (PLAIN.replace("\n", "\r", 1).encode(), r"lines end in different ways, the first in a lone '\r'"),
         (b"", "empty: there are no rows"),
         (b"\n\n\n", "empty: there are no rows"),
         (codecs.BOM_UTF8, "empty: there are no rows"),

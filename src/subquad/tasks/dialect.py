@@ -57,7 +57,7 @@ def in_utf8(path: Path, encoding: str) -> Iterator[Path]:
     marked = next((known for mark, known in _MARKS if start.startswith(mark)), "")
     if marked and encoding != UTF_8 and not encoding.lower().startswith(marked):
         raise DataError(f"{path}: begins with the mark of {marked}: leave encoding = {encoding!r} out")
-    if marked == UTF_8 or (encoding == UTF_8 and not marked):
+    if (marked or encoding.lower()) in (UTF_8, "utf8"):
         yield path
         return
     with TemporaryDirectory(prefix="subquad-") as folder:
@@ -96,6 +96,8 @@ def dialect(path: Path, columns: Collection[str], *, name: str) -> Dialect:
         raise DataError(f"{name}: empty: there are no rows")
     unquoted = re.sub('"[^"]*"', "", text)
     end = "\r" if "\r" in unquoted and "\n" not in unquoted else "\n"
+    if end == "\n" and re.search("\r(?!\n)", unquoted[: unquoted.find("\n") + 1]):
+        raise DataError(f"{name}: lines end in different ways, the first in a lone '\\r': end all alike")
     headers = {separator: _header(text, separator, name) for separator in SEPARATORS}
     separator = _separator(headers, columns, name)
     header = headers[separator]
