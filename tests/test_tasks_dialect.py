@@ -80,6 +80,11 @@ def test_a_decimal_comma_is_read_where_the_schema_says_so(tmp_path):
     same(replace(data, encoding=replace(data.encoding, decimal=".")), points)
 
 
+def test_a_quotation_mark_within_a_line_is_part_of_its_text(tmp_path):
+    data = loaded(tmp_path, PLAIN.replace("food", 'the "best" food').encode())
+    assert 'the "best" food' in data.encoding.vocabularies[0]
+
+
 def test_text_may_hold_separators_quotes_and_line_ends(tmp_path):
     odd = 'one, "two";\n\nthree'
     table = EVENTS.with_columns(type=pl.when(pl.col("type") == "fun").then(pl.lit(odd)).otherwise("type"))
@@ -105,10 +110,13 @@ def test_text_may_hold_separators_quotes_and_line_ends(tmp_path):
         (again("   \n"), "the header has 4 fields, and row 3 has 1"),
         (again('a001,2020-01-01,"food,1\n'), ": row 3: a quotation mark is left open"),
         (again('a001,2020-01-01,5" food,1\n'), ": row 3: a quotation mark is left open"),
+        (again('a001,2020-01-01,"food" it was,1\n'), "or stands inside a field: where it is part of"),
+        (PLAIN.replace("rent", "re\0nt", 1).encode(), ": line 2 holds a zero byte: take it out, or"),
         (PLAIN.encode() + b'a001,2020-01-01,"food,1\n', ": row 481: a quotation mark is left open"),
         (PLAIN.replace(".", ",").encode(), "the header has 4 fields, and row 1 has 5"),
         (PLAIN.replace(".", ":").replace(",", ";").replace(":", ",").encode(), 'write decimal = "," in the'),
         (b"account,date,type,amount,;account;date;type;amount;\n", "may be separated by ',' or ';'"),
+        (PLAIN.replace("\n", "\r", 1).encode(), r"lines end in different ways, the first in a lone '\r'"),
         (b"", "empty: there are no rows"),
         (b"\n\n\n", "empty: there are no rows"),
         (codecs.BOM_UTF8, "empty: there are no rows"),

@@ -57,7 +57,7 @@ def in_utf8(path: Path, encoding: str) -> Iterator[Path]:
     marked = next((known for mark, known in _MARKS if start.startswith(mark)), "")
     if marked and encoding != UTF_8 and not encoding.lower().startswith(marked):
         raise DataError(f"{path}: begins with the mark of {marked}: leave encoding = {encoding!r} out")
-    if marked == UTF_8 or (encoding == UTF_8 and not marked):
+    if (marked or encoding.lower()) in (UTF_8, "utf8"):
         yield path
         return
     with TemporaryDirectory(prefix="subquad-") as folder:
@@ -85,10 +85,11 @@ def dialect(path: Path, columns: Collection[str], *, name: str) -> Dialect:
     """
     with path.open("rb") as file:
         head = file.read(_BLOCK)
-    if b"\0" in head:
+    if (zero := head.find(b"\0")) >= 0:
+        line = 1 + head.count(b"\n", 0, zero)
         raise DataError(
-            f"{name}: not text in UTF-8, for it holds zero bytes; of UTF-16 without a byte-order mark, "
-            'write encoding = "utf-16-le" in the schema'
+            f"{name}: line {line} holds a zero byte: take it out, or, if this is UTF-16 without a byte-order "
+            'mark, write encoding = "utf-16-le" in the schema'
         )
     beginning = len(head) - len(head.removeprefix(codecs.BOM_UTF8).lstrip(b"\r\n"))
     text = head[beginning:].decode(errors="replace")  # the rows are looked at below
@@ -96,6 +97,8 @@ def dialect(path: Path, columns: Collection[str], *, name: str) -> Dialect:
         raise DataError(f"{name}: empty: there are no rows")
     unquoted = re.sub('"[^"]*"', "", text)
     end = "\r" if "\r" in unquoted and "\n" not in unquoted else "\n"
+    if end == "\n" and re.search("\r(?!\n)", unquoted[: unquoted.find("\n") + 1]):
+        raise DataError(f"{name}: lines end in different ways, the first in a lone '\\r': end all alike")
     headers = {separator: _header(text, separator, name) for separator in SEPARATORS}
     separator = _separator(headers, columns, name)
     header = headers[separator]
@@ -169,23 +172,24 @@ def _unquoted(data: bytes, separator: str, end: str) -> Int[np.ndarray, " m"]:
 def _refuse_stray_quotes(
     data: bytes, stops: Int[np.ndarray, " r"], row: int, separator: str, end: str, name: str
 ) -> None:
-    """Raise `DataError` where lines are quoted together by marks that do not bound a field."""
+    """Raise `DataError` where marks bound a field at one end alone, or bind lines that are in none."""
     values = np.frombuffer(data, np.uint8)
     quotes = np.flatnonzero(values == ord('"'))
     opening, closing = quotes[::2], quotes[1::2]
     lines = np.flatnonzero(values == ord(end))
-    spans = np.searchsorted(lines, opening) < np.searchsorted(lines, closing)
-    opening, closing = opening[spans], closing[spans]
-    bounds = [ord(mark) for mark in (separator, end, '"', "\r")]
-    bounded = ((opening == 0) | np.isin(values[opening - 1], bounds)) & np.isin(values[closing + 1], bounds)
-    if not bounded.all():
-        raise _stray_quote(name, row + int(np.searchsorted(stops, opening[~bounded][0])))
+    binds = np.searchsorted(lines, opening) < np.searchsorted(lines, closing)
+    before = np.where(opening == 0, ord(end), values[opening - 1])
+    begins = np.isin(before, [ord(separator), ord(end)])
+    ends = np.isin(values[closing + 1], [ord(mark) for mark in (separator, end, "\r", '"')])
+    stray = np.where(begins, ~ends, binds & ~(ends & (before == ord('"'))))
+    if stray.any():
+        raise _stray_quote(name, row + int(np.searchsorted(stops, opening[stray][0])))
 
 
 def _stray_quote(name: str, row: int) -> DataError:
     return DataError(
-        f"{name}: row {row}: a quotation mark is left open: close it, or, where it is part of the text, "
-        "double it and quote the field"
+        f"{name}: row {row}: a quotation mark is left open or stands inside a field: where it is part of the "
+        "text, double it and quote the whole field"
     )
 
 

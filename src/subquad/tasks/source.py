@@ -104,12 +104,11 @@ class Source:
         Raises `DataError` that names the first column with values that cannot be read, and its first rows.
         """
         faults = [(reading.column, fault) for reading in readings for fault in reading.faults]
-        counts = [fault.where.sum().alias(f"count {place}") for place, (_, fault) in enumerate(faults)]
-        provided = [fault.provided.alias(f"provided {place}") for place, (_, fault) in enumerate(faults)]
+        sums = [fault.where.sum().alias(str(place)) for place, (_, fault) in enumerate(faults)]
         with readable(self.name):
-            found = self.raw.select(*counts, *provided).collect(engine="streaming").row(0)
-            for place, (column, fault) in enumerate(faults):
-                if (count := found[place]) and found[len(faults) + place]:
+            counts = self.raw.select(sums).collect(engine="streaming").row(0)
+            for (column, fault), count in zip(faults, counts, strict=True):
+                if count and self.raw.select(fault.provided).collect(engine="streaming").item():
                     values = "value" if count == 1 else "values"
                     raise DataError(
                         f"{self.name}: column {column!r}: {count:,} {values} {fault.complaint}: "
