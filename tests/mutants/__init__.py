@@ -1,6 +1,6 @@
 """Bugs to plant, family by family."""
 
-from mutants import content, exact, kernel, low_rank, memory, performer, recurrent, relatives, sparse
+from mutants import content, exact, kernel, low_rank, memory, performer, recurrent, relatives, setups, sparse
 
-FAMILIES = (exact, kernel, performer, relatives, sparse, low_rank, content, recurrent, memory)
+FAMILIES = (exact, kernel, performer, relatives, sparse, low_rank, content, recurrent, memory, setups)
 MUTANTS = [mutant for family in FAMILIES for mutant in family.MUTANTS]

@@ -136,7 +136,7 @@ class InfinityAttention(Mechanism):
             deviation=deviation,
         )
         self.W_o = nn.Parameter(torch.randn(dims.heads, dims.head_dim, dims.head_dim) * dims.head_dim**-0.5)
-        self._divergence = torch.zeros(())
+        self._divergence = torch.zeros((), device="cpu")
 
     def projections(self) -> dict[str, int]:
         return dict.fromkeys(("q", "k", "v", "long_k", "long_v"), self.dims.head_dim)
