@@ -48,6 +48,7 @@ CASES = [
     if not hasattr(check, "slow")
     # weights of both signs: one query in thousands meets a sum near zero, where float32 is not enough
     and not (name in {"trigonometric", "gelu"} and check.__name__ == "check_half_precision")
+    and check.__name__ != "check_copies"  # a class made here has no name by which to pickle it
 ]
 
 

@@ -56,13 +56,20 @@ def test_layers_share_only_where_asked_to():
     assert not tied(classifier(sharing="key-value"))
 
 
+def loaded(model, **how):
+    model.load_state_dict(classifier().state_dict(), **how)
+    return model
+
+
 CHANGES = {
     "copied": copy.deepcopy,
     "pickled": lambda model: pickle.loads(pickle.dumps(model)),
     "converted": lambda model: model.to(torch.bfloat16).to(torch.float32),
     "trained": trained,
     "initialised": lambda model: initialise(model, seed=3) or model,
-    "loaded": lambda model: model.load_state_dict(classifier().state_dict()) and model,
+    "built on no device and loaded": lambda model: loaded(model.to("meta").to_empty(device="cpu")),
+    "loaded into no memory": lambda model: loaded(model.to("meta"), assign=True),
+    "loaded": loaded,
 }
 
 

@@ -9,9 +9,13 @@ from mutants import (
     performer,
     recurrent,
     relatives,
+    setups,
     sparse,
     transforms,
 )
 
-FAMILIES = (exact, kernel, performer, relatives, sparse, low_rank, content, recurrent, memory, transforms)
+FAMILIES = (
+    *(exact, kernel, performer, relatives, sparse, low_rank, content, recurrent, memory),
+    *(setups, transforms),
+)
 MUTANTS = [mutant for family in FAMILIES for mutant in family.MUTANTS]

@@ -24,9 +24,13 @@ from subquad.features.feature_map import FeatureMap, Features, Heads
 
 Weights = Float[Tensor, "h d r"]
 
-# phi must be positive: gelu's least value is -0.17, so that it is lifted by a little more
+
+def positive_gelu(x: Tensor) -> Tensor:
+    return F.gelu(x) + 0.1701  # phi must be positive, and gelu's least value is -0.17
+
+
 ACTIVATIONS: MappingProxyType[str, Callable[[Tensor], Tensor]] = MappingProxyType(
-    {"softplus": F.softplus, "gelu": lambda x: F.gelu(x) + 0.1701, "sigmoid": torch.sigmoid}
+    {"softplus": F.softplus, "gelu": positive_gelu, "sigmoid": torch.sigmoid}
 )
 GATES = ("none", "glu")
 DEEPEST = 3  # layers; the paper's ablation goes no further

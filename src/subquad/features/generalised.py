@@ -24,11 +24,16 @@ from torch.nn import functional as F
 from subquad.features.directions import Projection, Unprojected
 from subquad.features.feature_map import ExponentialFeatureMap, FeatureMap, Features, Heads
 
+
+def positive_elu(u: Tensor) -> Tensor:
+    return F.elu(u) + 1
+
+
 FUNCTIONS: MappingProxyType[str, Callable[[Tensor], Tensor]] = MappingProxyType(
     {
         "relu": F.relu,
         "abs": torch.abs,
-        "elu": lambda u: F.elu(u) + 1,
+        "elu": positive_elu,
         "gelu": F.gelu,  # down to -0.17: its weights may be negative
         "sigmoid": torch.sigmoid,
     }

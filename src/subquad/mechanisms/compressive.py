@@ -127,7 +127,7 @@ class CompressiveAttention(Mechanism):
         self.weight = weight
         self.attention = RelativeAttention(dims.heads, dims.head_dim)
         self.f_c = compressor(compression, heads=dims.heads, head_dim=dims.head_dim, rate=rate)
-        self._loss = torch.zeros(())
+        self._loss = torch.zeros((), device="cpu")
 
     def definition(self, q: Queries, k: Queries, v: Queries, *, valid: Valid | None = None) -> Mixed:
         """Row by row without its padding: two queues, and a segment after the other."""

@@ -102,13 +102,14 @@ def named(
     return Named
 
 
-PAPERS_KERNELS = (
-    named("linear-kernel", gate="none", layers=1),
-    named("orthogonal-linear-kernel", gate="none", layers=1, orthogonal=True),
-    named("glu-1", gate="glu", layers=1),
-    named("glu-2", gate="glu", layers=2),
-    named("glu-3", gate="glu", layers=3),
-    named("oglu-1", gate="glu", layers=1, orthogonal=True),
-    named("oglu-2", gate="glu", layers=2, orthogonal=True),
-    named("aoglu-3", gate="glu", layers=3, orthogonal=True, gate_rank=0.25),
-)
+# each by the name of its class, by which it is pickled
+LinearKernel = named("linear-kernel", gate="none", layers=1)
+OrthogonalLinearKernel = named("orthogonal-linear-kernel", gate="none", layers=1, orthogonal=True)
+Glu1 = named("glu-1", gate="glu", layers=1)
+Glu2 = named("glu-2", gate="glu", layers=2)
+Glu3 = named("glu-3", gate="glu", layers=3)
+Oglu1 = named("oglu-1", gate="glu", layers=1, orthogonal=True)
+Oglu2 = named("oglu-2", gate="glu", layers=2, orthogonal=True)
+Aoglu3 = named("aoglu-3", gate="glu", layers=3, orthogonal=True, gate_rank=0.25)
+
+PAPERS_KERNELS = (LinearKernel, OrthogonalLinearKernel, Glu1, Glu2, Glu3, Oglu1, Oglu2, Aoglu3)

@@ -113,8 +113,8 @@ class RoutingAttention(Mechanism):
         self.decay, self.commitment = decay, commitment
         self.register_buffer("mu", torch.empty(dims.heads, clusters, dims.head_dim))
         self.redraw(generator=seeded(seed, dims.layer))
-        self._gathered = torch.zeros(dims.heads, 2, clusters, dims.head_dim + 1)  # of q and of k: sums, count
-        self._distance = torch.zeros(())
+        self._gathered = torch.zeros(dims.heads, 2, clusters, dims.head_dim + 1, device="cpu")  # sums, count
+        self._distance = torch.zeros((), device="cpu")
 
     def redraw(self, *, generator: torch.Generator) -> None:
         drawn = torch.randn(self.mu.shape, dtype=torch.float64, generator=generator)

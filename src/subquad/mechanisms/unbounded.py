@@ -105,7 +105,7 @@ class UnboundedAttention(Mechanism):
         h, d = dims.heads, dims.head_dim
         W_o = torch.randn(h * d, h * d) * (h * d) ** -0.5 if across_heads else torch.randn(h, d, d) * d**-0.5
         self.W_o = nn.Parameter(W_o)
-        self._divergence = torch.zeros(())
+        self._divergence = torch.zeros((), device="cpu")
 
     @abstractmethod
     def _remembered(self, *tokens: Segment) -> Segment:

@@ -32,6 +32,7 @@ section 3. Departures:
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -49,7 +50,7 @@ class ContinuousMemory(nn.Module):
     `density`, one of DENSITIES, has variances of `smallest_variance` at least.
 
     The operators G follow from the options. They are not stored: they are computed in float64, again
-    whenever the module changes its precision or device, and kept in float32 at least.
+    whenever the module is loaded or changes its precision or device, and kept in float32 at least.
     """
 
     centres: Float[Tensor, " half"]  # of the narrow bumps, and of the wide ones
@@ -124,10 +125,17 @@ class ContinuousMemory(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ContinuousMemory":
         super()._apply(fn, recurse)
-        device, dtype = self.centres.device, torch.promote_types(self.centres.dtype, torch.float32)
+        self._renew()
+        return self
+
+    def _load_from_state_dict(self, *given: Any) -> None:
+        super()._load_from_state_dict(*given)
+        self._renew()
+
+    def _renew(self) -> None:
+        device, dtype = self.w_mu.device, torch.promote_types(self.w_mu.dtype, torch.float32)
         for name, operator in self._operators().items():
             setattr(self, name, cut(operator.to(dtype)).to(device))
-        return self
 
     def _operators(self) -> dict[str, Float[Tensor, "..."]]:
         """The buffers by name, in float64 on the CPU."""

@@ -85,7 +85,7 @@ class SequenceClassifier(nn.Module):
 def mean(tokens: Tokens, valid: Valid | None) -> Float[Tensor, "b m"]:
     """The average of the real tokens; zero where there is none."""
     if valid is None:
-        return tokens.mean(1)
+        return tokens.mean(1) if tokens.shape[1] else tokens.sum(1)
     return clear(tokens, valid).sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
 
 

@@ -79,15 +79,19 @@ class Encoder(nn.Module):
         )
         self.norm = nn.LayerNorm(config.dim)
         self.tie()
+        self.register_load_state_dict_post_hook(Encoder._tie)
 
     def tie(self) -> None:
         """Share the weights that the mechanisms of all layers have in common, if any.
 
-        Done when built; to be done again where parameters were put into the layers one by one.
+        Done when built and loaded; to be done again where parameters were put into the layers one by one.
         """
         first, *later = self.mechanisms()
         for mechanism in later:
             mechanism.tie(first)
+
+    def _tie(self, _: Any) -> None:
+        self.tie()
 
     def forward(self, x: Tokens, valid: Valid | None = None) -> Tokens:
         start = torch.zeros(1, dtype=torch.int64, device=x.device)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from subquad.mechanism import Mechanism
-from subquad.testing import cost, meaning, numerics, order, padding, refusals, transforms
+from subquad.testing import copies, cost, meaning, nothing, numerics, order, padding, refusals, transforms
 
 Check = Callable[[type[Mechanism]], None]
 
@@ -26,8 +26,11 @@ def contract(cls: type[Mechanism]) -> Iterator[Check]:
     yield meaning.check_batch_mates_do_not_matter
     yield padding.check_padding_is_invisible
     yield padding.check_a_row_of_padding_gives_zeros
+    yield nothing.check_no_rows
+    yield nothing.check_no_tokens
     if traits.cross:
         yield meaning.check_cross_attention
+        yield nothing.check_nothing_to_see
     if traits.causal is not None:
         yield order.check_causal_by_gradients
         yield order.check_causal_by_resampling
@@ -46,6 +49,8 @@ def contract(cls: type[Mechanism]) -> Iterator[Check]:
     yield numerics.check_deterministic
     yield numerics.check_state_dict_round_trip
     yield numerics.check_gradients_when_checkpointed
+    yield copies.check_is_loaded_into_new_memory
+    yield copies.check_copies
     yield numerics.check_penalty
     yield numerics.check_half_precision
     yield cost.check_work

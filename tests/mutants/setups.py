@@ -1,0 +1,64 @@
+"""Bugs planted in what is copied, stored, built on no device, or given nothing."""
+
+from mutants.mutant import Mutant
+
+FEEDFORWARD = "mechanisms/feedforward.py"
+
+MUTANTS = [
+    Mutant(
+        "poolingformer",
+        "no_rows",
+        "the rows are guessed from what is left, which is nothing",
+        "ops/bands.py",
+        "(batch, len(i))",
+        "(batch, -1)",
+    ),
+    Mutant(
+        "longformer",
+        "no_rows",
+        "no rows are laid out in tiles",
+        "patterns/running.py",
+        "if s == 0 or len(q) == 0:",
+        "if s == 0:",
+    ),
+    Mutant(
+        "linear",
+        "nothing_to_see",
+        "a query that sees no key divides by nothing",
+        "ops/kernel_sums.py",
+        "denominator.masked_fill(denominator == 0, 1)",
+        "denominator",
+    ),
+    Mutant(
+        "glu-1",
+        "copies",
+        "a class goes by a name that its module lacks",
+        FEEDFORWARD,
+        "Named.__name__ = Named.__qualname__ =",
+        "Named.__name__ =",
+    ),
+    Mutant(
+        "compressive",
+        "copies",
+        "the graph of the latest penalty is copied along",
+        "mechanisms/compressive.py",
+        'return {**super().__getstate__(), "_loss": torch.zeros(())}',
+        "return super().__getstate__()",
+    ),
+    Mutant(
+        "infinity",
+        "is_loaded_into_new_memory",
+        "what is not stored is not made again",
+        "memories/continuous.py",
+        "super()._load_from_state_dict(*given)\n        self._renew()",
+        "super()._load_from_state_dict(*given)",
+    ),
+    Mutant(
+        "routing",
+        "is_loaded_into_new_memory",
+        "what is gathered stays on the meta device",
+        "mechanisms/routing.py",
+        ', device="cpu")  # sums, count',
+        ")",
+    ),
+]
