@@ -12,6 +12,8 @@ Wang, Li, Khabsa, Fang, Ma: Linformer: Self-Attention with Linear Complexity. 20
   `Dims.max_len` will do.
 - The paper's other projections (section 4, "General projections") have windows of max_len / k tokens, rounded
   up, side by side; a row's last window is cut where its tokens end, and empty slots are not seen.
+- One k for all: the paper's other k for each head or layer (section 4, "Nonuniform projected dimension") is
+  left out.
 - There is no causal form: each slot mixes all positions, later ones too, and a triangular mask over slots, as
   some implementations have it, lets the future through.
 """

@@ -11,6 +11,8 @@ GMM-PRF is `form="positive"`, GMM-RKS `form="fourier"`. Departs from the authors
 
 - every head has `components` Gaussians of diagonal covariance and learnt weights; there it has one, which for
   GMM-RKS is of full covariance;
+- the weights of GMM-RKS are half as large before 1 is added to them, and its Gaussians stand at mu, there at
+  mu and -mu;
 - the noise is drawn once, and anew only where `redraw_every` asks for it; there, at every call;
 - deviations start at 1, so that training starts near a known kernel.
 """
