@@ -7,7 +7,7 @@ Shapes are written with the same letters in every file:
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
 from types import MappingProxyType
@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from subquad.inputs import Part, layout, require_inputs, require_state
+from subquad.inputs import Layout, layout, require_inputs, require_state
 
 Queries = Float[Tensor, "b h t d"]
 Keys = Float[Tensor, "b h s d"]
@@ -106,7 +106,7 @@ class Mechanism(nn.Module, ABC):
             raise ValueError(f"{self.traits.name!r} has no {form} form; build it with causal={not causal}")
         self.dims = dims
         self.causal = causal
-        self._initial: dict[torch.dtype, tuple[Part, ...]] = {}  # the layout of the state of no token
+        self._initial: dict[torch.dtype, Layout] = {}  # the layout of the state of no token
 
     def projections(self) -> dict[str, int]:
         """The width per head of each input, by parameter name; `q` comes first and goes by query."""
@@ -155,7 +155,6 @@ def checked(name: str, form: Callable[..., Any]) -> Callable[..., Any]:
     What a subclass hands on to the form of its base is the subclass's matter.
     """
 
-    @wraps(form)
     def fitting(self: Mechanism, *inputs: Any, **named: Any) -> Any:
         if getattr(type(self), name) is fitting:
             given = require_inputs(
@@ -170,14 +169,16 @@ def checked(name: str, form: Callable[..., Any]) -> Callable[..., Any]:
             if state is not None and not torch.compiler.is_compiling():
                 initial = self._initial.get(given[0].dtype) or initial_layout(self, form, given)
                 growing = self.traits.state == "growing"
-                require_state(self.traits.name, state, initial=initial, growing=growing, like=given[0])
+                require_state(self.traits.name, state, initial, growing, given[0])
         return form(self, *inputs, **named)
 
-    return fitting
+    # the compiler keeps graphs by code, a few for each: forms that shared theirs would use up each other's
+    fitting.__code__ = fitting.__code__.replace(co_name=f"{form.__qualname__}, checked")
+    return wraps(form)(fitting)
 
 
 @torch.no_grad()
-def initial_layout(mechanism: Mechanism, step: Callable[..., Any], inputs: list[Tensor]) -> tuple[Part, ...]:
+def initial_layout(mechanism: Mechanism, step: Callable[..., Any], inputs: Sequence[Tensor]) -> Layout:
     """That of the mechanism's state after no token, for inputs such as these."""
     _, state = step(mechanism, *(x[:1, :, :0] for x in inputs))
     return mechanism._initial.setdefault(inputs[0].dtype, layout(state))

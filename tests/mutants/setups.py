@@ -10,7 +10,7 @@ MUTANTS = [
         "no_rows",
         "the rows are guessed from what is left, which is nothing",
         "ops/bands.py",
-        "(batch, len(i))",
+        "(batch, i.shape[0])",
         "(batch, -1)",
     ),
     Mutant(
@@ -18,7 +18,7 @@ MUTANTS = [
         "no_rows",
         "no rows are laid out in tiles",
         "patterns/running.py",
-        "if s == 0 or len(q) == 0:",
+        "if s == 0 or q.shape[0] == 0:",
         "if s == 0:",
     ),
     Mutant(

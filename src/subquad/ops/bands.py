@@ -58,7 +58,7 @@ def banded_attention(
         seen = (j[:, None] * stride >= i - before) & (end[:, :, None] <= i + after)
         q, k, v, seen = (x.flatten(0, 1) for x in (*tokens, seen))
         out = attention(q, k, v, seen=seen[:, None])
-        return out.unflatten(0, (batch, len(i))).transpose(1, 2).flatten(2, 3)
+        return out.unflatten(0, (batch, i.shape[0])).transpose(1, 2).flatten(2, 3)
 
     places = (i.split(some), j.split(some), end.split(some, 1))
     parts = zip(*places, *(x.split(some, 1) for x in (queries, by_chunk(k), by_chunk(v))), strict=True)

@@ -39,7 +39,7 @@ def attend(
         require_heads(pattern, q.shape[1])
         return by_head(pattern, lambda one, own: attend(one, q[:, own], k[:, own], v[:, own], n=n))
     s = q.shape[2]
-    if s == 0 or len(q) == 0:
+    if s == 0 or q.shape[0] == 0:
         return v
     band, tilings = layout(pattern, s, n, q.device)
     if band is not None and not tilings:
