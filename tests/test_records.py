@@ -67,7 +67,7 @@ def test_what_is_no_record_is_not_written(store):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"{", r"records/\w+.json' is damaged: it is not a JSON file .*; the same `subquad compare` again"),
+        (b"{", r"records/\w+.json' is damaged: it is not a JSON file .*; start the same command again"),
         (b"[]", "holds no JSON object"),
         (b'{"kind": "fit"}', "status: is missing"),
         (b'{"a": 1e999}', "not a JSON file"),
@@ -78,7 +78,7 @@ def test_what_is_no_record_is_not_written(store):
 def test_a_damaged_record_is_named_with_its_field_and_the_remedy(store, content, message):
     write_whole(store.record_path(RECORD["key"]), content)
     with pytest.raises(Damaged, match=message):
-        store.get(RECORD["key"])
+        store.read([RECORD["key"]])
 
 
 def test_a_record_under_another_key_is_damaged(store):

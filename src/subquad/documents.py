@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 LEVELS = 32  # of objects within objects
 SHOWN = 40  # characters of a value that is not what it should be
-NOT_A_FILE = (errno.EISDIR, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG)
+NOT_A_FILE = (errno.EISDIR, errno.EINVAL, errno.ELOOP)
 
 
 class Damaged(ValueError):

@@ -84,7 +84,7 @@ class FitFound(FloorFound):
         dict[Literal["total", "attention", "grows_with_length"], Count], Field(min_length=3)
     ]
     form: Literal["causal", "bidirectional"]
-    options: Options
+    options: dict[str, Any]  # defaults too, whatever they are
 
 
 class Timing(TypedDict):
