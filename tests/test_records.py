@@ -67,7 +67,7 @@ def test_what_is_no_record_is_not_written(store):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"{", r"records/\w+.json' is damaged: it is not a JSON file .*; start the same command again"),
+        (b"{", r"records/\w+.json' is damaged: it is not a JSON file .*; its `subquad compare` again"),
         (b"[]", "holds no JSON object"),
         (b'{"kind": "fit"}', "status: is missing"),
         (b'{"a": 1e999}', "not a JSON file"),

@@ -98,7 +98,7 @@ class Store:
         try:
             return [record for key in keys if (record := self.get(key)) is not None]
         except Damaged as damage:
-            raise Damaged(f"{damage}; start the same command again, which does this run anew") from None
+            raise Damaged(f"{damage}; its `subquad compare` again does this run anew") from None
 
     def runs(self, comparison: Mapping[str, Any]) -> list[Record]:
         """The records of a comparison's runs that exist."""
