@@ -71,6 +71,7 @@ def test_what_is_no_record_is_not_written(store):
         (b"[]", "holds no JSON object"),
         (b'{"kind": "fit"}', "status: is missing"),
         (b'{"a": 1e999}', "not a JSON file"),
+        (b'{"a": 99999999999999999999}', "a whole number has more than 64 bits"),
         (b'{"a": "\\ud800"}', "not a JSON file"),
         (b'{"a": %s}' % (b"[" * 40 + b"]" * 40), "more than 32 levels"),
     ],

@@ -202,8 +202,16 @@ class Keys(TypedDict):
     bench: list[Key]
 
 
+class History(TypedDict):
+    median: Number
+    longest: Count
+
+
 class Split(TypedDict):
     examples: Count
+    entities: NotRequired[Count]
+    history: NotRequired[History]
+    classes: NotRequired[dict[str, Count]]
 
 
 class Summary(TypedDict, total=False):

@@ -107,9 +107,9 @@ class Store:
         for record in records:
             path = str(self.record_path(record["key"]))
             if record["key"] not in comparison["keys"][record["kind"]]:
-                raise Damaged(f"{path!r} holds a {record['kind']}, and the comparison has no such run there")
+                raise Damaged(f"{path!r} holds a {record['kind']}: the comparison has no such run")
             if "test" in record["result"] and metric not in record["result"]["test"]:
-                raise Damaged(f"{path!r} has no {metric!r}, by which the comparison judges")
+                raise Damaged(f"{path!r} has no {metric!r}, by which the comparison judges: one is damaged")
         return records
 
     def forget_checkpoint(self, key: str) -> None:
