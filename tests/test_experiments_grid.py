@@ -47,7 +47,8 @@ def say(**event): print(json.dumps({"token": asked["token"], **event}), flush=Tr
 def end(**found): say(event="outcome", status="ok", reason="", **found)
 def beget():  # a process that holds the pipe open, and would live for ever
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(10 ** 6)"])
-    with open(asked["folder"] + "/grandchild", "w") as file: file.write(str(child.pid))
+    with open(asked["folder"] + "/draft", "w") as file: file.write(str(child.pid))
+    os.rename(file.name, asked["folder"] + "/grandchild")
 match asked["spec"]["attention"]:
     case "well":
         say(event="progress", phase="train", step=1, steps=2, loss=0.5)
@@ -235,7 +236,7 @@ def test_what_a_damaged_record_was_of_is_done_again_and_the_file_is_kept(store, 
     aside = path.with_name(f"{path.name}.damaged")
     assert aside.is_dir() if damage == "folder" else aside.is_symlink() or aside.read_bytes() == damage
     (note,) = (what for what, _ in watch.events if str(path) in what)
-    assert note.endswith(f"and does so now; the file is kept as {path.name}.damaged")
+    assert note.endswith(f"; the run is done again, and the file is kept as {path.name}.damaged")
 
 
 @pytest.mark.usefixtures("stand_in")

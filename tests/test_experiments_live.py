@@ -43,6 +43,12 @@ def test_a_run_under_way_shows_place_step_loss_and_time_left(console, monkeypatc
     assert "left" in shown
 
 
+def test_what_a_run_notes_is_a_line_of_its_own(console):
+    with Live(SPECS, console) as watch:
+        watch.noted(QUICK, "'kept' is damaged")
+    assert "run 1 of 3: linear · seed 0: 'kept' is damaged" in console.file.getvalue()
+
+
 def test_an_ended_run_leaves_its_scores_or_its_reason(console):
     with Live(SPECS, console) as watch:
         for spec, made in ((QUICK, record(QUICK, test={"auc": 0.75})), (BENCHES[0], record(None, "timeout"))):

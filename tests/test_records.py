@@ -67,10 +67,11 @@ def test_what_is_no_record_is_not_written(store):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"{", r"records/\w+.json' is damaged: it is not a JSON file .*; the same `subquad compare` again"),
+        (b"{", r"records/\w+.json' is damaged: it is not a JSON file .*; its `subquad compare` again"),
         (b"[]", "holds no JSON object"),
         (b'{"kind": "fit"}', "status: is missing"),
         (b'{"a": 1e999}', "not a JSON file"),
+        (b'{"a": 99999999999999999999}', "a whole number has more than 64 bits"),
         (b'{"a": "\\ud800"}', "not a JSON file"),
         (b'{"a": %s}' % (b"[" * 40 + b"]" * 40), "more than 32 levels"),
     ],
@@ -78,7 +79,7 @@ def test_what_is_no_record_is_not_written(store):
 def test_a_damaged_record_is_named_with_its_field_and_the_remedy(store, content, message):
     write_whole(store.record_path(RECORD["key"]), content)
     with pytest.raises(Damaged, match=message):
-        store.get(RECORD["key"])
+        store.read([RECORD["key"]])
 
 
 def test_a_record_under_another_key_is_damaged(store):

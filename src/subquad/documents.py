@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 LEVELS = 32  # of objects within objects
 SHOWN = 40  # characters of a value that is not what it should be
-NOT_A_FILE = (errno.EISDIR, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG)
+NOT_A_FILE = (errno.EISDIR, errno.EINVAL, errno.ELOOP)
 
 
 class Damaged(ValueError):
@@ -50,7 +50,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def parsed(text: str) -> dict[str, Any]:
     """A JSON object that can be written as JSON again; `ValueError` for any other text."""
     try:
-        document = json.loads(text)
+        document = json.loads(text, parse_int=whole)
         json.dumps(document, ensure_ascii=False, allow_nan=False).encode()  # nan, 1e999, half a character
     except RecursionError:
         raise ValueError(f"it has more than {LEVELS} levels") from None
@@ -64,6 +64,14 @@ def parsed(text: str) -> dict[str, Any]:
     if within:
         raise ValueError(f"it has more than {LEVELS} levels")
     return document
+
+
+def whole(text: str) -> int:
+    """A whole number that everybody can compute with; `ValueError` for one of more than 64 bits."""
+    number = int(text)
+    if not -(2**63) <= number < 2**63:
+        raise ValueError("a whole number has more than 64 bits")
+    return number
 
 
 def children(value: object) -> list[Any]:

@@ -52,7 +52,7 @@ def clear_drafts(folder: Path) -> None:
     """Remove the drafts of writers that are dead, and those that are too old to have one."""
     for entry in os.scandir(folder):
         if found := DRAFT.fullmatch(entry.name):
-            with suppress(FileNotFoundError):  # another writer was faster
+            with suppress(OSError):  # another writer was faster, or it is not ours to remove
                 dead = found["host"] == host() and not alive(int(found["process"]))
                 if dead or time.time() > entry.stat(follow_symlinks=False).st_mtime + OLD:
                     os.unlink(entry.path)
@@ -65,6 +65,7 @@ def host() -> str:
 
 
 def alive(process: int) -> bool:
+    """Whether there is a process of that id."""
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):

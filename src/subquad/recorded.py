@@ -84,7 +84,7 @@ class FitFound(FloorFound):
         dict[Literal["total", "attention", "grows_with_length"], Count], Field(min_length=3)
     ]
     form: Literal["causal", "bidirectional"]
-    options: Options
+    options: dict[str, Any]  # defaults too, whatever they are
 
 
 class Timing(TypedDict):
@@ -202,8 +202,16 @@ class Keys(TypedDict):
     bench: list[Key]
 
 
+class History(TypedDict):
+    median: Number
+    longest: Count
+
+
 class Split(TypedDict):
     examples: Count
+    entities: NotRequired[Count]
+    history: NotRequired[History]
+    classes: NotRequired[dict[str, Count]]
 
 
 class Summary(TypedDict, total=False):

@@ -85,16 +85,20 @@ class Store:
             return read_checked(self.record_path(key), check)
         except FileNotFoundError:
             return None
-        except Damaged as damage:
-            raise Damaged(f"{damage}; the same `subquad compare` again does this run again") from None
 
     def set_aside(self, key: str) -> Path:
         """Make room for another record where a damaged one lies; where that is now."""
         return set_aside(self.record_path(key))
 
     def read(self, keys: Iterable[str]) -> list[Record]:
-        """The records of those keys that exist, in the order of the keys."""
-        return [record for key in keys if (record := self.get(key)) is not None]
+        """The records of those keys that exist, in the order of the keys.
+
+        Raises `Damaged`, with the remedy.
+        """
+        try:
+            return [record for key in keys if (record := self.get(key)) is not None]
+        except Damaged as damage:
+            raise Damaged(f"{damage}; its `subquad compare` again does this run anew") from None
 
     def runs(self, comparison: Mapping[str, Any]) -> list[Record]:
         """The records of a comparison's runs that exist."""
@@ -103,9 +107,9 @@ class Store:
         for record in records:
             path = str(self.record_path(record["key"]))
             if record["key"] not in comparison["keys"][record["kind"]]:
-                raise Damaged(f"{path!r} holds a {record['kind']}, and the comparison has no such run there")
+                raise Damaged(f"{path!r} holds a {record['kind']}: the comparison has no such run")
             if "test" in record["result"] and metric not in record["result"]["test"]:
-                raise Damaged(f"{path!r} has no {metric!r}, by which the comparison judges")
+                raise Damaged(f"{path!r} has no {metric!r}, by which the comparison judges: one is damaged")
         return records
 
     def forget_checkpoint(self, key: str) -> None:
@@ -143,11 +147,11 @@ class Store:
 
         where = repr(str(self.folder))
         known = sorted(path.stem for path in (self.folder / "comparisons").glob("*.json"))
-        path = self.latest_path
-        if key is not None and key in known:
+        path = self.latest_path  # all that an older folder has
+        if key is not None and not self.is_latest(key):
+            if key not in known:
+                raise ValueError(f"no comparison {key!r} in {where}; there are {', '.join(known) or 'none'}")
             path = self.comparison_path(key)
-        elif key is not None and not self.is_latest(key):  # which is all that an older folder has
-            raise ValueError(f"no comparison {key!r} in {where}; there are {', '.join(known) or 'none'}")
         try:
             return read_checked(path, check)
         except FileNotFoundError:
@@ -155,7 +159,7 @@ class Store:
                 f"no comparison in {where}; name the folder given to `subquad compare --out`"
             ) from None
         except Damaged as damage:
-            raise Damaged(f"{damage}; the same `subquad compare` again writes it anew") from None
+            raise Damaged(f"{damage}; start its `subquad compare` again, which writes it anew") from None
 
     def is_latest(self, key: str) -> bool:
         """Whether no other comparison was started or finished since the one of that key."""

@@ -118,7 +118,9 @@ class Grid:
         except Damaged as damage:
             if claimed:
                 kept = self.store.set_aside(spec.key)
-                self.watch.noted(spec, f"{damage}, and does so now; the file is kept as {kept.name}")
+                self.watch.noted(
+                    spec, f"{damage}; the run is done again, and the file is kept as {kept.name}"
+                )
             return None
 
     def run(self, spec: AnySpec) -> None:
