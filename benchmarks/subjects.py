@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from benchmarks.targets import FUSED, HEADS, OWN_FLOAT32, TIERS, WIDTH, Row, Tier
 from subquad.measure.cost import Candidate
 from subquad.measure.peers import PEERS
-from subquad.mechanism import Dims, Mechanism
+from subquad.mechanism import Dims, Mechanism, Traits
 from subquad.nn.encoder import Encoder, EncoderConfig
 from subquad.ops.native.library import backend
 from subquad.registry import build
@@ -180,9 +180,10 @@ def recurrent_step(token: Mapping[str, Tensor]) -> Call | Missing:
 class Instead(nn.Module):
     """A peer where a layer of heads has its mechanism."""
 
-    def __init__(self, mix: Callable[..., Tensor]) -> None:
+    def __init__(self, mix: Callable[..., Tensor], traits: Traits) -> None:
         super().__init__()
         self.mix = mix
+        self.traits = traits
 
     def forward(self, *, valid: Tensor | None = None, **inputs: Tensor) -> Tensor:
         return self.mix(**inputs)
@@ -215,7 +216,8 @@ def training(row: Row, length: int, *, compiled: bool) -> dict[str, Call | Missi
 def put_in(encoder: Encoder, mix: Callable[..., Tensor]) -> None:
     """In place of the mechanism of each layer."""
     for block in encoder.blocks:
-        block.get_submodule("attention").mechanism = Instead(mix)
+        layer = block.get_submodule("attention")
+        layer.mechanism = Instead(mix, layer.mechanism.traits)
 
 
 def built(attention: str, row: Row, length: int, **settings: Any) -> Encoder:

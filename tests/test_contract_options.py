@@ -1,8 +1,7 @@
 """Options that change what a mechanism computes keep the contract too, where no other file tests them."""
 
-from dataclasses import replace
-
 import pytest
+from variants import variant
 
 from subquad import catalog
 from subquad.testing import contract, cost
@@ -29,5 +28,4 @@ def label(value):
 
 @pytest.mark.parametrize(("name", "options", "check"), CASES, ids=label)
 def test_every_option_keeps_the_contract(name, options, check):
-    cls = catalog()[name]
-    check(type(cls.__name__, (cls,), {"traits": replace(cls.traits, tiny=options)}))
+    check(variant(catalog()[name], **options))

@@ -45,7 +45,6 @@ def call(monkeypatch, capsys):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A comparison of two rows, one of which failed."""
-    monkeypatch.setattr("subquad.report.page.plotly_js", lambda: "", raising=False)
     setting = made_up.comparison([made_up.ROWS[0], made_up.ROWS[-1]], seeds=1, lengths=[512, 4096])
     return made_up.write(tmp_path / "runs", setting, made_up.sample(setting))
 

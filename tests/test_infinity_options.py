@@ -1,10 +1,9 @@
 """The infinity-former as its authors configure it: across heads, masked, shared, sparse."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch.testing import assert_close
+from variants import variant
 
 from subquad import Dims, MultiheadAttention
 from subquad.mechanisms.infinity import InfinityAttention, InfinityGpt2Attention
@@ -13,10 +12,6 @@ from subquad.testing.cases import random_inputs
 
 H, D, LENGTH = 2, 4, 24
 TINY = dict(InfinityAttention.traits.tiny)
-
-
-def variant(cls, **options):
-    return type("Variant", (cls,), {"traits": replace(cls.traits, tiny={**TINY, **options})})
 
 
 VARIANTS = {

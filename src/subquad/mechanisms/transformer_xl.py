@@ -19,7 +19,7 @@ base model for WikiText-103. Where it departs:
 - Keys and values are remembered, which the paper makes anew, with the same weights, of remembered hidden
   states.
 - Segments count real tokens, each row by its own clock.
-- Distances are not clamped (the authors' `clamp_len`), and the memory is as long in evaluation as in training.
+- Distances are not clamped (the authors' `clamp_len`), and evaluation has the memory of training.
 """
 
 from typing import NamedTuple
