@@ -142,4 +142,6 @@ def require_state(mechanism: str, state: Any, own: Layout, growing: bool, like: 
 
 
 def grows(sizes: list[int], later: list[int]) -> bool:
-    return len(sizes) == len(later) and all(n in (0, m) for n, m in zip(sizes, later, strict=True))
+    """Whether a tensor of these sizes may have the later ones, once there are tokens."""
+    fixed = [m if n else 0 for n, m in zip(sizes, later, strict=False)]
+    return len(sizes) == len(later) and fixed == sizes
