@@ -37,10 +37,11 @@ def banded_attention(
     require_shape("keys", k, *q.shape[:2], k.shape[2], q.shape[3])
     require_places("last tokens", last, q.shape[0], k.shape[2])
     batch, _, length, _ = q.shape
-    before, after = min(before, length), min(after, length)
+    if not torch.compiler.is_compiling():  # a graph is for all lengths
+        before, after = min(before, length), min(after, length)
     step = max(-(-before // stride), 1)  # keys from one chunk to the next
     chunk = step * stride
-    chunks = max(-(-length // chunk), 1)
+    chunks = torch.sym_max(-(-length // chunk), 1)
     left = before // stride
     width = left + (chunk - 1 + after) // stride + 1  # keys that a chunk may see
     right = (chunks - 1) * step + width - left - k.shape[2]
@@ -52,7 +53,6 @@ def banded_attention(
     j = torch.arange(chunks, device=q.device)[:, None] * step + torch.arange(width, device=q.device) - left
     end = F.pad(last, (left, right), value=NEVER).unfold(1, width, step)
     queries = F.pad(q, (0, 0, 0, chunks * chunk - length)).unflatten(2, (chunks, chunk)).transpose(1, 2)
-    some = chunks if listened_to() else max(1, TOGETHER // max(1, queries[:, 0].numel()))
 
     def mixed(i: Tensor, j: Tensor, end: Tensor, *tokens: Tensor) -> Float[Tensor, "b h t e"]:
         seen = (j[:, None] * stride >= i - before) & (end[:, :, None] <= i + after)
@@ -60,7 +60,10 @@ def banded_attention(
         out = attention(q, k, v, seen=seen[:, None])
         return out.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2, 3)
 
+    whole = (batch, q.shape[1], chunks * chunk, v.shape[3])
+    if listened_to():
+        return mixed(i, j, end, queries, by_chunk(k), by_chunk(v))[:, :, :length]
+    some = max(1, TOGETHER // max(1, queries[:, 0].numel()))
     places = (i.split(some), j.split(some), end.split(some, 1))
     parts = zip(*places, *(x.split(some, 1) for x in (queries, by_chunk(k), by_chunk(v))), strict=True)
-    whole = (batch, q.shape[1], chunks * chunk, v.shape[3])
     return joined((mixed(*part) for part in parts), v, *whole, dim=2)[:, :, :length]
