@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from subquad.ops.attention import attention
+from subquad.ops.graphed import graphed
 from subquad.ops.operator import listened_to
 from subquad.ops.pages import joined
 from subquad.ops.shapes import require_places, require_shape, require_together
@@ -36,12 +37,29 @@ def banded_attention(
     require_together(q, k, v)
     require_shape("keys", k, *q.shape[:2], k.shape[2], q.shape[3])
     require_places("last tokens", last, q.shape[0], k.shape[2])
+    return banded(q, k, v, last, stride, before, after)
+
+
+@graphed(
+    "banded_attention",
+    "Tensor q, Tensor k, Tensor v, Tensor last, int stride, int before, int after",
+    learnt=3,
+    shape=lambda q, k, v, *_: (*q.shape[:3], v.shape[3]),
+)
+def banded(
+    q: Float[Tensor, "b h t d"],
+    k: Float[Tensor, "b h p d"],
+    v: Float[Tensor, "b h p e"],
+    last: Int[Tensor, "b p"],
+    stride: int,
+    before: int,
+    after: int,
+) -> Float[Tensor, "b h t e"]:
     batch, _, length, _ = q.shape
-    if not torch.compiler.is_compiling():  # a graph is for all lengths
-        before, after = min(before, length), min(after, length)
+    before, after = min(before, length), min(after, length)
     step = max(-(-before // stride), 1)  # keys from one chunk to the next
     chunk = step * stride
-    chunks = torch.sym_max(-(-length // chunk), 1)
+    chunks = max(-(-length // chunk), 1)
     left = before // stride
     width = left + (chunk - 1 + after) // stride + 1  # keys that a chunk may see
     right = (chunks - 1) * step + width - left - k.shape[2]
