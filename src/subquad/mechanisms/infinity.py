@@ -222,7 +222,12 @@ class InfinityAttention(Mechanism):
             q, *rest = wide(*hide(valid, *inputs))
             memory = self._empty(q) if state is None else state
             filled = None if state is None else state.filled
-            segments = Segments.place(q, size=self.segment, valid=valid, filled=filled)
+            segments = Segments.place(q, size=self.segment, valid=valid, filled=filled, unrolled=True)
+            if isinstance(segments.count, torch.SymInt):
+                raise ValueError(
+                    "'infinity' writes its memory segment by segment, and a graph holds the segments of one "
+                    "length: export it with a fixed length, or run it as it is"
+                )
             known = zip(rest, memory.short.chunk(4, -1), memory.unfinished.chunk(4, -1), strict=True)
             lines = [segments.line(*each) for each in known]
             queries = segments.queries(q)
