@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from subquad import Dims
-from subquad.mechanisms.informer import Informer, scramble
+from subquad.mechanisms.informer import Informer, choose, scramble
 
 HEADS, HEAD_DIM = 2, 4
 
@@ -90,7 +90,7 @@ def test_the_sample_ranks_queries_nearly_as_all_keys_do():
     q, k, _ = inputs(400)
     mechanism = informer(factor=5)
     count, u = torch.full((2,), 400), torch.full((2,), 30)
-    chosen = mechanism._choose(q, k, count, u, 30)
+    chosen = choose(q, k, count, u, 30, mechanism.key)
     scores = q @ k.mT
     best = (scores.amax(-1) - scores.mean(-1)).argsort(-1, descending=True)[..., :30]
     shared = (chosen[..., None] == best[..., None, :]).any(-1).double().mean()

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from subquad import Dims, MultiheadAttention
-from subquad.mechanisms.reformer import Reformer, hash_sizes
+from subquad.mechanisms.reformer import Reformer
+from subquad.ops.hashing import hash_sizes
 
 HEADS, HEAD_DIM = 2, 4
 PAIRS, ROTATIONS = 64, 400

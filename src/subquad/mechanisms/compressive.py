@@ -173,8 +173,7 @@ class CompressiveAttention(Mechanism):
             segments = Segments.place(q, size=l, valid=valid, filled=filled)
             known = zip((k, v), memory.past.chunk(2, -1), memory.unfinished.chunk(2, -1), strict=True)
             lines = [segments.line(*each) for each in known]
-            old = max(0, min(segments.count * l - segments.missing(m), lines[0].shape[2])) // c * c
-            made = self.f_c(*(x[:, :, :old] for x in lines))
+            made = self.f_c(*(segments.leaving(x, memory=m, group=c) for x in lines))
             if state is not None or valid is not None:
                 made = [torch.cat(x, 2) for x in zip(memory.compressed.chunk(2, -1), made, strict=True)]
             before = segments.before(memory.held, each=l // c)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from subquad.mechanism import Dims, Keys, Mechanism, Mixed, Queries, State, Traits, Valid, Values
 from subquad.ops.kernel_sums import Sums, causal_average, collect, divide, read
+from subquad.ops.linear_attention import Given, linear_attention
 from subquad.ops.padding import hide
 from subquad.ops.pages import joined
 from subquad.ops.precision import no_autocast, wide
@@ -85,8 +86,10 @@ class CosFormer(Mechanism):
         return out
 
     def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
-        if self.causal:
+        if self.causal and not torch.compiler.is_compiling():
             return self.step(q, k, v, valid=valid)[0]
+        if self.causal:
+            return self._in_graph(q, k, v, valid=valid)
         with no_autocast(q):
             q, k, v = hide(valid, q, k, v)
             M = counted(valid, like=q).clamp(min=1)
@@ -96,6 +99,16 @@ class CosFormer(Mechanism):
                 sums = again(_collect, *part, seen, sums)
             parts = (again(_read, *part, sums) for part, _ in blocks(q, angles))
             return joined(parts, v, *q.shape[:3], v.shape[3], dim=2)
+
+    def _in_graph(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None) -> Mixed:
+        """The causal form as one node for all lengths, which chunk by chunk it would not be."""
+        assert self.dims.max_len is not None
+        self._require_room(q, valid, None)
+        with no_autocast(q):
+            wide_q, wide_k, wide_v = wide(*hide(valid, q, k, v))
+            angles = math.pi / 2 / self.dims.max_len * places(valid, like=wide_q)
+            given = Given(features(wide_q, angles), features(wide_k, angles))
+            return linear_attention(given, wide_v, valid=valid, causal=True).to(v.dtype)
 
     def step(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, state: Past | None = None

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from subquad.mechanism import Dims, Keys, Mechanism, Mixed, Queries, Traits, Valid, Values
 from subquad.ops.generators import seeded
+from subquad.ops.graphed import graphed
 from subquad.ops.packing import Packing, take
 from subquad.ops.precision import no_autocast, wide
 
@@ -102,50 +103,73 @@ class Informer(Mechanism):
         with no_autocast(q):
             packing = Packing.of(valid, like=k)
             Q, K, V = wide(*(packing.pack(x) for x in (q, k, v)))
-            n, count = Q.shape[2], packing.count
-            u = torch.minimum(count, self.factor * count.clamp(min=1).double().log().ceil().long())
-            most = 0 if n < 2 else min(n, self.factor * math.ceil(math.log(n)))
-            chosen = self._choose(Q.detach(), K.detach(), count, u, most)
-            passive = self._mean(V, count)
-            active = take_each(Q, chosen) @ K.mT / Q.shape[-1] ** 0.5
-            j = torch.arange(n, device=q.device)
-            seen = (j < count[:, None])[:, None, None]
-            if self.causal:
-                seen = seen & (j <= chosen[..., None])
-            active = active.masked_fill(~seen, torch.finfo(active.dtype).min).softmax(-1) @ V
-            spared = torch.arange(most, device=q.device) >= u[:, None]
-            active = torch.where(spared[:, None, :, None], take_each(passive, chosen), active)
-            out = passive.scatter(2, chosen[..., None].expand(active.shape), active)
+            out = sparsely(Q, K, V, packing.count, self.key, self.factor, self.causal)
             return packing.unpack(out).to(v.dtype)
 
-    def _choose(
-        self, q: Queries, k: Keys, count: Int[Tensor, " b"], u: Int[Tensor, " b"], most: int
-    ) -> Int[Tensor, "b h u"]:
-        """The queries with the largest M among a row's first `count`, of which only the first `u` count."""
-        n = q.shape[2]
-        if most == 0:
-            return torch.zeros(*q.shape[:2], 0, dtype=torch.int64, device=q.device)
-        order = self._shuffled(n).expand(len(q), -1)
-        order = order.gather(1, (order >= count[:, None]).to(torch.int8).argsort(dim=1, stable=True))[
-            :, :most
-        ]
-        in_sample = torch.arange(most, device=q.device) < u[:, None]
-        scores = q @ take(k, order, real=in_sample).mT
-        beyond = ~in_sample[:, None, None]
-        M = scores.masked_fill(beyond, -torch.inf).amax(-1)
-        M = M - scores.masked_fill(beyond, 0).sum(-1) / u.clamp(min=1)[:, None, None]
-        M = M.masked_fill(torch.arange(n, device=q.device) >= count[:, None, None], -torch.inf)
-        return M.sort(dim=-1, descending=True, stable=True).indices[..., :most]
-
-    def _mean(self, v: Values, count: Int[Tensor, " b"]) -> Values:
-        """What uniform weights give each query."""
-        if self.causal:
-            return v.cumsum(2) / torch.arange(1, v.shape[2] + 1, device=v.device)[:, None]
-        return (v.sum(2, keepdim=True) / count.clamp(min=1)[:, None, None, None]).expand(v.shape)
-
     def _shuffled(self, n: int) -> Int[Tensor, " n"]:
-        """The places of n tokens in a random order, which that of fewer tokens is part of."""
-        return scramble(torch.arange(n, device=self.key.device), self.key).argsort(dim=0, stable=True)
+        return shuffled(n, self.key)
+
+
+@graphed(
+    "probsparse",
+    "Tensor q, Tensor k, Tensor v, Tensor count, Tensor key, int factor, bool causal",
+    learnt=3,
+    shape=lambda q, k, v, *_: v.shape,
+)
+def sparsely(
+    q: Queries,
+    k: Keys,
+    v: Values,
+    count: Int[Tensor, " b"],
+    key: Int[Tensor, " two"],
+    factor: int,
+    causal: bool,
+) -> Mixed:
+    """Attention for the chosen queries of packed tokens, of which the first `count` are real, and means."""
+    n = q.shape[2]
+    u = torch.minimum(count, factor * count.clamp(min=1).double().log().ceil().long())
+    most = 0 if n < 2 else min(n, factor * math.ceil(math.log(n)))
+    chosen = choose(q.detach(), k.detach(), count, u, most, key)
+    passive = mean(v, count, causal=causal)
+    active = take_each(q, chosen) @ k.mT / q.shape[-1] ** 0.5
+    j = torch.arange(n, device=q.device)
+    seen = (j < count[:, None])[:, None, None]
+    if causal:
+        seen = seen & (j <= chosen[..., None])
+    active = active.masked_fill(~seen, torch.finfo(active.dtype).min).softmax(-1) @ v
+    spared = torch.arange(most, device=q.device) >= u[:, None]
+    active = torch.where(spared[:, None, :, None], take_each(passive, chosen), active)
+    return passive.scatter(2, chosen[..., None].expand(active.shape), active)
+
+
+def choose(
+    q: Queries, k: Keys, count: Int[Tensor, " b"], u: Int[Tensor, " b"], most: int, key: Int[Tensor, " two"]
+) -> Int[Tensor, "b h u"]:
+    """The queries with the largest M among a row's first `count`, of which only the first `u` count."""
+    n = q.shape[2]
+    if most == 0:
+        return torch.zeros(*q.shape[:2], 0, dtype=torch.int64, device=q.device)
+    order = shuffled(n, key).expand(len(q), -1)
+    order = order.gather(1, (order >= count[:, None]).to(torch.int8).argsort(dim=1, stable=True))[:, :most]
+    in_sample = torch.arange(most, device=q.device) < u[:, None]
+    scores = q @ take(k, order, real=in_sample).mT
+    beyond = ~in_sample[:, None, None]
+    M = scores.masked_fill(beyond, -torch.inf).amax(-1)
+    M = M - scores.masked_fill(beyond, 0).sum(-1) / u.clamp(min=1)[:, None, None]
+    M = M.masked_fill(torch.arange(n, device=q.device) >= count[:, None, None], -torch.inf)
+    return M.sort(dim=-1, descending=True, stable=True).indices[..., :most]
+
+
+def mean(v: Values, count: Int[Tensor, " b"], *, causal: bool) -> Values:
+    """What uniform weights give each query."""
+    if causal:
+        return v.cumsum(2) / torch.arange(1, v.shape[2] + 1, device=v.device)[:, None]
+    return (v.sum(2, keepdim=True) / count.clamp(min=1)[:, None, None, None]).expand(v.shape)
+
+
+def shuffled(n: int, key: Int[Tensor, " two"]) -> Int[Tensor, " n"]:
+    """The places of n tokens in a random order, which that of fewer tokens is part of."""
+    return scramble(torch.arange(n, device=key.device), key).argsort(dim=0, stable=True)
 
 
 def take_each(x: Float[Tensor, "b h n d"], places: Int[Tensor, "b h u"]) -> Float[Tensor, "b h u d"]:

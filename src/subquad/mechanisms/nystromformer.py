@@ -112,6 +112,8 @@ class Nystromformer(Mechanism):
     def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
         if q.shape[2] == 0:
             return v + unused(q, k, *self.parameters()).to(v.dtype)
+        if torch.compiler.is_compiling() and valid is None:  # there may be fewer tokens than landmarks
+            valid = torch.ones_like(k[:, 0, :, 0], dtype=torch.bool)
         q, k, v = hide(valid, q, k, v)
         packing = Packing.of(valid, like=k)
 
@@ -126,7 +128,8 @@ class Nystromformer(Mechanism):
     def _attend(self, q: Queries, k: Keys, v: Values, own: slice, packing: Packing) -> Mixed:
         """What packed tokens of the heads `own` get, from the right: B V, then Z (B V), then F (Z B V)."""
         length = q.shape[2]
-        m, full = min(self.landmarks, length), packing.valid is None
+        m = self.landmarks if torch.compiler.is_compiling() else min(self.landmarks, length)
+        full = packing.valid is None
         segments = Segments.cut(packing.count, landmarks=m, length=length, full=full)
         q_landmarks, k_landmarks = segments.means(q), segments.means(k)
         scores = q_landmarks @ k_landmarks.mT / q.shape[-1] ** 0.5

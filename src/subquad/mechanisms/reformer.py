@@ -41,14 +41,13 @@ from subquad.mechanism import Dims, Mechanism, Mixed, Queries, Traits, Valid, Va
 from subquad.ops.bucket_attention import bucket_attention
 from subquad.ops.buckets import Buckets
 from subquad.ops.generators import seeded
-from subquad.ops.hashing import hashed
+from subquad.ops.hashing import WIDEST, hash_sizes, hashed
 from subquad.ops.padding import hide
 from subquad.ops.precision import no_autocast, wide
 
 Row = Float[Tensor, "h n d"]
 
-WIDEST = 64  # buckets of one hash; more are a product of hashes
-HASHES = 4  # in such a product, enough for sixteen million chunks
+HASHES = 4  # in a product of hashes, enough for sixteen million chunks
 
 
 class Reformer(Mechanism):
@@ -160,21 +159,7 @@ class Reformer(Mechanism):
 
     def _hash(self, x: Queries, count: Int[Tensor, " b"] | None) -> Int[Tensor, "b h r n"]:
         """The bucket of each token in each round, by the number of tokens in its row (None: all)."""
-        most = hash_sizes(x.shape[2], self.bucket)
-        if not most:
-            return torch.zeros(*x.shape[:2], self.rounds, x.shape[2], dtype=torch.int64, device=x.device)
-        if count is None:
-            sizes = torch.tensor(most, device=x.device).expand(len(x), -1)
-            halves = [max(1, size // 2) for size in most]
-        else:
-            left, found = even((-(-count // self.bucket)).clamp(min=1)), []
-            for level in reversed(range(len(most))):
-                found.insert(0, even(-(-left // WIDEST**level)))
-                left = -(-left // found[0])
-            sizes = torch.stack(found, 1)
-            halves = [WIDEST // 2] * (len(most) - 1) + [max(1, most[-1] // 2)]
-        rotations = [self.R[level, :, :, :half].to(x.dtype) for level, half in enumerate(halves)]
-        return hashed(x, rotations, sizes, even=count is None)
+        return hashed(x, self.R, count, bucket=self.bucket)
 
     def _marks(
         self, bucket: Int[Tensor, "b h r n"], buckets: Buckets, real: Bool[Tensor, "b n"]
@@ -190,20 +175,3 @@ class Reformer(Mechanism):
 
 BEHIND = torch.iinfo(torch.int32).max // 4  # the bucket of padding, sorted after all others
 PADDING = -4  # a mark that is near to none but itself
-
-
-def hash_sizes(n: int, c: int) -> list[int]:
-    """The buckets of the hashes whose product has about n / c: the first is the finest part of the number."""
-    left, sizes = 1 if n <= c else 2 * -(-n // (2 * c)), []
-    while left > WIDEST ** len(sizes):
-        sizes.append(0)
-    for level in reversed(range(len(sizes))):
-        size = -(-left // WIDEST**level)
-        sizes[level] = size if size == 1 else size + size % 2
-        left = -(-left // sizes[level])
-    return sizes
-
-
-def even(count: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
-    """The next even number, or one."""
-    return count + (count % 2) * (count > 1)

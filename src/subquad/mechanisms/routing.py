@@ -41,6 +41,7 @@ from subquad.ops.attention import attention
 from subquad.ops.bucket_attention import bucket_attention
 from subquad.ops.buckets import Buckets, reorder
 from subquad.ops.generators import seeded
+from subquad.ops.graphed import graphed
 from subquad.ops.nearest import largest
 from subquad.ops.padding import hide
 from subquad.ops.precision import no_autocast, wide
@@ -241,27 +242,8 @@ class RoutingAttention(Mechanism):
 
     def _by_centroid(self, q: Queries, k: Keys, v: Values, near: Cosines, real: Real | None) -> Mixed:
         """The bidirectional form: each centroid's nearest queries attend to its nearest keys."""
-        b, h, n, e = v.shape
-        most = min(self.window, -(-n // self.clusters))
-        nearness, taken = (near.detach(), self._cosines(k.detach())), None
-        if real is not None:
-            w = (-(-real.sum(1) // self.clusters)).clamp(max=self.window)
-            taken = (torch.arange(most, device=q.device) < w[:, None])[:, None, None]  # b 1 1 w
-            nearness = [x.masked_fill(~real[:, None, :, None], -torch.inf) for x in nearness]
-        queries, keys = (largest(x.mT.contiguous(), most) for x in nearness)
-        q, k, values = (
-            reorder(x, places.flatten(2)).unflatten(2, (self.clusters, most)).flatten(1, 2)
-            for x, places in ((q, queries), (k, keys), (v, keys))
-        )
-        given = attention(q, k, values, seen=taken)
-        times = torch.ones_like(given[..., :1])
-        if taken is not None:
-            given, times = (x.masked_fill(~taken.mT, 0) for x in (given, times))
-        first = n * torch.arange(b * h, device=v.device)[:, None]
-        place = (queries.flatten(0, 1).flatten(1) + first).flatten()
-        total = v.new_zeros(b * h * n, e).index_add(0, place, given.flatten(0, 2))
-        times = v.new_zeros(b * h * n, 1).index_add(0, place, times.flatten(0, 2))
-        return (total / times.clamp(min=1)).view(b, h, n, e)
+        nearness = near.detach(), self._cosines(k.detach())
+        return by_centroid(q, k, v, *nearness, real, self.window)
 
     def _within_clusters(self, q: Queries, k: Keys, v: Values, near: Cosines, real: Real) -> Mixed:
         """The causal form: sorted by cluster, then by time, w tokens back are at most one chunk back."""
@@ -310,3 +292,36 @@ def put(
     slots = torch.cat([ring.flatten(2, 3), torch.zeros_like(ring[:, :, 0, :1])], 2)
     slots = slots.scatter(2, place[..., None].expand(x.shape), x)
     return slots[:, :, :-1].unflatten(2, ring.shape[2:4])
+
+
+@graphed(
+    "attention_by_centroid",
+    "Tensor q, Tensor k, Tensor v, Tensor near_q, Tensor near_k, Tensor? real, int window",
+    learnt=3,
+    shape=lambda q, k, v, *_: v.shape,
+)
+def by_centroid(
+    q: Queries, k: Keys, v: Values, near_q: Cosines, near_k: Cosines, real: Real | None, window: int
+) -> Mixed:
+    """Each centroid's nearest queries attend to its nearest keys, at most `window` of each."""
+    (b, h, n, e), clusters = v.shape, near_q.shape[3]
+    most = min(window, -(-n // clusters))
+    nearness, taken = [near_q, near_k], None
+    if real is not None:
+        w = (-(-real.sum(1) // clusters)).clamp(max=window)
+        taken = (torch.arange(most, device=q.device) < w[:, None])[:, None, None]  # b 1 1 w
+        nearness = [x.masked_fill(~real[:, None, :, None], -torch.inf) for x in nearness]
+    queries, keys = (largest(x.mT.contiguous(), most) for x in nearness)
+    q, k, values = (
+        reorder(x, places.flatten(2)).unflatten(2, (clusters, most)).flatten(1, 2)
+        for x, places in ((q, queries), (k, keys), (v, keys))
+    )
+    given = attention(q, k, values, seen=taken)
+    times = torch.ones_like(given[..., :1])
+    if taken is not None:
+        given, times = (x.masked_fill(~taken.mT, 0) for x in (given, times))
+    first = n * torch.arange(b * h, device=v.device)[:, None]
+    place = (queries.flatten(0, 1).flatten(1) + first).flatten()
+    total = v.new_zeros(b * h * n, e).index_add(0, place, given.flatten(0, 2))
+    times = v.new_zeros(b * h * n, 1).index_add(0, place, times.flatten(0, 2))
+    return (total / times.clamp(min=1)).view(b, h, n, e)

@@ -77,7 +77,7 @@ class SvdAttention(Mechanism):
         with no_autocast(q):
             wide_q, wide_k, wide_v = wide(*hide(valid, q, k, v))
             A = self._weights(wide_q, wide_k, valid=valid)
-            if self.rank < A.shape[-1]:
+            if torch.compiler.is_compiling() or self.rank < A.shape[-1]:
                 A, wide_v = once(A, NO_SECOND), once(wide_v, NO_SECOND)
                 wide_v = self._truncate(A.detach(), wide_v, valid=valid)
             return (A @ wide_v).to(v.dtype)
@@ -93,7 +93,11 @@ class SvdAttention(Mechanism):
         """P v, or v itself in rows of no more than r tokens, whose weights nothing is cut from."""
         A = A.double()
         _, vectors = torch.linalg.eigh(A.mT @ A)  # the greatest eigenvalues come last
-        leading = vectors[..., -self.rank :].to(v.dtype)
+        if torch.compiler.is_compiling():  # for any length, be there fewer vectors
+            kept = torch.arange(A.shape[-1], device=A.device) >= A.shape[-1] - self.rank
+            leading = (vectors * kept).to(v.dtype)
+        else:
+            leading = vectors[..., -self.rank :].to(v.dtype)
         projected = leading @ (leading.mT @ v)
         if valid is None:
             return projected

@@ -171,7 +171,12 @@ class UnboundedAttention(Mechanism):
             q, *rest = wide(*hide(valid, *inputs))
             memory = self._empty(q) if state is None else state
             filled = None if state is None else state.filled
-            segments = Segments.place(q, size=self.segment, valid=valid, filled=filled)
+            segments = Segments.place(q, size=self.segment, valid=valid, filled=filled, unrolled=True)
+            if isinstance(segments.count, torch.SymInt):
+                raise ValueError(
+                    f"{self.traits.name!r} writes its memory segment by segment, and a graph holds the "
+                    "segments of one length: export it with a fixed length, or run it as it is"
+                )
             past = (x.chunk(len(rest), -1) for x in (memory.short, memory.unfinished))
             known = zip(rest, *past, strict=True)
             lines = [segments.line(*each) for each in known]

@@ -28,7 +28,7 @@ class Pool(nn.Module):
         self.kind, self.rate = kind, rate
 
     def forward(self, *k_and_v: Tokens) -> list[Tokens]:
-        groups = (x.unflatten(2, (-1, self.rate)) for x in k_and_v)
+        groups = (grouped(x, self.rate) for x in k_and_v)
         return [x.mean(3) if self.kind == "mean" else x.amax(3) for x in groups]
 
 
@@ -43,8 +43,15 @@ class Convolution(nn.Module):
 
     def forward(self, *k_and_v: Tokens) -> list[Tokens]:
         A, b = self.A.to(k_and_v[0].dtype).flatten(2, 3), self.b.to(k_and_v[0].dtype)
-        groups = (x.unflatten(2, (-1, self.rate)).flatten(3) for x in k_and_v)
+        groups = (grouped(x, self.rate).flatten(3) for x in k_and_v)
         return [x @ A[n] + b[n][:, None] for n, x in enumerate(groups)]
+
+
+def grouped(x: Tokens, rate: int) -> Float[Tensor, "b h _ {rate} d"]:
+    """`rate` tokens a slot."""
+    if torch.compiler.is_compiling():  # whose way of proving that lengths divide is to try them
+        return x.unfold(2, rate, rate).mT
+    return x.unflatten(2, (-1, rate))
 
 
 def compressor(kind: str, *, heads: int, head_dim: int, rate: int) -> Pool | Convolution:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from subquad.ops.packing import take
+from subquad.ops.transforms import several
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,15 +41,20 @@ class Segments:
         size: int,
         valid: Bool[Tensor, "b t"] | None,
         filled: Int[Tensor, " b"] | None,
+        unrolled: bool = False,
     ) -> "Segments":
-        """Cut a chunk like `q`; `filled` counts the slots of segment 0 that earlier chunks took."""
+        """Cut a chunk like `q`; `filled` counts the slots of segment 0 that earlier chunks took.
+
+        Graphs are for all lengths, and have a segment more than they need, unless they are `unrolled`.
+        """
         batch, _, length, _ = q.shape
         free = 0 if filled is None else size - 1
         real = torch.ones(batch, length, dtype=torch.bool, device=q.device) if valid is None else valid
         start = torch.zeros(batch, dtype=torch.int64, device=q.device) if filled is None else filled
+        count = -(-(length + free) // size)
         return cls(
             size=size,
-            count=max(1, -(-(length + free) // size)),
+            count=max(1, count) if unrolled else several(count),
             length=length,
             start=start,
             end=start + real.sum(1),
@@ -60,7 +66,7 @@ class Segments:
     @property
     def width(self) -> int:
         """The most tokens that the chunk can have in one segment."""
-        return min(self.length, self.size)
+        return self.size if torch.compiler.is_compiling() else min(self.length, self.size)
 
     def line(
         self, x: Float[Tensor, "b h t c"], past: Float[Tensor, "b h m c"], before: Float[Tensor, "b h l c"]
@@ -87,12 +93,23 @@ class Segments:
         """The chunk's tokens, `width` of each segment; zeros, or nothing at the end, where it has fewer."""
         if self.whole:
             return x
-        token = self._token(self._first() - self.start[:, None, None] + self._within())
-        return take(x, token.flatten(1), real=self.real().flatten(1))
+        place = torch.arange(self.count * self.width, device=x.device)
+        segment, within = place // self.width, place % self.width
+        first = torch.maximum(segment * self.size, self.start[:, None])
+        real = within < self.queried().index_select(1, segment)
+        return take(x, self._token(first - self.start[:, None] + within), real=real)
 
     def first(self) -> Int[Tensor, "b n"]:
         """The slot, in its own segment, of each segment's first query."""
         return self._first()[..., 0] - self.size * torch.arange(self.count, device=self.start.device)
+
+    def leaving(self, line: Float[Tensor, "b h s c"], *, memory: int, group: int) -> Float[Tensor, "b h _ c"]:
+        """The slots of a line that may leave a memory of so many, in groups; in a graph more of them."""
+        if not torch.compiler.is_compiling():
+            old = max(0, min(self.count * self.size - self.missing(memory), line.shape[2]))
+            return line[:, :, : old // group * group]
+        slots = self.count * self.size
+        return F.pad(line, (0, 0, 0, slots - line.shape[2])) if self.whole else line.narrow(2, 0, slots)
 
     def real(self) -> Bool[Tensor, "b n w"]:
         """Which queries are tokens of the chunk."""
@@ -152,12 +169,12 @@ class Segments:
     def _within(self) -> Int[Tensor, " w"]:
         return torch.arange(self.width, device=self.start.device)
 
-    def _token(self, rank: Int[Tensor, " b *n"]) -> Int[Tensor, " b *n"]:
+    def _token(self, rank: Int[Tensor, "b n"]) -> Int[Tensor, "b n"]:
         """Where in the chunk its real token number `rank` stands; anywhere, if there is none."""
         if self.length == 0:
             return torch.zeros_like(rank)
         order = (~self.valid).to(torch.int8).argsort(dim=1, stable=True)
-        return order.gather(1, rank.clamp(0, self.length - 1).flatten(1)).reshape(rank.shape)
+        return order.gather(1, rank.clamp(0, self.length - 1))
 
 
 def windows(

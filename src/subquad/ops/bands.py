@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from subquad.ops.attention import attention
+from subquad.ops.graphed import graphed
 from subquad.ops.operator import listened_to
 from subquad.ops.pages import joined
 from subquad.ops.shapes import require_places, require_shape, require_together
@@ -36,6 +37,24 @@ def banded_attention(
     require_together(q, k, v)
     require_shape("keys", k, *q.shape[:2], k.shape[2], q.shape[3])
     require_places("last tokens", last, q.shape[0], k.shape[2])
+    return banded(q, k, v, last, stride, before, after)
+
+
+@graphed(
+    "banded_attention",
+    "Tensor q, Tensor k, Tensor v, Tensor last, int stride, int before, int after",
+    learnt=3,
+    shape=lambda q, k, v, *_: (*q.shape[:3], v.shape[3]),
+)
+def banded(
+    q: Float[Tensor, "b h t d"],
+    k: Float[Tensor, "b h p d"],
+    v: Float[Tensor, "b h p e"],
+    last: Int[Tensor, "b p"],
+    stride: int,
+    before: int,
+    after: int,
+) -> Float[Tensor, "b h t e"]:
     batch, _, length, _ = q.shape
     before, after = min(before, length), min(after, length)
     step = max(-(-before // stride), 1)  # keys from one chunk to the next
@@ -52,7 +71,6 @@ def banded_attention(
     j = torch.arange(chunks, device=q.device)[:, None] * step + torch.arange(width, device=q.device) - left
     end = F.pad(last, (left, right), value=NEVER).unfold(1, width, step)
     queries = F.pad(q, (0, 0, 0, chunks * chunk - length)).unflatten(2, (chunks, chunk)).transpose(1, 2)
-    some = chunks if listened_to() else max(1, TOGETHER // max(1, queries[:, 0].numel()))
 
     def mixed(i: Tensor, j: Tensor, end: Tensor, *tokens: Tensor) -> Float[Tensor, "b h t e"]:
         seen = (j[:, None] * stride >= i - before) & (end[:, :, None] <= i + after)
@@ -60,7 +78,10 @@ def banded_attention(
         out = attention(q, k, v, seen=seen[:, None])
         return out.unflatten(0, (batch, i.shape[0])).transpose(1, 2).flatten(2, 3)
 
+    whole = (batch, q.shape[1], chunks * chunk, v.shape[3])
+    if listened_to():
+        return mixed(i, j, end, queries, by_chunk(k), by_chunk(v))[:, :, :length]
+    some = max(1, TOGETHER // max(1, queries[:, 0].numel()))
     places = (i.split(some), j.split(some), end.split(some, 1))
     parts = zip(*places, *(x.split(some, 1) for x in (queries, by_chunk(k), by_chunk(v))), strict=True)
-    whole = (batch, q.shape[1], chunks * chunk, v.shape[3])
     return joined((mixed(*part) for part in parts), v, *whole, dim=2)[:, :, :length]

@@ -82,7 +82,7 @@ def forward(
     alone: bool,
     repeats: bool,
 ) -> tuple[Values, Rows]:
-    sight = Sight(size, causal, band, alone, repeats)
+    sight = Sight(min(size, q.shape[2]), causal, band, alone, repeats)
     if usable(q, k, v):
         return native.forward(q, k, v, order, marks, sight)
     out, lse = fresh(v), v.new_empty(v.shape[:3])
@@ -97,7 +97,7 @@ def forward(
             for here in round.blocks():
                 weights, mass[number, here] = round.weigh(own, keys, here)
                 torch.bmm(weights, windows(values, here), out=given[number, here])
-        place = places(order[heads], size)
+        place = places(order[heads], sight.size)
         shares = mass.flatten()[place]
         merged = F.embedding_bag(
             place, given.flatten(0, 2), mode="sum", per_sample_weights=shares.softmax(-1)
@@ -127,7 +127,7 @@ def backward(
     alone: bool,
     repeats: bool,
 ) -> tuple[Keyed, Keyed, Values]:
-    sight = Sight(size, causal, band, alone, repeats)
+    sight = Sight(min(size, q.shape[2]), causal, band, alone, repeats)
     if usable(q, k, v, grad):
         return native.backward(grad, out, lse, q, k, v, order, marks, sight)
     changes = [fresh(x).zero_() for x in (q, k, v)]

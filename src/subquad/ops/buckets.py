@@ -26,14 +26,14 @@ class Buckets:
 
     @classmethod
     def of(cls, bucket: Int[Tensor, "b h r n"], *, size: int) -> "Buckets":
-        """Sort by `bucket`, each round by itself. Chunks have `size` tokens, or one has them all.
+        """Sort by `bucket`, each round by itself. Chunks have `size` tokens, the last what is left.
 
         The numbers of buckets must fit into 32 bits.
         """
         order = bucket.to(torch.int32).argsort(dim=-1, stable=True)
         places = torch.arange(bucket.shape[-1], device=bucket.device).expand_as(order)
         place = torch.empty_like(order).scatter(-1, order, places)
-        return cls(size=min(size, max(1, bucket.shape[-1])), order=order, place=place)
+        return cls(size=size, order=order, place=place)
 
 
 def reorder(x: Shaped[Tensor, "b h s *e"], source: Int[Tensor, "b h n"]) -> Shaped[Tensor, "b h n *e"]:

@@ -10,7 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from subquad.ops.graphed import graphed
 from subquad.ops.packing import take
+from subquad.ops.transforms import several
 
 
 class Segments(NamedTuple):
@@ -31,7 +33,7 @@ class Segments(NamedTuple):
         real = j[:-1] < count[:, None]
         used = count[:, None].clamp(min=1, max=landmarks)
         edges = (j * count[:, None] + used - 1) // used  # ceil(j n / m)
-        widest = -(-length // landmarks)
+        widest = several(-(-length // landmarks))
         places = edges[:, :-1, None] + torch.arange(widest, device=count.device)
         inside = (places < edges[:, 1:, None]) & real[..., None]
         return cls(places.clamp(max=length - 1), inside, real, full and length % landmarks == 0)
@@ -40,6 +42,19 @@ class Segments(NamedTuple):
         """The mean of each segment of packed tokens; zero for one that is empty."""
         if self.even:
             return x.unflatten(2, tuple(self.places.shape[1:])).mean(3)
-        tokens = take(x, self.places.flatten(1), real=self.inside.flatten(1))
-        sums = tokens.unflatten(2, tuple(self.places.shape[1:])).sum(3)
-        return sums / self.inside.sum(2).clamp(min=1)[:, None, :, None]
+        return means(x, self.places, self.inside)
+
+
+@graphed(
+    "segment_means",
+    "Tensor x, Tensor places, Tensor inside",
+    learnt=1,
+    shape=lambda x, places, _: (*x.shape[:2], places.shape[1], x.shape[3]),
+)
+def means(
+    x: Float[Tensor, "b h s d"], places: Int[Tensor, "b r w"], inside: Bool[Tensor, "b r w"]
+) -> Float[Tensor, "b h r d"]:
+    """The mean of what is inside each segment; zero for one that is empty."""
+    tokens = take(x, places.flatten(1), real=inside.flatten(1))
+    sums = tokens.unflatten(2, places.shape[1:]).sum(3)
+    return sums / inside.sum(2).clamp(min=1)[:, None, :, None]

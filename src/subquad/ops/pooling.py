@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from subquad.ops.masked_softmax import masked_softmax
+from subquad.ops.transforms import several
 
 Pooled = Float[Tensor, "b h p d"]
 
@@ -27,7 +28,7 @@ class Windows(NamedTuple):
     ) -> "Windows":
         """The windows of `kernel` tokens of each row's first `count`; `kernel` is no less than `stride`."""
         length = x.shape[2]
-        windows = max(-(-length // stride), 1)
+        windows = several(-(-length // stride))
         x = F.pad(x, (0, 0, 0, (windows - 1) * stride + kernel - length))
         first = stride * torch.arange(windows, device=x.device)
         inside = first[:, None] + torch.arange(kernel, device=x.device) < count[:, None, None]

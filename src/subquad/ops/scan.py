@@ -45,8 +45,9 @@ def chunks(*inputs: Tensor, valid: Tensor | None = None, size: int) -> Iterator[
 
 def blocks(*inputs: Tensor, valid: Tensor | None = None) -> Iterator[Chunk]:
     """Chunks as long as is good for speed. In a graph there is one, since the compiler cuts as it likes."""
-    whole = max(1, inputs[0].shape[2])
-    return chunks(*inputs, valid=valid, size=whole if torch.compiler.is_compiling() else BLOCK)
+    if torch.compiler.is_compiling():
+        return iter([(inputs, valid)])
+    return chunks(*inputs, valid=valid, size=BLOCK)
 
 
 def again(function: Callable[..., Any], *given: Any) -> Any:

@@ -48,19 +48,7 @@ def tile_attention(
     window.require_rows(q, k, v, lengths)
     for tiling in tilings:
         require_tiling(tiling, q)
-    nothing = torch.empty(0, dtype=torch.int64, device=q.device)
-    out, _ = call(
-        forward,
-        *(q, k, v),
-        [nothing if x.queries is None else x.queries for x in tilings],
-        [x.keys for x in tilings],
-        [x.seen for x in tilings],
-        [x.width for x in tilings],
-        [x.unit for x in tilings],
-        lengths,
-        *((None, None) if band is None else band),
-    )
-    return out
+    return call(forward, q, k, v, *apart(tilings), lengths, *((None, None) if band is None else band))[0]
 
 
 def require_tiling(tiling: Tiling, q: Tensor) -> None:
@@ -186,10 +174,21 @@ def backward(
     return dq, dk[:, :, : k.shape[2]].contiguous(), dv[:, :, : v.shape[2]].contiguous()
 
 
+def apart(tilings: list[Tiling]) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[int], list[int]]:
+    """Tilings as an operator can take them: nothing, for queries in order, is an empty tensor."""
+    return (
+        [x.keys.new_empty(0) if x.queries is None else x.queries for x in tilings],
+        [x.keys for x in tilings],
+        [x.seen for x in tilings],
+        [x.width for x in tilings],
+        [x.unit for x in tilings],
+    )
+
+
 def listed(
     queries: list[Tensor], keys: list[Tensor], seen: list[Tensor], widths: list[int], units: list[int]
 ) -> Iterator[Tiling]:
-    """Tilings again, of what an operator can take: nothing, for queries in order, is an empty tensor."""
+    """Tilings again, of what `apart` made of them."""
     for own, near, pairs, width, unit in zip(queries, keys, seen, widths, units, strict=True):
         yield Tiling(own if own.numel() else None, near, pairs, width, unit)
 

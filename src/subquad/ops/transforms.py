@@ -23,6 +23,14 @@ def passing() -> bool:
     return transformed() or torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
 
 
+def several(count: int) -> int:
+    """`count`, in a graph one more: that for several sizes is another than that for a size of one.
+
+    What is more must be hidden, as padding is.
+    """
+    return count + 1 if torch.compiler.is_compiling() else max(count, 1)
+
+
 def lasting(x: Tensor) -> Tensor:
     """`x`, or zeros where it was made under a `vmap`, or by a mode for fake tensors, that has ended."""
     over = is_batchedtensor(x) and maybe_get_level(x) > (maybe_current_level() or 0)

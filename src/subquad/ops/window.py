@@ -49,8 +49,7 @@ def window_attention(
     require_rows(q, k, v, lengths)
     if q.shape[2] == 0:
         return v, q.sum(-1, dtype=widened(q.dtype))
-    last = q.shape[2] - 1
-    return call(forward, q, k, v, lengths, min(left, last), min(right, last))
+    return call(forward, q, k, v, lengths, left, right)
 
 
 def require_rows(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths) -> None:
@@ -62,6 +61,7 @@ def require_rows(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths) -> None:
 
 
 def attended(q: Keyed, k: Keyed, v: Values, lengths: Lengths, left: int, right: int) -> tuple[Values, Rows]:
+    left, right = (min(x, q.shape[2] - 1) for x in (left, right))
     if readable(q, k, v):
         return native.forward(q, k, v, lengths, left=left, right=right)
     if (wide := widened(q.dtype)) != q.dtype:
@@ -107,6 +107,7 @@ def pulled_back(
     left: int,
     right: int,
 ) -> tuple[Keyed, Keyed, Values]:
+    left, right = (min(x, q.shape[2] - 1) for x in (left, right))
     if readable(q, k, v, grad, out):
         return native.backward(grad, grad_lse, q, k, v, lengths, out, lse, left=left, right=right)
     if (wide := widened(q.dtype)) != q.dtype:

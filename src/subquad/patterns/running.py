@@ -16,6 +16,7 @@ from torch import Tensor
 from subquad.ops.precision import wide
 from subquad.ops.tiles import tile_attention
 from subquad.ops.window import window_attention
+from subquad.patterns.graph import pattern_attention
 from subquad.patterns.layout import layout
 from subquad.patterns.parts import Part, Scattered
 from subquad.patterns.pattern import Pattern, PerHead
@@ -41,6 +42,8 @@ def attend(
     s = q.shape[2]
     if s == 0 or q.shape[0] == 0:
         return v
+    if torch.compiler.is_compiling():
+        return pattern_attention(q, k, v, n=n, pattern=repr(pattern))
     band, tilings = layout(pattern, s, n, q.device)
     if band is not None and not tilings:
         return window_attention(q, k, v, left=band[0], right=band[1], lengths=n)[0]
