@@ -61,8 +61,8 @@ MUTANTS = [
         "deterministic",
         "rotations are drawn at every call",
         REFORMER,
-        "[self.R[level, :, :, :half].to(x.dtype)",
-        "[torch.randn_like(self.R)[level, :, :, :half].to(x.dtype)",
+        "return hashed(x, self.R, count",
+        "return hashed(x, torch.randn_like(self.R), count",
     ),
     Mutant(
         "routing",
@@ -77,8 +77,8 @@ MUTANTS = [
         "padding_is_invisible",
         "a cluster takes its share of the padding too",
         ROUTING,
-        "w = (-(-real.sum(1) // self.clusters)).clamp(max=self.window)",
-        "w = (-(-(real | True).sum(1) // self.clusters)).clamp(max=self.window)",
+        "w = (-(-real.sum(1) // clusters)).clamp(max=window)",
+        "w = (-(-(real | True).sum(1) // clusters)).clamp(max=window)",
     ),
     Mutant(
         "routing",
@@ -101,8 +101,8 @@ MUTANTS = [
         "stream_equals_sequence",
         "padding takes places in the rings",
         ROUTING,
-        "joins = (F.one_hot(cluster, self.clusters) * real[:, None, :, None]).cumsum(2)",
-        "joins = F.one_hot(cluster, self.clusters).cumsum(2)",
+        "joins = self._joins(cluster, real).cumsum(2)",
+        "joins = self._joins(cluster, real | True).cumsum(2)",
     ),
     Mutant(
         "routing",
@@ -133,7 +133,7 @@ MUTANTS = [
         "deterministic",
         "the sample is drawn at every call",
         INFORMER,
-        "return scramble(torch.arange(n, device=self.key.device), self.key).argsort(dim=0, stable=True)",
+        "return scramble(torch.arange(n, device=key.device), key).argsort(dim=0, stable=True)",
         "return torch.randperm(n)",
     ),
     Mutant(

@@ -8,8 +8,8 @@ MUTANTS = [
         "forward_mode_is_right_or_refused",
         "an operator drops tangents without a word",
         "ops/operator.py",
-        "if transformed():\n        if",
-        "if False:\n        if",
+        "if not transformed():",
+        "if True:",
     ),
     Mutant(
         "local",

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from subquad.mechanism import Mechanism
-from subquad.testing import cost, meaning, numerics, order, padding, refusals, transforms
+from subquad.testing import cost, graphs, meaning, numerics, order, padding, refusals, transforms
 
 Check = Callable[[type[Mechanism]], None]
 
@@ -45,3 +45,5 @@ def contract(cls: type[Mechanism]) -> Iterator[Check]:
     yield cost.check_work
     yield cost.check_memory
     yield numerics.check_compiles
+    yield graphs.check_exports_with_free_lengths
+    yield graphs.check_compiles_once_for_several_lengths
