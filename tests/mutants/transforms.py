@@ -51,4 +51,28 @@ MUTANTS = [
         "if torch.compiler.is_dynamo_compiling() or not passing():",
         "if True:",
     ),
+    Mutant(
+        "poolingformer",
+        "exports_with_free_lengths",
+        "a window is cut to the length that is traced",
+        "ops/window.py",
+        "return call(forward, q, k, v, lengths, left, right)",
+        "return call(forward, q, k, v, lengths, min(left, q.shape[2] - 1), right)",
+    ),
+    Mutant(
+        "local",
+        "compiles_once_for_several_lengths",
+        "tiles are laid out in the graph, for one length",
+        "patterns/running.py",
+        "if torch.compiler.is_compiling():",
+        "if False:",
+    ),
+    Mutant(
+        "compressive",
+        "exports_with_free_lengths",
+        "the graph's memory lacks what leaves it last",
+        "memories/segments.py",
+        "slots = self.count * self.size\n",
+        "slots = self.size\n",
+    ),
 ]
