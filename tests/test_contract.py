@@ -33,3 +33,11 @@ def test_compiles_whole(name):
     compiler = {} if name in FAMILIES.values() else {"CXX": "none"}
     passed, reason = trial(Path(subquad.__file__).parents[1], name, "compiles", **compiler)
     assert passed, reason
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", ["exports_with_free_lengths", "compiles_once_for_several_lengths"])
+@pytest.mark.parametrize("name", FILES)
+def test_one_graph_serves_all_lengths(name, check):
+    passed, reason = trial(Path(subquad.__file__).parents[1], name, check)
+    assert passed, reason

@@ -63,8 +63,8 @@ MUTANTS = [
         "deterministic",
         "rotations are drawn at every call",
         REFORMER,
-        "[self.R[level, :, :, :half].to(x.dtype)",
-        "[torch.randn_like(self.R)[level, :, :, :half].to(x.dtype)",
+        "return hashed(x, self.R, count",
+        "return hashed(x, torch.randn_like(self.R), count",
     ),
     Mutant(
         "reformer",
@@ -95,8 +95,8 @@ MUTANTS = [
         "padding_is_invisible",
         "a cluster takes its share of the padding too",
         ROUTING,
-        "w = (-(-real.sum(1) // self.clusters)).clamp(max=self.window)",
-        "w = (-(-(real | True).sum(1) // self.clusters)).clamp(max=self.window)",
+        "w = (-(-real.sum(1) // clusters)).clamp(max=window)",
+        "w = (-(-(real | True).sum(1) // clusters)).clamp(max=window)",
     ),
     Mutant(
         "routing",
@@ -119,8 +119,8 @@ MUTANTS = [
         "stream_equals_sequence",
         "padding takes places in the rings",
         ROUTING,
-        "joins = (F.one_hot(cluster, self.clusters) * real[:, None, :, None]).cumsum(2)",
-        "joins = F.one_hot(cluster, self.clusters).cumsum(2)",
+        "joins = self._joins(cluster, real).cumsum(2)",
+        "joins = self._joins(cluster, real | True).cumsum(2)",
     ),
     Mutant(
         "routing",
@@ -159,7 +159,7 @@ MUTANTS = [
         "deterministic",
         "the sample is drawn at every call",
         INFORMER,
-        "return scramble(torch.arange(n, device=self.key.device), self.key).argsort(dim=0, stable=True)",
+        "return scramble(torch.arange(n, device=key.device), key).argsort(dim=0, stable=True)",
         "return torch.randperm(n)",
     ),
     Mutant(

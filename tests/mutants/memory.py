@@ -169,9 +169,9 @@ MUTANTS = [
         "compressive",
         "matches_definition",
         "the newest tokens are compressed instead of the oldest",
-        COMPRESSIVE,
-        "x[:, :, :old] for x in lines",
-        "x[:, :, x.shape[2] - old :] for x in lines",
+        "memories/segments.py",
+        "return line[:, :, : old // group * group]",
+        "return line[:, :, line.shape[2] - old // group * group :]",
     ),
     Mutant(
         "compressive",

@@ -96,7 +96,7 @@ MUTANTS = [
         "matches_definition",
         "global tokens have the ordinary query",
         LONGFORMER,
-        "first = packed[3][:, :, : self.globals]",
-        "first = packed[0][:, :, : self.globals]",
+        "attention(packed[3][:, :, : self.globals]",
+        "attention(packed[0][:, :, : self.globals]",
     ),
 ]

@@ -77,7 +77,8 @@ class InfinityAttention(UnboundedAttention):
     older; it then equals plain softmax attention if, besides, u, v and W_R of `short_term` are zero.
 
     Not for sequences of two segments, where it is Transformer-XL at a higher price, and not for recalling
-    single tokens of long ago: a read averages over a stretch of the past.
+    single tokens of long ago: a read averages over a stretch of the past. Not for export with a free length:
+    the memory is written segment by segment, and a graph holds the segments of one length.
     """
 
     traits = Traits(

@@ -140,7 +140,11 @@ class Linformer(Mechanism):
     ) -> tuple[Slots, Bool[Tensor, "b r"] | None]:
         """The slots of packed tokens, and which of them are real (None: all)."""
         if weights is not None and self.projection == "linear":
-            return weights[..., : x.shape[2]].to(x.dtype) @ x, None
+            if torch.compiler.is_compiling():  # a slice of all would be another graph than one of some
+                used = weights.index_select(-1, torch.arange(x.shape[2], device=x.device))
+            else:
+                used = weights[..., : x.shape[2]]
+            return used.to(x.dtype) @ x, None
         windows = Windows.of(x, packing.count, kernel=self.window, stride=self.window)
         if weights is not None:
             return windows.tokens.flatten(3) @ weights.flatten(1, 2).to(x.dtype), windows.real

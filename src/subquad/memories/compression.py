@@ -49,7 +49,7 @@ class Convolution(nn.Module):
 
 def grouped(x: Tokens, rate: int) -> Float[Tensor, "b h _ {rate} d"]:
     """`rate` tokens a slot."""
-    if torch.compiler.is_compiling():  # whose way of proving that lengths divide is to try them
+    if torch.compiler.is_compiling():  # which cannot prove that the length divides
         return x.unfold(2, rate, rate).mT
     return x.unflatten(2, (-1, rate))
 

@@ -31,7 +31,7 @@ def attention(
     if transformed():
         with sdpa_kernel(SDPBackend.MATH):
             return scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal)
-    if fused():
+    if not torch.compiler.is_compiling() and fused():
         q, k, v = (once(x, NO_SECOND) for x in (q, k, v))
     return scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal)
 

@@ -29,15 +29,13 @@ def call(operator: CustomOpDef, *given: Any) -> Any:
 
     The dispatcher's way to the body takes as long as attention among some sixty tokens.
     """
-    if transformed():
-        if torch.compiler.is_compiling():  # which runs what raises without compiling it
-            raise ValueError(
-                "no graph can hold a transform of torch.func here: compile without fullgraph=True"
-            )
-        return under_transforms(operator).apply(*given)
-    if listened_to() or any(isinstance(x, Tensor) and type(x) not in PLAIN for x in given):
+    if not listened_to() and all(type(x) in PLAIN or not isinstance(x, Tensor) for x in given):
+        return operator._init_fn(*given)
+    if not transformed():
         return operator(*given)
-    return operator._init_fn(*given)
+    if torch.compiler.is_compiling():  # which runs what raises without compiling it
+        raise ValueError("no graph can hold a transform of torch.func here: compile without fullgraph=True")
+    return under_transforms(operator).apply(*given)
 
 
 def listened_to() -> bool:

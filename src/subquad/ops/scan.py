@@ -25,8 +25,13 @@ def scan(
 ) -> tuple[Float[Tensor, "b h t e"], Any]:
     """Feed `inputs` to `step(*inputs, valid=…, state=…)` in chunks of `chunk` tokens.
 
-    Returns what the chunks gave, joined, and the last state. An empty sequence is one empty chunk.
+    Returns what the chunks gave, joined, and the last state. An empty sequence is one empty chunk. Raises
+    `ValueError` where a graph asks for a length that is free.
     """
+    if isinstance(inputs[0].shape[2], torch.SymInt):
+        raise ValueError(
+            "this form goes chunk by chunk, and a graph holds those of one length: export it with a fixed one"
+        )
     outputs = []
     for part, seen in chunks(*inputs, valid=valid, size=chunk):
         output, state = step(*part, valid=seen, state=state)

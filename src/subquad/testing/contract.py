@@ -3,7 +3,18 @@
 from collections.abc import Callable, Iterator
 
 from subquad.mechanism import Mechanism
-from subquad.testing import copies, cost, meaning, nothing, numerics, order, padding, refusals, transforms
+from subquad.testing import (
+    copies,
+    cost,
+    graphs,
+    meaning,
+    nothing,
+    numerics,
+    order,
+    padding,
+    refusals,
+    transforms,
+)
 
 Check = Callable[[type[Mechanism]], None]
 
@@ -56,3 +67,5 @@ def contract(cls: type[Mechanism]) -> Iterator[Check]:
     yield cost.check_work
     yield cost.check_memory
     yield numerics.check_compiles
+    yield graphs.check_exports_with_free_lengths
+    yield graphs.check_compiles_once_for_several_lengths
