@@ -25,7 +25,7 @@ from subquad.ops.native.library import readable, usable
 from subquad.ops.native.linear import Map, exponential
 from subquad.ops.operator import call, differentiable_once, listened_to
 from subquad.ops.padding import require_mask
-from subquad.ops.precision import wide, widened
+from subquad.ops.precision import wide
 from subquad.ops.shapes import require_dtype, require_shape, require_together
 
 CHUNKS = (64, 8, 1)  # tokens of a causal chunk, the shorter ones for want of range; the kernels' are of 64
@@ -75,7 +75,7 @@ def advance(
         if isinstance(before, ShiftedSums):
             require_shape("shifts", before.c, b, h, 1, f)
         for x in before:
-            require_dtype("sums", x, widened(v.dtype))
+            require_dtype("sums", x, torch.float32)
     return kernels.step(given.q, given.k, v, given.W, valid, map=given.map, before=before)
 
 

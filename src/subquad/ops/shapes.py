@@ -21,7 +21,8 @@ def require_together(q: Tensor, *keyed: Tensor) -> None:
     keys = keyed[0].shape[2]
     for x in keyed:
         require_shape("keys and values", x, b, h, keys, x.shape[3])
-        require_dtype("keys and values", x, q.dtype)
+        if x.dtype != q.dtype:
+            require_dtype("keys and values", x, q.dtype)
 
 
 def require_dtype(what: str, x: Tensor, *wanted: torch.dtype) -> None:
