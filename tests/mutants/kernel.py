@@ -249,8 +249,8 @@ MUTANTS = [
         "signature",
         "an option that is not keyword-only",
         "mechanisms/performer.py",
-        "*,\n        causal: bool,\n        features: int = 256,",
-        "features: int = 256,\n        *,\n        causal: bool,",
+        "*,\n        causal: bool,\n        features: int = FEATURES,",
+        "features: int = FEATURES,\n        *,\n        causal: bool,",
     ),
     Mutant(
         "linear",

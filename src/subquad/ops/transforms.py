@@ -68,17 +68,7 @@ class _Once(Function):
         return tangent.view_as(tangent)
 
 
-class _Last(Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, what: str) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, str], output: Tensor) -> None:
-        _, ctx.what = inputs
-
+class _Last(_Once):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         raise ValueError(ctx.what)
