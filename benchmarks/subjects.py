@@ -215,9 +215,8 @@ def training(row: Row, length: int, *, compiled: bool) -> dict[str, Call | Missi
 
 def put_in(encoder: Encoder, mix: Callable[..., Tensor]) -> None:
     """In place of the mechanism of each layer."""
-    for block in encoder.blocks:
-        layer = block.get_submodule("attention")
-        layer.mechanism = Instead(mix, layer.mechanism.traits)
+    for block, mechanism in zip(encoder.blocks, encoder.mechanisms(), strict=True):
+        block.get_submodule("attention").mechanism = Instead(mix, mechanism.traits)
 
 
 def built(attention: str, row: Row, length: int, **settings: Any) -> Encoder:

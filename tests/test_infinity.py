@@ -138,6 +138,7 @@ def test_the_penalty_is_the_mean_over_real_reads():
 def test_reads_of_one_width_have_the_penalty_of_that_width():
     attention = mechanism(deviation=0.3, kl_weight=0.1)
     torch.nn.init.zeros_(attention.long_term.w_sigma)
+    assert attention.long_term.b_sigma is not None
     torch.nn.init.zeros_(attention.long_term.b_sigma)  # softplus(0) = log 2
     attention(**sequence())
     ratio = math.log(2) / 0.3**2

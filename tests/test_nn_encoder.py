@@ -10,6 +10,7 @@ from subquad.mechanism import Mechanism
 from subquad.nn import state as states
 from subquad.nn.blocks import TransformerBlock
 from subquad.nn.encoder import Encoder, EncoderConfig
+from subquad.nn.multihead import MultiheadAttention
 from subquad.nn.positions import KINDS
 from subquad.registry import catalog
 
@@ -140,11 +141,13 @@ def test_rows_of_a_state_may_change_places(attention):
 
 def test_a_state_of_other_rows_is_refused():
     model, tokens = encoder(), torch.randn(3, 5, 8, dtype=torch.float64)
+    layer = model.get_submodule("blocks.0.attention")
+    assert isinstance(layer, MultiheadAttention)
     _, state = model.step(tokens[:2])
     with pytest.raises(ValueError, match="the state has 2 rows and the input 3: choose the state's rows"):
         model.step(tokens, state=state)
     with pytest.raises(ValueError, match="the state has 2 rows and the input 3: choose the state's rows"):
-        model.blocks[0].attention.step(tokens, state=state.blocks[0])
+        layer.step(tokens, state=state.blocks[0])
 
 
 @pytest.mark.parametrize("attention", STREAMING)
