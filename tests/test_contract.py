@@ -1,5 +1,7 @@
 """Every mechanism, ours and plugged in, keeps the contract."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,3 +43,25 @@ def test_compiles_whole(name):
 def test_one_graph_serves_all_lengths(name, check):
     passed, reason = trial(Path(subquad.__file__).parents[1], name, check)
     assert passed, reason
+
+
+EXPORTED = """
+import sys
+from subquad.registry import find
+from subquad.testing.cases import each_form
+from subquad.testing.graphs import exported
+
+for name in sys.argv[1:]:
+    for mechanism in each_form(find(name)):
+        print(name, len(list(exported(mechanism.eval()))))
+"""
+
+
+@pytest.mark.slow
+def test_only_the_infinity_formers_refuse_to_be_exported_for_all_lengths():
+    names = [name for name in FILES if not name.startswith("infinity")]
+    command = [sys.executable, "-c", EXPORTED, *names, "infinity"]
+    told = subprocess.run(command, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    refused = {line.split()[0] for line in told.stdout.splitlines() if not line.endswith(" 2")}
+    assert refused == {"infinity"}
