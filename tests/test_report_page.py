@@ -100,6 +100,15 @@ def test_missing_runs_are_told_and_the_rest_is_shown(tmp_path: Path) -> None:
     assert "1 of 3 runs missing" in page
 
 
+def test_a_bench_that_was_left_out_is_not_missed(tmp_path: Path) -> None:
+    setting = made_up.comparison(bench=False, lengths=[])
+    records = [record for record in made_up.sample(setting) if record["kind"] != "bench"]
+    page = report.write(made_up.write(tmp_path, setting, records)).read_text()
+    assert "Cost by length" not in page
+    assert "missing" not in page
+    assert "--no-bench" in page
+
+
 def test_a_page_is_written_before_any_run_is_done(tmp_path: Path) -> None:
     made_up.write(tmp_path, made_up.comparison(), [])
     assert "no run has come to its end" in report.write(tmp_path).read_text("utf-8")

@@ -58,6 +58,8 @@ def render(found: Findings) -> str:
         "configuration": ("Configuration and machine", *evidence.configuration(found)),
         "literature": ("Literature", *evidence.literature()),
     }
+    if not found.comparison["keys"]["bench"]:  # it was left out
+        content.pop("cost")
     main = element(
         "main",
         sections.answer(found),
