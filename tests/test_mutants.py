@@ -1,6 +1,7 @@
 """The checks are themselves checked: plant a bug, and the check that is for it must see it.
 
-Each mutant is a copy of the package with one piece of text replaced, run in a process of its own.
+Each mutant is a copy of the package with one piece of text replaced in one definition, wherever that stands,
+run in a process of its own.
 """
 
 import shutil
@@ -8,11 +9,21 @@ from pathlib import Path
 
 import pytest
 from mutants import MUTANTS
+from mutants.mutant import plant
 from trial import trial
 
 import subquad
 
 PACKAGE = Path(subquad.__file__).parent
+ONLY_CODE = shutil.ignore_patterns("__pycache__", "*.so")
+
+
+def test_every_bug_has_one_place(tmp_path):
+    for number, mutant in enumerate(MUTANTS):
+        copy = tmp_path / str(number)
+        shutil.copytree(PACKAGE, copy, ignore=ONLY_CODE)
+        plant(mutant, copy)
+        shutil.rmtree(copy)
 
 
 @pytest.mark.slow
@@ -20,9 +31,7 @@ PACKAGE = Path(subquad.__file__).parent
 def test_a_planted_bug_is_caught(mutant, tmp_path):
     copy = tmp_path / "subquad"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    source = (copy / mutant.file).read_text()
-    assert mutant.old in source, f"{mutant.file} no longer holds {mutant.old!r}: plant the bug anew"
-    (copy / mutant.file).write_text(source.replace(mutant.old, mutant.new))
+    plant(mutant, copy)
     passed, reason = trial(tmp_path, mutant.mechanism, mutant.check)
     assert not passed, "survived"
     assert reason

@@ -2,20 +2,12 @@
 
 from mutants.mutant import Mutant
 
-LINFORMER = "mechanisms/linformer.py"
-NYSTROMFORMER = "mechanisms/nystromformer.py"
-POOLINGFORMER = "mechanisms/poolingformer.py"
-SVD = "mechanisms/svd.py"
-LANDMARKS = "ops/landmarks.py"
-POOLING = "ops/pooling.py"
-BANDS = "ops/bands.py"
-
 MUTANTS = [
     Mutant(
         "linformer",
         "padding_is_invisible",
         "padding takes places in E",
-        LINFORMER,
+        "Linformer.forward",
         "self._project(packing.pack(k), packing, E)",
         "self._project(k, packing, E)",
     ),
@@ -23,7 +15,7 @@ MUTANTS = [
         "linformer",
         "matches_definition",
         "keys' projection for values too",
-        LINFORMER,
+        "Linformer.forward",
         "self._project(packing.pack(v), packing, E if F is None else F)",
         "self._project(packing.pack(v), packing, E)",
     ),
@@ -31,7 +23,7 @@ MUTANTS = [
         "nystromformer",
         "batch_mates_do_not_matter",
         "norms of the whole batch",
-        NYSTROMFORMER,
+        "pseudo_inverse",
         "A.sum(-2).amax(-1) * A.sum(-1).amax(-1)",
         "A.sum(-2).amax() * A.sum(-1).amax()",
     ),
@@ -39,7 +31,7 @@ MUTANTS = [
         "nystromformer",
         "padding_is_invisible",
         "segments of the padded length",
-        NYSTROMFORMER,
+        "Nystromformer._attend",
         "Segments.cut(packing.count,",
         "Segments.cut(torch.full_like(packing.count, length),",
     ),
@@ -47,7 +39,7 @@ MUTANTS = [
         "nystromformer",
         "padding_is_invisible",
         "the convolution sees tokens where they stood",
-        NYSTROMFORMER,
+        "Nystromformer.forward",
         "packing.pack(v), own, packing",
         "v, own, packing",
     ),
@@ -55,7 +47,7 @@ MUTANTS = [
         "nystromformer",
         "matches_definition",
         "all segments divided by the longest one's tokens",
-        LANDMARKS,
+        "means",
         "inside.sum(2).clamp(min=1)[:, None, :, None]",
         "inside.shape[2]",
     ),
@@ -63,7 +55,7 @@ MUTANTS = [
         "poolingformer",
         "matches_definition",
         "the mean of a cut window divided by the kernel",
-        POOLING,
+        "Windows.mean",
         "inside.sum(2).clamp(min=1)[:, None, :, None]",
         "inside.shape[2]",
     ),
@@ -71,7 +63,7 @@ MUTANTS = [
         "poolingformer",
         "causal_by_gradients",
         "the second level looks ahead",
-        POOLINGFORMER,
+        "Poolingformer._attend",
         "after=0 if self.causal else self.far",
         "after=self.far",
     ),
@@ -79,7 +71,7 @@ MUTANTS = [
         "poolingformer",
         "causal_by_resampling",
         "a window counts as complete where the row happens to end",
-        POOLINGFORMER,
+        "Poolingformer._last",
         "if not self.causal:\n            last =",
         "if True:\n            last =",
     ),
@@ -87,7 +79,7 @@ MUTANTS = [
         "poolingformer",
         "work",
         "one chunk for the whole sequence",
-        BANDS,
+        "banded",
         "step = max(-(-before // stride), 1)",
         "step = max(-(-length // stride), 1)",
     ),
@@ -95,7 +87,7 @@ MUTANTS = [
         "svd",
         "matches_definition",
         "the smallest singular values kept",
-        SVD,
+        "SvdAttention._truncate",
         "vectors[..., -self.rank :]",
         "vectors[..., : self.rank]",
     ),
@@ -103,7 +95,7 @@ MUTANTS = [
         "svd",
         "padding_is_invisible",
         "queries at padding take part in the decomposition",
-        SVD,
+        "SvdAttention._weights",
         "(valid[:, :, None] & valid[:, None, :])[:, None]",
         "valid[:, None, None, :]",
     ),

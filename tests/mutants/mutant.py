@@ -1,12 +1,55 @@
-"""What a planted bug is."""
+"""What a planted bug is, and planting it."""
 
+import ast
+from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 
 class Mutant(NamedTuple):
+    """One text replaced in one definition, wherever in the package that stands."""
+
     mechanism: str
     check: str  # the check that must catch it
     bug: str
-    file: str
+    where: str  # "function", "Class.method" or "CONSTANT", with "file." before it where two files hold `old` there
     old: str
     new: str
+
+
+def plant(mutant: Mutant, package: Path) -> None:
+    """Change the package that lies in `package`; `ValueError` where there is not exactly one such place."""
+    places = [
+        (path, start, end)
+        for path in sorted(package.rglob("*.py"))
+        if mutant.old in (text := path.read_text())
+        for start, end in definitions(text, mutant.where.removeprefix(f"{path.stem}."))
+        if mutant.old in text[start:end]
+    ]
+    if len(places) != 1:
+        files = [str(path.relative_to(package)) for path, *_ in places]
+        raise ValueError(f"{mutant.where} with {mutant.old!r} stands in {files or 'no file'}: plant it anew")
+    ((path, start, end),) = places
+    text = path.read_text()
+    path.write_text(text[:start] + text[start:end].replace(mutant.old, mutant.new) + text[end:])
+
+
+def definitions(text: str, where: str) -> Iterator[tuple[int, int]]:
+    """Where each definition of that name begins and ends."""
+    lines = text.splitlines(keepends=True)
+    for name, first, last in named(ast.parse(text).body):
+        if name == where:
+            yield sum(map(len, lines[: first - 1])), sum(map(len, lines[:last]))
+
+
+def named(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, int, int]]:
+    """The name of each function, class, method and constant, with its first and last line."""
+    for node in body:
+        match node:
+            case ast.FunctionDef() | ast.ClassDef():
+                first = min([node.lineno, *(x.lineno for x in node.decorator_list)])
+                yield prefix + node.name, first, node.end_lineno or first
+                if isinstance(node, ast.ClassDef):
+                    yield from named(node.body, f"{node.name}.")
+            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+                yield prefix + name, node.lineno, node.end_lineno or node.lineno

@@ -2,17 +2,12 @@
 
 from mutants.mutant import Mutant
 
-PERFORMER = "mechanisms/performer.py"
-DIRECTIONS = "features/directions.py"
-SUMS = "ops/kernel_sums.py"
-TILES = "ops/linear_tiles.py"
-
 MUTANTS = [
     Mutant(
         "performer",
         "limit_is_softmax",
         "queries and keys are not scaled by the fourth root of the width",
-        DIRECTIONS,
+        "Projection.given",
         "W.to(torch.promote_types(q.dtype, torch.float32)) / root",
         "W.to(torch.promote_types(q.dtype, torch.float32))",
     ),
@@ -20,7 +15,7 @@ MUTANTS = [
         "performer",
         "deterministic",
         "directions come from no seed",
-        PERFORMER,
+        "Performer.__init__",
         "generator=seeded(seed, dims.layer),",
         "generator=(lambda fresh: (fresh.seed(), fresh)[1])(torch.Generator()),",
     ),
@@ -28,7 +23,7 @@ MUTANTS = [
         "performer",
         "matches_definition",
         "an epsilon is added to the features of keys",
-        TILES,
+        "Tiles.keys",
         "return log.sub_(c).exp_(), c",
         "return log.sub_(c).exp_() + 1e-4, c",
     ),
@@ -36,7 +31,7 @@ MUTANTS = [
         "performer",
         "padding_is_invisible",
         "padding is masked in the numerator only",
-        TILES,
+        "Tiles.keys",
         "log.masked_fill_(padding, -torch.inf)",
         "pass",
     ),
@@ -44,7 +39,7 @@ MUTANTS = [
         "performer",
         "causal_by_resampling",
         "no causal mask inside a chunk",
-        TILES,
+        "forward",
         "inside = (phi_q @ phi.mT).tril_()",
         "inside = phi_q @ phi.mT",
     ),
@@ -52,7 +47,7 @@ MUTANTS = [
         "performer",
         "stream_equals_sequence",
         "the old normaliser is not rescaled when the shift moves",
-        SUMS,
+        "collect_exponentials",
         "old * sums.z + phi_k.sum(2)[..., None], c)",
         "sums.z + phi_k.sum(2)[..., None], c)",
     ),
@@ -60,7 +55,7 @@ MUTANTS = [
         "performer",
         "memory",
         "the kernel is formed for all pairs",
-        TILES,
+        "forward",
         "torch.div(phi_q @ sums.S, seen(total)",
         "torch.div((phi_q @ tiles.keys(slice(None), sums.c)[0].mT) @ v, seen(total)",
     ),

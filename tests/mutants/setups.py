@@ -2,14 +2,12 @@
 
 from mutants.mutant import Mutant
 
-FEEDFORWARD = "mechanisms/feedforward.py"
-
 MUTANTS = [
     Mutant(
         "poolingformer",
         "no_rows",
         "the rows are guessed from what is left, which is nothing",
-        "ops/bands.py",
+        "banded",
         "(batch, i.shape[0])",
         "(batch, -1)",
     ),
@@ -17,7 +15,7 @@ MUTANTS = [
         "longformer",
         "no_rows",
         "no rows are laid out in tiles",
-        "patterns/running.py",
+        "attend",
         "if s == 0 or q.shape[0] == 0:",
         "if s == 0:",
     ),
@@ -25,7 +23,7 @@ MUTANTS = [
         "linear",
         "nothing_to_see",
         "a query that sees no key divides by nothing",
-        "ops/kernel_sums.py",
+        "divide",
         "denominator.masked_fill(denominator == 0, 1)",
         "denominator",
     ),
@@ -33,7 +31,7 @@ MUTANTS = [
         "glu-1",
         "copies",
         "a class goes by a name that its module lacks",
-        FEEDFORWARD,
+        "named",
         "Named.__name__ = Named.__qualname__ =",
         "Named.__name__ =",
     ),
@@ -41,7 +39,7 @@ MUTANTS = [
         "compressive",
         "copies",
         "the graph of the latest penalty is copied along",
-        "mechanisms/compressive.py",
+        "CompressiveAttention.__getstate__",
         'return {**super().__getstate__(), "_loss": torch.zeros(())}',
         "return super().__getstate__()",
     ),
@@ -49,7 +47,7 @@ MUTANTS = [
         "infinity",
         "is_loaded_into_new_memory",
         "what is not stored is not made again",
-        "memories/continuous.py",
+        "ContinuousMemory._load_from_state_dict",
         "super()._load_from_state_dict(*given)\n        self._renew()",
         "super()._load_from_state_dict(*given)",
     ),
@@ -57,7 +55,7 @@ MUTANTS = [
         "routing",
         "is_loaded_into_new_memory",
         "what is gathered stays on the meta device",
-        "mechanisms/routing.py",
+        "RoutingAttention.__init__",
         ', device="cpu")  # sums, count',
         ")",
     ),

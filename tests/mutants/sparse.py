@@ -2,20 +2,12 @@
 
 from mutants.mutant import Mutant
 
-LAYOUT = "patterns/layout.py"
-TILES = "ops/tile_chunks.py"
-PATTERN = "patterns/pattern.py"
-ATOMS = "patterns/atoms.py"
-SPARSE = "mechanisms/sparse.py"
-LOCAL = "mechanisms/local.py"
-LONGFORMER = "mechanisms/longformer.py"
-
 MUTANTS = [
     Mutant(
         "bigbird",
         "matches_definition",
         "a pair that two parts hold counts twice",
-        LAYOUT,
+        "tiling",
         "seen = seen & ~earlier.covers(i, j, count)",
         "seen = seen & (j >= 0)",
     ),
@@ -23,7 +15,7 @@ MUTANTS = [
         "bigbird",
         "matches_definition",
         "the last of a query's sums stands for all",
-        TILES,
+        "Chunk.add_to_queries",
         "to[:, self.at].add_(found)",
         "to[:, self.at].copy_(found)",
     ),
@@ -31,7 +23,7 @@ MUTANTS = [
         "bigbird",
         "padding_is_invisible",
         "random keys are drawn from the padded length",
-        ATOMS,
+        "Random.parts",
         "among = i + 1 if causal else n[:, None]",
         "among = i + 1 if causal else 0 * n[:, None] + length",
     ),
@@ -39,7 +31,7 @@ MUTANTS = [
         "star",
         "padding_is_invisible",
         "the ring closes over the padded length",
-        ATOMS,
+        "Ring.parts",
         "last, first = n[:, None] - 1 - first",
         "last, first = 0 * n[:, None] + length - 1 - first",
     ),
@@ -47,7 +39,7 @@ MUTANTS = [
         "pattern",
         "matches_definition",
         "a token sees the one behind it",
-        PATTERN,
+        "before_end",
         "covers(i, j, i + 1) & (j <= i)",
         "covers(i, j, i + 1) & (j <= i + 1)",
     ),
@@ -55,7 +47,7 @@ MUTANTS = [
         "pattern",
         "causal_by_resampling",
         "causal rows draw from the whole sequence",
-        PATTERN,
+        "before_end",
         "covers(i, j, i + 1) & (j <= i)",
         "covers(i, j, n) & (j <= i)",
     ),
@@ -63,7 +55,7 @@ MUTANTS = [
         "local",
         "work",
         "one tile for the whole sequence",
-        ATOMS,
+        "band",
         "if before + 1 + after >= -(-own // block):",
         "if block:",
     ),
@@ -71,7 +63,7 @@ MUTANTS = [
         "local",
         "stream_equals_sequence",
         "the window remembers padding",
-        LOCAL,
+        "LocalAttention._chunk",
         "last = packing.count[:, None] + torch.arange(w",
         "last = 0 * packing.count[:, None] + q.shape[2] + torch.arange(w",
     ),
@@ -79,7 +71,7 @@ MUTANTS = [
         "local",
         "stream_equals_sequence",
         "the window of a stream is one token short",
-        LOCAL,
+        "LocalAttention._chunk",
         "near = (d >= 0) & (d <= w)",
         "near = (d >= 0) & (d < w)",
     ),
@@ -87,7 +79,7 @@ MUTANTS = [
         "sparse-transformer",
         "stream_equals_sequence",
         "a chunk follows the longest row of the cache, not its own",
-        SPARSE,
+        "extend",
         "behind = (slot - cache.count[:, None])",
         "behind = (slot - old + 0 * cache.count[:, None])",
     ),
@@ -95,7 +87,7 @@ MUTANTS = [
         "longformer",
         "matches_definition",
         "global tokens have the ordinary query",
-        LONGFORMER,
+        "LongformerAttention.forward",
         "attention(packed[3][:, :, : self.globals]",
         "attention(packed[0][:, :, : self.globals]",
     ),
