@@ -12,7 +12,7 @@ class Mutant(NamedTuple):
     mechanism: str
     check: str  # the check that must catch it
     bug: str
-    where: str  # "function", "Class.method" or "CONSTANT", with "file." before it where two files hold `old` there
+    where: str  # "function", "Class.method" or "CONSTANT"; "file.CONSTANT" where several files hold `old` there
     old: str
     new: str
 
