@@ -50,8 +50,8 @@ MUTANTS = [
         "matches_definition",
         "the feature map is left out for queries",
         "Elu.given",
-        "return Given(q, k, Map.ELU)",
-        "return Given(q.exp(), k, Map.ELU)",
+        "return KernelInputs(q, k, FeatureKind.ELU)",
+        "return KernelInputs(q.exp(), k, FeatureKind.ELU)",
     ),
     Mutant(
         "linear",
@@ -138,8 +138,8 @@ MUTANTS = [
         "gradients_reach_everything",
         "keys are detached",
         "Elu.given",
-        "return Given(q, k, Map.ELU)",
-        "return Given(q, k.detach(), Map.ELU)",
+        "return KernelInputs(q, k, FeatureKind.ELU)",
+        "return KernelInputs(q, k.detach(), FeatureKind.ELU)",
     ),
     Mutant(
         "linear",

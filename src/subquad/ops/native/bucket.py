@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from subquad.ops.native.library import Call, rows
+from subquad.ops.native.library import KernelCall, rows
 from subquad.ops.pages import fresh
 
 
@@ -20,7 +20,7 @@ class Sight(NamedTuple):
     repeats: bool
 
 
-class Bucketed(Call):
+class Bucketed(KernelCall):
     """The struct of kernels.h, field by field."""
 
     _fields_ = (

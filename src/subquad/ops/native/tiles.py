@@ -5,13 +5,13 @@ from ctypes import c_float, c_int32, c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from subquad.ops.native.library import Call, rows
+from subquad.ops.native.library import KernelCall, rows
 from subquad.ops.tile_chunks import Tiling
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None]  # q, k, v, lengths
 
 
-class Tiled(Call):
+class Tiled(KernelCall):
     """The struct of kernels.h, field by field."""
 
     _fields_ = (

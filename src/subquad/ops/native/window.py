@@ -8,16 +8,16 @@ from ctypes import c_float, c_int32, c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from subquad.ops.native.library import PRECISIONS, Call, rows
+from subquad.ops.native.library import PRECISIONS, KernelCall, rows
 from subquad.ops.pages import fresh
 
 
-class Window(Call):
+class Window(KernelCall):
     """The struct of kernels.h, field by field."""
 
     _fields_ = (
         *((name, c_int64) for name in ("batch", "heads", "length", "left", "right")),
-        *((name, c_int32) for name in ("d", "e", "threads", "given")),
+        *((name, c_int32) for name in ("d", "e", "threads", "dtype")),
         ("scale", c_float),
         *rows("q", "k", "v"),
         *((name, c_void_p) for name in ("lengths", "out", "lse", "grad", "grad_lse", "dq", "dk", "dv")),
@@ -68,7 +68,7 @@ def prepared(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, *, left: i
         d=d,
         e=v.shape[3],
         threads=torch.get_num_threads(),
-        given=PRECISIONS[q.dtype],
+        dtype=PRECISIONS[q.dtype],
         scale=d**-0.5,
     )
     call.tokens(q=q, k=k, v=v)
