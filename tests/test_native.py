@@ -9,10 +9,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import subquad
-from subquad.ops.linear_attention import BACKENDS, FeatureKind, LinearCall
+from subquad.ops.linear_attention import BACKENDS, FeatureKind, LinearCall, reference
 from subquad.ops.linear_attention import cpu as kernels
-from subquad.ops.linear_attention import reference
-from subquad.ops.linear_attention.sums import ShiftedSums
 from subquad.ops.native import build, library, usable
 from subquad.registry import catalog
 from subquad.testing import contract
@@ -159,16 +157,18 @@ def test_half_precision_is_widened_and_rounded_and_nothing_else(sizes, kind, dty
             wanted = kernels.backward(grad.float(), theirs, result._replace(out=result.out.float()))
             assert_close(gradients, tuple(x.to(dtype) for x in wanted))
         a_few = valid if valid is None else valid[:, :4]
-        result, wanted = (
-            step(of(x.tokens(0, 4), a_few, kind=kind, causal=True)) for x in (narrow, same)
-        )
+        result, wanted = (step(of(x.tokens(0, 4), a_few, kind=kind, causal=True)) for x in (narrow, same))
         assert_close(result, (wanted[0].to(dtype), wanted[1]))
 
 
 @needs_kernels
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_sequence_is_split_among_threads_that_have_no_other(causal, monkeypatch):
-    x, grad, results = drawn((1, 1, 1500, 8, 16, 8), FeatureKind.FAVOR).single(), torch.ones(1, 1, 1500, 8), []
+    x, grad, results = (
+        drawn((1, 1, 1500, 8, 16, 8), FeatureKind.FAVOR).single(),
+        torch.ones(1, 1, 1500, 8),
+        [],
+    )
     for threads in (1, 4):
         monkeypatch.setattr(torch, "get_num_threads", lambda count=threads: count)
         call = of(x, kind=FeatureKind.FAVOR, causal=causal)

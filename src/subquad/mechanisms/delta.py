@@ -4,7 +4,7 @@
 
 with q and k of length 1 after silu, v after silu, and beta = sigmoid of an input. S_(i-1)^T k_i is what the
 key recalls; a share beta of it is taken out and as much of the new value put in: one step of gradient descent
-on |S^T k_i - v_i|^2 / 2, with beta for its rate. The fast form is in `ops/delta_rule.py`.
+on |S^T k_i - v_i|^2 / 2, with beta for its rate. The fast form is in `ops/recurrence/delta_rule.py`.
 
 Schlag, Irie, Schmidhuber: Linear Transformers Are Secretly Fast Weight Programmers. ICML 2021,
 arXiv:2102.11174, section 4.2. In the form of Yang, Wang, Zhang, Shen, Kim: Parallelizing Linear Transformers
@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from subquad.mechanism import Dims, Mixed, Queries, Traits, Valid
+from subquad.mechanism import Dims, Outputs, Queries, Traits, Valid
 from subquad.mechanisms.recurrent import Memory, RecurrentAttention, Row, nothing
-from subquad.ops.padding import hide
+from subquad.ops.padding import zero_padding
 from subquad.ops.precision import wide
 from subquad.ops.recurrence import delta_product
 
@@ -58,12 +58,12 @@ class DeltaAttention(RecurrentAttention):
 
     def definition(
         self, q: Queries, k: Queries, v: Queries, beta: Rates, *, valid: Valid | None = None
-    ) -> Mixed:
+    ) -> Outputs:
         return self._define(q, k, v, beta, valid=valid)
 
     def forward(
         self, q: Queries, k: Queries, v: Queries, beta: Rates, *, valid: Valid | None = None
-    ) -> Mixed:
+    ) -> Outputs:
         return self._run(q, k, v, beta, valid=valid, state=None)[0]
 
     def step(
@@ -75,7 +75,7 @@ class DeltaAttention(RecurrentAttention):
         *,
         valid: Valid | None = None,
         state: Memory | None = None,
-    ) -> tuple[Mixed, Memory]:
+    ) -> tuple[Outputs, Memory]:
         return self._run(q, k, v, beta, valid=valid, state=state)
 
     def _recur(self, q: Row, k: Row, v: Row, beta: Row) -> Row:
@@ -95,10 +95,10 @@ class DeltaAttention(RecurrentAttention):
 
     def _advance(
         self, q: Queries, k: Queries, v: Queries, beta: Rates, *, valid: Valid | None, state: Memory | None
-    ) -> tuple[Mixed, Memory]:
-        q, k, v, beta = hide(valid, q, k, v, beta)
+    ) -> tuple[Outputs, Memory]:
+        q, k, v, beta = zero_padding(valid, q, k, v, beta)
         S = nothing(k, v) if state is None else state.S
         nothing_fades = S.new_zeros(1).expand(1, 1, k.shape[2], 1)
-        around = self._around(S, unit=EPSILON, swish_values=self.swish_values)
-        out, S = delta_product(q, k, v, wide(beta)[0].sigmoid(), nothing_fades, state=S, around=around)
+        fusion = self._fusion(S, qk_l2norm_eps=EPSILON, swish_values=self.swish_values)
+        out, S = delta_product(q, k, v, wide(beta)[0].sigmoid(), nothing_fades, state=S, fusion=fusion)
         return out, Memory(S)

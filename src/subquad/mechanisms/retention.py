@@ -29,9 +29,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from subquad.mechanism import Dims, Mixed, Queries, Traits, Valid
+from subquad.mechanism import Dims, Outputs, Queries, Traits, Valid
 from subquad.mechanisms.recurrent import RecurrentAttention, Row, kept, nothing
-from subquad.ops.padding import hide
+from subquad.ops.padding import zero_padding
 from subquad.ops.recurrence import decayed_product
 from subquad.ops.rotary import LONGEST_WAVE, turns
 
@@ -81,12 +81,12 @@ class Retention(RecurrentAttention):
 
     def definition(
         self, q: Queries, k: Queries, v: Queries, gate: Queries, *, valid: Valid | None = None
-    ) -> Mixed:
+    ) -> Outputs:
         return self._define(q, k, v, gate, valid=valid)
 
     def forward(
         self, q: Queries, k: Queries, v: Queries, gate: Queries, *, valid: Valid | None = None
-    ) -> Mixed:
+    ) -> Outputs:
         return self._run(q, k, v, gate, valid=valid, state=None)[0]
 
     def step(
@@ -98,7 +98,7 @@ class Retention(RecurrentAttention):
         *,
         valid: Valid | None = None,
         state: Turning | None = None,
-    ) -> tuple[Mixed, Turning]:
+    ) -> tuple[Outputs, Turning]:
         return self._run(q, k, v, gate, valid=valid, state=state)
 
     def _recur(self, q: Row, k: Row, v: Row, gate: Row) -> Row:
@@ -124,8 +124,8 @@ class Retention(RecurrentAttention):
         *,
         valid: Valid | None,
         state: Turning | None,
-    ) -> tuple[Mixed, Turning]:
-        q, k, v, gate = hide(valid, q, k, v, gate)
+    ) -> tuple[Outputs, Turning]:
+        q, k, v, gate = zero_padding(valid, q, k, v, gate)
         batch, heads, length, d = q.shape
         if state is None:
             state = Turning(nothing(k, v), torch.zeros(batch, dtype=torch.int64, device=q.device))
@@ -136,6 +136,6 @@ class Retention(RecurrentAttention):
         h = torch.arange(heads, device=q.device, dtype=state.S.dtype)
         log_gamma = torch.log1p(-torch.exp2(-5 - h))[:, None, None].expand(1, heads, length, 1)
         turn = turns(position, d // 2, dtype=state.S.dtype, closed=self.form == "torchscale")
-        around = self._around(state.S, gate, q_scale=d**-0.5, turn=turn)
-        out, S = decayed_product(q, k, v, kept(log_gamma, valid), state=state.S, around=around)
+        fusion = self._fusion(state.S, gate, q_scale=d**-0.5, rotary=turn)
+        out, S = decayed_product(q, k, v, kept(log_gamma, valid), state=state.S, fusion=fusion)
         return out, Turning(S, state.seen + new)

@@ -6,7 +6,7 @@ An operator is a folder of `ops/`, and its backends are modules in it:
     reference.py    the backend in PyTorch, for any device and dtype, which all others are held against
     cpu.py, ...     faster ones, which refuse what they cannot do
 
-    BACKENDS = Backends[Call, Result](__name__, "cpu", "reference")
+    BACKENDS = Backends[Call](__name__, "cpu", "reference")
 
     @torch.library.custom_op("subquad::linear_attention", mutates_args=())
     def _forward(q, k, v, causal):
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from subquad.ops.native.library import Kernels
 
 Call = TypeVar("Call")
-Result = TypeVar("Result")
 
 _wanted: ContextVar[str | None] = ContextVar("wanted", default=None)
 _choices: ContextVar["list[Choice] | None"] = ContextVar("choices", default=None)
@@ -89,7 +88,7 @@ class Choices(tuple[Choice, ...]):
     __repr__ = __str__
 
 
-class Backends(Generic[Call, Result]):
+class Backends(Generic[Call]):
     """The backends of an operator in the order in which they are asked; they are loaded at the first call."""
 
     def __init__(self, package: str, *names: str) -> None:
@@ -97,7 +96,7 @@ class Backends(Generic[Call, Result]):
         self.package, self.names = package, names
         self.operator = package.rpartition(".")[2]
 
-    def run(self, form: str, call: Call, *more: Any) -> tuple[int, Result]:
+    def run(self, form: str, call: Call, *more: Any) -> tuple[int, Any]:
         """What the first backend that does not refuse gives as its `form`, and the index of that backend."""
         refusals = {}
         for index, (name, backend) in enumerate(self.loaded):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from subquad.ops.backends import Backends
 from subquad.ops.linear_attention.sums import ShiftedSums, Sums
-from subquad.ops.operator import call, differentiable_once, listened_to
+from subquad.ops.operator import call_op, differentiable_once, dispatched
 from subquad.ops.padding import require_mask
 from subquad.ops.precision import wide
 from subquad.ops.shapes import require_dtype, require_shape, require_together
@@ -75,7 +75,7 @@ class LinearResult(NamedTuple):
     chunk: int  # tokens of a causal chunk
 
 
-BACKENDS = Backends[LinearCall, LinearResult](__name__, "cpu", "reference")
+BACKENDS = Backends[LinearCall](__name__, "cpu", "reference")
 
 
 def linear_attention(
@@ -87,7 +87,9 @@ def linear_attention(
     """
     q, k, kind, W = inputs
     require_fit(inputs, v, valid, causal=causal)
-    return call(_forward, q, k, v, W, valid, int(kind), causal)[0]
+    if not dispatched(q, k, v, W):
+        return BACKENDS.run("forward", LinearCall(q, k, v, W, valid, kind, causal))[1].out
+    return call_op(_forward, q, k, v, W, valid, int(kind), causal)[0]
 
 
 def advance(
@@ -105,6 +107,9 @@ def advance(
     require_fit(inputs, v, valid, causal=True)
     step = LinearCall(q, k, v, W, valid, kind, True, before)
     if before is not None:
+        if isinstance(before, ShiftedSums) != kind.exponential:
+            wanted = ShiftedSums if kind.exponential else Sums
+            raise ValueError(f"sums of {kind.name} are {wanted.__name__}, not {type(before).__name__}")
         (b, h), e, wider = q.shape[:2], v.shape[3], wide(v[:0])[0].dtype
         require_shape("sums", before.S, b, h, step.features, e)
         require_shape("sums of keys", before.z, b, h, step.features, 1)
@@ -112,14 +117,14 @@ def advance(
             require_shape("shifts", before.c, b, h, 1, step.features)
         for x in before:
             require_dtype("sums", x, wider)
-    if listened_to():  # gradients flow through PyTorch's operators
+    if dispatched(q, k, v):  # gradients flow through PyTorch's operators
         return BACKENDS.module("reference").step(step)
     return BACKENDS.run("step", step)[1]
 
 
 def fast_steps(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether another backend than PyTorch, where there are no gradients, would `advance` by these inputs."""
-    if listened_to():
+    if dispatched(q, k, v):
         return False
     return BACKENDS.first("step", LinearCall(q, k, v, None, None, FeatureKind.FEATURES, True)) != "reference"
 
@@ -188,7 +193,7 @@ def _remember(ctx, inputs, output) -> None:
 
 
 def _gradients(ctx, grad, *_) -> tuple[Tensor | None, ...]:
-    return *call(_backward, grad, *ctx.saved_tensors, ctx.kind, ctx.causal), None, None, None, None
+    return *call_op(_backward, grad, *ctx.saved_tensors, ctx.kind, ctx.causal), None, None, None, None
 
 
 _forward.register_autograd(_gradients, setup_context=_remember)

@@ -8,10 +8,10 @@ from ctypes import c_float, c_int32, c_int64, c_void_p
 import torch
 from torch import Tensor
 
+from subquad.ops.allocation import empty_result
 from subquad.ops.linear_attention import LinearCall, LinearResult
 from subquad.ops.linear_attention.sums import ShiftedSums, Sums
 from subquad.ops.native.library import PRECISIONS, KernelCall, rows, why_not_float32, why_not_half
-from subquad.ops.pages import fresh
 
 CHUNK = 64  # tokens, in linear.cpp
 FEW = 8  # tokens that do not fill a tile
@@ -48,7 +48,7 @@ def forward(call: LinearCall) -> LinearResult | None:
     """`None` where a denominator leaves float32's range."""
     q, _, v = call[:3]
     (b, h, t), e, f = q.shape[:3], v.shape[3], call.features
-    out, denominator = fresh(v, b, h, t, e), v.new_empty(b, h, t, dtype=SUMS)
+    out, denominator = empty_result(v, b, h, t, e), v.new_empty(b, h, t, dtype=SUMS)
     S, z = v.new_empty(b, h, f, e, dtype=SUMS), v.new_empty(b, h, f, 1, dtype=SUMS)
     after = ShiftedSums(S, z, v.new_zeros(b, h, 1, f, dtype=SUMS))
     kernel = make_call(call)
@@ -83,7 +83,7 @@ def step(call: LinearCall) -> tuple[Tensor, Sums | ShiftedSums] | None:
 def backward(grad: Tensor, call: LinearCall, result: LinearResult) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v; the causal form makes its sums anew."""
     kernel = make_call(call)
-    dq, dk, dv = (fresh(x) for x in call[:3])
+    dq, dk, dv = (empty_result(x) for x in call[:3])
     kernel.set_initial(None if call.causal else result.sums)
     kernel.point(grad=grad, out=result.out, den=result.denominator, dq=dq, dk=dk, dv=dv)
     kernel.run("linear_causal_backward" if call.causal else "linear_backward")

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from subquad.ops.allocation import empty_result
 from subquad.ops.linear_attention import FeatureKind, LinearCall, LinearResult
 from subquad.ops.linear_attention.sums import (
     Exponentials,
@@ -19,7 +20,6 @@ from subquad.ops.linear_attention.sums import (
     causal_average,
     causal_exponential_average,
 )
-from subquad.ops.pages import fresh
 from subquad.ops.precision import wide, widened
 from subquad.ops.scan import scan
 
@@ -35,10 +35,10 @@ def refuses(call: LinearCall) -> None:
 
 
 def forward(call: LinearCall) -> LinearResult:
-    for chunk in CHUNKS:
-        result = averages(call, chunk=chunk)
-        if chunk == 1 or not (call.causal and call.kind.exponential and out_of_range(result, call.valid)):
-            break
+    first, *shorter = CHUNKS if call.causal and call.kind.exponential else CHUNKS[:1]
+    result = averages(call, chunk=first)
+    while shorter and out_of_range(result, call.valid):
+        result = averages(call, chunk=shorter.pop(0))
     return result
 
 
@@ -47,7 +47,7 @@ def averages(call: LinearCall, *, chunk: int) -> LinearResult:
     q, k, v = call[:3]
     tiles = Tiles(call)
     sums = tiles.empty()
-    out, denominator = fresh(v, *q.shape[:3], v.shape[3]), sums.S.new_empty(q.shape[:3])
+    out, denominator = empty_result(v, *q.shape[:3], v.shape[3]), sums.S.new_empty(q.shape[:3])
     cuts = chunks(k.shape[2], chunk) if call.causal else wide_chunks(k.shape[2], call.features)
     for here in cuts:
         phi, c = tiles.keys(here, sums.c)
@@ -86,9 +86,11 @@ def step(call: LinearCall) -> tuple[Tensor, Sums | ShiftedSums]:
         if W is not None:
             q, k = q @ W.mT, k @ W.mT - k.square().sum(-1, keepdim=True) * half(k)
         if kind.exponential:
+            assert not isinstance(state, Sums)
             return causal_exponential_average(Exponentials(q), Exponentials(k), v, valid=valid, state=state)
         if kind == FeatureKind.ELU:
             q, k = (torch.where(x > 0, x + 1, x.clamp(max=0).exp()) for x in (q, k))
+        assert not isinstance(state, ShiftedSums)
         return causal_average(q, k, v, valid=valid, state=state)
 
     return scan(average, *call[:3], valid=call.valid, state=call.before, chunk=CHUNKS[0])
@@ -96,7 +98,7 @@ def step(call: LinearCall) -> tuple[Tensor, Sums | ShiftedSums]:
 
 def backward(grad: Tensor, call: LinearCall, result: LinearResult) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v, with the chunks of `forward`."""
-    gradients = [fresh(x) for x in call[:3]]
+    gradients = [empty_result(x) for x in call[:3]]
 
     def upstream(here: slice) -> tuple[Tensor, Tensor]:
         return of_averages(grad, result, here)

@@ -147,5 +147,5 @@ def function(struct: type[KernelCall], kernel: str) -> Callable[..., int]:
     assert library is not None
     theirs, ours = library.size_of(struct.__name__.encode()), ctypes.sizeof(struct)
     if theirs != ours:
-        raise RuntimeError(f"{struct.__name__} has {ours} bytes here and {theirs} in kernels.h: name its fields alike")
+        raise RuntimeError(f"{struct.__name__} has {ours} bytes in Python and {theirs} in kernels.h")
     return getattr(library, kernel)

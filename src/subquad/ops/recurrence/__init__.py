@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from subquad.ops.backends import Backends
-from subquad.ops.operator import call, differentiable_once, dispatched
+from subquad.ops.operator import call_op, differentiable_once, dispatched
 from subquad.ops.precision import widened
 from subquad.ops.recurrence.decay import LogDecays, Matrix, Queries, Values
 from subquad.ops.recurrence.delta_rule import Betas
@@ -38,7 +38,7 @@ class RecurrenceResult(NamedTuple):
     state: Matrix
 
 
-BACKENDS = Backends[RecurrenceCall, RecurrenceResult](__name__, "fla", "cpu", "reference")
+BACKENDS = Backends[RecurrenceCall](__name__, "fla", "cpu", "reference")
 
 
 def decayed_product(
@@ -111,7 +111,7 @@ def recur(tokens: Tokens, state: Matrix, fusion: Fusion) -> tuple[Values, Matrix
         out, _, last = BACKENDS.run("forward", RecurrenceCall(tokens, state, fusion, False))[1]
         return out, last
     needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in learnt)
-    out, _, last, _ = call(_forward, *tokens, state, *numbers, rotary, scale, gate, needs_grad)
+    out, _, last, _ = call_op(_forward, *tokens, state, *numbers, rotary, scale, gate, needs_grad)
     return out, last
 
 
@@ -193,7 +193,7 @@ def _remember(ctx, inputs, output) -> None:
 
 def _gradients(ctx, grad: Tensor, _: Tensor, grad_state: Tensor, __: Tensor) -> tuple[Tensor | None, ...]:
     needed = ctx.needs_input_grad
-    gradients = call(_backward, grad, grad_state, *ctx.saved_tensors, *ctx.numbers, needed[3])
+    gradients = call_op(_backward, grad, grad_state, *ctx.saved_tensors, *ctx.numbers, needed[3])
     *tokens, state, scale, gate = (
         x if wanted else None for x, wanted in zip(gradients, (*needed[:6], *needed[12:14]), strict=True)
     )

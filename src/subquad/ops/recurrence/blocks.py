@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from subquad.ops.pages import fresh
+from subquad.ops.allocation import empty_result
 from subquad.ops.precision import wide
 from subquad.ops.recurrence import RecurrenceCall, RecurrenceResult
 from subquad.ops.recurrence.rows import Gradients, Tokens
@@ -22,8 +22,8 @@ Backward = Callable[[tuple[Tensor, Tensor], RecurrenceCall, Tensor], Gradients]
 def forward(call: RecurrenceCall, one: Forward) -> RecurrenceResult:
     """By `one`, which takes a block in float32 at least."""
     v, keeps_raw = call.tokens.v, call.needs_grad and bool(call.fusion.rms_norm_eps)
-    out, last = fresh(v), call.state
-    raw = fresh(v, *(v.shape if keeps_raw else (0,)), dtype=last.dtype)
+    out, last = empty_result(v), call.state
+    raw = empty_result(v, *(v.shape if keeps_raw else (0,)), dtype=last.dtype)
     for here in blocks(v.shape[2]):
         out[:, :, here], before_norm, last = one(block(call, here, last))
         if keeps_raw:
@@ -40,7 +40,7 @@ def backward(
     for here in cuts[:-1]:
         states.append(one(block(call, here, states[-1])).state)
     like = call.tokens.q
-    whole = [like.new_empty(0) if x is None else fresh(x) for x in (*call.tokens, call.fusion.gate)]
+    whole = [like.new_empty(0) if x is None else empty_result(x) for x in (*call.tokens, call.fusion.gate)]
     dscale = like.new_zeros(0) if scale is None else torch.zeros_like(scale)
     for here, state in zip(cuts[::-1], states[::-1], strict=True):
         kept = raw[:, :, here] if call.fusion.rms_norm_eps else raw
@@ -61,14 +61,10 @@ def blocks(length: int) -> list[slice]:
 
 def block(call: RecurrenceCall, here: slice, state: Tensor) -> RecurrenceCall:
     """The tokens of a block, and what is done to their rows, in float32 at least."""
-    q, k, v, log_decay, beta = (None if x is None else wide(x[:, :, here])[0] for x in call.tokens)
-    assert q is not None
-    assert k is not None
-    assert v is not None
-    assert log_decay is not None
+    tokens = call.tokens.each(lambda x: wide(x[:, :, here])[0])
     rotary, gate = call.fusion.rotary, call.fusion.gate
     fusion = call.fusion._replace(
         rotary=None if rotary is None else rotary[:, here],
         gate=None if gate is None else wide(gate[:, :, here])[0],
     )
-    return call._replace(tokens=Tokens(q, k, v, log_decay, beta), state=state, fusion=fusion)
+    return call._replace(tokens=tokens, state=state, fusion=fusion)

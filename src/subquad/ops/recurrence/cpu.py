@@ -8,8 +8,8 @@ from ctypes import c_float, c_int32, c_int64, c_void_p
 import torch
 from torch import Tensor
 
+from subquad.ops.allocation import empty_result
 from subquad.ops.native.library import PRECISIONS, KernelCall, rows, why_not_float32, why_not_half
-from subquad.ops.pages import fresh
 from subquad.ops.recurrence import RecurrenceCall, RecurrenceResult, blocks
 from subquad.ops.recurrence.rows import Gradients, Tokens
 
@@ -53,8 +53,8 @@ def forward(call: RecurrenceCall) -> RecurrenceResult:
 def advance(call: RecurrenceCall) -> RecurrenceResult:
     """Where decays, unless by channel, and beta are of float32."""
     kernel = make_call(call)
-    out, last = fresh(call.tokens.v), fresh(call.state)
-    raw = fresh(last, *(out.shape if call.needs_grad and call.fusion.rms_norm_eps else (0,)))
+    out, last = empty_result(call.tokens.v), empty_result(call.state)
+    raw = empty_result(last, *(out.shape if call.needs_grad and call.fusion.rms_norm_eps else (0,)))
     kernel.point(out=out, S1=last, raw=raw)
     kernel.run("decayed" if call.tokens.beta is None else "delta")
     return RecurrenceResult(out, raw, last)
@@ -71,11 +71,11 @@ def advance_backward(grads: tuple[Tensor, Tensor], call: RecurrenceCall, raw: Te
     (q, k, v, log_decay, beta), state, fusion, *_ = call
     kernel = make_call(call)
     inputs = (q, k, v, state, beta, fusion.gate)
-    dq, dk, dv, dstate, dbeta, dgate = (fresh(q, *((0,) if x is None else x.shape)) for x in inputs)
+    dq, dk, dv, dstate, dbeta, dgate = (empty_result(q, *((0,) if x is None else x.shape)) for x in inputs)
     dscale = q.new_empty(0 if fusion.scale is None else (*q.shape[:2], v.shape[3]))
     dlog_decay = q.new_zeros(1).expand(log_decay.shape)
     if call.needs_decay_grad:
-        dlog_decay = fresh(q, *q.shape[:3], kernel.channels)
+        dlog_decay = empty_result(q, *q.shape[:3], kernel.channels)
         kernel.point(dlog_decay=dlog_decay)
     kernel.point(grad=grads[0], grad_S1=grads[1], raw=raw)
     kernel.point(dq=dq, dk=dk, dv=dv, dS0=dstate, dbeta=dbeta, dgate=dgate, dscale=dscale)

@@ -36,7 +36,7 @@ def installed() -> bool:
 
 def forward(call: RecurrenceCall) -> RecurrenceResult:
     v = call.tokens.v
-    raw, last = product(rows.preprocess(widened(call.tokens), call.fusion), call.state, v.dtype)
+    raw, last = product(rows.preprocess(call.tokens.each(widened), call.fusion), call.state, v.dtype)
     out = rows.postprocess(raw, fusion_of(call)).to(v.dtype)
     keeps_raw = call.needs_grad and call.fusion.rms_norm_eps
     return RecurrenceResult(out, raw if keeps_raw else raw.new_empty(0), last)
@@ -44,23 +44,25 @@ def forward(call: RecurrenceCall) -> RecurrenceResult:
 
 def backward(grads: tuple[Tensor, Tensor], call: RecurrenceCall, raw: Tensor) -> Gradients:
     """By the kernels' own gradients, for which the forward pass is done again."""
-    inputs = (*call.tokens, call.state, call.fusion.scale, call.fusion.gate)
     with recording():
-        leaves = [None if x is None else x.detach().requires_grad_() for x in inputs]
-        *tokens, state, scale, gate = leaves
+        tokens, state = call.tokens.each(leaf), leaf(call.state)
+        scale, gate = (None if x is None else leaf(x) for x in (call.fusion.scale, call.fusion.gate))
         fusion = call.fusion._replace(scale=scale, gate=gate)
-        out, _, last = forward(call._replace(tokens=Tokens(*tokens), state=state, fusion=fusion))
-        asked = [x for x in leaves if x is not None]
-        found = iter(torch.autograd.grad((out, last), asked, grads, allow_unused=True, materialize_grads=True))
-    *dtokens, dbeta, dstate, dscale, dgate = (None if x is None else next(found) for x in leaves)
+        out, _, last = forward(call._replace(tokens=tokens, state=state, fusion=fusion))
+        inputs = (*tokens, state, scale, gate)
+        present = [x for x in inputs if x is not None]
+        found = iter(torch.autograd.grad((out, last), present, grads, materialize_grads=True))
     nothing = call.state.new_empty(0)
-    return Gradients(
-        Tokens(*dtokens, dbeta), dstate, nothing if dscale is None else dscale, nothing if dgate is None else dgate
-    )
+    dq, dk, dv, dlog_decay, dbeta, *others = (nothing if x is None else next(found) for x in inputs)
+    return Gradients(Tokens(dq, dk, dv, dlog_decay, dbeta), *others)
 
 
-def widened(tokens: Tokens) -> Tokens:
-    return Tokens(*(None if x is None else wide(x)[0] for x in tokens))
+def widened(x: Tensor) -> Tensor:
+    return wide(x)[0]
+
+
+def leaf(x: Tensor) -> Tensor:
+    return x.detach().requires_grad_()
 
 
 def fusion_of(call: RecurrenceCall) -> Fusion:

@@ -5,6 +5,7 @@ rows are divided by their root mean square, times a learnt scale, times swish(ga
 to a few tokens at a time, while they are in cache (`native/rows.h`).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -21,14 +22,15 @@ Scale = Float[Tensor, " e"]
 class Fusion(NamedTuple):
     """What is done to the rows of a recurrence; by default nothing.
 
-    q_scale            queries are multiplied by it
-    qk_l2norm_eps      queries and keys become swish(x) of length 1, whose square is kept above this; 0: they do not
+    q_scale            a factor of queries
+    qk_l2norm_eps      queries and keys become swish(x) of length 1, the square of which is kept above it;
+                       0: they stay as they are
     swish_values       values become swish(v)
-    gate_normalizer    decays are no logarithms but logits: log alpha = log sigmoid(logit) / this; 0: they are not
-    rms_norm_eps       outputs are normed, their mean square kept above this; 0: they are not
-    rotary             turns of queries and keys; None: they are not turned
-    scale              of outputs after the norm
-    gate               outputs are multiplied by swish of it after the norm; None: they are not
+    gate_normalizer    decays are logits, log alpha = log sigmoid(logit) / it; 0: they are log alpha
+    rms_norm_eps       outputs are normed, their mean square kept above it; 0: they are not
+    rotary             turns of queries and keys; None: they stay as they are
+    scale              factors of normed outputs; they need some
+    gate               normed outputs are multiplied by swish(gate); None: they are not
     """
 
     q_scale: float = 1.0
@@ -49,6 +51,11 @@ class Tokens(NamedTuple):
     v: Gates
     log_decay: Float[Tensor, "#b #h t #d"]
     beta: Float[Tensor, "b h t 1"] | None  # of the delta rule
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Tokens":
+        q, k, v, log_decay, beta = self
+        made = None if beta is None else change(beta)
+        return Tokens(change(q), change(k), change(v), change(log_decay), made)
 
 
 class Gradients(NamedTuple):
