@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "mechanisms": {"inputs", "mechanism", "ops", "features", "patterns", "memories"},
     "registry": {"mechanism", "mechanisms"},
     "nn": {"mechanism", "registry", "ops", "files", "documents"},
-    "measure": {"mechanism", "registry"},
+    "measure": {"mechanism", "registry", "ops"},
     "testing": {"mechanism", "measure"},
     "files": set(),
     "tasks": set(),
