@@ -7,7 +7,7 @@ from torch import Tensor
 
 from subquad.ops.bucket_attention import BucketCall, BucketResult, Visibility
 from subquad.ops.native.library import Call, rows, why_not_float32
-from subquad.ops.pages import fresh
+from subquad.ops.allocation import empty_result
 
 
 class BucketKernel(Call):
@@ -28,7 +28,7 @@ def refuses(call: BucketCall) -> str | None:
 
 
 def forward(call: BucketCall) -> BucketResult:
-    out, lse = fresh(call.v).zero_(), call.v.new_empty(call.v.shape[:3])
+    out, lse = empty_result(call.v).zero_(), call.v.new_empty(call.v.shape[:3])
     kernel_call = make_call(call)
     kernel_call.point(out=out, lse=lse)
     kernel_call.run("bucketed")
@@ -36,7 +36,7 @@ def forward(call: BucketCall) -> BucketResult:
 
 
 def backward(grad: Tensor, call: BucketCall, result: BucketResult) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = (fresh(x).zero_() for x in (call.q, call.k, call.v))
+    dq, dk, dv = (empty_result(x).zero_() for x in (call.q, call.k, call.v))
     kernel_call = make_call(call)
     kernel_call.point(grad=grad, out=result.out, lse=result.lse, dq=dq, dk=dk, dv=dv)
     kernel_call.run("bucketed_backward")

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from subquad.ops.bucket_attention import BucketCall, BucketResult
 from subquad.ops.bucket_attention.rounds import buffers, itself, places, rounds, slices, spread, windows
-from subquad.ops.pages import fresh
+from subquad.ops.allocation import empty_result
 
 
 def refuses(call: BucketCall) -> None:
@@ -15,7 +15,7 @@ def refuses(call: BucketCall) -> None:
 
 def forward(call: BucketCall) -> BucketResult:
     q, k, v, order, labels, visibility = call
-    out, lse = fresh(v), v.new_empty(v.shape[:3])
+    out, lse = empty_result(v), v.new_empty(v.shape[:3])
     Q, K, V, order, labels, outs, logs = (x.flatten(0, 1) for x in (q, k, v, order, labels, out, lse))
     for heads in slices(len(Q), q.shape[2]):
         some = rounds(order[heads], labels[heads], visibility)
@@ -39,7 +39,7 @@ def forward(call: BucketCall) -> BucketResult:
 
 def backward(grad: Tensor, call: BucketCall, result: BucketResult) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v, order, labels, visibility = call
-    changes = [fresh(x).zero_() for x in (q, k, v)]
+    changes = [empty_result(x).zero_() for x in (q, k, v)]
     delta = (grad * result.out).sum(-1, keepdim=True)
     length, scale = q.shape[2], q.shape[3] ** -0.5
     inputs = [x.flatten(0, 1) for x in (q, k, v, grad, delta, result.lse[..., None])]

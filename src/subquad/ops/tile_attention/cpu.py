@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from subquad.ops.native.library import Call, rows, why_not_float32
-from subquad.ops.pages import fresh
+from subquad.ops.allocation import empty_result
 from subquad.ops.tile_attention import TileCall, TileResult, Tiling
 from subquad.ops.window_attention import WindowResult
 from subquad.ops.window_attention import cpu as window
@@ -32,7 +32,7 @@ def refuses(call: TileCall) -> str | None:
 
 def forward(call: TileCall) -> TileResult:
     if call.window is None:
-        out, lse = fresh(call.v).zero_(), call.v.new_full(call.v.shape[:3], -torch.inf)
+        out, lse = empty_result(call.v).zero_(), call.v.new_full(call.v.shape[:3], -torch.inf)
     else:
         out, lse = window.forward(call.window)
     for tiling in call.tilings:
@@ -44,7 +44,7 @@ def forward(call: TileCall) -> TileResult:
 
 def backward(grad: Tensor, call: TileCall, result: TileResult) -> tuple[Tensor, Tensor, Tensor]:
     if call.window is None:
-        dq, dk, dv = (fresh(x).zero_() for x in (call.q, call.k, call.v))
+        dq, dk, dv = (empty_result(x).zero_() for x in (call.q, call.k, call.v))
     else:
         grads = WindowResult(grad, torch.zeros_like(result.lse))
         dq, dk, dv = window.backward(grads, call.window, WindowResult(*result))

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from subquad.ops.pages import fresh
+from subquad.ops.allocation import empty_result
 from subquad.ops.tile_attention import TileCall, TileResult
 from subquad.ops.tile_attention.chunks import in_units, merge, rows
 from subquad.ops.window_attention import WindowResult
@@ -30,7 +30,7 @@ def forward(call: TileCall) -> TileResult:
 def initial(call: TileCall) -> TileResult:
     """Outputs and lse before the first tile: those of the band."""
     if call.window is None:
-        return TileResult(fresh(call.v).zero_(), call.v.new_full(call.v.shape[:3], -torch.inf))
+        return TileResult(empty_result(call.v).zero_(), call.v.new_full(call.v.shape[:3], -torch.inf))
     return TileResult(*window.forward(call.window))
 
 
@@ -67,7 +67,7 @@ def merged(call: TileCall) -> TileResult:
 def backward(grad: Tensor, call: TileCall, result: TileResult) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v, tilings, lengths, _ = call
     if call.window is None:
-        dq, dk, dv = (fresh(x).zero_() for x in (q, k, v))
+        dq, dk, dv = (empty_result(x).zero_() for x in (q, k, v))
     else:
         grads = WindowResult(grad, torch.zeros_like(result.lse))
         dq, dk, dv = window.backward(grads, call.window, WindowResult(*result))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from subquad.ops.native.library import PRECISIONS, Call, rows, why_not_half
-from subquad.ops.pages import fresh
+from subquad.ops.allocation import empty_result
 from subquad.ops.window_attention import WindowCall, WindowResult
 
 
@@ -27,7 +27,7 @@ def refuses(call: WindowCall) -> str | None:
 
 
 def forward(call: WindowCall) -> WindowResult:
-    out, lse = fresh(call.v), call.v.new_empty(call.v.shape[:3], dtype=torch.float32)
+    out, lse = empty_result(call.v), call.v.new_empty(call.v.shape[:3], dtype=torch.float32)
     kernel_call = make_call(call)
     kernel_call.point(out=out, lse=lse)
     kernel_call.run("window")
@@ -38,7 +38,7 @@ def backward(
     grad: WindowResult, call: WindowCall, result: WindowResult
 ) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v, *_ = call
-    dq, dk, dv = fresh(q), *(fresh(x, dtype=torch.float32).zero_() for x in (k, v))  # which are added to
+    dq, dk, dv = empty_result(q), *(empty_result(x, dtype=torch.float32).zero_() for x in (k, v))  # which are added to
     kernel_call = make_call(call)
     kernel_call.point(grad=grad.out, grad_lse=grad.lse, out=result.out, lse=result.lse)
     kernel_call.point(dq=dq, dk=dk, dv=dv)

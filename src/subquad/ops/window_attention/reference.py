@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from subquad.ops.pages import fresh
+from subquad.ops.allocation import empty_result
 from subquad.ops.precision import widened
 from subquad.ops.window_attention import Queries, Values, WindowCall, WindowResult
 
@@ -28,7 +28,7 @@ def refuses(call: WindowCall) -> None:
 def forward(call: WindowCall) -> WindowResult:
     q, k, v, lengths, left, right = call
     wide = widened(q.dtype)
-    out, lse = fresh(v), v.new_empty(v.shape[:3], dtype=wide)
+    out, lse = empty_result(v), v.new_empty(v.shape[:3], dtype=wide)
     if wide != q.dtype:
         for heads in some_heads(q):
             inputs = (x[:, heads].to(wide) for x in (q, k, v))
@@ -62,7 +62,7 @@ def backward(
     grad: WindowResult, call: WindowCall, result: WindowResult
 ) -> tuple[Queries, Queries, Values]:
     q, k, v, lengths, left, right = call
-    dq, dk, dv = (fresh(x) for x in (q, k, v))
+    dq, dk, dv = (empty_result(x) for x in (q, k, v))
     if (wide := widened(q.dtype)) != q.dtype:
         for heads in some_heads(q):
             own = [x[:, heads].to(wide) for x in (*grad, *result, q, k, v)]
