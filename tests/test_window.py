@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from subquad.ops.native.library import missing
-from subquad.ops.window import window_attention
+from subquad.ops.window_attention import window_attention
 from subquad.patterns import CAUSAL, Blocks, Dilated, Fixed, Global, Local, Random, attend
 
 SIDES = [(0, 0), (15, 0), (70, 70), (3, 9), (5000, 0)]

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -262,7 +262,9 @@ def rows(tiling: Tiling, lengths: Tensor | None, *tensors: Tensor) -> Iterator[R
     buffers = Buffers(q)
     if lengths is None and len(keys) == len(seen) == 1 and (queries is None or len(queries) == 1):
         heads = tuple(x.flatten(0, 1) for x in tensors)
-        yield RowTiles(heads, None if queries is None else queries[0], keys[0], seen[0], width, unit, None, buffers)
+        yield RowTiles(
+            heads, None if queries is None else queries[0], keys[0], seen[0], width, unit, None, buffers
+        )
         return
     for b in range(len(tensors[0])):
         index = None if queries is None else queries[min(b, len(queries) - 1)]

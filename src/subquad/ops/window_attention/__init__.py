@@ -68,9 +68,7 @@ def require_tokens(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None) -> N
         require_places("lengths", lengths, q.shape[0])
 
 
-def window_call(
-    q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, left: int, right: int
-) -> WindowCall:
+def window_call(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, left: int, right: int) -> WindowCall:
     return WindowCall(q, k, v, lengths, *(min(x, q.shape[2] - 1) for x in (left, right)))
 
 
@@ -118,7 +116,7 @@ def save_window(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor,
     ctx.save_for_backward(*output, *tensors)
 
 
-def window_gradients(ctx: Any, grad: Tensor, grad_lse: Tensor, _: None) -> tuple[Tensor | None, ...]:
+def window_gradients(ctx: Any, grad: Tensor, grad_lse: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     gradients = call_op(window_backward_op, grad, grad_lse, *ctx.saved_tensors, ctx.left, ctx.right)
     return *gradients, None, None, None
 

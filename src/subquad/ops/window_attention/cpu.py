@@ -5,8 +5,8 @@ from ctypes import c_float, c_int32, c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from subquad.ops.native.library import PRECISIONS, Call, rows, why_not_half
 from subquad.ops.allocation import empty_result
+from subquad.ops.native.library import PRECISIONS, Call, rows, why_not_half
 from subquad.ops.window_attention import WindowCall, WindowResult
 
 
@@ -34,11 +34,12 @@ def forward(call: WindowCall) -> WindowResult:
     return WindowResult(out, lse)
 
 
-def backward(
-    grad: WindowResult, call: WindowCall, result: WindowResult
-) -> tuple[Tensor, Tensor, Tensor]:
+def backward(grad: WindowResult, call: WindowCall, result: WindowResult) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v, *_ = call
-    dq, dk, dv = empty_result(q), *(empty_result(x, dtype=torch.float32).zero_() for x in (k, v))  # which are added to
+    dq, dk, dv = (
+        empty_result(q),
+        *(empty_result(x, dtype=torch.float32).zero_() for x in (k, v)),
+    )  # which are added to
     kernel_call = make_call(call)
     kernel_call.point(grad=grad.out, grad_lse=grad.lse, out=result.out, lse=result.lse)
     kernel_call.point(dq=dq, dk=dk, dv=dv)

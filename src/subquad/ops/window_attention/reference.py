@@ -58,9 +58,7 @@ def forward(call: WindowCall) -> WindowResult:
     return WindowResult(out, lse)
 
 
-def backward(
-    grad: WindowResult, call: WindowCall, result: WindowResult
-) -> tuple[Queries, Queries, Values]:
+def backward(grad: WindowResult, call: WindowCall, result: WindowResult) -> tuple[Queries, Queries, Values]:
     q, k, v, lengths, left, right = call
     dq, dk, dv = (empty_result(x) for x in (q, k, v))
     if (wide := widened(q.dtype)) != q.dtype:
@@ -119,4 +117,7 @@ def blocks(length: int, *, left: int, right: int, multiple: int = 1) -> Iterator
     """Tokens in order, and all that lie `left` and `right` of any of them: from a place that is a `multiple`."""
     for start in range(0, length, BLOCK):
         stop = min(start + BLOCK, length)
-        yield slice(start, stop), slice(max(0, (start - left) // multiple * multiple), min(length, stop + right))
+        yield (
+            slice(start, stop),
+            slice(max(0, (start - left) // multiple * multiple), min(length, stop + right)),
+        )
