@@ -114,7 +114,7 @@ def sequences(lengths: Tensor | None, *tensors: Tensor) -> Iterator[tuple[Tensor
 
 
 def blocks(length: int, *, left: int, right: int, multiple: int = 1) -> Iterator[tuple[slice, slice]]:
-    """Tokens in order, and all that lie `left` and `right` of any of them: from a place that is a `multiple`."""
+    """Tokens in order, and all that lie `left` and `right` of any of them, from some `multiple` on."""
     for start in range(0, length, BLOCK):
         stop = min(start + BLOCK, length)
         yield (
