@@ -12,13 +12,14 @@ PACKAGE = Path(subquad.__file__).parent
 CORE = {"torch", "jaxtyping"}
 HOME = {"Dims": "mechanism", "Mechanism": "mechanism", "Traits": "mechanism", "build": "registry"}
 MAY_IMPORT = {
+    "bounds": set(),
     "inputs": set(),
-    "mechanism": {"inputs"},
+    "mechanism": {"bounds", "inputs"},
     "ops": {"mechanism"},
     "features": {"mechanism", "ops"},
     "patterns": {"mechanism", "ops"},
     "memories": {"mechanism", "ops"},
-    "mechanisms": {"inputs", "mechanism", "ops", "features", "patterns", "memories"},
+    "mechanisms": {"bounds", "inputs", "mechanism", "ops", "features", "patterns", "memories"},
     "plugins": set(),
     "registry": {"mechanism", "mechanisms", "plugins"},
     "nn": {"mechanism", "registry", "plugins", "ops", "files", "documents"},
