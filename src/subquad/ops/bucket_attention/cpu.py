@@ -10,7 +10,7 @@ from subquad.ops.bucket_attention import BucketCall, BucketResult, Visibility
 from subquad.ops.native.library import Call, rows, why_not_float32
 
 
-class BucketKernel(Call):
+class Bucketed(Call):
     """The struct of kernels.h, field by field."""
 
     _fields_ = (
@@ -43,11 +43,11 @@ def backward(grad: Tensor, call: BucketCall, result: BucketResult) -> tuple[Tens
     return dq, dk, dv
 
 
-def make_call(call: BucketCall) -> BucketKernel:
+def make_call(call: BucketCall) -> Bucketed:
     """The fields that forward and backward share."""
     q, k, v, order, labels, visibility = call
     batch, heads, length, d = q.shape
-    kernel_call = BucketKernel(
+    kernel_call = Bucketed(
         batch=batch,
         heads=heads,
         length=length,

@@ -12,7 +12,7 @@ from subquad.ops.window_attention import WindowResult
 from subquad.ops.window_attention import cpu as window
 
 
-class TileKernel(Call):
+class Tiled(Call):
     """The struct of kernels.h, field by field."""
 
     _fields_ = (
@@ -57,12 +57,12 @@ def backward(grad: Tensor, call: TileCall, result: TileResult) -> tuple[Tensor, 
     return dq, dk, dv
 
 
-def make_call(call: TileCall, tiling: Tiling) -> TileKernel:
+def make_call(call: TileCall, tiling: Tiling) -> Tiled:
     """The fields that forward and backward share."""
     q, k, v, _, lengths, _ = call
     queries, keys, seen = tiling.queries, tiling.keys, tiling.seen
     batch, heads, length, d = q.shape
-    kernel_call = TileKernel(
+    kernel_call = Tiled(
         batch=batch,
         heads=heads,
         length=length,

@@ -10,12 +10,12 @@ from subquad.ops.native.library import PRECISIONS, Call, rows, why_not_half
 from subquad.ops.window_attention import WindowCall, WindowResult
 
 
-class WindowKernel(Call):
+class Window(Call):
     """The struct of kernels.h, field by field."""
 
     _fields_ = (
         *((name, c_int64) for name in ("batch", "heads", "length", "left", "right")),
-        *((name, c_int32) for name in ("d", "e", "threads", "given")),
+        *((name, c_int32) for name in ("d", "e", "threads", "dtype")),
         ("scale", c_float),
         *rows("q", "k", "v"),
         *((name, c_void_p) for name in ("lengths", "out", "lse", "grad", "grad_lse", "dq", "dk", "dv")),
@@ -47,11 +47,11 @@ def backward(grad: WindowResult, call: WindowCall, result: WindowResult) -> tupl
     return dq, dk.to(k.dtype), dv.to(v.dtype)
 
 
-def make_call(call: WindowCall) -> WindowKernel:
+def make_call(call: WindowCall) -> Window:
     """The fields that forward and backward share."""
     q, k, v, lengths, left, right = call
     batch, heads, length, d = q.shape
-    kernel_call = WindowKernel(
+    kernel_call = Window(
         batch=batch,
         heads=heads,
         length=length,
@@ -60,7 +60,7 @@ def make_call(call: WindowCall) -> WindowKernel:
         d=d,
         e=v.shape[3],
         threads=torch.get_num_threads(),
-        given=PRECISIONS[q.dtype],
+        dtype=PRECISIONS[q.dtype],
         scale=d**-0.5,
     )
     kernel_call.tokens(q=q, k=k, v=v)
