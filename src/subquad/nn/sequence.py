@@ -46,7 +46,7 @@ def zero_padded(x: Tokens, valid: Valid | None) -> Tokens:
 def finite_queries(query: Tokens, valid: Valid | None) -> Tokens:
     """`query` with zeros for tokens at padding that are not finite: it may be a copy of the keys.
 
-    In cross-attention the mask says nothing of finite queries, as in `ops.padding.zero_padding`.
+    In cross-attention the mask says nothing of finite queries, as in `inputs.zero_padding`.
     """
     if valid is None or query.shape[1] != valid.shape[1]:
         return query
