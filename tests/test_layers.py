@@ -41,7 +41,7 @@ MAY_IMPORT = {
 THIRD_PARTY = {
     "nn": CORE | {"safetensors", "typing_extensions"},
     "tasks": CORE | {"numpy", "polars", "sklearn", "threadpoolctl"},
-    "experiments": CORE | {"lightning", "numpy", "polars", "rich", "safetensors", "typing_extensions"},
+    "experiments": CORE | {"lightning", "numpy", "polars", "safetensors", "typing_extensions"},
     "documents": {"pydantic"},
     "recorded": {"pydantic", "typing_extensions"},
     "records": {"filelock"},
