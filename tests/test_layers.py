@@ -19,18 +19,20 @@ MAY_IMPORT = {
     "patterns": {"mechanism", "ops"},
     "memories": {"mechanism", "ops"},
     "mechanisms": {"inputs", "mechanism", "ops", "features", "patterns", "memories"},
-    "registry": {"mechanism", "mechanisms"},
-    "nn": {"mechanism", "registry", "ops", "files", "documents"},
+    "plugins": set(),
+    "registry": {"mechanism", "mechanisms", "plugins"},
+    "nn": {"mechanism", "registry", "plugins", "ops", "files", "documents"},
     "measure": {"mechanism", "registry"},
     "testing": {"mechanism", "measure"},
     "files": set(),
-    "tasks": set(),
+    "tasks": {"plugins"},
     "documents": {"files"},
     "recorded": {"documents"},
     "records": {"files", "documents", "recorded"},
     "report": {"records", "measure", "files"},
     "experiments": {
-        *("mechanism", "registry", "nn", "measure", "tasks", "records", "recorded", "documents", "files"),
+        *("mechanism", "registry", "plugins", "nn", "measure", "tasks", "records", "recorded", "documents"),
+        *("files",),
     },
     "cli": {
         *("mechanism", "registry", "patterns", "testing", "tasks", "records", "report", "experiments"),
@@ -48,6 +50,7 @@ THIRD_PARTY = {
     "report": {"numpy", "rich", "scipy"},
     "cli": {"typer", "rich", "click"},
     "__main__": {"typer", "rich", "click"},
+    "plugins": set(),
     "registry": set(),
 }
 
