@@ -15,7 +15,7 @@ from experiments_sample import quick
 from own_sample import write
 
 from subquad.experiments import grid
-from subquad.experiments.grid import Watch, execute
+from subquad.experiments.grid import Observer, run_missing
 from subquad.experiments.run import failure
 from subquad.experiments.spec import Baseline, Bench
 from subquad.records import Store
@@ -102,29 +102,29 @@ with store.claim(key) as mine:
 """
 
 
-class Told(Watch):
+class Recorder(Observer):
     """Remembers what it was told."""
 
     def __init__(self):
         self.events = []
 
-    def found(self, spec):
-        self.events.append(("found", spec))
+    def on_skipped(self, spec):
+        self.events.append(("skipped", spec))
 
-    def started(self, spec):
+    def on_started(self, spec):
         self.events.append(("started", spec))
 
-    def moved(self, spec, progress):
-        self.events.append(("moved", spec))
+    def on_progress(self, spec, progress):
+        self.events.append(("progress", spec))
 
-    def noted(self, spec, text):
+    def on_note(self, spec, text):
         self.events.append((text, spec))
 
-    def ended(self, spec, record):
-        self.events.append(("ended", spec))
+    def on_finished(self, spec, record):
+        self.events.append(("finished", spec))
 
     def of(self, what):
-        return [spec.attention for told, spec in self.events if told == what]
+        return [spec.attention for event, spec in self.events if event == what]
 
 
 @pytest.fixture
@@ -143,9 +143,9 @@ def benches(*names):
 
 
 def run(specs, store, *, workers=1, timeout=60.0):
-    watch = Told()
-    records = execute(specs, store, watch=watch, workers=workers, timeout=timeout)
-    return {record["spec"]["attention"]: record for record in records}, watch
+    observer = Recorder()
+    records = run_missing(specs, store, observer=observer, workers=workers, timeout=timeout)
+    return {record["spec"]["attention"]: record for record in records}, observer
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -186,7 +186,7 @@ def test_a_run_that_takes_too_long_is_ended_and_recorded(store):
     ],
 )
 def test_what_is_no_event_of_a_run_fails_that_run_and_no_other(store, monkeypatch, name, reason):
-    monkeypatch.setattr(grid, "GRACE", 0.1)
+    monkeypatch.setattr(grid, "EXIT_GRACE_S", 0.1)
     records, _ = run(benches(name, "well"), store)
     assert records["well"]["status"] == "ok"
     assert records[name]["status"] == "failed"
@@ -231,11 +231,11 @@ def test_what_a_damaged_record_was_of_is_done_again_and_the_file_is_kept(store, 
             path.symlink_to(path.name)
         case content:
             path.write_bytes(content)
-    records, watch = run([spec], store)
+    records, observer = run([spec], store)
     assert records["well"]["status"] == "ok"
     aside = path.with_name(f"{path.name}.damaged")
     assert aside.is_dir() if damage == "folder" else aside.is_symlink() or aside.read_bytes() == damage
-    (note,) = (what for what, _ in watch.events if str(path) in what)
+    (note,) = (what for what, _ in observer.events if str(path) in what)
     assert note.endswith(f"; the run is done again, and the file is kept as {path.name}.damaged")
 
 
@@ -244,14 +244,14 @@ def test_only_what_is_missing_or_failed_is_done_again(store):
     _, first = run(benches("well", "broken"), store)
     _, second = run([*benches("well", "broken"), replace(BENCH, attention="well", length=128)], store)
     assert first.of("started") == ["well", "broken"]
-    assert second.of("found") == ["well"]
+    assert second.of("skipped") == ["well"]
     assert second.of("started") == ["broken", "well"]
 
 
 @pytest.mark.usefixtures("stand_in")
 def test_a_record_says_what_was_asked_and_what_came_of_it(store):
     spec = replace(BENCH, attention="well")
-    _, watch = run([spec], store)
+    _, observer = run([spec], store)
     record = store.get(spec.key)
     assert record is not None
     assert {name: record[name] for name in ("key", "kind", "version", "status", "result")} == {
@@ -262,11 +262,11 @@ def test_a_record_says_what_was_asked_and_what_came_of_it(store):
         "result": {"length": 64},
     }
     assert Bench(**record["spec"]) == spec
-    assert [what for what, _ in watch.events] == ["started", "moved", "ended"]
+    assert [what for what, _ in observer.events] == ["started", "progress", "finished"]
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_a_run_in_the_hands_of_another_command_is_waited_for_and_not_done_twice(store):
+def test_a_run_that_another_process_has_claimed_is_waited_for_and_not_done_twice(store):
     (spec,) = benches("well")
     record = {
         "key": spec.key,
@@ -284,15 +284,15 @@ def test_a_run_in_the_hands_of_another_command_is_waited_for_and_not_done_twice(
         assert other.stdout.readline() == "True\n"
         pipe = other.stdin
 
-        class LetGo(Told):
-            def waiting(self, spec):
+        class LetGo(Recorder):
+            def on_waiting(self, spec):
                 pipe.write("\n")
                 pipe.flush()
 
-        watch = LetGo()
-        (found,) = execute([spec], store, watch=watch, timeout=60)
+        observer = LetGo()
+        (found,) = run_missing([spec], store, observer=observer, timeout=60)
     assert found["reason"] == "theirs"
-    assert watch.of("started") == []
+    assert observer.of("started") == []
 
 
 @linux
@@ -313,7 +313,7 @@ def test_an_interruption_ends_the_runs_and_records_none_of_them(store, monkeypat
     threading.Thread(target=interrupt).start()
     (spec,) = benches("slow parent")
     with pytest.raises(KeyboardInterrupt):
-        execute([spec], store, watch=Told(), timeout=60)
+        run_missing([spec], store, observer=Recorder(), timeout=60)
     signal.signal(signal.SIGINT, before)
     assert store.get(spec.key) is None
     assert [child.returncode for child in children] == [-signal.SIGKILL]
@@ -388,10 +388,10 @@ COMPARE = """
 import sys
 from pathlib import Path
 import json
-from subquad.experiments.grid import Watch, execute
+from subquad.experiments.grid import Observer, run_missing
 from subquad.experiments.spec import Fit
 from subquad.records import Store
-execute([Fit(**json.loads(sys.argv[2]))], Store(Path(sys.argv[1])), watch=Watch(), timeout=300)
+run_missing([Fit(**json.loads(sys.argv[2]))], Store(Path(sys.argv[1])), observer=Observer(), timeout=300)
 """
 
 

@@ -159,12 +159,12 @@ def compare(
     )
     with working("reading the task"):
         from subquad import report
-        from subquad.experiments.compare import carry_out, plan
+        from subquad.experiments.comparison import plan, run
         from subquad.records import Store, comparison_key
 
         planned = plan(asked)
-    with watching(planned.specs) as watch:
-        records = carry_out(planned, asked, Store(out), watch=watch)
+    with watching(planned.specs) as observer:
+        records = run(planned, asked, Store(out), observer=observer)
     with working("writing the report"):
         page = report.write(out, comparison_key(planned.document))
     show_comparison(planned.document, records, out, page, as_json=as_json)
@@ -226,13 +226,13 @@ def bench(
         timeout=timeout,
     )
     with working("reading what is asked"):
-        from subquad.experiments.bench import plan
-        from subquad.experiments.grid import execute
+        from subquad.experiments.benchmark import plan
+        from subquad.experiments.grid import run_missing
         from subquad.records import Store
 
         planned = plan(asked)
-    with folder(out) as kept, watching(planned.specs) as watch:
-        records = execute(planned.specs, Store(kept), watch=watch, timeout=asked.timeout)
+    with folder(out) as kept, watching(planned.specs) as observer:
+        records = run_missing(planned.specs, Store(kept), observer=observer, timeout=asked.timeout)
     show_bench(planned.document, records, as_json=as_json)
     end(records)
 

@@ -27,44 +27,44 @@ from subquad.recorded import check_record
 from subquad.records import Record, Store
 
 COMMAND = [sys.executable, "-P", "-m", "subquad.experiments.run"]  # -P: the user's folder shadows no module
-LOOK_AGAIN = 0.5  # seconds between two looks at a run in another command's hands
-HEED = 0.2  # seconds until Ctrl-C is heeded where a signal does not end a wait
-GRACE = 5.0  # seconds in which a run that has told its outcome may end by itself
-LOG = 4000  # characters kept of what a failed run printed last
+CLAIM_POLL_S = 0.5  # seconds between two looks at a run that another process has claimed
+SIGNAL_POLL_S = 0.2  # seconds until Ctrl-C is heeded where a signal does not end a wait
+EXIT_GRACE_S = 5.0  # seconds in which a run that has told its outcome may end by itself
+LOG_CHARACTERS = 4000  # characters kept of what a failed run printed last
 
 
-class Watch:
+class Observer:
     """Is told how the runs are going, from several threads. This one keeps it to itself."""
 
-    def found(self, spec: AnySpec) -> None:
+    def on_skipped(self, spec: AnySpec) -> None:
         """Done before this command, or meanwhile by another one."""
 
-    def waiting(self, spec: AnySpec) -> None:
-        """In another command's hands."""
+    def on_waiting(self, spec: AnySpec) -> None:
+        """Being run by another process."""
 
-    def started(self, spec: AnySpec) -> None:
+    def on_started(self, spec: AnySpec) -> None:
         """In a process of its own from now on."""
 
-    def moved(self, spec: AnySpec, progress: dict[str, Any]) -> None:
+    def on_progress(self, spec: AnySpec, progress: dict[str, Any]) -> None:
         """`progress` is a `pipe.Progress`."""
 
-    def noted(self, spec: AnySpec, text: str) -> None:
+    def on_note(self, spec: AnySpec, text: str) -> None:
         """Something happened that people should know, such as a damaged file."""
 
-    def ended(self, spec: AnySpec, record: Record) -> None:
+    def on_finished(self, spec: AnySpec, record: Record) -> None:
         """And recorded."""
 
 
-def execute(
-    specs: Sequence[AnySpec], store: Store, *, watch: Watch, timeout: float, workers: int = 1
+def run_missing(
+    specs: Sequence[AnySpec], store: Store, *, observer: Observer, timeout: float, workers: int = 1
 ) -> list[Record]:
     """Do what is missing of the specs, `workers` at a time, and return the records of all, in their order."""
-    grid = Grid(specs, store, watch, timeout=timeout, workers=workers)
+    grid = Grid(specs, store, observer, timeout=timeout, workers=workers)
     with ThreadPoolExecutor(workers) as pool:
         try:
             futures = [pool.submit(grid.do, spec) for spec in grid.pending]
             while True:
-                done, others = wait(futures, timeout=HEED, return_when=FIRST_EXCEPTION)
+                done, others = wait(futures, timeout=SIGNAL_POLL_S, return_when=FIRST_EXCEPTION)
                 for future in done:
                     future.result()
                 if not others:
@@ -80,9 +80,9 @@ class Grid:
     """A set of runs under way."""
 
     def __init__(
-        self, specs: Sequence[AnySpec], store: Store, watch: Watch, *, timeout: float, workers: int
+        self, specs: Sequence[AnySpec], store: Store, observer: Observer, *, timeout: float, workers: int
     ) -> None:
-        self.store, self.watch = store, watch
+        self.store, self.observer = store, observer
         self.timeout, self.workers = timeout, workers
         self.before = {spec.key: self.recorded(spec) for spec in specs}
         self.pending = [spec for spec in specs if not succeeded(self.before[spec.key])]
@@ -91,7 +91,7 @@ class Grid:
         self.stopped = False
         for spec in specs:
             if spec not in self.pending:
-                watch.found(spec)
+                observer.on_skipped(spec)
 
     def do(self, spec: AnySpec) -> None:
         """Run it, or wait until another command has."""
@@ -101,12 +101,12 @@ class Grid:
                 if mine:
                     latest = self.recorded(spec, claimed=True)
                     if succeeded(latest) or latest != self.before[spec.key]:
-                        return self.watch.found(spec)
+                        return self.observer.on_skipped(spec)
                     return self.run(spec)
             if not told:
-                self.watch.waiting(spec)
+                self.observer.on_waiting(spec)
                 told = True
-            time.sleep(LOOK_AGAIN)
+            time.sleep(CLAIM_POLL_S)
 
     def recorded(self, spec: AnySpec, *, claimed: bool = False) -> Record | None:
         """The record of a run; None where there is none, or a damaged one.
@@ -118,20 +118,20 @@ class Grid:
         except Damaged as damage:
             if claimed:
                 kept = self.store.set_aside(spec.key)
-                self.watch.noted(
+                self.observer.on_note(
                     spec, f"{damage}; the run is done again, and the file is kept as {kept.name}"
                 )
             return None
 
     def run(self, spec: AnySpec) -> None:
-        self.watch.started(spec)
+        self.observer.on_started(spec)
         record = self.isolated(spec) | {"workers": self.workers}
         if self.stopped:
             return
         self.store.put(record)
         if record["status"] not in {"timeout", "out of memory"}:  # these may go on where they were
             self.store.forget_checkpoint(spec.key)
-        self.watch.ended(spec, record)
+        self.observer.on_finished(spec, record)
 
     def isolated(self, spec: AnySpec) -> Record:
         """The record of one run in a fresh process."""
@@ -154,7 +154,7 @@ class Grid:
                 self.end(child)
             seconds = time.monotonic() - start
             log.seek(0)
-            printed = log.read()[-LOG:]
+            printed = log.read()[-LOG_CHARACTERS:]
         if "status" not in said:
             status, reason = ended_silently(
                 child.returncode, printed, limit=self.timeout if timed_out.is_set() else None
@@ -198,15 +198,15 @@ class Grid:
             for name, event in heard(child.stdout.fileno(), token, ended=lambda: child.poll() is not None):
                 match name:
                     case "progress":
-                        self.watch.moved(spec, event)
+                        self.observer.on_progress(spec, event)
                     case "note":
-                        self.watch.noted(spec, event["text"])
+                        self.observer.on_note(spec, event["text"])
                     case _:
                         said |= event
         except Garbled as error:
             return said | {"status": "failed", "reason": str(error)}
         try:
-            child.wait(GRACE)
+            child.wait(EXIT_GRACE_S)
         except subprocess.TimeoutExpired:
             return {"status": "failed", "reason": "it closed the pipe of its events", **said}
         return said

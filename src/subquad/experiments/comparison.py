@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from subquad import tasks
-from subquad.experiments import bench
+from subquad.experiments import benchmark
 from subquad.experiments.asked import CELL, MULTIPLES, Comparison
 from subquad.experiments.device import resolve
-from subquad.experiments.grid import Watch, execute
+from subquad.experiments.grid import Observer, run_missing
 from subquad.experiments.model import build
 from subquad.experiments.rows import rows
 from subquad.experiments.spec import AnySpec, Baseline, Bench, Fit, Row
@@ -67,7 +67,7 @@ def plan(asked: Comparison) -> Plan:
         for seed in range(asked.seeds if seeds else 1)
     )
     lengths = asked.lengths or tuple(question["length"] * times for times in MULTIPLES)
-    benches = bench.cells(
+    benches = benchmark.cells(
         chosen,
         lengths=sorted(lengths) if asked.bench else (),
         heads=asked.heads,
@@ -119,11 +119,11 @@ def fit(asked: Comparison, row: Row, question: Mapping[str, Any], *, seed: int, 
     )
 
 
-def carry_out(planned: Plan, asked: Comparison, store: Store, *, watch: Watch) -> list[Record]:
+def run(planned: Plan, asked: Comparison, store: Store, *, observer: Observer) -> list[Record]:
     """Do what is missing of a plan; the records of all its runs."""
     store.put_comparison(planned.document)
     training = (*planned.baselines, *planned.fits)
-    trained = execute(training, store, watch=watch, workers=asked.workers, timeout=asked.timeout)
-    benched = execute(planned.benches, store, watch=watch, timeout=min(asked.timeout, CELL))
+    trained = run_missing(training, store, observer=observer, workers=asked.workers, timeout=asked.timeout)
+    benched = run_missing(planned.benches, store, observer=observer, timeout=min(asked.timeout, CELL))
     store.put_comparison(planned.document)  # another may have been started meanwhile
     return trained + benched
