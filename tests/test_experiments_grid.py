@@ -11,7 +11,7 @@ from runs_sample import CELL, MEASURED, Recorder, cells
 from subquad.executors import Executor
 from subquad.executors.outcome import make_record
 from subquad.experiments.grid import run_missing
-from subquad.experiments.spec import Bench, Floor
+from subquad.experiments.spec import Baseline, Bench
 from subquad.records import Store
 
 HOLD = """
@@ -93,7 +93,7 @@ def test_a_record_says_what_was_asked_and_what_came_of_it(store):
     assert {name: record[name] for name in ("key", "kind", "version", "status", "result")} == {
         "key": spec.key,
         "kind": "bench",
-        "version": 1,
+        "version": spec.version,
         "status": "ok",
         "result": {},
     }
@@ -131,8 +131,8 @@ def test_a_run_that_another_process_has_claimed_is_waited_for_and_not_done_twice
 
 
 def test_where_data_lie_and_how_fast_a_floor_is_found_do_not_change_its_key(tmp_path):
-    floor = Floor(
-        task="own", target="a", schema="/here", data="d", length=5, floor="majority", seed=0, threads=1
+    baseline = Baseline(
+        task="own", target="a", schema="/here", data="d", length=5, baseline="majority", seed=0, threads=1
     )
-    assert replace(floor, schema="/there", threads=2).key == floor.key
-    assert replace(floor, data="e").key != floor.key
+    assert replace(baseline, schema="/there", threads=2).key == baseline.key
+    assert replace(baseline, data="e").key != baseline.key

@@ -19,7 +19,7 @@ from subquad.experiments.spec import AnySpec, Bench, Fit
 from subquad.records import Record
 
 LINE_INTERVAL_S = 15.0  # seconds between two lines of a run where there is no terminal
-NOUNS = {"fit": "fit", "floor": "floor", "bench": "bench cell"}  # a run of each kind
+NOUNS = {"fit": "fit", "baseline": "baseline", "bench": "bench cell"}  # a run of each kind
 
 
 class Step(NamedTuple):
@@ -145,7 +145,7 @@ class ProgressDisplay(Observer):
     def outlook(self) -> str:
         """How long what is left will take, as far as runs of its kind have been timed."""
         untimed: Counter[str] = Counter()
-        seconds = {"fit": 0.0, "floor": 0.0, "bench": 0.0}
+        seconds = {"fit": 0.0, "baseline": 0.0, "bench": 0.0}
         for spec in self.remaining.values():
             expected = self.expected(spec)
             if expected is None:
@@ -153,7 +153,7 @@ class ProgressDisplay(Observer):
             else:
                 elapsed = time.monotonic() - self.started_at.get(spec.key, time.monotonic())
                 seconds[spec.kind] += max(0.0, expected - elapsed)
-        total = seconds["floor"] + seconds["bench"] + seconds["fit"] / max(1, len(self.bars))
+        total = seconds["baseline"] + seconds["bench"] + seconds["fit"] / max(1, len(self.bars))
         parts = [f"about {format_duration(total)} left"] if total or not untimed else []
         parts += [
             f"{count} {NOUNS[kind]}{'s' * (count > 1)} not timed yet" for kind, count in untimed.items()
@@ -178,7 +178,7 @@ def relative_length(spec: AnySpec, other: AnySpec) -> float:
 
 
 def scores(record: Record) -> dict[str, float]:
-    """The scores of a fit or a floor."""
+    """The scores of a fit or a baseline."""
     return record["result"].get("test", {})
 
 

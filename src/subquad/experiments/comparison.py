@@ -1,6 +1,6 @@
 """The main job: mechanisms trained and measured side by side on one task.
 
-Everything that can be refused is refused before the first run. Then come the floors, the fits, and last
+Everything that can be refused is refused before the first run. Then come the baselines, the fits, and last
 the bench, whose cells run one at a time whatever `workers` says, since they are timed.
 """
 
@@ -17,7 +17,7 @@ from subquad.experiments.device import resolve
 from subquad.experiments.grid import Observer, run_missing
 from subquad.experiments.model import build
 from subquad.experiments.rows import rows as parse_rows
-from subquad.experiments.spec import AnySpec, Bench, Fit, Floor, Row
+from subquad.experiments.spec import AnySpec, Baseline, Bench, Fit, Row
 from subquad.mechanism import Dims
 from subquad.records import Record, Store
 from subquad.tasks.metrics import higher_is_better
@@ -25,21 +25,21 @@ from subquad.tasks.metrics import higher_is_better
 VALIDATIONS = 4  # in a fit
 NOT_IN_DOCUMENT = ("attention", "timeout", "executor")  # its rows stand there; the others change no result
 WARMING_UP = 10  # one step in so many
-FLOORS = {"majority": False, "boosting": True}  # whether another seed makes another one
+BASELINES = {"majority": False, "boosting": True}  # whether another seed makes another one
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """A comparison resolved into runs, and what its folder keeps of it."""
 
-    floors: tuple[Floor, ...]
+    baselines: tuple[Baseline, ...]
     fits: tuple[Fit, ...]
     benches: tuple[Bench, ...]
     document: dict[str, Any]  # `recorded.Comparison`
 
     @property
     def specs(self) -> tuple[AnySpec, ...]:
-        return (*self.floors, *self.fits, *self.benches)
+        return (*self.baselines, *self.fits, *self.benches)
 
 
 def plan(config: Comparison) -> Plan:
@@ -65,9 +65,9 @@ def plan(config: Comparison) -> Plan:
     )
     for spec in fits[: len(rows)]:
         build(spec, data)  # refuses what cannot be built, before anything runs
-    floors = tuple(
-        Floor(**data_fields, floor=floor, seed=seed, threads=threads)
-        for floor, seeds in FLOORS.items()
+    baselines = tuple(
+        Baseline(**data_fields, baseline=baseline, seed=seed, threads=threads)
+        for baseline, seeds in BASELINES.items()
         for seed in range(config.seeds if seeds else 1)
     )
     lengths = config.lengths or tuple(data_fields["length"] * times for times in MULTIPLES)
@@ -91,12 +91,12 @@ def plan(config: Comparison) -> Plan:
         "lengths": sorted({spec.length for spec in benches}),
         "threads": shared,
         "keys": {
-            "floor": [spec.key for spec in floors],
+            "baseline": [spec.key for spec in baselines],
             "fit": [spec.key for spec in fits],
             "bench": [spec.key for spec in benches],
         },
     }
-    return Plan(floors=floors, fits=fits, benches=benches, document=document)
+    return Plan(baselines=baselines, fits=fits, benches=benches, document=document)
 
 
 def fit(config: Comparison, row: Row, data_fields: Mapping[str, Any], *, seed: int, threads: int) -> Fit:
@@ -126,7 +126,7 @@ def fit(config: Comparison, row: Row, data_fields: Mapping[str, Any], *, seed: i
 def run(plan: Plan, config: Comparison, store: Store, *, observer: Observer) -> list[Record]:
     """Do what is missing of a plan; the records of all its runs."""
     store.put_comparison(plan.document)
-    training = (*plan.floors, *plan.fits)
+    training = (*plan.baselines, *plan.fits)
     executor = executors.find(config.executor)
     trained = run_missing(
         training, store, executor=executor(slots=config.workers, timeout=config.timeout), observer=observer

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from subquad.executors import Tell
-from subquad.experiments.spec import Bench, Fit, Floor
+from subquad.experiments.spec import Baseline, Bench, Fit
 from subquad.records import Store
 
 if TYPE_CHECKING:
@@ -39,14 +39,14 @@ def run_fit(spec: Fit, store: Store, tell: Tell) -> dict[str, Any]:
     return {"result": fitted.result, "measured": fitted.measured, "data": about(data)}
 
 
-def run_floor(spec: Floor) -> dict[str, Any]:
-    from subquad.tasks import floors
+def run_baseline(spec: Baseline) -> dict[str, Any]:
+    from subquad.tasks import baselines
 
     data = load(spec)
-    if spec.floor == "majority":
-        result = floors.majority(data)
+    if spec.baseline == "majority":
+        result = baselines.majority(data)
     else:
-        result = floors.boosting(data, length=spec.length, seed=spec.seed)
+        result = baselines.boosting(data, length=spec.length, seed=spec.seed)
     return {"result": result, "measured": {}, "data": about(data)}
 
 
@@ -57,7 +57,7 @@ def run_bench(spec: Bench) -> dict[str, Any]:
     return {"result": {}, "measured": cost(**asked), "data": {}}
 
 
-def load(spec: Fit | Floor) -> "EventData":
+def load(spec: Fit | Baseline) -> "EventData":
     from subquad import tasks
 
     schema = Path(spec.schema) if spec.schema else None

@@ -66,7 +66,7 @@ class Fit(Spec):
     """Train a classifier of event sequences, test it once, and measure it."""
 
     kind: ClassVar = "fit"
-    version: ClassVar = 2
+    version: ClassVar = 3
     aside: ClassVar = ("schema",)
 
     task: str
@@ -106,11 +106,11 @@ class Fit(Spec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Floor(Spec):
+class Baseline(Spec):
     """What a model that knows nothing of sequences reaches on the same examples."""
 
-    kind: ClassVar = "floor"
-    version: ClassVar = 2
+    kind: ClassVar = "baseline"
+    version: ClassVar = 3
     aside: ClassVar = ("schema", "threads")
 
     task: str
@@ -118,18 +118,18 @@ class Floor(Spec):
     schema: str | None
     data: str
     length: int
-    floor: str  # "majority" | "boosting"
+    baseline: str  # "majority" | "boosting"
     seed: int
     threads: int
 
     @property
     def label(self) -> str:
-        return f"floor {self.floor} · seed {self.seed}"
+        return f"baseline {self.baseline} · seed {self.seed}"
 
     def run(self, store: records.Store, tell: "Tell") -> dict[str, Any]:
-        from subquad.experiments.run import run_floor
+        from subquad.experiments.run import run_baseline
 
-        return run_floor(self)
+        return run_baseline(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +137,7 @@ class Bench(Spec):
     """Time and memory of one mechanism at one length, beside torch's fused attention."""
 
     kind: ClassVar = "bench"
-    version: ClassVar = 1
+    version: ClassVar = 2
     timed: ClassVar = True
 
     attention: str
@@ -168,4 +168,4 @@ class Bench(Spec):
         return run_bench(self)
 
 
-AnySpec = Fit | Floor | Bench
+AnySpec = Fit | Baseline | Bench

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch._C import DispatchKey, DispatchKeySet, _ForceDispatchKeyGuard
 
-from subquad.ops.operator import call, differentiable_once
+from subquad.ops.operator import call_op, differentiable_once
 
 Shape = tuple[int, ...]
 
@@ -39,7 +39,7 @@ def graphed(
             return found if learnt > 1 else found[0]
 
         def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-            found = call(backward, grad, *restored(ctx))
+            found = call_op(backward, grad, *restored(ctx))
             found = found if learnt > 1 else (found,)
             return *found, *(None for _ in ctx.given[learnt:])
 
@@ -65,7 +65,7 @@ def graphed(
 
         @wraps(function)
         def run(*given: Any) -> Tensor:
-            return call(forward, *given) if torch.compiler.is_compiling() else function(*given)
+            return call_op(forward, *given) if torch.compiler.is_compiling() else function(*given)
 
         return run
 
