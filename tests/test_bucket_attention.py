@@ -25,8 +25,8 @@ SIZES = [(2, 3, 3, 70, 20, 12, 8), (1, 2, 4, 200, 64, 64, 64), (2, 1, 1, 90, 5, 
 def tier(request, monkeypatch):
     if request.param == "torch":
         monkeypatch.setenv("SUBQUAD_NATIVE", "0")
-    elif request.param == "native" and native.backend().name == "torch":
-        pytest.skip(native.backend().reason)
+    elif request.param == "native" and native.kernels_in_use().name == "torch":
+        pytest.skip(native.kernels_in_use().reason)
     return request.param
 
 
@@ -92,8 +92,8 @@ def test_shapes_that_do_not_fit_are_refused_before_compiled_code_reads_past_thei
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_one_sequence_is_split_among_threads(causal, monkeypatch):
-    if native.backend().name == "torch":
-        pytest.skip(native.backend().reason)
+    if native.kernels_in_use().name == "torch":
+        pytest.skip(native.kernels_in_use().reason)
     *tokens, buckets, marks, grad = inputs((1, 1, 3, 300, 16, 8, 16))
     given, results = [x.float().requires_grad_() for x in tokens], []
     for threads in (1, 4):
