@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from subquad.ops import linear_attention
+from subquad.ops.backends import using
 from subquad.ops.linear_attention import reference
 from subquad.ops.native.library import missing
 from subquad.testing.backend import TRIALS, certify_backend
@@ -55,3 +56,26 @@ def test_a_backend_that_refuses_everything_has_no_certificate(backend):
 def test_an_operator_without_trials_is_named():
     with pytest.raises(ValueError, match="no trials for operator 'attention'"):
         certify_backend("attention", "cpu")
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_way_back_has_the_backend_of_the_way_forward(backend, compiled):
+    served = []
+
+    def backward(*inputs):
+        served.append("spoilt")
+        return reference.backward(*inputs)
+
+    backend.backward = backward
+    q, k, v = (torch.randn(1, 2, 9, 4, requires_grad=True) for _ in range(3))
+    function = torch.compile(average, backend="aot_eager", fullgraph=True) if compiled else average
+    out = function(q, k, v)
+    with using("reference"):
+        assert torch.autograd.grad(out.sum(), q)[0].isfinite().all()
+    assert served == ["spoilt"]
+
+
+def average(q, k, v):
+    return linear_attention.linear_attention(
+        linear_attention.KernelInputs(q, k, linear_attention.FeatureKind.ELU), v, valid=None, causal=True
+    )

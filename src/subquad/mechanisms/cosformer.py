@@ -29,7 +29,7 @@ from subquad.ops.allocation import concat_into
 from subquad.ops.linear_attention import KernelInputs, linear_attention
 from subquad.ops.linear_attention.sums import Sums, causal_average, collect, divide, read
 from subquad.ops.precision import wide
-from subquad.ops.scan import again, blocks, scan
+from subquad.ops.scan import blocks, recompute, scan
 
 Angles = Float[Tensor, "#b 1 t 1"]
 
@@ -96,8 +96,8 @@ class CosFormer(Mechanism):
             angles = math.pi / 2 * places(valid, like=q) / M[:, None, None, None]
             sums = None
             for part, seen in blocks(k, angles, v, valid=valid):
-                sums = again(_collect, *part, seen, sums)
-            parts = (again(_read, *part, sums) for part, _ in blocks(q, angles))
+                sums = recompute(_collect, *part, seen, sums)
+            parts = (recompute(_read, *part, sums) for part, _ in blocks(q, angles))
             return concat_into(parts, v, *q.shape[:3], v.shape[3], dim=2)
 
     def _in_graph(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None) -> Outputs:

@@ -33,7 +33,7 @@ from subquad.ops.linear_attention.sums import (
     read_exponentials,
 )
 from subquad.ops.precision import wide
-from subquad.ops.scan import BLOCK, again, blocks, scan
+from subquad.ops.scan import BLOCK, blocks, recompute, scan
 
 CHUNK = 64  # tokens; measured best on CPUs over 32, 128 and 256
 KEPT = 2**23  # numbers; where queries have more, their features are made again in the backward pass
@@ -83,8 +83,8 @@ class KernelAttention(Mechanism):
             return linear_attention(self.features.given(q, k), values, valid=valid, causal=causal)
         sums = None
         for part, seen in blocks(k, v, valid=valid):
-            sums = again(self._collect, *part, seen, sums)
-        parts = (again(self._read, *part, sums) for part, _ in blocks(q))
+            sums = recompute(self._collect, *part, seen, sums)
+        parts = (recompute(self._read, *part, sums) for part, _ in blocks(q))
         return concat_into(parts, v, *q.shape[:3], v.shape[3], dim=2)
 
     def step(

@@ -31,41 +31,41 @@ def graphed(
     def decorate(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         results = ", ".join(["Tensor"] * learnt)
 
-        def again(grad: Tensor, *given: Any) -> Tensor | tuple[Tensor, ...]:
+        def differentiate(grad: Tensor, *inputs: Any) -> Tensor | tuple[Tensor, ...]:
             with recording():
-                leaves = [x.detach().requires_grad_() for x in given[:learnt]]
-                out = function(*leaves, *given[learnt:])
-                found = torch.autograd.grad(out, leaves, grad, materialize_grads=True)
-            return found if learnt > 1 else found[0]
+                leaves = [x.detach().requires_grad_() for x in inputs[:learnt]]
+                out = function(*leaves, *inputs[learnt:])
+                gradients = torch.autograd.grad(out, leaves, grad, materialize_grads=True)
+            return gradients if learnt > 1 else gradients[0]
 
         def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-            found = call_op(backward, grad, *restored(ctx))
-            found = found if learnt > 1 else (found,)
-            return *found, *(None for _ in ctx.given[learnt:])
+            result = call_op(backward, grad, *restored(ctx))
+            result = result if learnt > 1 else (result,)
+            return *result, *(None for _ in ctx.inputs[learnt:])
 
         forward = torch.library.custom_op(
             f"subquad::{name}", function, mutates_args=(), schema=f"({inputs}) -> Tensor"
         )
         backward = torch.library.custom_op(
             f"subquad::{name}_backward",
-            again,
+            differentiate,
             mutates_args=(),
             schema=f"(Tensor grad, {inputs}) -> {f'({results})' if learnt > 1 else results}",
         )
-        forward.register_fake(lambda *given: given[learnt - 1].new_empty(shape(*given)))
+        forward.register_fake(lambda *inputs: inputs[learnt - 1].new_empty(shape(*inputs)))
         backward.register_fake(
-            lambda grad, *given: (
-                tuple(x.new_empty(x.shape) for x in given[:learnt])
+            lambda grad, *inputs: (
+                tuple(x.new_empty(x.shape) for x in inputs[:learnt])
                 if learnt > 1
-                else given[0].new_empty(given[0].shape)
+                else inputs[0].new_empty(inputs[0].shape)
             )
         )
         forward.register_autograd(gradients, setup_context=remember)
         differentiable_once(backward)
 
         @wraps(function)
-        def run(*given: Any) -> Tensor:
-            return call_op(forward, *given) if torch.compiler.is_compiling() else function(*given)
+        def run(*inputs: Any) -> Tensor:
+            return call_op(forward, *inputs) if torch.compiler.is_compiling() else function(*inputs)
 
         return run
 
@@ -74,13 +74,13 @@ def graphed(
 
 def remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)))
-    ctx.given = tuple(Tensor if isinstance(x, Tensor) else x for x in inputs)
+    ctx.inputs = tuple(Tensor if isinstance(x, Tensor) else x for x in inputs)
 
 
 def restored(ctx: Any) -> list[Any]:
-    """What `remember` was given."""
+    """The inputs that `remember` saw."""
     saved = iter(ctx.saved_tensors)
-    return [next(saved) if x is Tensor else x for x in ctx.given]
+    return [next(saved) if x is Tensor else x for x in ctx.inputs]
 
 
 @contextmanager

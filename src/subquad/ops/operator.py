@@ -24,18 +24,18 @@ from subquad.ops.transforms import PLAINLY, transformed
 PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def call_op(operator: CustomOpDef, *given: Any) -> Any:
+def call_op(operator: CustomOpDef, *inputs: Any) -> Any:
     """What the operator gives; its body does it at once where there are no gradients, tracers or modes.
 
     The dispatcher's way to the body takes as long as attention among some sixty tokens.
     """
-    if not dispatched(*given):
-        return operator._init_fn(*given)
+    if not dispatched(*inputs):
+        return operator._init_fn(*inputs)
     if not transformed():
-        return operator(*given)
+        return operator(*inputs)
     if torch.compiler.is_compiling():  # which runs what raises without compiling it
         raise ValueError("no graph can hold a transform of torch.func here: compile without fullgraph=True")
-    return under_transforms(operator).apply(*given)
+    return under_transforms(operator).apply(*inputs)
 
 
 def dispatched(*inputs: Any) -> bool:
@@ -86,8 +86,8 @@ def under_transforms(operator: CustomOpDef) -> type[Function]:
 
     class Ruled(Function):
         @staticmethod
-        def forward(*given: Any) -> Any:
-            return operator(*given)
+        def forward(*inputs: Any) -> Any:
+            return operator(*inputs)
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -97,8 +97,8 @@ def under_transforms(operator: CustomOpDef) -> type[Function]:
         @staticmethod
         def backward(ctx: Any, *grads: Tensor) -> Any:
             assert operator._backward_fn is not None
-            found = operator._backward_fn(Context(ctx), *grads)
-            return tuple(None if isinstance(x, list) else x for x in found)
+            gradients = operator._backward_fn(Context(ctx), *grads)
+            return tuple(None if isinstance(x, list) else x for x in gradients)
 
         @staticmethod
         def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
@@ -108,13 +108,13 @@ def under_transforms(operator: CustomOpDef) -> type[Function]:
             )
 
         @staticmethod
-        def vmap(info: Any, in_dims: tuple[Any, ...], *given: Any) -> tuple[Any, int]:
+        def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, int]:
             def sample(i: int) -> Any:
-                return tree_map(lambda x, dim: x if dim is None else x.select(dim, i), given, in_dims)
+                return tree_map(lambda x, dim: x if dim is None else x.select(dim, i), inputs, in_dims)
 
-            found = [call_op(operator, *sample(i)) for i in range(info.batch_size)]
-            if isinstance(found[0], Tensor):
-                return torch.stack(found), 0
-            return tuple(map(torch.stack, zip(*found, strict=True))), 0
+            results = [call_op(operator, *sample(i)) for i in range(info.batch_size)]
+            if isinstance(results[0], Tensor):
+                return torch.stack(results), 0
+            return tuple(map(torch.stack, zip(*results, strict=True))), 0
 
     return Ruled

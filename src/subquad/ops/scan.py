@@ -55,8 +55,8 @@ def blocks(*inputs: Tensor, valid: Tensor | None = None) -> Iterator[Chunk]:
     return chunks(*inputs, valid=valid, size=BLOCK)
 
 
-def again(function: Callable[..., Any], *given: Any) -> Any:
-    """What the function gives. The backward pass calls it again, and only what was given is kept for that."""
+def recompute(function: Callable[..., Any], *inputs: Any) -> Any:
+    """The function's result; the backward pass calls it again, for which only the inputs are kept."""
     if not torch.is_grad_enabled() or transformed():  # which take no checkpoints
-        return function(*given)
-    return checkpoint(function, *given, use_reentrant=False, preserve_rng_state=False)
+        return function(*inputs)
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)

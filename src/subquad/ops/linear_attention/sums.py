@@ -63,7 +63,7 @@ class ShiftedSums(NamedTuple):
 
 def collect(k: KeyFeatures, v: Float[Tensor, "b h s e"], *, valid: Valid | None, sums: Sums | None) -> Sums:
     """The sums after some more keys."""
-    k = hidden(k, valid, 0)
+    k = mask_keys(k, valid, 0)
     S, z = k.mT @ v, k.sum(2)[..., None]
     return Sums(S, z) if sums is None else Sums(sums.S + S, sums.z + z)
 
@@ -80,7 +80,7 @@ def causal_average(
     if q.shape[2] == 1:
         sums = collect(k, v, valid=valid, sums=state)
         return read(q, sums), sums
-    k = hidden(k, valid, 0)
+    k = mask_keys(k, valid, 0)
     inside = (q @ k.mT).tril()
     numerator, denominator = inside @ v, inside.sum(-1, keepdim=True)
     if state is not None:
@@ -92,8 +92,8 @@ def collect_exponentials(
     k: Exponentials, v: Float[Tensor, "b h s e"], *, valid: Valid | None, sums: ShiftedSums | None
 ) -> ShiftedSums:
     """The sums after some more keys, shifted anew where a feature has a new largest exponent."""
-    log_k = hidden(k.log, valid, -math.inf)
-    c = largest(log_k, dim=2)
+    log_k = mask_keys(k.log, valid, -math.inf)
+    c = running_max(log_k, dim=2)
     if sums is None:
         phi_k = k.shifted(log_k - c)
         return ShiftedSums(phi_k.mT @ v, phi_k.sum(2)[..., None], c)
@@ -112,7 +112,7 @@ def shifted_read(
     q: Exponentials, sums: ShiftedSums
 ) -> tuple[Float[Tensor, "b h t e"], Float[Tensor, "b h t 1"], Float[Tensor, "b h t 1"]]:
     """Numerator and denominator, to be multiplied by the exp of the third."""
-    b = largest(q.log + sums.c, dim=3)
+    b = running_max(q.log + sums.c, dim=3)
     phi_q = q.shifted(q.log + sums.c - b)
     return phi_q @ sums.S, phi_q @ sums.z, b
 
@@ -129,7 +129,7 @@ def causal_exponential_average(
     if v.shape[2] == 1:
         sums = collect_exponentials(k, v, valid=valid, sums=state)
         return read_exponentials(q, sums), sums
-    k = k._replace(log=hidden(k.log, valid, -math.inf))
+    k = k._replace(log=mask_keys(k.log, valid, -math.inf))
     numerator, denominator, a = inside_chunk(q, k, v)
     if state is not None:
         before, weight, b = shifted_read(q, state)
@@ -143,11 +143,11 @@ def inside_chunk(
     q: Exponentials, k: Exponentials, v: Float[Tensor, "b h s e"]
 ) -> tuple[Float[Tensor, "b h t e"], Float[Tensor, "b h t 1"], Float[Tensor, "b h t 1"]]:
     """Numerator and denominator of a chunk's own keys, to be multiplied by the exp of the third."""
-    r, m = largest(q.log, dim=3), largest(k.log, dim=3)
+    r, m = running_max(q.log, dim=3), running_max(k.log, dim=3)
     product = q.shifted(q.log - r + HEADROOM) @ k.shifted(k.log - m + HEADROOM).mT
     past = torch.ones(product.shape[-2:], dtype=torch.bool, device=v.device).tril()
     seen = m.mT.masked_fill(~past, -math.inf)
-    M = largest(seen, dim=3)
+    M = running_max(seen, dim=3)
     weights = product * (seen - M).exp()
     peak = weights.detach().abs().amax(-1, keepdim=True) if weights.shape[-1] else weights.new_zeros(r.shape)
     peak = peak.masked_fill(peak == 0, 1)
@@ -155,7 +155,7 @@ def inside_chunk(
     return weights @ v, weights.sum(-1, keepdim=True), r + M + peak.log() - 2 * HEADROOM
 
 
-def largest(x: Float[Tensor, "*shape"], *, dim: int) -> Float[Tensor, "..."]:
+def running_max(x: Float[Tensor, "*shape"], *, dim: int) -> Float[Tensor, "..."]:
     """The maximum along `dim`, kept, without gradient; finite even where nothing is seen."""
     x = x.detach()
     floor = torch.finfo(x.dtype).min / 8  # sums of a few of these stay finite
@@ -171,6 +171,6 @@ def divide(
     return numerator / denominator.masked_fill(denominator == 0, 1)
 
 
-def hidden(k: KeyFeatures, valid: Valid | None, value: float) -> KeyFeatures:
+def mask_keys(k: KeyFeatures, valid: Valid | None, value: float) -> KeyFeatures:
     """The features of keys with `value` in padding: phi(0) is not zero."""
     return k if valid is None else k.masked_fill(~valid[:, None, :, None], value)
