@@ -17,7 +17,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from subquad.features.feature_map import ExponentialFeatureMap, FeatureMap
-from subquad.inputs import no_autocast, zero_padding
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, State, Traits, Valid, Values
 from subquad.ops.allocation import concat_into
 from subquad.ops.kernel_sums import (
@@ -61,7 +60,6 @@ class KernelAttention(Mechanism):
         self.features = features
 
     def definition(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
-        q, k, v = zero_padding(valid, q, k, v)
         weights = self.features(q) @ self.features(k).mT
         if self.causal:
             weights = weights.tril()
@@ -71,13 +69,11 @@ class KernelAttention(Mechanism):
 
     def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
         if self.causal and (self.features.signed or (streams(q, k, v) and not self.features.fused)):
-            return self.step(q, k, v, valid=valid)[0]
-        with no_autocast(q):
-            q, k, v = zero_padding(valid, q, k, v)
-            return self.average(q, k, v, valid=valid, causal=self.causal).to(v.dtype)
+            return self._stream(q, k, v, valid=valid, state=None)[0]
+        return self.average(q, k, v, valid=valid, causal=self.causal)
 
     def average(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, causal: bool) -> Outputs:
-        """The averages of values, for inputs whose padding is hidden."""
+        """The averages of values, for inputs with zeros at padding."""
         kept = torch.is_grad_enabled() and not self.features.signed and max(q.numel(), k.numel()) <= KEPT
         if causal or kept or self.features.fused:
             q, k, values = (q, k, v) if self.features.fused else wide(q, k, v)
@@ -91,14 +87,14 @@ class KernelAttention(Mechanism):
     def step(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, state: State | None = None
     ) -> tuple[Outputs, State]:
-        if not self.causal:
-            return super().step(q, k, v, valid=valid, state=state)
-        with no_autocast(q):
-            if q.shape[2] <= BLOCK or self.features.fused:
-                out, state = self._block(q, k, v, valid=valid, state=state)
-            else:
-                out, state = scan(self._block, q, k, v, valid=valid, state=state, chunk=BLOCK)
-        return out.to(v.dtype), state
+        return self._stream(q, k, v, valid=valid, state=state)
+
+    def _stream(
+        self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: State | None
+    ) -> tuple[Outputs, State]:
+        if q.shape[2] <= BLOCK or self.features.fused:
+            return self._block(q, k, v, valid=valid, state=state)
+        return scan(self._block, q, k, v, valid=valid, state=state, chunk=BLOCK)
 
     def _block(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: State | None
@@ -115,13 +111,12 @@ class KernelAttention(Mechanism):
             return None
         if not phi.fused:
             q, k, v = wide(q, k, v)
-        q, k, v = zero_padding(valid, q, k, v)
         return advance(phi.given(q, k), v, valid=valid, before=state)
 
     def _chunk(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: State | None
     ) -> tuple[Outputs, State]:
-        q, k, v = wide(*zero_padding(valid, q, k, v))
+        q, k, v = wide(q, k, v)
         if isinstance(self.features, ExponentialFeatureMap):
             phi = queries(self.features, q), keys(self.features, k)
             return causal_exponential_average(*phi, v, valid=valid, state=state)
