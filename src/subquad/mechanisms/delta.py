@@ -29,7 +29,7 @@ EPSILON = 1e-6  # under the length of queries and keys, in the authors' code
 Rates = Float[Tensor, "b h t 1"]
 
 
-class Inputs(NamedTuple):
+class DeltaInputs(NamedTuple):
     q: Queries
     k: Keys
     v: Values
@@ -50,7 +50,7 @@ class DeltaAttention(RecurrentAttention):
     many things as a head is wide. Where the past should fade, use `gated-delta`.
     """
 
-    inputs = Inputs
+    inputs = DeltaInputs
     traits = Traits(
         name="delta",
         paper="arXiv:2406.06484",
@@ -63,7 +63,7 @@ class DeltaAttention(RecurrentAttention):
         super().__init__(dims, causal=causal)
         self.swish_values = swish_values
 
-    def _recur(self, x: Inputs) -> Outputs:
+    def _recur(self, x: DeltaInputs) -> Outputs:
         q, k = (y * y.sigmoid() for y in (x.q, x.k))
         q, k = (y / (y.norm(dim=-1, keepdim=True) ** 2 + EPSILON).sqrt() for y in (q, k))
         v = x.v * x.v.sigmoid() if self.swish_values else x.v
@@ -76,7 +76,7 @@ class DeltaAttention(RecurrentAttention):
         return self._normed(torch.cat(out, 2))
 
     def _advance(
-        self, x: Inputs, *, valid: Valid | None, state: RecurrentState | None
+        self, x: DeltaInputs, *, valid: Valid | None, state: RecurrentState | None
     ) -> tuple[Outputs, RecurrentState]:
         S = initial(x.k, x.v) if state is None else state.S
         nothing_fades = S.new_zeros(1).expand(1, 1, x.k.shape[2], 1)

@@ -29,7 +29,7 @@ from subquad.ops.precision import wide
 from subquad.ops.recurrence import delta_product
 
 
-class Inputs(NamedTuple):
+class GatedDeltaInputs(NamedTuple):
     q: Queries
     k: Keys
     v: Values
@@ -51,7 +51,7 @@ class GatedDeltaAttention(RecurrentAttention):
     that is `gated-linear`.
     """
 
-    inputs = Inputs
+    inputs = GatedDeltaInputs
     traits = Traits(
         name="gated-delta",
         paper="arXiv:2412.06464",
@@ -66,7 +66,7 @@ class GatedDeltaAttention(RecurrentAttention):
         self.log_A = nn.Parameter(torch.empty(dims.heads).uniform_(1, 16).log())
         self.b = nn.Parameter(step.expm1().log())  # softplus(b) = step
 
-    def _recur(self, x: Inputs) -> Outputs:
+    def _recur(self, x: GatedDeltaInputs) -> Outputs:
         q, k, v = (y * y.sigmoid() for y in (x.q, x.k, x.v))
         q, k = (y / (y.norm(dim=-1, keepdim=True) ** 2 + EPSILON).sqrt() for y in (q, k))
         beta = x.beta.sigmoid()
@@ -81,7 +81,7 @@ class GatedDeltaAttention(RecurrentAttention):
         return x.gate * x.gate.sigmoid() * self._normed(torch.cat(out, 2))
 
     def _advance(
-        self, x: Inputs, *, valid: Valid | None, state: RecurrentState | None
+        self, x: GatedDeltaInputs, *, valid: Valid | None, state: RecurrentState | None
     ) -> tuple[Outputs, RecurrentState]:
         S = initial(x.k, x.v) if state is None else state.S
         beta, alpha, log_A, b = wide(x.beta, x.alpha, self.log_A, self.b)

@@ -26,7 +26,7 @@ from subquad.mechanisms.recurrent import RecurrentAttention, RecurrentState, ini
 from subquad.ops.recurrence import decayed_product
 
 
-class Inputs(NamedTuple):
+class GatedLinearInputs(NamedTuple):
     q: Queries
     k: Keys
     v: Values
@@ -48,7 +48,7 @@ class GatedLinearAttention(RecurrentAttention):
     again recalls the sum of its values. Where the last one counts, use `gated-delta`.
     """
 
-    inputs = Inputs
+    inputs = GatedLinearInputs
     traits = Traits(
         name="gated-linear",
         paper="arXiv:2312.06635",
@@ -61,7 +61,7 @@ class GatedLinearAttention(RecurrentAttention):
         super().__init__(dims, causal=causal)
         self.tau = tau
 
-    def _recur(self, x: Inputs) -> Outputs:
+    def _recur(self, x: GatedLinearInputs) -> Outputs:
         q, k, v, forget, gate = x
         alpha = forget.sigmoid() ** (1 / self.tau)
         S, out = q.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1]), [v[:, :, :0]]
@@ -71,7 +71,7 @@ class GatedLinearAttention(RecurrentAttention):
         return gate * gate.sigmoid() * self._normed(torch.cat(out, 2))
 
     def _advance(
-        self, x: Inputs, *, valid: Valid | None, state: RecurrentState | None
+        self, x: GatedLinearInputs, *, valid: Valid | None, state: RecurrentState | None
     ) -> tuple[Outputs, RecurrentState]:
         q, k, v, forget, gate = x
         if valid is not None:

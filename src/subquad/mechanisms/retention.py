@@ -40,7 +40,7 @@ FORMS = {"torchscale": 1e-6, "fla": 1e-5}  # and their epsilons
 Form = Annotated[str, one_of(*FORMS)]
 
 
-class Inputs(NamedTuple):
+class RetentionInputs(NamedTuple):
     q: Queries
     k: Keys
     v: Values
@@ -68,7 +68,7 @@ class Retention(RecurrentAttention):
     of eight heads keeps a third after 4,096 tokens. Where the text should decide, use `gated-linear`.
     """
 
-    inputs = Inputs
+    inputs = RetentionInputs
     traits = Traits(
         name="retention",
         paper="arXiv:2307.08621",
@@ -85,7 +85,7 @@ class Retention(RecurrentAttention):
                 f"'retention' turns pairs of channels: head_dim must be even, not {dims.head_dim}"
             )
 
-    def _recur(self, x: Inputs) -> Outputs:
+    def _recur(self, x: RetentionInputs) -> Outputs:
         q, k, v, gate = x
         b, h, t, d = q.shape
         points = d // 2 + (self.form == "fla")  # rotary embeddings leave out the last
@@ -100,7 +100,7 @@ class Retention(RecurrentAttention):
         return gate * gate.sigmoid() * self._normed(torch.cat([q[:, :, :0], *out], 2))
 
     def _advance(
-        self, x: Inputs, *, valid: Valid | None, state: RetentionState | None
+        self, x: RetentionInputs, *, valid: Valid | None, state: RetentionState | None
     ) -> tuple[Outputs, RetentionState]:
         q, k, v, gate = x
         batch, heads, length, d = q.shape
