@@ -65,6 +65,9 @@ class LongformerAttention(Mechanism):
         self.window, self.globals = window, globals
         self.pattern = Local(window // 2) | Columns(globals)
 
+    def score_inputs(self) -> tuple[str, ...]:
+        return "q", "q_global"
+
     def definition(self, *inputs: Tensor, valid: Valid | None = None) -> Outputs:
         """Row by row without its padding: all scores of both kinds, and each token takes its own kind's."""
         out = torch.zeros_like(inputs[0])

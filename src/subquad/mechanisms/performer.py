@@ -68,7 +68,7 @@ class Performer(KernelAttention):
         further at the price of a bias (SMREG).
     epsilon: added to each feature of another kernel, so that a query cannot see no key at all.
     projection: without it, the features of another kernel are f(x') + `epsilon`, as many as a head is wide.
-    scale: without it, x' is x there. Without both, "relu" is the Performer of the Long Range Arena.
+    rescale: without it, x' is x there. Without both, "relu" is the Performer of the Long Range Arena.
     normalise: whether queries and keys are divided by their norms, and the softmax that is estimated is that
         of their cosines: a weight's relative variance is then below exp(4) / `features`, whatever is learnt.
     seed: from which directions are drawn, with the layer's number.
@@ -105,7 +105,7 @@ class Performer(KernelAttention):
         lengths: Lengths = "chi",
         epsilon: Positive = 1e-3,
         projection: bool = True,
-        scale: bool = True,
+        rescale: bool = True,
         normalise: bool = False,
         seed: int = 0,
         redraw_every: Steps = 0,
@@ -114,13 +114,13 @@ class Performer(KernelAttention):
             raise ValueError(
                 f"'performer': {map} features come in pairs: features must be even, not {features!r}"
             )
-        if map in ESTIMATES and not (projection and scale):
+        if map in ESTIMATES and not (projection and rescale):
             raise ValueError(
                 f"'performer': map={map!r} estimates softmax attention, which takes projection=True and "
-                f"scale=True; the others are {', '.join(OTHERS)}"
+                f"rescale=True; the others are {', '.join(OTHERS)}"
             )
-        if normalise and not scale:
-            raise ValueError("'performer': normalise=True is a scale by itself: leave scale=True")
+        if normalise and not rescale:
+            raise ValueError("'performer': normalise=True rescales by itself: leave rescale=True")
         drawn = {"features": features != FEATURES, "lengths": lengths != "chi", "orthogonal": not orthogonal}
         drawn |= {"seed": seed, "redraw_every": redraw_every}
         if not projection and (idle := [option for option, chosen in drawn.items() if chosen]):
@@ -128,7 +128,7 @@ class Performer(KernelAttention):
                 "'performer': projection=False leaves nothing to draw, and has as many features as a head is "
                 f"wide: leave {', '.join(idle)} at the default"
             )
-        scaling: Scaling = "unit" if normalise else "root" if scale else "none"
+        scaling: Scaling = "unit" if normalise else "root" if rescale else "none"
         project = Unprojected(scaling=scaling)
         if projection:
             project = Projection(
@@ -143,6 +143,9 @@ class Performer(KernelAttention):
         self.map = map
         self.normalise = normalise
         self.redraw_every = redraw_every
+
+    def score_inputs(self) -> tuple[str, ...]:
+        return ("q",) if self.map in ESTIMATES and not self.normalise else ()
 
     @torch.no_grad()
     def estimate_error(
