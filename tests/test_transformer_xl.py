@@ -127,7 +127,9 @@ def test_a_row_with_the_initial_state_starts_afresh():
     attention, tokens = mechanism(segment=5, memory=7), inputs()
     _, initial = attention.step(**cut(tokens, slice(0)))
     _, state = attention.step(**tokens)
-    reset = TransformerXLState(*(torch.stack([new[0], old[1]]) for new, old in zip(initial, state, strict=True)))
+    reset = TransformerXLState(
+        *(torch.stack([new[0], old[1]]) for new, old in zip(initial, state, strict=True))
+    )
     out, _ = attention.step(**tokens, state=reset)
     carried, _ = attention.step(**tokens, state=state)
     assert_close(out[:1], attention(**tokens)[:1])

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, State, Traits, Valid, Values
 from subquad.ops.allocation import concat_into
-from subquad.ops.kernel_sums import Sums, causal_average, collect, divide, read
-from subquad.ops.linear_attention import Given, linear_attention
+from subquad.ops.linear_attention import KernelInputs, linear_attention
+from subquad.ops.linear_attention.sums import Sums, causal_average, collect, divide, read
 from subquad.ops.precision import wide
 from subquad.ops.scan import again, blocks, scan
 
@@ -103,8 +103,8 @@ class CosFormer(Mechanism):
         self._require_room(q, valid, None)
         q, k, v = wide(q, k, v)
         angles = math.pi / 2 / self.dims.max_len * places(valid, like=q)
-        given = Given(features(q, angles), features(k, angles))
-        return linear_attention(given, v, valid=valid, causal=True)
+        inputs = KernelInputs(features(q, angles), features(k, angles))
+        return linear_attention(inputs, v, valid=valid, causal=True)
 
     def step(
         self,

@@ -4,7 +4,7 @@
 
 with q and k of length 1 after silu, v after silu, and beta = sigmoid of an input. S_(i-1)^T k_i is what the
 key recalls; a share beta of it is taken out and as much of the new value put in: one step of gradient descent
-on |S^T k_i - v_i|^2 / 2, with beta for its rate. The fast form is in `ops/delta_rule.py`.
+on |S^T k_i - v_i|^2 / 2, with beta for its rate. The fast form is in `ops/recurrence/delta_rule.py`.
 
 Schlag, Irie, Schmidhuber: Linear Transformers Are Secretly Fast Weight Programmers. ICML 2021,
 arXiv:2102.11174, section 4.2. In the form of Yang, Wang, Zhang, Shen, Kim: Parallelizing Linear Transformers
@@ -80,7 +80,7 @@ class DeltaAttention(RecurrentAttention):
     ) -> tuple[Outputs, RecurrentState]:
         S = initial(x.k, x.v) if state is None else state.S
         nothing_fades = S.new_zeros(1).expand(1, 1, x.k.shape[2], 1)
-        around = self._around(S, unit=EPSILON, swish_values=self.swish_values)
+        fusion = self._fusion(S, qk_l2norm_eps=EPSILON, swish_values=self.swish_values)
         beta = wide(x.beta)[0].sigmoid()
-        out, S = delta_product(x.q, x.k, x.v, beta, nothing_fades, state=S, around=around)
+        out, S = delta_product(x.q, x.k, x.v, beta, nothing_fades, state=S, fusion=fusion)
         return out, RecurrentState(S)

@@ -86,6 +86,6 @@ class GatedDeltaAttention(RecurrentAttention):
         S = initial(x.k, x.v) if state is None else state.S
         beta, alpha, log_A, b = wide(x.beta, x.alpha, self.log_A, self.b)
         log_decay = mask_decay(-log_A.exp()[:, None, None] * F.softplus(alpha + b[:, None, None]), valid)
-        around = self._around(S, x.gate, unit=EPSILON, swish_values=True)
-        out, S = delta_product(x.q, x.k, x.v, beta.sigmoid(), log_decay, state=S, around=around)
+        fusion = self._fusion(S, x.gate, qk_l2norm_eps=EPSILON, swish_values=True)
+        out, S = delta_product(x.q, x.k, x.v, beta.sigmoid(), log_decay, state=S, fusion=fusion)
         return out, RecurrentState(S)
