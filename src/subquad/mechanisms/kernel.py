@@ -35,7 +35,7 @@ from subquad.ops.precision import wide
 from subquad.ops.scan import BLOCK, again, blocks, scan
 
 CHUNK = 64  # tokens; measured best on CPUs over 32, 128 and 256
-KEPT = 2**23  # numbers; where queries have more, their features are made again in the backward pass
+MAX_SAVED = 2**23  # numbers; where queries have more, their features are recomputed in the backward pass
 
 KERNEL = Traits(  # what every member claims; it gives its own name and paper with `dataclasses.replace`
     name="kernel",
@@ -73,10 +73,12 @@ class KernelAttention(Mechanism):
 
     def average(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, causal: bool) -> Outputs:
         """The averages of values, for inputs with zeros at padding."""
-        kept = torch.is_grad_enabled() and not self.features.signed and max(q.numel(), k.numel()) <= KEPT
-        if causal or kept or self.features.fused:
+        save_features = (
+            torch.is_grad_enabled() and not self.features.signed and max(q.numel(), k.numel()) <= MAX_SAVED
+        )
+        if causal or save_features or self.features.fused:
             q, k, values = (q, k, v) if self.features.fused else wide(q, k, v)
-            return linear_attention(self.features.given(q, k), values, valid=valid, causal=causal)
+            return linear_attention(self.features.prepare(q, k), values, valid=valid, causal=causal)
         sums = None
         for part, seen in blocks(k, v, valid=valid):
             sums = again(self._collect, *part, seen, sums)
@@ -103,7 +105,7 @@ class KernelAttention(Mechanism):
             return scan(self._chunk, q, k, v, valid=valid, state=state, chunk=CHUNK)
         if not phi.fused:
             q, k, v = wide(q, k, v)
-        return advance(phi.given(q, k), v, valid=valid, before=state)
+        return advance(phi.prepare(q, k), v, valid=valid, before=state)
 
     def _chunk(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: State | None
