@@ -39,9 +39,9 @@ MUTANTS = [
         "softmax",
         "refuses_what_it_lacks",
         "the bidirectional form streams",
-        "SoftmaxAttention.step",
-        "        if not self.causal:\n            return super().step(q, k, v, valid=valid, state=state)\n",
-        "",
+        "checked",
+        'if name == "step" and not self.causal:',
+        "if False:",
     ),
     Mutant(
         "softmax",
