@@ -155,7 +155,8 @@ def pairs(
 @torch.library.custom_op("subquad::pattern_blocks", mutates_args=())
 def blocks_op(n: Tensor, length: int, pattern: str, block: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`listed(*block_lists(...))`, for any length."""
-    return listed(*block_lists(read_again(pattern), length, n, block=block))
+    asked, which, full, which_full = listed(*block_lists(read_again(pattern), length, n, block=block))
+    return asked, which, full, which_full
 
 
 def listed(*kinds: Bool[Tensor, "b h blocks blocks"]) -> tuple[Tensor, ...]:

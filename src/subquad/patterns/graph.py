@@ -39,7 +39,8 @@ def pattern_call(q: Tensor, k: Tensor, v: Tensor, n: Tensor | None, pattern: str
     band, tilings = layout(read_again(pattern), q.shape[2], n, q.device)
     if band is not None and not tilings:
         return window_call(q, k, v, n, *band)
-    return TileCall(*wide(q, k, v), tilings, n, band)
+    q, k, v = wide(q, k, v)
+    return TileCall(q, k, v, tilings, n, band)
 
 
 @torch.library.custom_op(

@@ -1,7 +1,7 @@
 """The parts of a pattern as tiles of tokens, for a whole sequence: what `ops/tile_attention` computes on.
 
 Parts that take the queries in the same order share their tiles, whose keys then stand side by side: one
-softmax instead of several that must be merged. A plain window takes no tiles, for `ops/window_attention` does it.
+softmax instead of several that must be merged. A plain window takes no tiles: `ops/window_attention` does it.
 """
 
 from collections.abc import Sequence

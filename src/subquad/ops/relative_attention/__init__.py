@@ -125,8 +125,9 @@ LEARNT = 8  # inputs that have gradients come first
 
 
 def relative_call(q: Tensor, *inputs: Any) -> RelativeCall:
-    *counts, layout = inputs[7:]
-    return RelativeCall(q, Weights(*inputs[:3]), Slots(*inputs[3:7]), *counts, Layout(*layout))
+    first, count, num_held, layout = inputs[7:]
+    weights, slots = Weights(*inputs[:3]), Slots(*inputs[3:7])
+    return RelativeCall(q, weights, slots, first, count, num_held, Layout(*layout))
 
 
 @torch.library.custom_op(

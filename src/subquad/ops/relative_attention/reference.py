@@ -38,7 +38,9 @@ def backward(grad: Tensor, call: RelativeCall, out: Tensor) -> RelativeGradients
     q, scores, slots = call.q, Scores(call), call.slots
     dq = empty_result(q).zero_()
     du, dv, dW_R = weights = Weights(*map(torch.zeros_like, call.weights))
-    changes = Slots(*(None if x is None else empty_result(x).zero_() for x in slots))
+    dk, dv_slots = (empty_result(x).zero_() for x in slots[:2])
+    compressed = (None if x is None else empty_result(x).zero_() for x in slots[2:])
+    changes = Slots(dk, dv_slots, *compressed)
     for block in blocks(call):
         row, heads, at = block[:3]
         inputs, g = scores.prepare(block), grad[row, heads, at]

@@ -80,7 +80,7 @@ SCHEMA = "Tensor q, Tensor k, Tensor v, Tensor? lengths, int left, int right"
 )
 def window_op(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     backend, result = BACKENDS.run("forward", window_call(*inputs))
-    return *result, torch.tensor(backend)
+    return result.out, result.lse, torch.tensor(backend)
 
 
 @torch.library.custom_op(
