@@ -95,6 +95,9 @@ class Poolingformer(Mechanism):
         if pooling == "convolution":
             self.D_k, self.D_v = (nn.Parameter(torch.randn(h, d, kernel) * d**-0.5) for _ in range(2))
 
+    def score_inputs(self) -> tuple[str, ...]:
+        return ("q",) if self.second == "x" else ()  # the others' second level makes queries of values
+
     def definition(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
         out = torch.zeros_like(v)
         for row in range(len(q)):
