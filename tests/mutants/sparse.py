@@ -88,7 +88,7 @@ MUTANTS = [
         "matches_definition",
         "global tokens have the ordinary query",
         "LongformerAttention.forward",
-        "attention(q_whole[:, :, : self.globals]",
-        "attention(packing.pack(q)[:, :, : self.globals]",
+        "attention(packed[3][:, :, : self.globals]",
+        "attention(packed[0][:, :, : self.globals]",
     ),
 ]

@@ -101,17 +101,16 @@ class LongformerAttention(Mechanism):
     ) -> Outputs:
         packing = Packing.of(valid, like=k)
         with no_autocast(q):
-            near = (packing.pack(x) for x in (q, k, v))
-            local = attend(self.pattern, *near, n=None if valid is None else packing.count)
-            q_whole, *far = (packing.pack(x) for x in wide(q_global, k_global, v_global))
+            packed = [packing.pack(x) for x in wide(q, k, v, q_global, k_global, v_global)]
+            local = attend(self.pattern, *packed[:3], n=None if valid is None else packing.count)
             seen = None if packing.valid is None else packing.valid[:, None, None, :]
             if torch.compiler.is_compiling():  # for any length, fewer tokens than globals among them
                 i = torch.arange(q.shape[2], device=q.device)
                 at = torch.arange(self.globals, device=q.device).clamp(max=q.shape[2] - 1)
-                whole = attention(q_whole.index_select(2, at), *far, seen=seen)
+                whole = attention(packed[3].index_select(2, at), *packed[4:], seen=seen)
                 whole = whole.index_select(2, i.clamp(max=self.globals - 1))
                 out = torch.where((i < self.globals)[:, None], whole, local)
             else:
-                whole = attention(q_whole[:, :, : self.globals], *far, seen=seen)
+                whole = attention(packed[3][:, :, : self.globals], *packed[4:], seen=seen)
                 out = torch.cat([whole, local[:, :, self.globals :]], 2)
         return packing.unpack(out).to(v.dtype)
