@@ -23,8 +23,8 @@ from torch import Tensor
 
 from subquad.inputs import no_autocast
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Valid, Values
-from subquad.ops.packing import Packing, take
-from subquad.ops.precision import wide
+from subquad.ops.shared.packing import Packing, take
+from subquad.ops.shared.precision import wide
 from subquad.patterns import CAUSAL, Pattern, attend, attend_rows
 
 CHUNK = 128  # rows of a stream that are read at once

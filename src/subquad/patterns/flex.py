@@ -17,8 +17,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from subquad.ops.operator import call_op
-from subquad.ops.transforms import passing, transformed
+from subquad.ops.shared.operator import call_op
+from subquad.ops.shared.transforms import passing, transformed
 from subquad.patterns.atoms import Random
 from subquad.patterns.blocks import BLOCK, block_lists, draw_table
 from subquad.patterns.grammar import read_again

@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from subquad.ops import tile_attention, window_attention
-from subquad.ops.operator import call_op, differentiable_once
-from subquad.ops.precision import wide, widened
+from subquad.ops.shared.operator import call_op, differentiable_once
+from subquad.ops.shared.precision import wide, widened
 from subquad.ops.tile_attention import TileCall, TileResult
 from subquad.ops.window_attention import WindowCall, WindowResult, require_tokens, window_call
 from subquad.patterns.grammar import read_again

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from subquad.ops.backends import wanted
-from subquad.ops.precision import wide
+from subquad.ops.shared.precision import wide
 from subquad.ops.tile_attention import tile_attention
 from subquad.ops.window_attention import window_attention
 from subquad.patterns import flex

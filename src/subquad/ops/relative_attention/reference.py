@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from subquad.ops.allocation import empty_result
 from subquad.ops.relative_attention import RelativeCall, RelativeGradients, Slots, Weights
 from subquad.ops.relative_attention.positions import sinusoid, turn
+from subquad.ops.shared.allocation import empty_result
 
 BLOCK = 160  # queries at once, of one segment
 MAX_SCORES = 2**18  # at once, at least a head's

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from subquad.ops.allocation import empty_result
-from subquad.ops.precision import widened
+from subquad.ops.shared.allocation import empty_result
+from subquad.ops.shared.precision import widened
 from subquad.ops.window_attention import Queries, Values, WindowCall, WindowResult
 
 BLOCK, HEADS = 64, 8  # queries, and heads, that are taken at once
