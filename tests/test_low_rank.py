@@ -14,7 +14,7 @@ from subquad.mechanisms.nystromformer import Nystromformer, pseudo_inverse
 from subquad.mechanisms.poolingformer import Poolingformer
 from subquad.mechanisms.svd import SvdAttention
 from subquad.ops import banded_attention as bands
-from subquad.ops import precision
+from subquad.ops.shared import precision
 from subquad.testing import meaning, order, padding
 
 DIMS = Dims(heads=2, head_dim=4, max_len=24)

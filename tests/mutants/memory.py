@@ -127,7 +127,7 @@ MUTANTS = [
         "transformer-xl",
         "weights_sum_to_one",
         "free slots of the memory are seen as zeros",
-        "blocks",
+        "query_blocks",
         "start = max(-held,",
         "start = max(-held - 1,",
     ),
