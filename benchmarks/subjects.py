@@ -17,7 +17,7 @@ from subquad.measure.cost import Candidate
 from subquad.measure.peers import PEERS
 from subquad.mechanism import Dims, Mechanism, Traits
 from subquad.nn.encoder import Encoder, EncoderConfig
-from subquad.ops.native.library import backend
+from subquad.ops.backends import backend
 from subquad.registry import build
 
 SWITCH = "SUBQUAD_NATIVE"

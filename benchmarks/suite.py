@@ -10,7 +10,7 @@ from benchmarks import claims, worker
 from benchmarks.targets import ROWS, Row
 from benchmarks.verdicts import selected
 from subquad.measure.machine import machine, versions
-from subquad.ops.native.library import backend
+from subquad.ops.backends import backend
 
 PACKAGES = (
     *("subquad", "torch", "performer-pytorch", "linformer", "nystrom-attention", "local-attention"),

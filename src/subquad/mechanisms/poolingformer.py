@@ -27,11 +27,16 @@ from torch import Tensor, nn
 
 from subquad.inputs import no_autocast, zero_padding
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
-from subquad.ops.bands import NEVER, banded_attention
+from subquad.ops.banded_attention import NEVER, banded_attention
 from subquad.ops.packing import Packing
 from subquad.ops.pooling import Pooled, Windows
+<<<<<<< HEAD
+from subquad.ops.precision import no_autocast, wide
+from subquad.ops.window_attention import window_attention
+=======
 from subquad.ops.precision import wide
 from subquad.ops.window import window_attention
+>>>>>>> main
 
 POOLINGS = ("mean", "max", "convolution")
 
