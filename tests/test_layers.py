@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "plugins": set(),
     "registry": {"mechanism", "mechanisms", "plugins"},
     "nn": {"mechanism", "registry", "plugins", "ops", "files", "documents"},
-    "measure": {"mechanism", "registry"},
+    "measure": {"mechanism", "registry", "ops"},
     "testing": {"mechanism", "measure"},
     "files": set(),
     "tasks": {"plugins"},

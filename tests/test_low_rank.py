@@ -14,7 +14,8 @@ from subquad.mechanisms.linformer import Linformer
 from subquad.mechanisms.nystromformer import Nystromformer, pseudo_inverse
 from subquad.mechanisms.poolingformer import Poolingformer
 from subquad.mechanisms.svd import SvdAttention
-from subquad.ops import banded_attention, precision
+from subquad.ops import banded_attention
+from subquad.ops.shared import precision
 from subquad.testing import meaning, order, padding
 
 DIMS = Dims(heads=2, head_dim=4, max_len=24)

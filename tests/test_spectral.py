@@ -12,7 +12,7 @@ from subquad.features.directions import Projection
 from subquad.features.favor import Favor
 from subquad.features.spectral import FourierSpectral, Mixture, PositiveSpectral
 from subquad.mechanisms.spectral import SpectralAttention
-from subquad.ops.generators import seeded
+from subquad.ops.shared.generators import seeded
 from subquad.testing import contract
 
 HEAD_DIM = 6

@@ -1,6 +1,5 @@
 """Looking into operators that Python defines, where torch's counters see one call and no more."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,23 +7,17 @@ from typing import Any
 from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from subquad.ops.backends import using
+
 
 @contextmanager
 def opened() -> Iterator[None]:
     """Within, operators made with `torch.library.custom_op` run as what their bodies say, in PyTorch's terms.
 
-    What counts operators must be entered before. Compiled kernels are left aside for the while.
+    What counts operators must be entered before. The reference serves every call.
     """
-    before = os.environ.get("SUBQUAD_NATIVE")
-    os.environ["SUBQUAD_NATIVE"] = "0"
-    try:
-        with _Bodies():
-            yield
-    finally:
-        if before is None:
-            del os.environ["SUBQUAD_NATIVE"]
-        else:
-            os.environ["SUBQUAD_NATIVE"] = before
+    with using("reference"), _Bodies():
+        yield
 
 
 class _Bodies(TorchDispatchMode):

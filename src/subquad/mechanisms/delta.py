@@ -20,8 +20,8 @@ from torch import Tensor
 from subquad.inputs import zero_padding
 from subquad.mechanism import Dims, Outputs, Queries, Traits, Valid
 from subquad.mechanisms.recurrent import Memory, RecurrentAttention, Row, nothing
-from subquad.ops.precision import wide
 from subquad.ops.recurrence import delta_product
+from subquad.ops.shared.precision import wide
 
 EPSILON = 1e-6  # under the length of queries and keys, in the authors' code
 

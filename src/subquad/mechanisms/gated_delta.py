@@ -25,8 +25,8 @@ from subquad.inputs import zero_padding
 from subquad.mechanism import Dims, Outputs, Queries, Traits, Valid
 from subquad.mechanisms.delta import EPSILON, Rates
 from subquad.mechanisms.recurrent import Memory, RecurrentAttention, Row, kept, nothing
-from subquad.ops.precision import wide
 from subquad.ops.recurrence import delta_product
+from subquad.ops.shared.precision import wide
 
 
 class GatedDeltaAttention(RecurrentAttention):

@@ -31,11 +31,11 @@ from subquad.inputs import no_autocast, zero_padding
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
 from subquad.ops.attention import attention
 from subquad.ops.convolution import convolve
-from subquad.ops.landmarks import Segments
-from subquad.ops.masked_softmax import masked_softmax
-from subquad.ops.packing import Packing
-from subquad.ops.precision import by_heads
-from subquad.ops.unused import unused
+from subquad.ops.shared.landmarks import Segments
+from subquad.ops.shared.masked_softmax import masked_softmax
+from subquad.ops.shared.packing import Packing
+from subquad.ops.shared.precision import by_heads
+from subquad.ops.shared.unused import unused
 
 Row = Float[Tensor, "h n d"]
 RowValues = Float[Tensor, "h n e"]

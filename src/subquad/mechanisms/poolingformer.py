@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from subquad.inputs import no_autocast, zero_padding
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
 from subquad.ops.banded_attention import NEVER, banded_attention
-from subquad.ops.packing import Packing
-from subquad.ops.pooling import Pooled, Windows
-from subquad.ops.precision import wide
+from subquad.ops.shared.packing import Packing
+from subquad.ops.shared.pooling import Pooled, Windows
+from subquad.ops.shared.precision import wide
 from subquad.ops.window_attention import window_attention
 
 POOLINGS = ("mean", "max", "convolution")

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from subquad.inputs import no_autocast
 from subquad.mechanism import Dims, Mechanism, Outputs, State, Valid
-from subquad.ops.precision import wide
 from subquad.ops.recurrence.rows import Fusion, Gates
+from subquad.ops.shared.precision import wide
 
 Inputs = Float[Tensor, "b h t _"]
 Row = Float[Tensor, "h t _"]

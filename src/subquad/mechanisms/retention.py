@@ -33,7 +33,7 @@ from subquad.inputs import zero_padding
 from subquad.mechanism import Dims, Outputs, Queries, Traits, Valid
 from subquad.mechanisms.recurrent import RecurrentAttention, Row, kept, nothing
 from subquad.ops.recurrence import decayed_product
-from subquad.ops.rotary import LONGEST_WAVE, turns
+from subquad.ops.shared.rotary import LONGEST_WAVE, turns
 
 FORMS = {"torchscale": 1e-6, "fla": 1e-5}  # and their epsilons
 

@@ -23,7 +23,7 @@ from types import MappingProxyType
 from subquad.features.spectral import FourierSpectral, Mixture, PositiveSpectral
 from subquad.mechanism import Dims
 from subquad.mechanisms.kernel import KERNEL, KernelAttention
-from subquad.ops.generators import seeded
+from subquad.ops.shared.generators import seeded
 
 FORMS = MappingProxyType({"positive": PositiveSpectral, "fourier": FourierSpectral})
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._C._functorch import is_batchedtensor, is_functorch_wrapped_tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from subquad.ops.operator import PLAIN
+from subquad.ops.shared.operator import PLAIN
 
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of a number
 

@@ -14,15 +14,18 @@ if TYPE_CHECKING:
     from subquad.ops.banded_attention import banded_attention
     from subquad.ops.bucket_attention import Visibility, bucket_attention
     from subquad.ops.convolution import convolve
-    from subquad.ops.linear_attention import linear_attention
-    from subquad.ops.recurrence import decayed_product, delta_product
+    from subquad.ops.linear_attention import FeatureKind, KernelInputs, linear_attention
+    from subquad.ops.recurrence import Fusion, decayed_product, delta_product
     from subquad.ops.relative_attention import relative_attention
-    from subquad.ops.rotary import rotate
+    from subquad.ops.shared.rotary import rotate
+    from subquad.ops.shared.topk import stable_topk
     from subquad.ops.tile_attention import Tiling, tile_attention
-    from subquad.ops.topk import stable_topk
     from subquad.ops.window_attention import window_attention
 
 __all__ = [
+    "FeatureKind",
+    "Fusion",
+    "KernelInputs",
     "Tiling",
     "Visibility",
     "attention",
@@ -49,12 +52,12 @@ export_lazily(
         "banded_attention": ["banded_attention"],
         "bucket_attention": ["Visibility", "bucket_attention"],
         "convolution": ["convolve"],
-        "linear_attention": ["linear_attention"],
-        "recurrence": ["decayed_product", "delta_product"],
+        "linear_attention": ["FeatureKind", "KernelInputs", "linear_attention"],
+        "recurrence": ["Fusion", "decayed_product", "delta_product"],
         "relative_attention": ["relative_attention"],
-        "rotary": ["rotate"],
+        "shared.rotary": ["rotate"],
         "tile_attention": ["Tiling", "tile_attention"],
-        "topk": ["stable_topk"],
+        "shared.topk": ["stable_topk"],
         "window_attention": ["window_attention"],
     },
 )

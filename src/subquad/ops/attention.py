@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from subquad.ops.transforms import PLAINLY, once, transformed
+from subquad.ops.shared.transforms import PLAINLY, once, transformed
 
 NO_SECOND = (
     "PyTorch's fused attention has no second derivative: take it within torch.nn.attention.sdpa_kernel("

@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from subquad.ops.allocation import empty_result
-from subquad.ops.operator import call_op, differentiable_once
-from subquad.ops.shapes import require_dtype, require_shape
+from subquad.ops.shared.allocation import empty_result
+from subquad.ops.shared.operator import call_op, differentiable_once
+from subquad.ops.shared.shapes import require_dtype, require_shape
 
 Tokens = Float[Tensor, "b h n e"]
 Kernels = Float[Tensor, "h w"]

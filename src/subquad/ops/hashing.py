@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from subquad.ops.operator import call_op
-from subquad.ops.shapes import require_places, require_shape
+from subquad.ops.shared.operator import call_op
+from subquad.ops.shared.shapes import require_places, require_shape
 
 BLOCK = 2**19  # rotated coordinates at once, at least a token's
 WIDEST = 64  # buckets of one hash; more are a product of hashes

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from subquad.ops.operator import call_op, differentiable_once
-from subquad.ops.precision import wide, widened
+from subquad.ops.shared.operator import call_op, differentiable_once
+from subquad.ops.shared.precision import wide, widened
 from subquad.ops.tile_attention import BACKENDS as TILE_BACKENDS
 from subquad.ops.tile_attention import TileCall, TileResult
 from subquad.ops.window_attention import BACKENDS as WINDOW_BACKENDS
@@ -40,7 +40,8 @@ def pattern_call(q: Tensor, k: Tensor, v: Tensor, n: Tensor | None, pattern: str
     band, tilings = layout(read_again(pattern), q.shape[2], n, q.device)
     if band is not None and not tilings:
         return window_call(q, k, v, n, *band)
-    return TileCall(*wide(q, k, v), tilings, n, band)
+    q, k, v = wide(q, k, v)
+    return TileCall(q, k, v, tilings, n, band)
 
 
 @torch.library.custom_op(

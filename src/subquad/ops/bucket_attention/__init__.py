@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from subquad.ops.backends import Backends
-from subquad.ops.operator import call_op, differentiable_once
-from subquad.ops.shapes import require_dtype, require_places, require_shape, require_together
+from subquad.ops.shared.operator import call_op, differentiable_once
+from subquad.ops.shared.shapes import require_dtype, require_places, require_shape, require_together
 
 Queries = Float[Tensor, "b h n d"]
 Values = Float[Tensor, "b h n e"]
@@ -109,7 +109,7 @@ SCHEMA = (
 )
 def buckets_op(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     backend, result = BACKENDS.run("forward", bucket_call(*inputs))
-    return *result, torch.tensor(backend)
+    return result.out, result.lse, torch.tensor(backend)
 
 
 @torch.library.custom_op(

@@ -5,9 +5,9 @@ from ctypes import c_float, c_int32, c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from subquad.ops.allocation import empty_result
 from subquad.ops.bucket_attention import BucketCall, BucketResult, Visibility
 from subquad.ops.native.library import KernelCall, rows, why_not_float32
+from subquad.ops.shared.allocation import empty_result
 
 
 class Bucketed(KernelCall):

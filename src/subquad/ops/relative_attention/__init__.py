@@ -16,8 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from subquad.ops.backends import Backends
-from subquad.ops.operator import call_op, differentiable_once
-from subquad.ops.shapes import require_dtype, require_places, require_shape
+from subquad.ops.shared.operator import call_op, differentiable_once
+from subquad.ops.shared.shapes import require_dtype, require_places, require_shape
 
 Queries = Float[Tensor, "b h t d"]
 Counts = Int[Tensor, "b n"]
@@ -125,8 +125,9 @@ LEARNT = 8  # inputs that have gradients come first
 
 
 def relative_call(q: Tensor, *inputs: Any) -> RelativeCall:
-    *counts, layout = inputs[7:]
-    return RelativeCall(q, Weights(*inputs[:3]), Slots(*inputs[3:7]), *counts, Layout(*layout))
+    first, count, num_held, layout = inputs[7:]
+    weights, slots = Weights(*inputs[:3]), Slots(*inputs[3:7])
+    return RelativeCall(q, weights, slots, first, count, num_held, Layout(*layout))
 
 
 @torch.library.custom_op(

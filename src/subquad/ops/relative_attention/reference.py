@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from subquad.ops.allocation import empty_result
 from subquad.ops.relative_attention import RelativeCall, RelativeGradients, Slots, Weights
 from subquad.ops.relative_attention.positions import sinusoid, turn
+from subquad.ops.shared.allocation import empty_result
 
 BLOCK = 160  # queries at once, of one segment
 MAX_SCORES = 2**18  # at once, at least a head's
@@ -38,7 +38,9 @@ def backward(grad: Tensor, call: RelativeCall, out: Tensor) -> RelativeGradients
     q, scores, slots = call.q, Scores(call), call.slots
     dq = empty_result(q).zero_()
     du, dv, dW_R = weights = Weights(*map(torch.zeros_like, call.weights))
-    changes = Slots(*(None if x is None else empty_result(x).zero_() for x in slots))
+    dk, dv_slots = (empty_result(x).zero_() for x in slots[:2])
+    compressed = (None if x is None else empty_result(x).zero_() for x in slots[2:])
+    changes = Slots(dk, dv_slots, *compressed)
     for block in blocks(call):
         row, heads, at = block[:3]
         inputs, g = scores.prepare(block), grad[row, heads, at]

@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from subquad.ops.backends import Backends
-from subquad.ops.operator import call_op, differentiable_once
-from subquad.ops.shapes import require_dtype, require_places, require_shape
+from subquad.ops.shared.operator import call_op, differentiable_once
+from subquad.ops.shared.shapes import require_dtype, require_places, require_shape
 from subquad.ops.window_attention import WindowCall, require_tokens, window_call
 
 
@@ -143,7 +143,7 @@ SCHEMA = (
 )
 def tiles_op(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     backend, result = BACKENDS.run("forward", tile_call(*inputs))
-    return *result, torch.tensor(backend)
+    return result.out, result.lse, torch.tensor(backend)
 
 
 @torch.library.custom_op(

@@ -5,8 +5,8 @@ from ctypes import c_float, c_int32, c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from subquad.ops.allocation import empty_result
 from subquad.ops.native.library import KernelCall, rows, why_not_float32
+from subquad.ops.shared.allocation import empty_result
 from subquad.ops.tile_attention import TileCall, TileResult, Tiling
 from subquad.ops.window_attention import WindowResult
 from subquad.ops.window_attention import cpu as window

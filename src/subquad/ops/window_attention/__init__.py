@@ -14,9 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from subquad.ops.backends import Backends
-from subquad.ops.operator import call_op, differentiable_once
-from subquad.ops.precision import widened
-from subquad.ops.shapes import require_places, require_shape, require_together
+from subquad.ops.shared.operator import call_op, differentiable_once
+from subquad.ops.shared.precision import widened
+from subquad.ops.shared.shapes import require_places, require_shape, require_together
 
 Queries = Float[Tensor, "b h t d"]
 Values = Float[Tensor, "b h t e"]
@@ -80,7 +80,7 @@ SCHEMA = "Tensor q, Tensor k, Tensor v, Tensor? lengths, int left, int right"
 )
 def window_op(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     backend, result = BACKENDS.run("forward", window_call(*inputs))
-    return *result, torch.tensor(backend)
+    return result.out, result.lse, torch.tensor(backend)
 
 
 @torch.library.custom_op(

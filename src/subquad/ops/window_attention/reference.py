@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from subquad.ops.allocation import empty_result
-from subquad.ops.precision import widened
+from subquad.ops.shared.allocation import empty_result
+from subquad.ops.shared.precision import widened
 from subquad.ops.window_attention import Queries, Values, WindowCall, WindowResult
 
 BLOCK, HEADS = 64, 8  # queries, and heads, that are taken at once
@@ -31,8 +31,7 @@ def forward(call: WindowCall) -> WindowResult:
     out, lse = empty_result(v), v.new_empty(v.shape[:3], dtype=wide)
     if wide != q.dtype:
         for heads in some_heads(q):
-            inputs = (x[:, heads].to(wide) for x in (q, k, v))
-            out[:, heads], lse[:, heads] = forward(WindowCall(*inputs, lengths, left, right))
+            out[:, heads], lse[:, heads] = forward(of_heads(call, heads, wide))
         return WindowResult(out, lse)
     if lengths is not None:
         out.zero_()
@@ -63,11 +62,11 @@ def backward(grad: WindowResult, call: WindowCall, result: WindowResult) -> tupl
     dq, dk, dv = (empty_result(x) for x in (q, k, v))
     if (wide := widened(q.dtype)) != q.dtype:
         for heads in some_heads(q):
-            own = [x[:, heads].to(wide) for x in (*grad, *result, q, k, v)]
-            narrow = WindowCall(*own[4:], lengths, left, right)
-            dq[:, heads], dk[:, heads], dv[:, heads] = backward(
-                WindowResult(*own[:2]), narrow, WindowResult(*own[2:4])
+            own_grad, own_result = (
+                WindowResult(x.out[:, heads].to(wide), x.lse[:, heads]) for x in (grad, result)
             )
+            gradients = backward(own_grad, of_heads(call, heads, wide), own_result)
+            dq[:, heads], dk[:, heads], dv[:, heads] = gradients
         return dq, dk, dv
     for written in (dq,) if lengths is None else (dq, dk, dv):
         written.zero_()
@@ -96,6 +95,11 @@ def mask_window_(weights: Tensor, queries: slice, keys: slice, *, left: int, rig
     below, behind = max(0, columns - last - 1), max(0, last + 1)
     weights[:, :below, behind:].tril_(last - behind)
     return weights
+
+
+def of_heads(call: WindowCall, heads: slice, dtype: torch.dtype) -> WindowCall:
+    q, k, v = (x[:, heads].to(dtype) for x in (call.q, call.k, call.v))
+    return call._replace(q=q, k=k, v=v)
 
 
 def some_heads(q: Queries) -> Iterator[slice]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch._C import DispatchKey, DispatchKeySet, _ForceDispatchKeyGuard
 
-from subquad.ops.operator import call_op, differentiable_once
+from subquad.ops.shared.operator import call_op, differentiable_once
 
 Shape = tuple[int, ...]
 

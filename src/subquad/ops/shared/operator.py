@@ -19,7 +19,7 @@ from torch.autograd.function import Function
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils._pytree import tree_map
 
-from subquad.ops.transforms import PLAINLY, transformed
+from subquad.ops.shared.transforms import PLAINLY, transformed
 
 PLAIN = (Tensor, torch.nn.Parameter)
 
