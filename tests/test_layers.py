@@ -12,17 +12,18 @@ PACKAGE = Path(subquad.__file__).parent
 CORE = {"torch", "jaxtyping"}
 HOME = {"Dims": "mechanism", "Mechanism": "mechanism", "Traits": "mechanism", "build": "registry"}
 MAY_IMPORT = {
+    "torch_internals": set(),
     "inputs": set(),
     "mechanism": {"inputs"},
-    "ops": {"mechanism"},
+    "ops": {"mechanism", "torch_internals"},
     "features": {"mechanism", "ops"},
-    "patterns": {"mechanism", "ops"},
+    "patterns": {"mechanism", "ops", "torch_internals"},
     "memories": {"mechanism", "ops"},
     "mechanisms": {"inputs", "mechanism", "ops", "features", "patterns", "memories"},
     "registry": {"mechanism", "mechanisms"},
-    "nn": {"mechanism", "registry", "ops", "files", "documents"},
-    "measure": {"mechanism", "registry"},
-    "testing": {"mechanism", "measure"},
+    "nn": {"mechanism", "registry", "ops", "files", "documents", "torch_internals"},
+    "measure": {"mechanism", "registry", "torch_internals"},
+    "testing": {"mechanism", "measure", "torch_internals"},
     "files": set(),
     "tasks": set(),
     "documents": {"files"},

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode, baddbmm_flop, sdpa_backwar
 from torch.utils.module_tracker import ModuleTracker
 
 from subquad.measure.opened import opened
+from subquad.torch_internals import FLASH, FLASH_BACKWARD
 
 aten = torch.ops.aten
 
@@ -69,6 +70,6 @@ _UNKNOWN_TO_TORCH = {
     aten.dot: _vectors,
     aten.baddbmm_: _added_product,
     # for code that asks for the fused kernel by name, from which nobody can turn it away
-    aten._scaled_dot_product_flash_attention_for_cpu: _fused,
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: _fused_backward,
+    FLASH: _fused,
+    FLASH_BACKWARD: _fused_backward,
 }

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from subquad.measure.opened import opened
+from subquad.torch_internals import TorchDispatchMode, storage_id, tree_iter
 
 MB = 1e6
 _STATUS = Path("/proc/self/status")
@@ -148,7 +147,7 @@ class _Ledger(TorchDispatchMode):
         return out
 
     def _enter(self, storage: torch.UntypedStorage, *, new: bool) -> None:
-        identity, size = storage._cdata, storage.nbytes()
+        identity, size = storage_id(storage), storage.nbytes()
         if identity not in self.entered:
             self.entered[identity] = 0
             self.exempt[identity] = 0 if new else size

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch._library.custom_ops import OPDEFS
-from torch.utils._python_dispatch import TorchDispatchMode
+from subquad.torch_internals import TorchDispatchMode, op_body_of
 
 
 @contextmanager
@@ -29,8 +28,8 @@ def opened() -> Iterator[None]:
 
 class _Bodies(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        defined = OPDEFS.get(func._schema.name)
-        if defined is None:
+        body = op_body_of(func)
+        if body is None:
             return func(*args, **(kwargs or {}))
         with self:
-            return defined._init_fn(*args, **(kwargs or {}))
+            return body(*args, **(kwargs or {}))

@@ -15,6 +15,7 @@ from subquad.ops.operator import call, differentiable_once
 from subquad.ops.precision import wide, widened
 from subquad.patterns.grammar import read_again
 from subquad.patterns.layout import layout
+from subquad.torch_internals import op_body
 
 INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? n, str pattern"
 
@@ -37,7 +38,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, n: Tensor | None, pattern: str) -> 
     band, tilings = layout(read_again(pattern), q.shape[2], n, q.device)
     if band is not None and not tilings:
         return window.attended(q, k, v, n, *band)
-    out, lse = tiles.forward._init_fn(*wide(q, k, v), *tiles.apart(tilings), n, *(band or (None, None)))
+    out, lse = op_body(tiles.forward)(*wide(q, k, v), *tiles.apart(tilings), n, *(band or (None, None)))
     return out.to(v.dtype), lse
 
 
@@ -53,7 +54,7 @@ def backward(
     if band is not None and not tilings:
         return window.pulled_back(grad, torch.zeros_like(lse), out, lse, q, k, v, n, *band)
     grad, out, wide_q, wide_k, wide_v = wide(grad, out, q, k, v)
-    found = tiles.backward._init_fn(
+    found = op_body(tiles.backward)(
         grad, out, lse, wide_q, wide_k, wide_v, *tiles.apart(tilings), n, *(band or (None, None))
     )
     dq, dk, dv = (x.to(v.dtype) for x in found)

@@ -11,11 +11,11 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 
 from subquad.mechanism import Mechanism
 from subquad.testing.cases import Inputs, assert_close, each_form, forms, make, random_inputs
+from subquad.torch_internals import FakeTensorMode
 
 SHORT = 11  # tokens: enough for two segments, windows and buckets of those that suit tests
 STEP = 1e-5  # of differences, whose error is about its square
