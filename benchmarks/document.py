@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from benchmarks import verdicts
 from benchmarks.targets import GATE, HEADS, WIDTH
-from benchmarks.verdicts import OfFloor, Ratio, Results, Verdict
+from benchmarks.verdicts import OfRoofline, Ratio, Results, Verdict
 
 SIGNS = {"met": "met", "short": "**short**", "missed": "**MISSED**", "not run": "not run"}
 
@@ -34,7 +34,7 @@ the identity. The peers' versions stand below; `pip install "subquad[peers]"` br
 A ratio is the rival's time over ours. "Short" is below the target, "MISSED" below {GATE:.0%} of it, where
 the command ends with status 1.
 
-The floor of a row is what its formula has to multiply, exponentiate, read and write, divided by the rates
+The roofline of a row is what its formula has to multiply, exponentiate, read and write, divided by the rates
 that this machine reaches in the same minute: PyTorch's own products of large matrices, exponentials in
 cache, and copies beyond it. It counts nothing that a chunked form does besides. That of a training step is
 measured: the same encoder, whose layers give the values back instead of attending to them.
@@ -61,8 +61,8 @@ LIMITS = """
 ## What falls short, and why
 
 The targets come from a study on a machine with AVX2, of products alone where a mechanism has more to do. The
-floor's table shows, in its last column, what ratio to the fused softmax the machine itself allows. It counts
-the formula's own work; the rest of the time goes here:
+table of rooflines shows, in its last column, what ratio to the fused softmax the machine itself allows. It
+counts the formula's own work; the rest of the time goes here:
 
 - **FAVOR+ with 256 features** runs its products at the machine's peak and its exponentials beside them; the
   causal form's triangles are a third more products. Short sequences pay for the features' matrix, brought
@@ -78,7 +78,7 @@ the formula's own work; the rest of the time goes here:
   and its weights within 16 tokens are products by channel, which no matrix product can make. In the PyTorch
   tier each of these is an operator that reads and writes memory, and together they take longer than the
   products.
-- **Windows, backward**: five products and the weights once more for each block. At the floor itself the
+- **Windows, backward**: five products and the weights once more for each block. At the roofline itself the
   target of forward and backward in kernels would be met just so; products at the machine's peak take most
   of ours.
 - **Windows and patterns in the PyTorch tier**: a block of queries computes the keys of all of them, a
@@ -92,7 +92,7 @@ the formula's own work; the rest of the time goes here:
 - **Linformer's memory**: from outputs of 16 MB on heads are computed one after the other, which is faster,
   and the one at hand takes its own beside them. Of the two heads measured here that is half as much again.
 - **A training step** of the encoder is mostly its projections and feed-forward layers, which all rows
-  share: the floor's table says how much of our step these take, and what ratio there would be if attention
+  share: the roofline's table says how much of our step these take, and what ratio there would be if attention
   took no time at all.
 - **Single steps of decoding** are mostly Python: checking inputs, filling in the kernel's call and making
   three tensors takes several times what the kernel takes.
@@ -107,11 +107,12 @@ def report(results: Results) -> str:
     """The tables."""
     found, claimed = verdicts.verdicts(results), verdicts.claims(results)
     parts = [told(results), targets(found)]
-    of_floor = list(verdicts.floors(results))
-    if of_floor:
-        head = ("work", "tokens", "tier", "of the floor", "target", "", "fused softmax over the floor")
+    of_roofline = list(verdicts.rooflines(results))
+    if of_roofline:
+        head = ("work", "tokens", "tier", "of the roofline", "target", "", "fused softmax over the roofline")
         parts.append(
-            "## Of the floor, one thread\n\n" + table(head, map(floor_line, of_floor), numbers=(1, 3, 4, 6))
+            "## Of the roofline, one thread\n\n"
+            + table(head, map(roofline_line, of_roofline), numbers=(1, 3, 4, 6))
         )
     if claimed:
         head = ("claim", "claimed", "found", "")
@@ -120,7 +121,7 @@ def report(results: Results) -> str:
     return "\n".join(parts)
 
 
-def floor_line(found: OfFloor) -> tuple[str, ...]:
+def roofline_line(found: OfRoofline) -> tuple[str, ...]:
     limit = "" if found.limit is None else f"{found.limit:.3g}×"
     asked = ("", "") if found.aim is None else (f"{found.aim:.0%}", sign(found.part >= found.aim))
     return found.row.title, f"{found.length:,}", found.tier, f"{found.part:.0%}", *asked, limit

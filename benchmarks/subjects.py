@@ -22,7 +22,7 @@ from subquad.registry import build
 
 SWITCH = "SUBQUAD_NATIVE"
 ENCODER = {"dim": 256, "depth": 4, "heads": 4}
-UNATTENDED = "no attention"  # the rest of an encoder, which is the floor of a training step
+UNATTENDED = "no attention"  # the rest of an encoder, which is the roofline of a training step
 PREFIX = 256  # tokens before the step that is timed
 Call = Callable[[], object]
 

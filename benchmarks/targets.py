@@ -45,7 +45,7 @@ class Row:
     deed: Deed = "forward"
     dtype: str = "float32"
     targets: tuple[Target, ...]
-    floor: Mapping[Tier, float | None] = field(default_factory=dict)  # part of it to be reached, if asked
+    roofline: Mapping[Tier, float | None] = field(default_factory=dict)  # part of it to be reached, if asked
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -84,7 +84,7 @@ def training(name: str, **settings: Any) -> Row:
         name=f"training-{name}",
         title=f"training step of an encoder, 4 layers, 256 wide, {name}",
         deed="training step",
-        floor={"kernel": None},
+        roofline={"kernel": None},
         **settings,
     )
 
@@ -109,7 +109,7 @@ ROWS: tuple[Row, ...] = (
             *against(PERFORMER, "torch", {4096: 3.5}),
             *against(COMPILED, "kernel", {4096: 2.3}),
         ),
-        floor={"kernel": 0.9, "torch": 0.55},
+        roofline={"kernel": 0.9, "torch": 0.55},
     ),
     Row(
         name="favor-training",
@@ -123,7 +123,7 @@ ROWS: tuple[Row, ...] = (
             *against(PERFORMER, "kernel", {4096: 5}, figure="memory"),
             *against(COMPILED, "kernel", {4096: 2}),
         ),
-        floor={"kernel": 0.65},
+        roofline={"kernel": 0.65},
     ),
     Row(
         name="favor-causal",
@@ -136,7 +136,7 @@ ROWS: tuple[Row, ...] = (
             *against(EXTENDED, "kernel", {4096: 5.8}),
             *against(PERFORMER, "kernel", {2048: 40}),
         ),
-        floor={"kernel": 0.85},
+        roofline={"kernel": 0.85},
     ),
     Row(
         name="linear-causal",
@@ -149,7 +149,7 @@ ROWS: tuple[Row, ...] = (
             *against(FAST, "kernel", {4096: 5}),
             *against("fla linear", "kernel", {4096: 8}),
         ),
-        floor={"kernel": 0.7},
+        roofline={"kernel": 0.7},
     ),
     Row(
         name="linear-causal-training",
@@ -162,7 +162,7 @@ ROWS: tuple[Row, ...] = (
             *against(FAST, "kernel", {4096: 5}),
             *against(FAST, "kernel", {4096: 2}, figure="memory"),
         ),
-        floor={"kernel": 0.6},
+        roofline={"kernel": 0.6},
     ),
     Row(
         name="retention",
@@ -175,7 +175,7 @@ ROWS: tuple[Row, ...] = (
             *against("fla retention", "torch", {4096: 1.9}),
             *against("fla retention", "kernel", {4096: 4}),
         ),
-        floor={"kernel": 0.6},
+        roofline={"kernel": 0.6},
     ),
     Row(
         name="gated-linear",
@@ -188,7 +188,7 @@ ROWS: tuple[Row, ...] = (
             *against("fla gated", "torch", {4096: 1.9}),
             *against("fla gated", "kernel", {4096: 4}),
         ),
-        floor={"kernel": 0.6},
+        roofline={"kernel": 0.6},
     ),
     Row(
         name="delta",
@@ -200,7 +200,7 @@ ROWS: tuple[Row, ...] = (
             *against(FUSED, "kernel", {4096: 10}),
             *against("fla delta", "kernel", {4096: 3}),
         ),
-        floor={"kernel": 0.5},
+        roofline={"kernel": 0.5},
     ),
     Row(
         name="window",
@@ -214,7 +214,7 @@ ROWS: tuple[Row, ...] = (
             *against(LOCAL, "kernel", {4096: 7}),
             *against(FLEX, "kernel", {4096: 2}),
         ),
-        floor={"kernel": 0.78},
+        roofline={"kernel": 0.78},
     ),
     Row(
         name="window-training",
@@ -229,7 +229,7 @@ ROWS: tuple[Row, ...] = (
             *against(LOCAL, "torch", {2048: 3.9}),
             *against(LOCAL, "kernel", {2048: 7}),
         ),
-        floor={"torch": 0.5, "kernel": 0.75},
+        roofline={"torch": 0.5, "kernel": 0.75},
     ),
     *(
         Row(
@@ -243,7 +243,7 @@ ROWS: tuple[Row, ...] = (
                 *against(FUSED, "torch", {4096: None}),
                 *(against(FLEX, "torch", {4096: 1.5}) if deed == "forward" else ()),
             ),
-            floor={"kernel": 0.5, "torch": 0.5},
+            roofline={"kernel": 0.5, "torch": 0.5},
         )
         for name, title, attention, options in (
             ("window-global", "window 128 + 16 global", "pattern", GLOBAL_WINDOW),
@@ -260,7 +260,7 @@ ROWS: tuple[Row, ...] = (
             *against(FUSED, "kernel", {4096: 8, 16384: 25}),
             *against("linformer", "kernel", {4096: 2, 16384: 2}),
         ),
-        floor={"kernel": 0.75},
+        roofline={"kernel": 0.75},
     ),
     Row(
         name="nystrom",
@@ -271,7 +271,7 @@ ROWS: tuple[Row, ...] = (
             *against(FUSED, "kernel", {4096: 15, 16384: 60}),
             *against("nystrom-attention", "kernel", {4096: 1.15, 16384: 2.3}),
         ),
-        floor={"kernel": 0.6},
+        roofline={"kernel": 0.6},
     ),
     Row(
         name="reformer",

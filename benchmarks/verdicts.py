@@ -117,10 +117,10 @@ def of_memory(row: Row, target: Target, results: Results) -> Verdict:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OfFloor:
+class OfRoofline:
     """How much of the machine's rates a tier reaches, at the longest length that was run, on one thread.
 
-    `limit`: the ratio to the fused softmax of whoever were at the floor.
+    `limit`: the ratio to the fused softmax of whoever were at the roofline.
     """
 
     row: Row
@@ -131,22 +131,22 @@ class OfFloor:
     limit: float | None
 
 
-def floors(results: Results) -> Iterator[OfFloor]:
+def rooflines(results: Results) -> Iterator[OfRoofline]:
     for row in ROWS:
         by_length = results["rows"].get(row.name, {}).get("1", {})
         cells = {int(length): cell for length, cell in by_length.items() if length.isdecimal()}
-        for tier, least in row.floor.items():
-            reached = {n: cell for n, cell in cells.items() if cell["floor_ms"] and tier in cell["ms"]}
+        for tier, least in row.roofline.items():
+            reached = {n: cell for n, cell in cells.items() if cell["roofline_ms"] and tier in cell["ms"]}
             if reached:
                 length, cell = max(reached.items())
-                floor, fused = cell["floor_ms"], cell["ms"].get(FUSED)
-                yield OfFloor(
+                roofline, fused = cell["roofline_ms"], cell["ms"].get(FUSED)
+                yield OfRoofline(
                     row=row,
                     tier=tier,
                     length=length,
-                    part=floor / cell["ms"][tier]["median"],
+                    part=roofline / cell["ms"][tier]["median"],
                     aim=least,
-                    limit=fused["median"] / floor if fused else None,
+                    limit=fused["median"] / roofline if fused else None,
                 )
 
 

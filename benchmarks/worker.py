@@ -78,25 +78,25 @@ def enter(chosen: Any, length: int, *, compiled: bool) -> tuple[dict[str, Any], 
 def measured(
     chosen: Any, length: int, ready: dict[str, Any], missing: dict[str, str], times: Callable[..., Any]
 ) -> dict[str, Any]:
-    """Times at one length, and the floor of the machine beside them."""
+    """Times at one length, and the roofline of the machine beside them."""
     import torch
 
-    from benchmarks import floors, subjects
+    from benchmarks import rooflines, subjects
     from subquad.measure.roofline import rates
 
     clock = "cpu" if torch.get_num_threads() == 1 else "wall"
     timings = times(ready, clock=clock)
     ours = subjects.mechanism(chosen, length)
     reached = rates(seconds=0.5, clock=clock)
-    floor = 1e3 * reached.floor(work) if (work := floors.work(chosen, ours, length)) else None
+    roofline = 1e3 * reached.seconds(work) if (work := rooflines.work(chosen, ours, length)) else None
     if subjects.UNATTENDED in timings:
-        floor = timings[subjects.UNATTENDED].median
+        roofline = timings[subjects.UNATTENDED].median
     return {
         "ms": {name: asdict(timing) for name, timing in timings.items()},
         "missing": missing,
-        "floor_ms": floor,
+        "roofline_ms": roofline,
         "rates": asdict(reached),
-        "seen": floors.density(ours, length) if needs_density(chosen) else None,
+        "seen": rooflines.density(ours, length) if needs_density(chosen) else None,
     }
 
 

@@ -204,10 +204,10 @@ def fit(asked: Mapping[str, Any], seed: int, setting: Mapping[str, Any], *, scor
     }
 
 
-def floor(name: str, seed: int, setting: Mapping[str, Any], *, score: float) -> Record:
+def baseline(name: str, seed: int, setting: Mapping[str, Any], *, score: float) -> Record:
     question = {key: setting[key] for key in ("task", "target", "schema", "data", "length", "threads")}
     return {
-        **_asked("floor", {**question, "floor": name, "seed": seed}),
+        **_asked("baseline", {**question, "baseline": name, "seed": seed}),
         "status": "ok",
         "reason": "",
         "result": {"test": {setting["metric"]: score}, "examples": examples(score, f"{name} {seed}")},
@@ -260,11 +260,11 @@ def bench(asked: Mapping[str, Any], length: int, setting: Mapping[str, Any]) -> 
         "result": {},
         "measured": {
             "forward_ms": timing(ours),
-            "baseline_forward_ms": timing(base),
+            "reference_forward_ms": timing(base),
             "forward_backward_ms": timing(3.3 * ours),
-            "baseline_forward_backward_ms": timing(3.1 * base),
+            "reference_forward_backward_ms": timing(3.1 * base),
             "peak_mb": memory,
-            "baseline_peak_mb": 0.6 + 2.2 * kilo,
+            "reference_peak_mb": 0.6 + 2.2 * kilo,
             "peak_method": "resident",
         },
         "data": {},
@@ -290,12 +290,12 @@ def sample(
     setting: Mapping[str, Any],
     *,
     quality: Mapping[str, float] | None = None,
-    floors: Mapping[str, float] | None = None,
+    baselines: Mapping[str, float] | None = None,
     noise: float = 0.003,
 ) -> list[Record]:
     """Records of a whole comparison. "dense" exhausts the memory; one seed of "reformer" diverges."""
-    floors = {"majority": 0.5, "boosting": 0.672} if floors is None else floors
-    records = [floor(name, 0, setting, score=score) for name, score in floors.items()]
+    baselines = {"majority": 0.5, "boosting": 0.672} if baselines is None else baselines
+    records = [baseline(name, 0, setting, score=score) for name, score in baselines.items()]
     for seed in range(setting["seeds"]):
         shared = random.Random(f"data order {seed}").gauss(0, noise)
         for asked in setting["rows"]:
@@ -320,7 +320,7 @@ def sample(
 def write(folder: Path, setting: Mapping[str, Any], records: Sequence[Record]) -> Path:
     """The folder of a comparison with these records."""
     store = Store(folder)
-    keys: dict[str, list[str]] = {"floor": [], "fit": [], "bench": []}
+    keys: dict[str, list[str]] = {"baseline": [], "fit": [], "bench": []}
     for record in records:
         keys[record["kind"]].append(record["key"])
         store.put(record)

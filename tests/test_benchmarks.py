@@ -13,7 +13,7 @@ from subquad.measure.peers import PEERS
 sys.path.insert(0, str(Path(__file__).parent.parent))  # `benchmarks` is no part of the package
 
 from benchmarks import __main__ as command
-from benchmarks import correctness, document, floors, subjects, suite, verdicts
+from benchmarks import correctness, document, rooflines, subjects, suite, verdicts
 from benchmarks.claims import Claim, from_where
 from benchmarks.targets import FUSED, ROWS, against
 
@@ -35,7 +35,7 @@ def timed(median, *, spread=1.0):
 
 def results(name="linear-causal", *, ours=1.0, theirs=12.0, length=2048, **cell):
     cell = {"ms": {"kernel": timed(ours), "torch": timed(ours), FUSED: timed(theirs)}, "missing": {}} | cell
-    cells = {str(length): {"floor_ms": 0.5, "seen": None} | cell}
+    cells = {str(length): {"roofline_ms": 0.5, "seen": None} | cell}
     machine = {"cpu": "a|b", "cores": 2, "memory_gb": 1, "os": "none", "python": "3"}
     return {
         "quick": True, "only": [], "machine": machine, "versions": {}, "backend": "", "commit": "",
@@ -116,7 +116,7 @@ def test_every_row_has_a_name_of_its_own_and_a_title_of_its_own():
 
 def test_the_page_tells_every_target_and_bars_break_no_table():
     page = document.page(results())
-    assert page.count("| causal linear m = 64, forward ") == 7  # six targets, and of the floor
+    assert page.count("| causal linear m = 64, forward ") == 7  # six targets, and of the roofline
     assert "12× (12–12)" in page
     assert "\\|" not in document.table(("a",), [("b",)])
     lines = document.table(("a", "b"), [("1|2", "3")]).splitlines()
@@ -156,9 +156,9 @@ def test_a_wrong_answer_is_not_timed(monkeypatch):
         correctness.require_right(row)
 
 
-def test_the_floor_of_features_counts_four_products_a_token():
+def test_the_roofline_of_features_counts_four_products_a_token():
     row = ROW["favor"]
-    work = floors.work(row, subjects.mechanism(row, SHORT), SHORT)
+    work = rooflines.work(row, subjects.mechanism(row, SHORT), SHORT)
     assert work is not None
     assert work.flops == 8 * (8 * SHORT * 64 * 256)
     assert work.exponentials == 8 * 2 * SHORT * 256
@@ -166,7 +166,7 @@ def test_the_floor_of_features_counts_four_products_a_token():
 
 def test_the_density_of_a_window_counts_its_keys():
     row = replace(ROW["window"], options={"width": 3})
-    assert floors.density(subjects.mechanism(row, 8), 8) == pytest.approx((4 * 8 - 6) / 64)
+    assert rooflines.density(subjects.mechanism(row, 8), 8) == pytest.approx((4 * 8 - 6) / 64)
 
 
 def test_the_command_reads_what_it_kept_and_fails_on_a_missed_gate(tmp_path, capsys):

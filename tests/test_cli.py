@@ -255,7 +255,7 @@ def test_compare_ends_with_rows_an_answer_models_and_a_page(compared):
 @pytest.mark.slow
 def test_the_same_comparison_again_does_nothing_and_tells_the_same(compared):
     asked, folder, _ = compared
-    runs = 3 + 5  # a fit, two floors, and five lengths of the bench
+    runs = 3 + 5  # a fit, two baselines, and five lengths of the bench
     assert len(list((folder / "records").iterdir())) == runs
     again = subquad(*asked)
     assert again.returncode == 0

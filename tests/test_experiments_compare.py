@@ -23,7 +23,7 @@ def asked(tmp_path):
     )
 
 
-def test_every_row_is_fitted_once_a_seed_and_floors_stand_beside(asked):
+def test_every_row_is_fitted_once_a_seed_and_baselines_stand_beside(asked):
     planned = plan(replace(asked, seeds=2))
     assert [(fit.seed, fit.attention) for fit in planned.fits] == [
         (0, "linear"),
@@ -31,7 +31,7 @@ def test_every_row_is_fitted_once_a_seed_and_floors_stand_beside(asked):
         (1, "linear"),
         (1, "infinity"),
     ]
-    assert [(floor.floor, floor.seed) for floor in planned.floors] == [
+    assert [(baseline.baseline, baseline.seed) for baseline in planned.baselines] == [
         ("majority", 0),
         ("boosting", 0),
         ("boosting", 1),

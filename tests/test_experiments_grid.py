@@ -17,7 +17,7 @@ from own_sample import write
 from subquad.experiments import grid
 from subquad.experiments.grid import Watch, execute
 from subquad.experiments.run import failure
-from subquad.experiments.spec import Bench, Floor
+from subquad.experiments.spec import Baseline, Bench
 from subquad.records import Store
 
 BENCH = Bench(
@@ -37,7 +37,7 @@ BENCH = Bench(
 linux = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="processes are waited for as Linux does it")
 
 TIMING = {"median": 1.0, "low": 1.0, "high": 1.0, "repeats": 3}
-MEASURED = {"forward_ms": TIMING, "baseline_forward_ms": TIMING, "peak_mb": 1.0, "baseline_peak_mb": 1.0}
+MEASURED = {"forward_ms": TIMING, "reference_forward_ms": TIMING, "peak_mb": 1.0, "reference_peak_mb": 1.0}
 
 # stands for `subquad.experiments.run`: does what the attention's name says
 STAND_IN = """
@@ -339,12 +339,12 @@ def test_how_a_run_ended_is_read_from_what_it_raised(error, status):
     assert "\n" not in failure(error)["reason"]
 
 
-def test_where_data_lie_and_how_fast_a_floor_is_found_do_not_change_its_key(tmp_path):
-    floor = Floor(
-        task="own", target="a", schema="/here", data="d", length=5, floor="majority", seed=0, threads=1
+def test_where_data_lie_and_how_fast_a_baseline_is_found_do_not_change_its_key(tmp_path):
+    baseline = Baseline(
+        task="own", target="a", schema="/here", data="d", length=5, baseline="majority", seed=0, threads=1
     )
-    assert replace(floor, schema="/there", threads=2).key == floor.key
-    assert replace(floor, data="e").key != floor.key
+    assert replace(baseline, schema="/there", threads=2).key == baseline.key
+    assert replace(baseline, data="e").key != baseline.key
 
 
 # the real child process from here on

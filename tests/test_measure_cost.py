@@ -28,21 +28,21 @@ CELL = {
     "batch": 1,
     "seconds": 0,
 }
-TIMES = {"forward_ms", "baseline_forward_ms", "forward_backward_ms", "baseline_forward_backward_ms"}
-FLOORS = {"forward_floor_ms", "forward_backward_floor_ms"}
+TIMES = {"forward_ms", "reference_forward_ms", "forward_backward_ms", "reference_forward_backward_ms"}
+ROOFLINES = {"forward_roofline_ms", "forward_backward_roofline_ms"}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_cell_has_times_and_memory_of_both(dtype):
     measured = json.loads(json.dumps(cost(**CELL, dtype=dtype)))
-    assert set(measured) == TIMES | FLOORS | {"peak_mb", "baseline_peak_mb", "peak_method"}
+    assert set(measured) == TIMES | ROOFLINES | {"peak_mb", "reference_peak_mb", "peak_method"}
     for name in TIMES:
         assert measured[name].keys() == {"median", "low", "high", "repeats"}
         assert 0 < measured[name]["low"] <= measured[name]["median"] <= measured[name]["high"]
 
 
 def test_a_cell_without_backward_has_forward_times_only():
-    assert TIMES & set(cost(**CELL, backward=False)) == {"forward_ms", "baseline_forward_ms"}
+    assert TIMES & set(cost(**CELL, backward=False)) == {"forward_ms", "reference_forward_ms"}
 
 
 def test_work_beyond_what_is_counted_goes_on_as_the_mechanism_claims(monkeypatch):

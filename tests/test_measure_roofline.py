@@ -6,12 +6,12 @@ from subquad.measure.roofline import Rates, Work, best, rates
 SLOW = Rates(flops=100, bytes=10, exponentials=5, threads=1)
 
 
-def test_a_floor_adds_products_and_exponentials():
-    assert SLOW.floor(Work(flops=200, bytes=0, exponentials=10)) == 4
+def test_a_roofline_adds_products_and_exponentials():
+    assert SLOW.seconds(Work(flops=200, bytes=0, exponentials=10)) == 4
 
 
-def test_a_floor_is_the_longer_of_computing_and_moving():
-    assert SLOW.floor(Work(flops=200, bytes=100)) == 10
+def test_a_roofline_is_the_longer_of_computing_and_moving():
+    assert SLOW.seconds(Work(flops=200, bytes=100)) == 10
 
 
 def test_measured_rates_are_those_of_a_computer():
@@ -29,7 +29,7 @@ def test_the_best_call_is_not_the_mean():
 
 
 @pytest.mark.parametrize("more", [1, 3])
-def test_a_floor_grows_with_the_work(more):
+def test_a_roofline_grows_with_the_work(more):
     work = Work(flops=1, bytes=1, exponentials=1)
     scaled = Work(flops=more, bytes=more, exponentials=more)
-    assert SLOW.floor(scaled) == pytest.approx(more * SLOW.floor(work))
+    assert SLOW.seconds(scaled) == pytest.approx(more * SLOW.seconds(work))

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from subquad.ops import window
-from subquad.ops.operator import call
+from subquad.ops.operator import call_op
 
 
 class Seen(TorchDispatchMode):
@@ -49,7 +49,7 @@ def test_a_mode_sees_the_operator_as_one():
 @pytest.mark.filterwarnings("ignore")  # tracing is deprecated, and says so
 def test_a_trace_holds_the_operator():
     def attended(x: torch.Tensor) -> torch.Tensor:
-        return call(window.forward, x, x, x, None, 3, 1)[0]
+        return call_op(window.forward, x, x, x, None, 3, 1)[0]
 
     with torch.no_grad():
         traced: Any = torch.jit.trace(attended, torch.randn(1, 2, 9, 4))

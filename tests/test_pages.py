@@ -5,12 +5,12 @@ import weakref
 import pytest
 import torch
 
-from subquad.ops.pages import LARGE, fresh, joined
+from subquad.ops.allocation import LARGE, concat_into, empty_result
 
 
 @pytest.mark.parametrize("numbers", [0, 5, LARGE // 4 + 3])
 def test_fresh_memory_can_be_written_to_its_ends(numbers):
-    x = fresh(torch.empty(2, 3, dtype=torch.float64), numbers, dtype=torch.float32)
+    x = empty_result(torch.empty(2, 3, dtype=torch.float64), numbers, dtype=torch.float32)
     x.copy_(torch.arange(numbers))
     assert x.is_contiguous()
     assert x[-1:].tolist() == [numbers - 1][:numbers]
@@ -28,4 +28,4 @@ def test_a_part_is_let_go_before_the_next_is_made():
             del part
 
     with torch.no_grad():
-        assert torch.equal(joined(parts(), torch.empty(0), 2, 3, dim=1), torch.arange(3.0).expand(2, -1))
+        assert torch.equal(concat_into(parts(), torch.empty(0), 2, 3, dim=1), torch.arange(3.0).expand(2, -1))

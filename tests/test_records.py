@@ -45,7 +45,7 @@ def test_a_key_depends_on_what_is_asked_and_not_on_its_order():
 
 
 SETTING = made_up.comparison(made_up.ROWS[:1], seeds=1)
-RECORD = made_up.floor("majority", 0, SETTING, score=0.1 + 0.2)
+RECORD = made_up.baseline("majority", 0, SETTING, score=0.1 + 0.2)
 
 
 def test_a_record_comes_back_by_its_key(store):
@@ -95,7 +95,7 @@ def test_a_record_of_another_metric_or_kind_than_the_comparison_is_damaged(store
     with pytest.raises(Damaged, match="has no 'mae', by which the comparison judges"):
         store.runs({**comparison, "metric": "mae"})
     with pytest.raises(Damaged, match="the comparison has no such run"):
-        store.runs({**comparison, "keys": {"fit": [RECORD["key"]], "floor": [], "bench": []}})
+        store.runs({**comparison, "keys": {"fit": [RECORD["key"]], "baseline": [], "bench": []}})
 
 
 def store_with_one_record(store):
@@ -105,7 +105,7 @@ def store_with_one_record(store):
 
 def test_a_comparison_is_found_by_its_key_after_another_has_become_the_latest(store):
     first = store_with_one_record(store)
-    second = {**first, "keys": {**first["keys"], "floor": []}}
+    second = {**first, "keys": {**first["keys"], "baseline": []}}
     store.put_comparison(second)
     assert store.get_comparison() == store.get_comparison(comparison_key(second)) == second
     assert store.get_comparison(comparison_key(first)) == first

@@ -76,24 +76,24 @@ def test_costs_that_were_not_measured_are_left_out_of_the_reasons() -> None:
     assert not re.search("as fast|its time|its memory|fused", reasons)
 
 
-def test_under_the_floor_none_is_taken() -> None:
-    found = sampled(floors={"majority": 0.5, "boosting": 0.8})
-    assert (found.verdict, found.label) == ("floor", None)
-    assert "no mechanism clears the floor. Gradient boosting reaches AUC 0.800" in found.sentence
+def test_under_the_baseline_none_is_taken() -> None:
+    found = sampled(baselines={"majority": 0.5, "boosting": 0.8})
+    assert (found.verdict, found.label) == ("baseline", None)
+    assert "no mechanism clears the baseline. Gradient boosting reaches AUC 0.800" in found.sentence
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
-def test_beside_the_floor_by_less_than_can_be_told_there_is_no_answer(seeds: int) -> None:
-    found = sampled(made_up.comparison(made_up.ROWS[:2], seeds=seeds), floors={"boosting": 0.705})
+def test_beside_the_baseline_by_less_than_can_be_told_there_is_no_answer(seeds: int) -> None:
+    found = sampled(made_up.comparison(made_up.ROWS[:2], seeds=seeds), baselines={"boosting": 0.705})
     assert (found.verdict, found.label) == ("open", None)
-    assert "cannot be told whether any mechanism clears the floor" in found.sentence
+    assert "cannot be told whether any mechanism clears the baseline" in found.sentence
     assert "988" in found.sentence
     assert "differences above about 0.0" in found.sentence
 
 
-def test_one_seed_under_the_floor_for_certain_says_that_other_seeds_may_do_better() -> None:
-    found = sampled(made_up.comparison(seeds=1), floors={"boosting": 0.8})
-    assert found.verdict == "floor"
+def test_one_seed_under_the_baseline_for_certain_says_that_other_seeds_may_do_better() -> None:
+    found = sampled(made_up.comparison(seeds=1), baselines={"boosting": 0.8})
+    assert found.verdict == "baseline"
     assert "the test set of 988 examples tells them apart" in found.sentence
     assert any("nothing of other seeds" in reason for reason in found.reasons)
 
@@ -145,8 +145,8 @@ def test_a_mechanism_that_failed_once_is_not_taken_over_one_that_never_did() -> 
     assert "better than reformer" not in found.sentence
 
 
-def test_without_floors_the_answer_says_that_scores_may_mean_nothing() -> None:
-    assert any("no floor to compare with" in reason for reason in sampled(floors={}).reasons)
+def test_without_baselines_the_answer_says_that_scores_may_mean_nothing() -> None:
+    assert any("no baseline to compare with" in reason for reason in sampled(baselines={}).reasons)
 
 
 def test_without_any_result_there_is_no_answer() -> None:
@@ -180,11 +180,11 @@ def test_where_lower_is_better_better_still_means_better() -> None:
     found = sampled(
         made_up.comparison(made_up.ROWS[:2], metric="mae"),
         quality={"softmax": 12.0, "linear": 11.0},
-        floors={"majority": 20.0, "boosting": 15.0},
+        baselines={"majority": 20.0, "boosting": 15.0},
     )
     assert found.label == "linear"
     assert any(
-        "is better than the best floor, gradient boosting with mean absolute error 15.00" in reason
+        "is better than the best baseline, gradient boosting with mean absolute error 15.00" in reason
         for reason in found.reasons
     )
 

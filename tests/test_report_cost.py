@@ -1,7 +1,7 @@
 import pytest
 import report_samples as made_up
 
-from subquad.report.cost import Curve, baselines, curves, part
+from subquad.report.cost import Curve, curves, part, references
 
 SETTING = made_up.comparison()
 
@@ -79,8 +79,8 @@ def test_causal_and_bidirectional_mechanisms_have_baselines_of_their_own() -> No
     records = made_up.sample(SETTING)
     for record in records:
         if record["kind"] == "bench" and record["status"] == "ok":
-            record["measured"]["baseline_peak_mb"] = 1.0 if record["spec"]["causal"] else 2.0
-    lines = baselines(curves(SETTING, records), "peak_mb")
+            record["measured"]["reference_peak_mb"] = 1.0 if record["spec"]["causal"] else 2.0
+    lines = references(curves(SETTING, records), "peak_mb")
     assert lines == {
         "bidirectional": [(length, 2.0) for length in made_up.LENGTHS],
         "causal": [(length, 1.0) for length in made_up.LENGTHS],
@@ -91,16 +91,16 @@ def test_without_cells_there_is_no_curve() -> None:
     assert curves(SETTING, []) == []
 
 
-def test_a_floor_is_told_as_a_part_and_older_records_have_none() -> None:
+def test_a_roofline_is_told_as_a_part_and_older_records_have_none() -> None:
     records = made_up.sample(SETTING)
-    assert not any(curve.floors("forward_ms") for curve in curves(SETTING, records))
+    assert not any(curve.rooflines("forward_ms") for curve in curves(SETTING, records))
     for record in records:
         if record["kind"] == "bench" and record["status"] == "ok":
-            record["measured"]["forward_floor_ms"] = record["measured"]["forward_ms"]["median"] / 4
+            record["measured"]["forward_roofline_ms"] = record["measured"]["forward_ms"]["median"] / 4
             record["measured"]["peers"] = {"theirs": {"forward_ms": {"median": 7.0}}}
     curve = curves(SETTING, records)[0]
-    assert len(curve.floors("forward_ms")) == len(curve.cells)
-    assert not curve.floors("peak_mb")
+    assert len(curve.rooflines("forward_ms")) == len(curve.cells)
+    assert not curve.rooflines("peak_mb")
     assert part(curve.cells[0], "forward_ms") == pytest.approx(0.25)
     assert part(curve.cells[0], "peak_mb") is None
     assert curve.cells[0].peers == {"theirs": {"forward_ms": 7.0}}

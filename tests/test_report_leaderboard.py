@@ -7,7 +7,7 @@ import pytest
 import report_samples as made_up
 
 from subquad.records import Record
-from subquad.report.leaderboard import Row, leaderboard, near_floors
+from subquad.report.leaderboard import Row, leaderboard, near_baselines
 from subquad.report.scores import independent
 
 
@@ -23,7 +23,7 @@ def elsewhere(record: Record) -> Record:
     return {**record, "machine": {**made_up.MACHINE, "fingerprint": "another"}}
 
 
-def test_rows_come_best_first_with_floors_among_them_and_failures_last() -> None:
+def test_rows_come_best_first_with_baselines_among_them_and_failures_last() -> None:
     labels = list(rows())
     assert labels.index("linear") < labels.index("gradient boosting") < labels.index("reformer:hashes=4")
     assert labels[-1] == "dense"
@@ -31,31 +31,33 @@ def test_rows_come_best_first_with_floors_among_them_and_failures_last() -> None
 
 def test_where_lower_is_better_the_lowest_comes_first() -> None:
     setting = made_up.comparison(made_up.ROWS[:2], metric="mae")
-    found = rows(setting, quality={"softmax": 2.0, "linear": 1.0}, floors={"majority": 4.0, "boosting": 3.0})
+    found = rows(
+        setting, quality={"softmax": 2.0, "linear": 1.0}, baselines={"majority": 4.0, "boosting": 3.0}
+    )
     assert list(found) == ["linear", "softmax", "gradient boosting", "majority"]
-    assert found["linear"].over_floor == pytest.approx(2.0, abs=0.1)
-    assert found["linear"].beside_floor == "above"
+    assert found["linear"].over_baseline == pytest.approx(2.0, abs=0.1)
+    assert found["linear"].beside_baseline == "above"
     assert found["linear"].stuck == 0
 
 
-def test_a_row_stands_above_or_below_the_floor_only_where_that_can_be_told() -> None:
+def test_a_row_stands_above_or_below_the_baseline_only_where_that_can_be_told() -> None:
     found = rows()["infinity"]
-    assert found.over_floor is not None
-    assert found.over_floor > 0
-    assert found.beside_floor == "not told apart"
+    assert found.over_baseline is not None
+    assert found.over_baseline > 0
+    assert found.beside_baseline == "not told apart"
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
-def test_the_same_examples_tell_a_row_from_the_floor(seeds: int) -> None:
+def test_the_same_examples_tell_a_row_from_the_baseline(seeds: int) -> None:
     setting = made_up.comparison(made_up.ROWS[:2], seeds=seeds)
-    assert rows(setting)["linear"].beside_floor == "above"
-    assert rows(setting, floors={"boosting": 0.9})["linear"].beside_floor == "below"
+    assert rows(setting)["linear"].beside_baseline == "above"
+    assert rows(setting, baselines={"boosting": 0.9})["linear"].beside_baseline == "below"
 
 
-def test_without_examples_one_seed_tells_nothing_from_the_floor() -> None:
+def test_without_examples_one_seed_tells_nothing_from_the_baseline() -> None:
     setting = made_up.comparison(made_up.ROWS[:2], seeds=1)
     found = leaderboard(setting, made_up.older(made_up.sample(setting)))
-    assert {row.beside_floor for row in found if row.kind == "mechanism"} == {"not told apart"}
+    assert {row.beside_baseline for row in found if row.kind == "mechanism"} == {"not told apart"}
     assert not any(row.against for row in found)
 
 
@@ -80,17 +82,17 @@ def test_a_perfect_score_rests_on_entities_and_on_those_of_the_rarest_class(
     assert independent({"metric": metric}) == math.inf
 
 
-def test_without_floors_nothing_is_said_of_them() -> None:
-    found = rows(floors={})["linear"]
-    assert (found.beside_floor, found.over_floor, found.stuck) == (None, None, None)
+def test_without_baselines_nothing_is_said_of_them() -> None:
+    found = rows(baselines={})["linear"]
+    assert (found.beside_baseline, found.over_baseline, found.stuck) == (None, None, None)
 
 
-def test_a_score_equal_to_the_floor_stands_under_it() -> None:
+def test_a_score_equal_to_the_baseline_stands_under_it() -> None:
     setting = made_up.comparison(made_up.ROWS[:1], seeds=1)
     record = made_up.fit(made_up.ROWS[0], 0, setting, score=0.5)
-    found = leaderboard(setting, [record, made_up.floor("majority", 0, setting, score=0.5)])
+    found = leaderboard(setting, [record, made_up.baseline("majority", 0, setting, score=0.5)])
     assert [row.label for row in found] == ["majority", "softmax"]
-    assert found[1].beside_floor == "not told apart"
+    assert found[1].beside_baseline == "not told apart"
 
 
 def test_runs_that_do_not_leave_the_majority_are_counted() -> None:
@@ -125,14 +127,14 @@ def test_parameters_over_a_tenth_beyond_softmax_are_marked() -> None:
     parameters = {label: row.parameters for label, row in found.items() if row.parameters}
     assert parameters["infinity"].marked
     assert not parameters["linear"].marked
-    assert parameters["softmax"].beyond_baseline == 0
+    assert parameters["softmax"].beyond_reference == 0
 
 
 def test_without_softmax_nothing_is_relative() -> None:
     found = rows(made_up.comparison(made_up.ROWS[1:3]))["linear"]
     assert found.ratios is None
     assert found.parameters is not None
-    assert found.parameters.beyond_baseline is None
+    assert found.parameters.beyond_reference is None
 
 
 def test_figures_of_two_machines_give_no_ratio() -> None:
@@ -160,7 +162,7 @@ def test_a_row_becomes_json_and_names_its_causal_form() -> None:
     assert written["score"]["interval"]["low"] < written["score"]["mean"]
 
 
-def test_a_floor_far_below_is_not_drawn() -> None:
-    assert [row.label for row in near_floors(list(rows().values()))] == ["gradient boosting"]
-    near = rows(floors={"majority": 0.66, "boosting": 0.672})
-    assert len(near_floors(list(near.values()))) == 2
+def test_a_baseline_far_below_is_not_drawn() -> None:
+    assert [row.label for row in near_baselines(list(rows().values()))] == ["gradient boosting"]
+    near = rows(baselines={"majority": 0.66, "boosting": 0.672})
+    assert len(near_baselines(list(near.values()))) == 2

@@ -160,15 +160,15 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
     assert held >= 0.93 * 400
 
 
-def test_only_a_floor_that_was_found_once_stands_beside_every_seed() -> None:
+def test_only_a_baseline_that_was_found_once_stands_beside_every_seed() -> None:
     chance = np.random.default_rng(7)
     row, once = scores(1 + chance.normal(size=(SEEDS, 100))), scores(chance.normal(size=(1, 100)))
-    found = compared({"row": row, "once": once}, {"floor": once})
-    assert found["row"]["floor"].seeds == SEEDS
-    assert found["row"]["floor"].told
+    found = compared({"row": row, "once": once}, {"baseline": once})
+    assert found["row"]["baseline"].seeds == SEEDS
+    assert found["row"]["baseline"].told
     assert (found["row"]["once"].seeds, found["row"]["once"].over) == (1, "examples")
     assert found["once"]["row"] == found["row"]["once"].reversed()
-    assert found["once"]["floor"].value == 0
+    assert found["once"]["baseline"].value == 0
 
 
 def test_rows_judged_on_other_examples_are_compared_by_seeds_alone() -> None:

@@ -73,8 +73,8 @@ def test_twelve_rows_stand_in_80_columns_with_nothing_cut_off():
     text = shown(terminal.quality(setting, leaderboard(setting, sample(setting))))
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
-    assert text.count("≈ floor") == 4
-    assert text.count("+14 % weights") == 2
+    assert text.count("≈") == 4
+    assert text.count("+14 %") == 2
     assert re.search(r"performer:features\w* .*\n *=128 ", text)
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tables import changed, events, owners, written
 
-from subquad.tasks import DataError, floors, own
+from subquad.tasks import DataError, baselines, own
 from subquad.tasks.columns import GREATEST
 from subquad.tasks.encoding import Encoding, moment
 from subquad.tasks.events import EventData
@@ -90,7 +90,7 @@ def test_numbers_within_the_bound_stay_finite_to_the_end(tmp_path_factory, amoun
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         oldest = float(np.ptp(data.histories.time))
-        trees = floors.features(data.histories, data.train, data.encoding.sizes, length=99, oldest=oldest)
+        trees = baselines.features(data.histories, data.train, data.encoding.sizes, length=99, oldest=oldest)
         assert not np.isinf(trees).any()
         outputs = np.array([[-1e3], [1e3]], np.float32)
         assert np.isfinite(data.target.score(np.zeros(2, np.float32), outputs))

@@ -22,7 +22,7 @@ from subquad.inputs import Layout, layout, require_inputs, require_state
 Queries = Float[Tensor, "b h t d"]
 Keys = Float[Tensor, "b h s d"]
 Values = Float[Tensor, "b h s e"]
-Mixed = Float[Tensor, "b h t e"]
+Outputs = Float[Tensor, "b h t e"]
 Valid = Bool[Tensor, "b s"]  # True at real tokens; padding may stand anywhere
 State = Any  # a NamedTuple of tensors, batch first; each mechanism that streams defines its own
 
@@ -113,16 +113,16 @@ class Mechanism(nn.Module, ABC):
         return dict.fromkeys(("q", "k", "v"), self.dims.head_dim)
 
     @abstractmethod
-    def definition(self, *inputs: Any, valid: Valid | None = None) -> Mixed:
+    def definition(self, *inputs: Any, valid: Valid | None = None) -> Outputs:
         """The paper's formula, term by term: slow, literal, and the oracle of the tests."""
 
     @abstractmethod
-    def forward(self, *inputs: Any, valid: Valid | None = None) -> Mixed:
+    def forward(self, *inputs: Any, valid: Valid | None = None) -> Outputs:
         """The same, fast, for a whole sequence."""
 
     def step(
         self, *inputs: Any, valid: Valid | None = None, state: State | None = None, **named: Any
-    ) -> tuple[Mixed, State]:
+    ) -> tuple[Outputs, State]:
         """The same, for the next chunk of a stream, of any length. `None` is the state before the first.
 
         Feeding chunks of any sizes gives what `forward` gives on the whole, gradients included;

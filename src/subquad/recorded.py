@@ -42,8 +42,8 @@ class FitAsked(Named):
     seed: Count
 
 
-class FloorAsked(TypedDict):
-    floor: str
+class BaselineAsked(TypedDict):
+    baseline: str
     seed: Count
 
 
@@ -71,12 +71,12 @@ def in_step(examples: Examples) -> Examples:
     return examples
 
 
-class FloorFound(TypedDict):
+class BaselineFound(TypedDict):
     test: Scores
     examples: NotRequired[Annotated[Examples, AfterValidator(in_step)]]
 
 
-class FitFound(FloorFound):
+class FitFound(BaselineFound):
     validation: Scores
     best_step: Count
     curve: list[Point]
@@ -109,19 +109,19 @@ class FitMeasured(TypedDict):
 
 class BenchMeasured(TypedDict):
     forward_ms: Timing
-    baseline_forward_ms: Timing
-    forward_floor_ms: NotRequired[Amount]
+    reference_forward_ms: Timing
+    forward_baseline_ms: NotRequired[Amount]
     forward_backward_ms: NotRequired[Timing]
-    baseline_forward_backward_ms: NotRequired[Timing]
-    forward_backward_floor_ms: NotRequired[Amount]
+    reference_forward_backward_ms: NotRequired[Timing]
+    forward_backward_baseline_ms: NotRequired[Amount]
     peak_mb: Amount
-    baseline_peak_mb: Amount
+    reference_peak_mb: Amount
     peers: NotRequired[dict[str, dict[str, Timing]]]
 
 
-def beside_baseline(measured: BenchMeasured) -> BenchMeasured:
-    if ("forward_backward_ms" in measured) != ("baseline_forward_backward_ms" in measured):
-        raise ValueError("forward_backward_ms and its baseline should stand together")
+def beside_reference(measured: BenchMeasured) -> BenchMeasured:
+    if ("forward_backward_ms" in measured) != ("reference_forward_backward_ms" in measured):
+        raise ValueError("forward_backward_ms and its reference should stand together")
     return measured
 
 
@@ -147,16 +147,16 @@ class FitRecord(Recorded):
     measured: FitMeasured
 
 
-class FloorRecord(Recorded):
-    spec: FloorAsked
-    result: FloorFound
+class BaselineRecord(Recorded):
+    spec: BaselineAsked
+    result: BaselineFound
     measured: dict[str, Any]
 
 
 class BenchRecord(Recorded):
     spec: BenchAsked
     result: dict[str, Any]
-    measured: Annotated[BenchMeasured, AfterValidator(beside_baseline)]
+    measured: Annotated[BenchMeasured, AfterValidator(beside_reference)]
 
 
 class Failed(Recorded):
@@ -168,8 +168,8 @@ class FailedFit(Failed):
     spec: FitAsked
 
 
-class FailedFloor(Failed):
-    spec: FloorAsked
+class FailedBaseline(Failed):
+    spec: BaselineAsked
 
 
 class FailedBench(Failed):
@@ -177,12 +177,12 @@ class FailedBench(Failed):
 
 
 class Header(TypedDict):
-    kind: Literal["fit", "floor", "bench"]
+    kind: Literal["fit", "baseline", "bench"]
     status: Status
 
 
-DONE = {"fit": FitRecord, "floor": FloorRecord, "bench": BenchRecord}
-FAILED = {"fit": FailedFit, "floor": FailedFloor, "bench": FailedBench}
+DONE = {"fit": FitRecord, "baseline": BaselineRecord, "bench": BenchRecord}
+FAILED = {"fit": FailedFit, "baseline": FailedBaseline, "bench": FailedBench}
 
 
 def check_record(record: Mapping[str, Any]) -> None:
@@ -197,7 +197,7 @@ class Row(Named):
 
 
 class Keys(TypedDict):
-    floor: list[Key]
+    baseline: list[Key]
     fit: list[Key]
     bench: list[Key]
 

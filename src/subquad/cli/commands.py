@@ -207,11 +207,11 @@ def bench(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Time and memory by length, beside torch's fused softmax: exponents, crossovers, parts of the floor.
+    """Time and memory by length, beside torch's fused softmax: exponents, crossovers, parts of the roofline.
 
     Each mechanism and length has a process of its own, in which both are timed in turns.
 
-    The floor is what the same products take at the highest rates that this machine reaches.
+    The roofline is what the same products take at the highest rates that this machine reaches.
     """
     asked = Benchmark(
         attention=tuple(attention),

@@ -1,6 +1,6 @@
 """The main job: mechanisms trained and measured side by side on one task.
 
-Everything that can be refused is refused before the first run. Then come the floors, the fits, and last
+Everything that can be refused is refused before the first run. Then come the baselines, the fits, and last
 the bench, whose cells run one at a time whatever `workers` says, since they are timed.
 """
 
@@ -17,28 +17,28 @@ from subquad.experiments.device import resolve
 from subquad.experiments.grid import Watch, execute
 from subquad.experiments.model import build
 from subquad.experiments.rows import rows
-from subquad.experiments.spec import AnySpec, Bench, Fit, Floor, Row
+from subquad.experiments.spec import AnySpec, Baseline, Bench, Fit, Row
 from subquad.mechanism import Dims
 from subquad.records import Record, Store
 from subquad.tasks.metrics import higher_is_better
 
 VALIDATIONS = 4  # in a fit
 WARMING_UP = 10  # one step in so many
-FLOORS = {"majority": False, "boosting": True}  # whether another seed makes another one
+BASELINES = {"majority": False, "boosting": True}  # whether another seed makes another one
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """A comparison resolved into runs, and what its folder keeps of it."""
 
-    floors: tuple[Floor, ...]
+    baselines: tuple[Baseline, ...]
     fits: tuple[Fit, ...]
     benches: tuple[Bench, ...]
     document: dict[str, Any]  # `recorded.Comparison`
 
     @property
     def specs(self) -> tuple[AnySpec, ...]:
-        return (*self.floors, *self.fits, *self.benches)
+        return (*self.baselines, *self.fits, *self.benches)
 
 
 def plan(asked: Comparison) -> Plan:
@@ -61,9 +61,9 @@ def plan(asked: Comparison) -> Plan:
     )
     for spec in fits[: len(chosen)]:
         build(spec, data)  # refuses what cannot be built, before anything runs
-    floors = tuple(
-        Floor(**question, floor=floor, seed=seed, threads=threads)
-        for floor, seeds in FLOORS.items()
+    baselines = tuple(
+        Baseline(**question, baseline=baseline, seed=seed, threads=threads)
+        for baseline, seeds in BASELINES.items()
         for seed in range(asked.seeds if seeds else 1)
     )
     lengths = asked.lengths or tuple(question["length"] * times for times in MULTIPLES)
@@ -87,12 +87,12 @@ def plan(asked: Comparison) -> Plan:
         "lengths": sorted({spec.length for spec in benches}),
         "threads": shared,
         "keys": {
-            "floor": [spec.key for spec in floors],
+            "baseline": [spec.key for spec in baselines],
             "fit": [spec.key for spec in fits],
             "bench": [spec.key for spec in benches],
         },
     }
-    return Plan(floors=floors, fits=fits, benches=benches, document=document)
+    return Plan(baselines=baselines, fits=fits, benches=benches, document=document)
 
 
 def fit(asked: Comparison, row: Row, question: Mapping[str, Any], *, seed: int, threads: int) -> Fit:
@@ -122,7 +122,7 @@ def fit(asked: Comparison, row: Row, question: Mapping[str, Any], *, seed: int, 
 def carry_out(planned: Plan, asked: Comparison, store: Store, *, watch: Watch) -> list[Record]:
     """Do what is missing of a plan; the records of all its runs."""
     store.put_comparison(planned.document)
-    training = (*planned.floors, *planned.fits)
+    training = (*planned.baselines, *planned.fits)
     trained = execute(training, store, watch=watch, workers=asked.workers, timeout=asked.timeout)
     benched = execute(planned.benches, store, watch=watch, timeout=min(asked.timeout, CELL))
     store.put_comparison(planned.document)  # another may have been started meanwhile

@@ -17,7 +17,7 @@ from subquad.experiments.spec import AnySpec, Bench, Fit
 from subquad.records import Record
 
 EVERY = 15.0  # seconds between two lines of a run where there is no terminal
-CALLED = {"fit": "fit", "floor": "floor", "bench": "bench cell"}  # a run of each kind
+CALLED = {"fit": "fit", "baseline": "baseline", "bench": "bench cell"}  # a run of each kind
 
 
 class Mark(NamedTuple):
@@ -143,7 +143,7 @@ class Live(Watch):
     def outlook(self) -> str:
         """How long what is left will take, as far as runs of its kind have been timed."""
         untimed: Counter[str] = Counter()
-        seconds = {"fit": 0.0, "floor": 0.0, "bench": 0.0}
+        seconds = {"fit": 0.0, "baseline": 0.0, "bench": 0.0}
         for spec in self.left.values():
             expected = self.expected(spec)
             if expected is None:
@@ -151,7 +151,7 @@ class Live(Watch):
             else:
                 elapsed = time.monotonic() - self.begun.get(spec.key, time.monotonic())
                 seconds[spec.kind] += max(0.0, expected - elapsed)
-        total = seconds["floor"] + seconds["bench"] + seconds["fit"] / max(1, len(self.bars))
+        total = seconds["baseline"] + seconds["bench"] + seconds["fit"] / max(1, len(self.bars))
         told = [f"about {spoken(total)} left"] if total or not untimed else []
         told += [
             f"{count} {CALLED[kind]}{'s' * (count > 1)} not timed yet" for kind, count in untimed.items()
@@ -176,7 +176,7 @@ def longer(spec: AnySpec, other: AnySpec) -> float:
 
 
 def found(record: Record) -> dict[str, float]:
-    """The scores of a fit or a floor."""
+    """The scores of a fit or a baseline."""
     return record["result"].get("test", {})
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from subquad.experiments.pipe import written
-from subquad.experiments.spec import KINDS, AnySpec, Bench, Fit, Floor
+from subquad.experiments.spec import KINDS, AnySpec, Baseline, Bench, Fit
 from subquad.records import Store
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ def run(spec: AnySpec, store: Store, send: Send) -> dict[str, Any]:
     match spec:
         case Fit():
             return run_fit(spec, store, send)
-        case Floor():
-            return run_floor(spec)
+        case Baseline():
+            return run_baseline(spec)
         case Bench():
             return run_bench(spec)
 
@@ -92,14 +92,14 @@ def run_fit(spec: Fit, store: Store, send: Send) -> dict[str, Any]:
     return {"result": fitted.result, "measured": fitted.measured, "data": about(data)}
 
 
-def run_floor(spec: Floor) -> dict[str, Any]:
-    from subquad.tasks import floors
+def run_baseline(spec: Baseline) -> dict[str, Any]:
+    from subquad.tasks import baselines
 
     data = load(spec)
-    if spec.floor == "majority":
-        result = floors.majority(data)
+    if spec.baseline == "majority":
+        result = baselines.majority(data)
     else:
-        result = floors.boosting(data, length=spec.length, seed=spec.seed)
+        result = baselines.boosting(data, length=spec.length, seed=spec.seed)
     return {"result": result, "measured": {}, "data": about(data)}
 
 
@@ -110,7 +110,7 @@ def run_bench(spec: Bench) -> dict[str, Any]:
     return {"result": {}, "measured": cost(**asked), "data": {}}
 
 
-def load(spec: Fit | Floor) -> "EventData":
+def load(spec: Fit | Baseline) -> "EventData":
     from subquad import tasks
 
     schema = Path(spec.schema) if spec.schema else None

@@ -51,7 +51,7 @@ class Fit(Spec):
     """Train a classifier of event sequences, test it once, and measure it."""
 
     kind: ClassVar = "fit"
-    version: ClassVar = 2
+    version: ClassVar = 3
     aside: ClassVar = ("schema",)
 
     task: str
@@ -86,11 +86,11 @@ class Fit(Spec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Floor(Spec):
+class Baseline(Spec):
     """What a model that knows nothing of sequences reaches on the same examples."""
 
-    kind: ClassVar = "floor"
-    version: ClassVar = 2
+    kind: ClassVar = "baseline"
+    version: ClassVar = 3
     aside: ClassVar = ("schema", "threads")
 
     task: str
@@ -98,13 +98,13 @@ class Floor(Spec):
     schema: str | None
     data: str
     length: int
-    floor: str  # "majority" | "boosting"
+    baseline: str  # "majority" | "boosting"
     seed: int
     threads: int
 
     @property
     def label(self) -> str:
-        return f"floor {self.floor} · seed {self.seed}"
+        return f"baseline {self.baseline} · seed {self.seed}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,7 @@ class Bench(Spec):
     """Time and memory of one mechanism at one length, beside torch's fused attention."""
 
     kind: ClassVar = "bench"
-    version: ClassVar = 1
+    version: ClassVar = 2
 
     attention: str
     options: dict[str, Option]
@@ -137,7 +137,7 @@ class Bench(Spec):
         return f"bench {Row(attention=self.attention, options=self.options).label} · {self.length:,} tokens"
 
 
-AnySpec = Fit | Floor | Bench
-KINDS: Mapping[str, type[Fit] | type[Floor] | type[Bench]] = MappingProxyType(
-    {spec.kind: spec for spec in (Fit, Floor, Bench)}
+AnySpec = Fit | Baseline | Bench
+KINDS: Mapping[str, type[Fit] | type[Baseline] | type[Bench]] = MappingProxyType(
+    {spec.kind: spec for spec in (Fit, Baseline, Bench)}
 )

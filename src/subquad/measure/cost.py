@@ -47,8 +47,8 @@ def cost(
     forward_backward_ms   with the gradients of all inputs and parameters; only if `backward`
     peak_mb               what the larger of the two takes at its highest, beyond inputs and weights
     peak_method           how that was found, see `subquad.measure.memory.peak_memory`
-    baseline_...          the same three of the fused attention
-    ..._floor_ms          what the work would take at this machine's own rates, see `measure.roofline`
+    reference_...          the same three of the fused attention
+    ..._roofline_ms          what the work would take at this machine's own rates, see `measure.roofline`
     peers                 only if `peers`: the timings, by name, of the installed packages that have it too
 
     Each timing takes about `seconds`; where calls are slow it has fewer rounds, and "repeats" says how
@@ -86,24 +86,26 @@ def cost(
     beside = {peer.name: replace(ours, mix=peer.made(mechanism, length), weights=()) for peer in known}
     timings: dict[str, Timing] = {}
     of_peers: dict[str, dict[str, Any]] = {name: {} for name in beside}
-    floors: dict[str, float] = {}
+    rooflines: dict[str, float] = {}
     reached = rates(seconds=min(seconds, RATING), device=device)
     for name, deed in deeds.items():
         mechanism.train(name != "forward_ms")
-        floors[name.replace("_ms", "_floor_ms")] = 1e3 * reached.floor(work(deed, ours, mechanism, length))
+        rooflines[name.replace("_ms", "_roofline_ms")] = 1e3 * reached.seconds(
+            work(deed, ours, mechanism, length)
+        )
         able = {other: candidate for other, candidate in beside.items() if runs(deed, candidate)}
         taken = turns(
             {
                 name: partial(deed, ours),
-                f"baseline_{name}": partial(deed, fused),
+                f"reference_{name}": partial(deed, fused),
                 **{other: partial(deed, candidate) for other, candidate in able.items()},
             }
         )
         for other in able:
             of_peers[other][name] = asdict(taken.pop(other))
         timings |= taken
-    measured = {name: asdict(timing) for name, timing in timings.items()} | floors
-    measured |= {"peak_mb": peak.mb, "baseline_peak_mb": fused_peak.mb, "peak_method": peak.method}
+    measured = {name: asdict(timing) for name, timing in timings.items()} | rooflines
+    measured |= {"peak_mb": peak.mb, "reference_peak_mb": fused_peak.mb, "peak_method": peak.method}
     return measured | ({"peers": of_peers} if peers else {})
 
 

@@ -1,11 +1,11 @@
 """The least time in which a machine can do a piece of work: counted work over rates that it reaches itself.
 
-    floor = max(flops / product rate + exponentials / their rate, bytes / copy rate)
+    roofline = max(flops / product rate + exponentials / their rate, bytes / copy rate)
 
 Products and exponentials are both done by the vector units, one after the other; reading and writing may go
 on meanwhile (Williams, Waterman, Patterson: Roofline. CACM 52(4), 2009). The rates are the best that torch
 reaches here in a moment of trying: products of square matrices, exponentials in cache, copies beyond it.
-A kernel whose exponential is better than torch's can come in under its floor.
+A kernel whose exponential is better than torch's can come in under its roofline.
 """
 
 import time
@@ -40,7 +40,7 @@ class Rates:
     exponentials: float
     threads: int
 
-    def floor(self, work: Work) -> float:
+    def seconds(self, work: Work) -> float:
         """Seconds that the work takes at least."""
         computing = work.flops / self.flops + work.exponentials / self.exponentials
         return max(computing, work.bytes / self.bytes)

@@ -10,7 +10,7 @@ NEEDED = 3  # lengths that a fitted exponent rests on: through two, every power 
 
 @dataclass(frozen=True)
 class Crossover:
-    """The length from which a mechanism stays faster than its baseline."""
+    """The length from which a mechanism stays faster than its reference."""
 
     length: float
     at_or_below: bool = False  # it was faster already at the shortest length measured, which this is
@@ -33,13 +33,13 @@ def exponent(lengths: Sequence[float], values: Sequence[float]) -> float:
 
 
 def crossover(
-    lengths: Sequence[float], values: Sequence[float], baseline: Sequence[float]
+    lengths: Sequence[float], values: Sequence[float], reference: Sequence[float]
 ) -> Crossover | None:
-    """The first length from which `values` stay below `baseline`, to the longest length measured.
+    """The first length from which `values` stay below `reference`, to the longest length measured.
 
     Between two lengths both are taken as straight lines on logarithmic axes. None: not within this range.
     """
-    ours, theirs = _logarithms(lengths, values), _logarithms(lengths, baseline)
+    ours, theirs = _logarithms(lengths, values), _logarithms(lengths, reference)
     excess = [(x, y - z) for (x, y), (_, z) in zip(ours, theirs, strict=True)]
     slower = [i for i, (_, above) in enumerate(excess) if above >= 0]
     if not slower:

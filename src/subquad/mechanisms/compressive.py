@@ -43,13 +43,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from subquad.mechanism import Dims, Mechanism, Mixed, Queries, Traits, Valid
+from subquad.mechanism import Dims, Mechanism, Outputs, Queries, Traits, Valid
 from subquad.memories.compression import KINDS, Convolution, compressor
 from subquad.memories.literal import Row, relative_attention, row_by_row
 from subquad.memories.segments import Segments, as_batch, windows
 from subquad.memories.short_term import Far, RelativeAttention
 from subquad.ops.attention import attention
-from subquad.ops.padding import hide
+from subquad.ops.padding import zero_padding
 from subquad.ops.precision import no_autocast, wide
 from subquad.ops.transforms import lasting
 
@@ -129,7 +129,7 @@ class CompressiveAttention(Mechanism):
         self.f_c = compressor(compression, heads=dims.heads, head_dim=dims.head_dim, rate=rate)
         self._loss = torch.zeros((), device="cpu")
 
-    def definition(self, q: Queries, k: Queries, v: Queries, *, valid: Valid | None = None) -> Mixed:
+    def definition(self, q: Queries, k: Queries, v: Queries, *, valid: Valid | None = None) -> Outputs:
         """Row by row without its padding: two queues, and a segment after the other."""
         return row_by_row(self._define, q, k, v, valid=valid)
 
@@ -159,15 +159,15 @@ class CompressiveAttention(Mechanism):
             slot = [x.mean(1) if self.f_c.kind == "mean" else x.max(1).values for x in k_and_v]
         return torch.cat(slot, -1)[:, None]
 
-    def forward(self, q: Queries, k: Queries, v: Queries, *, valid: Valid | None = None) -> Mixed:
+    def forward(self, q: Queries, k: Queries, v: Queries, *, valid: Valid | None = None) -> Outputs:
         return self.step(q, k, v, valid=valid)[0]
 
     def step(
         self, q: Queries, k: Queries, v: Queries, *, valid: Valid | None = None, state: Memory | None = None
-    ) -> tuple[Mixed, Memory]:
+    ) -> tuple[Outputs, Memory]:
         l, m, g, c, dtype = self.segment, self.memory, self.compressed, self.rate, q.dtype
         with no_autocast(q):
-            q, k, v = wide(*hide(valid, q, k, v))
+            q, k, v = wide(*zero_padding(valid, q, k, v))
             memory = self._empty(k, v) if state is None else state
             filled = None if state is None else state.filled
             segments = Segments.place(q, size=l, valid=valid, filled=filled)

@@ -23,11 +23,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from subquad.mechanism import Dims, Keys, Mechanism, Mixed, Queries, State, Traits, Valid, Values
+from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, State, Traits, Valid, Values
+from subquad.ops.allocation import concat_into
 from subquad.ops.kernel_sums import Sums, causal_average, collect, divide, read
 from subquad.ops.linear_attention import Given, linear_attention
-from subquad.ops.padding import hide
-from subquad.ops.pages import joined
+from subquad.ops.padding import zero_padding
 from subquad.ops.precision import no_autocast, wide
 from subquad.ops.scan import again, blocks, scan
 
@@ -70,7 +70,7 @@ class CosFormer(Mechanism):
         if causal and dims.max_len is None:
             raise ValueError("'cosformer' weighs by distance over the greatest length: set Dims.max_len")
 
-    def definition(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
+    def definition(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
         """Row by row, without its padding."""
         out = torch.zeros_like(v)
         for row in range(len(q)):
@@ -85,34 +85,34 @@ class CosFormer(Mechanism):
             out[row, :, real] = divide((weights @ own_v)[None], weights.sum(-1, keepdim=True)[None])[0]
         return out
 
-    def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
+    def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
         if self.causal and not torch.compiler.is_compiling():
             return self.step(q, k, v, valid=valid)[0]
         if self.causal:
             return self._in_graph(q, k, v, valid=valid)
         with no_autocast(q):
-            q, k, v = hide(valid, q, k, v)
+            q, k, v = zero_padding(valid, q, k, v)
             M = counted(valid, like=q).clamp(min=1)
             angles = math.pi / 2 * places(valid, like=q) / M[:, None, None, None]
             sums = None
             for part, seen in blocks(k, angles, v, valid=valid):
                 sums = again(_collect, *part, seen, sums)
             parts = (again(_read, *part, sums) for part, _ in blocks(q, angles))
-            return joined(parts, v, *q.shape[:3], v.shape[3], dim=2)
+            return concat_into(parts, v, *q.shape[:3], v.shape[3], dim=2)
 
-    def _in_graph(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None) -> Mixed:
+    def _in_graph(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None) -> Outputs:
         """The causal form as one node for all lengths, which chunk by chunk it would not be."""
         assert self.dims.max_len is not None
         self._require_room(q, valid, None)
         with no_autocast(q):
-            wide_q, wide_k, wide_v = wide(*hide(valid, q, k, v))
+            wide_q, wide_k, wide_v = wide(*zero_padding(valid, q, k, v))
             angles = math.pi / 2 / self.dims.max_len * places(valid, like=wide_q)
             given = Given(features(wide_q, angles), features(wide_k, angles))
             return linear_attention(given, wide_v, valid=valid, causal=True).to(v.dtype)
 
     def step(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, state: Past | None = None
-    ) -> tuple[Mixed, State]:
+    ) -> tuple[Outputs, State]:
         if not self.causal:
             return super().step(q, k, v, valid=valid, state=state)
         self._require_room(q, valid, state)
@@ -122,9 +122,9 @@ class CosFormer(Mechanism):
 
     def _chunk(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: Past | None
-    ) -> tuple[Mixed, Past]:
+    ) -> tuple[Outputs, Past]:
         assert self.dims.max_len is not None
-        q, k, v = wide(*hide(valid, q, k, v))
+        q, k, v = wide(*zero_padding(valid, q, k, v))
         place = places(valid, like=q)
         count = counted(valid, like=q)
         if state is not None:
@@ -182,6 +182,6 @@ def _collect(k: Keys, angles: Angles, v: Values, valid: Valid | None, sums: Sums
     return collect(features(k, angles), v, valid=valid, sums=sums)
 
 
-def _read(q: Queries, angles: Angles, sums: Sums) -> Mixed:
+def _read(q: Queries, angles: Angles, sums: Sums) -> Outputs:
     (q,) = wide(q)
     return read(features(q, angles), sums)

@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from subquad.mechanism import Dims, Mixed, Queries, Traits, Valid
+from subquad.mechanism import Dims, Outputs, Queries, Traits, Valid
 from subquad.mechanisms.recurrent import Memory, RecurrentAttention, Row, nothing
-from subquad.ops.padding import hide
+from subquad.ops.padding import zero_padding
 from subquad.ops.precision import wide
 from subquad.ops.recurrence import delta_product
 
@@ -58,12 +58,12 @@ class DeltaAttention(RecurrentAttention):
 
     def definition(
         self, q: Queries, k: Queries, v: Queries, beta: Rates, *, valid: Valid | None = None
-    ) -> Mixed:
+    ) -> Outputs:
         return self._define(q, k, v, beta, valid=valid)
 
     def forward(
         self, q: Queries, k: Queries, v: Queries, beta: Rates, *, valid: Valid | None = None
-    ) -> Mixed:
+    ) -> Outputs:
         return self._run(q, k, v, beta, valid=valid, state=None)[0]
 
     def step(
@@ -75,7 +75,7 @@ class DeltaAttention(RecurrentAttention):
         *,
         valid: Valid | None = None,
         state: Memory | None = None,
-    ) -> tuple[Mixed, Memory]:
+    ) -> tuple[Outputs, Memory]:
         return self._run(q, k, v, beta, valid=valid, state=state)
 
     def _recur(self, q: Row, k: Row, v: Row, beta: Row) -> Row:
@@ -95,8 +95,8 @@ class DeltaAttention(RecurrentAttention):
 
     def _advance(
         self, q: Queries, k: Queries, v: Queries, beta: Rates, *, valid: Valid | None, state: Memory | None
-    ) -> tuple[Mixed, Memory]:
-        q, k, v, beta = hide(valid, q, k, v, beta)
+    ) -> tuple[Outputs, Memory]:
+        q, k, v, beta = zero_padding(valid, q, k, v, beta)
         S = nothing(k, v) if state is None else state.S
         nothing_fades = S.new_zeros(1).expand(1, 1, k.shape[2], 1)
         around = self._around(S, unit=EPSILON, swish_values=self.swish_values)

@@ -21,10 +21,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from subquad.mechanism import Dims, Mixed, Queries, Traits, Valid
+from subquad.mechanism import Dims, Outputs, Queries, Traits, Valid
 from subquad.mechanisms.delta import EPSILON, Rates
 from subquad.mechanisms.recurrent import Memory, RecurrentAttention, Row, kept, nothing
-from subquad.ops.padding import hide
+from subquad.ops.padding import zero_padding
 from subquad.ops.precision import wide
 from subquad.ops.recurrence import delta_product
 
@@ -69,7 +69,7 @@ class GatedDeltaAttention(RecurrentAttention):
         gate: Queries,
         *,
         valid: Valid | None = None,
-    ) -> Mixed:
+    ) -> Outputs:
         return self._define(q, k, v, beta, alpha, gate, valid=valid)
 
     def forward(
@@ -82,7 +82,7 @@ class GatedDeltaAttention(RecurrentAttention):
         gate: Queries,
         *,
         valid: Valid | None = None,
-    ) -> Mixed:
+    ) -> Outputs:
         return self._run(q, k, v, beta, alpha, gate, valid=valid, state=None)[0]
 
     def step(
@@ -96,7 +96,7 @@ class GatedDeltaAttention(RecurrentAttention):
         *,
         valid: Valid | None = None,
         state: Memory | None = None,
-    ) -> tuple[Mixed, Memory]:
+    ) -> tuple[Outputs, Memory]:
         return self._run(q, k, v, beta, alpha, gate, valid=valid, state=state)
 
     def _recur(self, q: Row, k: Row, v: Row, beta: Row, alpha: Row, gate: Row) -> Row:
@@ -124,8 +124,8 @@ class GatedDeltaAttention(RecurrentAttention):
         *,
         valid: Valid | None,
         state: Memory | None,
-    ) -> tuple[Mixed, Memory]:
-        q, k, v, beta, alpha, gate = hide(valid, q, k, v, beta, alpha, gate)
+    ) -> tuple[Outputs, Memory]:
+        q, k, v, beta, alpha, gate = zero_padding(valid, q, k, v, beta, alpha, gate)
         S = nothing(k, v) if state is None else state.S
         beta, alpha, log_A, b = wide(beta, alpha, self.log_A, self.b)
         fading = log_A.exp()[:, None, None] * F.softplus(alpha + b[:, None, None])

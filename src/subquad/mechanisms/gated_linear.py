@@ -19,9 +19,9 @@ import math
 
 import torch
 
-from subquad.mechanism import Dims, Mixed, Queries, Traits, Valid
+from subquad.mechanism import Dims, Outputs, Queries, Traits, Valid
 from subquad.mechanisms.recurrent import Memory, RecurrentAttention, Row, nothing
-from subquad.ops.padding import hide
+from subquad.ops.padding import zero_padding
 from subquad.ops.recurrence import decayed_product
 
 
@@ -64,7 +64,7 @@ class GatedLinearAttention(RecurrentAttention):
         gate: Queries,
         *,
         valid: Valid | None = None,
-    ) -> Mixed:
+    ) -> Outputs:
         return self._define(q, k, v, forget, gate, valid=valid)
 
     def forward(
@@ -76,7 +76,7 @@ class GatedLinearAttention(RecurrentAttention):
         gate: Queries,
         *,
         valid: Valid | None = None,
-    ) -> Mixed:
+    ) -> Outputs:
         return self._run(q, k, v, forget, gate, valid=valid, state=None)[0]
 
     def step(
@@ -89,7 +89,7 @@ class GatedLinearAttention(RecurrentAttention):
         *,
         valid: Valid | None = None,
         state: Memory | None = None,
-    ) -> tuple[Mixed, Memory]:
+    ) -> tuple[Outputs, Memory]:
         return self._run(q, k, v, forget, gate, valid=valid, state=state)
 
     def _recur(self, q: Row, k: Row, v: Row, forget: Row, gate: Row) -> Row:
@@ -111,8 +111,8 @@ class GatedLinearAttention(RecurrentAttention):
         *,
         valid: Valid | None,
         state: Memory | None,
-    ) -> tuple[Mixed, Memory]:
-        q, k, v, forget, gate = hide(valid, q, k, v, forget, gate)
+    ) -> tuple[Outputs, Memory]:
+        q, k, v, forget, gate = zero_padding(valid, q, k, v, forget, gate)
         if valid is not None:
             forget = forget.masked_fill(~valid[:, None, :, None], math.inf)  # nothing fades at padding
         S = nothing(k, v) if state is None else state.S

@@ -50,7 +50,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from subquad.mechanism import Dims, Mixed, Queries, Traits, Valid
+from subquad.mechanism import Dims, Outputs, Queries, Traits, Valid
 from subquad.mechanisms.unbounded import Coefficients, Memory, RowSegment, Segment, UnboundedAttention
 from subquad.memories.continuous import Signal
 from subquad.memories.literal import Row
@@ -102,7 +102,7 @@ class InfinityAttention(UnboundedAttention):
         long_v: Queries,
         *,
         valid: Valid | None = None,
-    ) -> Mixed:
+    ) -> Outputs:
         return self._row_by_row(q, k, v, long_k, long_v, valid=valid)
 
     def forward(
@@ -114,7 +114,7 @@ class InfinityAttention(UnboundedAttention):
         long_v: Queries,
         *,
         valid: Valid | None = None,
-    ) -> Mixed:
+    ) -> Outputs:
         return self._run(q, k, v, long_k, long_v, valid=valid, state=None, keep=False)[0]
 
     def step(
@@ -127,7 +127,7 @@ class InfinityAttention(UnboundedAttention):
         *,
         valid: Valid | None = None,
         state: Memory | None = None,
-    ) -> tuple[Mixed, Memory]:
+    ) -> tuple[Outputs, Memory]:
         return self._run(q, k, v, long_k, long_v, valid=valid, state=state, keep=True)
 
     def _remembered(self, *tokens: Segment) -> Segment:
@@ -219,12 +219,12 @@ class InfinityGpt2Attention(UnboundedAttention):
 
     def definition(
         self, q: Queries, k: Queries, v: Queries, memory: Queries, *, valid: Valid | None = None
-    ) -> Mixed:
+    ) -> Outputs:
         return self._row_by_row(q, k, v, memory, valid=valid)
 
     def forward(
         self, q: Queries, k: Queries, v: Queries, memory: Queries, *, valid: Valid | None = None
-    ) -> Mixed:
+    ) -> Outputs:
         return self._run(q, k, v, memory, valid=valid, state=None, keep=False)[0]
 
     def step(
@@ -236,7 +236,7 @@ class InfinityGpt2Attention(UnboundedAttention):
         *,
         valid: Valid | None = None,
         state: Memory | None = None,
-    ) -> tuple[Mixed, Memory]:
+    ) -> tuple[Outputs, Memory]:
         return self._run(q, k, v, memory, valid=valid, state=state, keep=True)
 
     def _remembered(self, *tokens: Segment) -> Segment:

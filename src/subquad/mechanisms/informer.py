@@ -31,7 +31,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from subquad.mechanism import Dims, Keys, Mechanism, Mixed, Queries, Traits, Valid, Values
+from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
 from subquad.ops.generators import seeded
 from subquad.ops.graphed import graphed
 from subquad.ops.packing import Packing, take
@@ -76,7 +76,7 @@ class Informer(Mechanism):
     def redraw(self, *, generator: torch.Generator) -> None:
         self.key.copy_(torch.randint(2**31, (2,), generator=generator))
 
-    def definition(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
+    def definition(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
         """Row by row without its padding, with the scores of all pairs."""
         out = torch.zeros_like(v)
         for row in range(len(q)):
@@ -99,7 +99,7 @@ class Informer(Mechanism):
             out[row][:, real] = uniform @ V
         return out
 
-    def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
+    def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
         with no_autocast(q):
             packing = Packing.of(valid, like=k)
             Q, K, V = wide(*(packing.pack(x) for x in (q, k, v)))
@@ -124,7 +124,7 @@ def sparsely(
     key: Int[Tensor, " two"],
     factor: int,
     causal: bool,
-) -> Mixed:
+) -> Outputs:
     """Attention for the chosen queries of packed tokens, of which the first `count` are real, and means."""
     n = q.shape[2]
     u = torch.minimum(count, factor * count.clamp(min=1).double().log().ceil().long())

@@ -17,7 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from subquad.features.feature_map import ExponentialFeatureMap, FeatureMap
-from subquad.mechanism import Dims, Keys, Mechanism, Mixed, Queries, State, Traits, Valid, Values
+from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, State, Traits, Valid, Values
+from subquad.ops.allocation import concat_into
 from subquad.ops.kernel_sums import (
     Exponentials,
     ShiftedSums,
@@ -31,8 +32,7 @@ from subquad.ops.kernel_sums import (
     read_exponentials,
 )
 from subquad.ops.linear_attention import advance, linear_attention, streams
-from subquad.ops.padding import hide
-from subquad.ops.pages import joined
+from subquad.ops.padding import zero_padding
 from subquad.ops.precision import no_autocast, wide
 from subquad.ops.scan import BLOCK, again, blocks, scan
 
@@ -60,8 +60,8 @@ class KernelAttention(Mechanism):
         super().__init__(dims, causal=causal)
         self.features = features
 
-    def definition(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
-        q, k, v = hide(valid, q, k, v)
+    def definition(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
+        q, k, v = zero_padding(valid, q, k, v)
         weights = self.features(q) @ self.features(k).mT
         if self.causal:
             weights = weights.tril()
@@ -69,14 +69,14 @@ class KernelAttention(Mechanism):
             weights = weights.masked_fill(~valid[:, None, None, :], 0)
         return divide(weights @ v, weights.sum(-1, keepdim=True))
 
-    def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
+    def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
         if self.causal and (self.features.signed or (streams(q, k, v) and not self.features.fused)):
             return self.step(q, k, v, valid=valid)[0]
         with no_autocast(q):
-            q, k, v = hide(valid, q, k, v)
+            q, k, v = zero_padding(valid, q, k, v)
             return self.average(q, k, v, valid=valid, causal=self.causal).to(v.dtype)
 
-    def average(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, causal: bool) -> Mixed:
+    def average(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, causal: bool) -> Outputs:
         """The averages of values, for inputs whose padding is hidden."""
         kept = torch.is_grad_enabled() and not self.features.signed and max(q.numel(), k.numel()) <= KEPT
         if causal or kept or self.features.fused:
@@ -86,11 +86,11 @@ class KernelAttention(Mechanism):
         for part, seen in blocks(k, v, valid=valid):
             sums = again(self._collect, *part, seen, sums)
         parts = (again(self._read, *part, sums) for part, _ in blocks(q))
-        return joined(parts, v, *q.shape[:3], v.shape[3], dim=2)
+        return concat_into(parts, v, *q.shape[:3], v.shape[3], dim=2)
 
     def step(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, state: State | None = None
-    ) -> tuple[Mixed, State]:
+    ) -> tuple[Outputs, State]:
         if not self.causal:
             return super().step(q, k, v, valid=valid, state=state)
         with no_autocast(q):
@@ -102,26 +102,26 @@ class KernelAttention(Mechanism):
 
     def _block(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: State | None
-    ) -> tuple[Mixed, State]:
+    ) -> tuple[Outputs, State]:
         fast = self._advance(q, k, v, valid=valid, state=state)
         return fast or scan(self._chunk, q, k, v, valid=valid, state=state, chunk=CHUNK)
 
     def _advance(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: State | None
-    ) -> tuple[Mixed, State] | None:
+    ) -> tuple[Outputs, State] | None:
         """The next tokens by compiled kernels; `None` where `_chunk` must do it."""
         phi = self.features
         if phi.signed or not streams(q, k, v, before=state):
             return None
         if not phi.fused:
             q, k, v = wide(q, k, v)
-        q, k, v = hide(valid, q, k, v)
+        q, k, v = zero_padding(valid, q, k, v)
         return advance(phi.given(q, k), v, valid=valid, before=state)
 
     def _chunk(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: State | None
-    ) -> tuple[Mixed, State]:
-        q, k, v = wide(*hide(valid, q, k, v))
+    ) -> tuple[Outputs, State]:
+        q, k, v = wide(*zero_padding(valid, q, k, v))
         if isinstance(self.features, ExponentialFeatureMap):
             phi = queries(self.features, q), keys(self.features, k)
             return causal_exponential_average(*phi, v, valid=valid, state=state)
@@ -133,7 +133,7 @@ class KernelAttention(Mechanism):
             return collect_exponentials(keys(self.features, k), v, valid=valid, sums=sums)
         return collect(self.features(k), v, valid=valid, sums=sums)
 
-    def _read(self, q: Queries, sums: State) -> Mixed:
+    def _read(self, q: Queries, sums: State) -> Outputs:
         (q,) = wide(q)
         if isinstance(self.features, ExponentialFeatureMap):
             return read_exponentials(queries(self.features, q), sums)

@@ -22,10 +22,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from subquad.mechanism import Dims, Keys, Mechanism, Mixed, Queries, Traits, Valid, Values
+from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
 from subquad.ops.attention import attention
 from subquad.ops.packing import Packing
-from subquad.ops.padding import hide
+from subquad.ops.padding import zero_padding
 from subquad.ops.pooling import Windows
 from subquad.ops.precision import by_heads, no_autocast
 
@@ -95,9 +95,9 @@ class Linformer(Mechanism):
             return nn.Parameter(torch.randn(sets, self.window, d, d) * (self.window * d) ** -0.5)
         return None
 
-    def definition(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
+    def definition(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
         self._require_room(k)
-        q, k, v = hide(valid, q, k, v)
+        q, k, v = zero_padding(valid, q, k, v)
         out = q.new_zeros(*q.shape[:3], v.shape[-1])
         for row in range(len(q)):
             real = slice(None) if valid is None else valid[row]
@@ -120,12 +120,12 @@ class Linformer(Mechanism):
         ]
         return torch.stack(slots, 1)
 
-    def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
+    def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
         self._require_room(k)
-        q, k, v = hide(valid, q, k, v)
+        q, k, v = zero_padding(valid, q, k, v)
         packing = Packing.of(valid, like=k)
 
-        def attend(own: slice, q: Queries, k: Keys, v: Values) -> Mixed:
+        def attend(own: slice, q: Queries, k: Keys, v: Values) -> Outputs:
             E, F = (None if x is None else x[own] if len(x) > 1 else x for x in (self.E, self.F))
             slots, real = self._project(packing.pack(k), packing, E)
             mixed, _ = self._project(packing.pack(v), packing, E if F is None else F)

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from subquad.mechanism import Dims, Keys, Mechanism, Mixed, Queries, Traits, Valid, Values
+from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
 from subquad.mechanisms.sparse import SparseAttention
 from subquad.ops.attention import attention
 from subquad.ops.packing import Packing, take
@@ -79,7 +79,7 @@ class LocalAttention(SparseAttention):
 
     def step(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, state: Window | None = None
-    ) -> tuple[Mixed, Window]:
+    ) -> tuple[Outputs, Window]:
         if not self.causal:
             return Mechanism.step(self, q, k, v, valid=valid, state=state)  # which refuses
         with no_autocast(q):
@@ -87,7 +87,7 @@ class LocalAttention(SparseAttention):
 
     def _chunk(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: Window | None
-    ) -> tuple[Mixed, Window]:
+    ) -> tuple[Outputs, Window]:
         packing, w = Packing.of(valid, like=k), self.span
         q, k, v = (packing.pack(x) for x in (q, k, v))
         seen = torch.zeros_like(packing.count)

@@ -15,7 +15,7 @@ models have no global tokens, and are `local`.
 
 import torch
 
-from subquad.mechanism import Dims, Keys, Mechanism, Mixed, Queries, Traits, Valid, Values
+from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
 from subquad.ops.attention import attention
 from subquad.ops.packing import Packing
 from subquad.ops.precision import no_autocast, wide
@@ -67,7 +67,7 @@ class LongformerAttention(Mechanism):
         v_global: Values,
         *,
         valid: Valid | None = None,
-    ) -> Mixed:
+    ) -> Outputs:
         """Row by row without its padding: all scores of both kinds, and each token takes its own kind's."""
         out = torch.zeros_like(v)
         for row in range(len(q)):
@@ -94,7 +94,7 @@ class LongformerAttention(Mechanism):
         v_global: Values,
         *,
         valid: Valid | None = None,
-    ) -> Mixed:
+    ) -> Outputs:
         packing = Packing.of(valid, like=k)
         with no_autocast(q):
             packed = [packing.pack(x) for x in wide(q, k, v, q_global, k_global, v_global)]

@@ -27,13 +27,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from subquad.mechanism import Dims, Keys, Mechanism, Mixed, Queries, Traits, Valid, Values
+from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
 from subquad.ops.attention import attention
 from subquad.ops.convolution import convolve
 from subquad.ops.landmarks import Segments
 from subquad.ops.masked_softmax import masked_softmax
 from subquad.ops.packing import Packing
-from subquad.ops.padding import hide
+from subquad.ops.padding import zero_padding
 from subquad.ops.precision import by_heads, no_autocast
 from subquad.ops.unused import unused
 
@@ -80,7 +80,7 @@ class Nystromformer(Mechanism):
             bound = kernel**-0.5  # torch's for a convolution
             self.skip = nn.Parameter(torch.empty(dims.heads, kernel).uniform_(-bound, bound))
 
-    def definition(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
+    def definition(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
         out = torch.zeros_like(v)
         for row in range(len(q)):
             real = slice(None) if valid is None else valid[row]
@@ -109,15 +109,15 @@ class Nystromformer(Mechanism):
                 out = out + self.skip[:, offset, None, None] * around[:, offset : offset + n]
         return out
 
-    def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
+    def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
         if q.shape[2] == 0:
             return v + unused(q, k, *self.parameters()).to(v.dtype)
         if torch.compiler.is_compiling() and valid is None:  # there may be fewer tokens than landmarks
             valid = torch.ones_like(k[:, 0, :, 0], dtype=torch.bool)
-        q, k, v = hide(valid, q, k, v)
+        q, k, v = zero_padding(valid, q, k, v)
         packing = Packing.of(valid, like=k)
 
-        def attend(own: slice, q: Queries, k: Keys, v: Values) -> Mixed:
+        def attend(own: slice, q: Queries, k: Keys, v: Values) -> Outputs:
             return packing.unpack(
                 self._attend(packing.pack(q), packing.pack(k), packing.pack(v), own, packing)
             )
@@ -125,7 +125,7 @@ class Nystromformer(Mechanism):
         with no_autocast(q):
             return by_heads(attend, q, k, v)
 
-    def _attend(self, q: Queries, k: Keys, v: Values, own: slice, packing: Packing) -> Mixed:
+    def _attend(self, q: Queries, k: Keys, v: Values, own: slice, packing: Packing) -> Outputs:
         """What packed tokens of the heads `own` get, from the right: B V, then Z (B V), then F (Z B V)."""
         length = q.shape[2]
         m = self.landmarks if torch.compiler.is_compiling() else min(self.landmarks, length)

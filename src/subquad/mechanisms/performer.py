@@ -38,7 +38,7 @@ from subquad.inputs import require_inputs
 from subquad.mechanism import Dims, Keys, Queries, Valid
 from subquad.mechanisms.kernel import KERNEL, KernelAttention
 from subquad.ops.generators import seeded
-from subquad.ops.padding import hide
+from subquad.ops.padding import zero_padding
 from subquad.ops.precision import no_autocast, wide
 
 ESTIMATES: dict[str, Callable[[Projection], FeatureMap]] = {  # of the softmax kernel
@@ -171,7 +171,7 @@ class Performer(KernelAttention):
             "performer", (q, k), {"valid": valid}, widths=widths, heads=self.dims.heads, cross=True
         )
         with no_autocast(q):
-            q, k = wide(*hide(valid, q, k))
+            q, k = wide(*zero_padding(valid, q, k))
             real = k.new_ones(k.shape[0], k.shape[2], dtype=torch.bool) if valid is None else valid
             counts = real if q.shape[2] == k.shape[2] else real.new_ones(q.shape[0], q.shape[2])
             rows, columns = (evenly(x.shape[2], at_most, device=x.device) for x in (q, k))

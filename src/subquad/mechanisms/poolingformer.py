@@ -25,10 +25,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from subquad.mechanism import Dims, Keys, Mechanism, Mixed, Queries, Traits, Valid, Values
+from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
 from subquad.ops.bands import NEVER, banded_attention
 from subquad.ops.packing import Packing
-from subquad.ops.padding import hide
+from subquad.ops.padding import zero_padding
 from subquad.ops.pooling import Pooled, Windows
 from subquad.ops.precision import no_autocast, wide
 from subquad.ops.window import window_attention
@@ -95,7 +95,7 @@ class Poolingformer(Mechanism):
         if pooling == "convolution":
             self.D_k, self.D_v = (nn.Parameter(torch.randn(h, d, kernel) * d**-0.5) for _ in range(2))
 
-    def definition(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
+    def definition(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
         out = torch.zeros_like(v)
         for row in range(len(q)):
             real = slice(None) if valid is None else valid[row]
@@ -131,14 +131,14 @@ class Poolingformer(Mechanism):
         logits = torch.einsum("hd,hdw->hw", window.mean(1), getattr(self, D))
         return torch.einsum("hw,hwd->hd", logits[:, : window.shape[1]].softmax(-1), window)
 
-    def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
+    def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
         with no_autocast(q):
             packing = Packing.of(valid, like=k)
-            tokens = wide(*hide(valid, q, k, v))
+            tokens = wide(*zero_padding(valid, q, k, v))
             wide_q, wide_k, wide_v = (packing.pack(x) for x in tokens)
             return packing.unpack(self._attend(wide_q, wide_k, wide_v, packing)).to(v.dtype)
 
-    def _attend(self, q: Queries, k: Keys, v: Values, packing: Packing) -> Mixed:
+    def _attend(self, q: Queries, k: Keys, v: Values, packing: Packing) -> Outputs:
         """What packed tokens get from both levels."""
         count, right = packing.count, 0 if self.causal else self.near
         lengths = None if packing.valid is None else count

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from subquad.mechanism import Dims, Mechanism, Mixed, State, Valid
+from subquad.mechanism import Dims, Mechanism, Outputs, State, Valid
 from subquad.ops.precision import no_autocast, wide
 from subquad.ops.rows import Around, Gates
 
@@ -48,10 +48,10 @@ class RecurrentAttention(Mechanism):
         """The recurrence for one sequence without padding, token by token."""
 
     @abstractmethod
-    def _advance(self, *inputs: Inputs, valid: Valid | None, state: State | None) -> tuple[Mixed, State]:
+    def _advance(self, *inputs: Inputs, valid: Valid | None, state: State | None) -> tuple[Outputs, State]:
         """The same for the next tokens of a batch, by chunks; the inputs are as they were given."""
 
-    def _define(self, *inputs: Inputs, valid: Valid | None) -> Mixed:
+    def _define(self, *inputs: Inputs, valid: Valid | None) -> Outputs:
         """Row by row without its padding."""
         out = torch.zeros_like(inputs[2])
         for row in range(len(out)):
@@ -60,7 +60,7 @@ class RecurrentAttention(Mechanism):
             out[row, :, real] = self._recur(*tokens).to(out.dtype)
         return out
 
-    def _run(self, *inputs: Inputs, valid: Valid | None, state: State | None) -> tuple[Mixed, State]:
+    def _run(self, *inputs: Inputs, valid: Valid | None, state: State | None) -> tuple[Outputs, State]:
         with no_autocast(inputs[0]):
             return self._advance(*inputs, valid=valid, state=state)
 

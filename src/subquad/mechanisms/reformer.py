@@ -37,12 +37,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from subquad.mechanism import Dims, Mechanism, Mixed, Queries, Traits, Valid, Values
+from subquad.mechanism import Dims, Mechanism, Outputs, Queries, Traits, Valid, Values
 from subquad.ops.bucket_attention import bucket_attention
 from subquad.ops.buckets import Buckets
 from subquad.ops.generators import seeded
 from subquad.ops.hashing import WIDEST, hash_sizes, hashed
-from subquad.ops.padding import hide
+from subquad.ops.padding import zero_padding
 from subquad.ops.precision import no_autocast, wide
 
 Row = Float[Tensor, "h n d"]
@@ -105,7 +105,7 @@ class Reformer(Mechanism):
     def projections(self) -> dict[str, int]:
         return dict.fromkeys(("q", "v"), self.dims.head_dim)
 
-    def definition(self, q: Queries, v: Values, *, valid: Valid | None = None) -> Mixed:
+    def definition(self, q: Queries, v: Values, *, valid: Valid | None = None) -> Outputs:
         """Row by row without its padding, as a softmax over the pairs that are in P."""
         out = torch.zeros_like(v)
         for row in range(len(q)):
@@ -137,9 +137,9 @@ class Reformer(Mechanism):
         near = (back == 0) | (back == 1)
         return near if self.strays else near & (bucket[:, :, None] == bucket[:, None])
 
-    def forward(self, q: Queries, v: Values, *, valid: Valid | None = None) -> Mixed:
+    def forward(self, q: Queries, v: Values, *, valid: Valid | None = None) -> Outputs:
         with no_autocast(q):
-            wide_q, wide_v = wide(*hide(valid, q, q, v)[1:])
+            wide_q, wide_v = wide(*zero_padding(valid, q, q, v)[1:])
             real = torch.ones_like(q[:, 0, :, 0], dtype=torch.bool) if valid is None else valid
             bucket = self._hash(wide_q.detach(), None if valid is None else valid.sum(1))
             bucket = bucket.masked_fill(~real[:, None, None], BEHIND)

@@ -29,9 +29,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from subquad.mechanism import Dims, Mixed, Queries, Traits, Valid
+from subquad.mechanism import Dims, Outputs, Queries, Traits, Valid
 from subquad.mechanisms.recurrent import RecurrentAttention, Row, kept, nothing
-from subquad.ops.padding import hide
+from subquad.ops.padding import zero_padding
 from subquad.ops.recurrence import decayed_product
 from subquad.ops.rotary import LONGEST_WAVE, turns
 
@@ -81,12 +81,12 @@ class Retention(RecurrentAttention):
 
     def definition(
         self, q: Queries, k: Queries, v: Queries, gate: Queries, *, valid: Valid | None = None
-    ) -> Mixed:
+    ) -> Outputs:
         return self._define(q, k, v, gate, valid=valid)
 
     def forward(
         self, q: Queries, k: Queries, v: Queries, gate: Queries, *, valid: Valid | None = None
-    ) -> Mixed:
+    ) -> Outputs:
         return self._run(q, k, v, gate, valid=valid, state=None)[0]
 
     def step(
@@ -98,7 +98,7 @@ class Retention(RecurrentAttention):
         *,
         valid: Valid | None = None,
         state: Turning | None = None,
-    ) -> tuple[Mixed, Turning]:
+    ) -> tuple[Outputs, Turning]:
         return self._run(q, k, v, gate, valid=valid, state=state)
 
     def _recur(self, q: Row, k: Row, v: Row, gate: Row) -> Row:
@@ -124,8 +124,8 @@ class Retention(RecurrentAttention):
         *,
         valid: Valid | None,
         state: Turning | None,
-    ) -> tuple[Mixed, Turning]:
-        q, k, v, gate = hide(valid, q, k, v, gate)
+    ) -> tuple[Outputs, Turning]:
+        q, k, v, gate = zero_padding(valid, q, k, v, gate)
         batch, heads, length, d = q.shape
         if state is None:
             state = Turning(nothing(k, v), torch.zeros(batch, dtype=torch.int64, device=q.device))

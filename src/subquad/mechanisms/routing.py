@@ -36,16 +36,16 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.nn import functional as F
 
-from subquad.mechanism import Dims, Keys, Mechanism, Mixed, Queries, Traits, Valid, Values
+from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
 from subquad.ops.attention import attention
 from subquad.ops.bucket_attention import bucket_attention
 from subquad.ops.buckets import Buckets, reorder
 from subquad.ops.generators import seeded
 from subquad.ops.graphed import graphed
-from subquad.ops.nearest import largest
-from subquad.ops.padding import hide
+from subquad.ops.padding import zero_padding
 from subquad.ops.precision import no_autocast, wide
 from subquad.ops.scan import scan
+from subquad.ops.topk import stable_topk
 from subquad.ops.transforms import lasting, passing
 
 CHUNK = 32  # tokens of a stream at a time
@@ -139,7 +139,7 @@ class RoutingAttention(Mechanism):
         self.mu.mul_(self.decay).add_((1 - self.decay) * means.mean(1))
         self._gathered = torch.zeros_like(gathered)
 
-    def definition(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
+    def definition(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
         """Row by row without its padding, head by head."""
         out = torch.zeros_like(v)
         for row in range(len(q)):
@@ -183,7 +183,7 @@ class RoutingAttention(Mechanism):
             out.append((k[seen] @ q[i] / q.shape[-1] ** 0.5).softmax(0) @ v[seen])
         return torch.stack(out) if out else v
 
-    def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
+    def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
         with no_autocast(q):
             inputs, real = self._route(q, k, v, valid)
             if self.causal:
@@ -192,7 +192,7 @@ class RoutingAttention(Mechanism):
 
     def step(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, state: Clusters | None = None
-    ) -> tuple[Mixed, Clusters]:
+    ) -> tuple[Outputs, Clusters]:
         if not self.causal:
             return super().step(q, k, v, valid=valid, state=state)
         with no_autocast(q):
@@ -206,7 +206,7 @@ class RoutingAttention(Mechanism):
         self, q: Queries, k: Keys, v: Values, valid: Valid | None
     ) -> tuple[tuple[Queries, Keys, Values, Cosines], Real]:
         """q^, k^, v and how near each query is to each centroid; in training mode, what there is to learn."""
-        _, q, k, v = wide(*hide(valid, q, q, k, v))
+        _, q, k, v = wide(*zero_padding(valid, q, q, k, v))
         real = torch.ones_like(q[:, 0, :, 0], dtype=torch.bool) if valid is None else valid
         q, k = (F.layer_norm(x, x.shape[-1:]) for x in (q, k))
         near = self._cosines(q)
@@ -240,12 +240,12 @@ class RoutingAttention(Mechanism):
         own = cluster[..., None] == torch.arange(self.clusters, device=cluster.device)
         return own & real[:, None, :, None]
 
-    def _by_centroid(self, q: Queries, k: Keys, v: Values, near: Cosines, real: Real | None) -> Mixed:
+    def _by_centroid(self, q: Queries, k: Keys, v: Values, near: Cosines, real: Real | None) -> Outputs:
         """The bidirectional form: each centroid's nearest queries attend to its nearest keys."""
         nearness = near.detach(), self._cosines(k.detach())
         return by_centroid(q, k, v, *nearness, real, self.window)
 
-    def _within_clusters(self, q: Queries, k: Keys, v: Values, near: Cosines, real: Real) -> Mixed:
+    def _within_clusters(self, q: Queries, k: Keys, v: Values, near: Cosines, real: Real) -> Outputs:
         """The causal form: sorted by cluster, then by time, w tokens back are at most one chunk back."""
         cluster = near.argmax(-1).masked_fill(~real[:, None], self.clusters)
         buckets = Buckets.of(cluster[:, :, None], size=self.window)
@@ -260,7 +260,7 @@ class RoutingAttention(Mechanism):
 
     def _chunk(
         self, q: Queries, k: Keys, v: Values, near: Cosines, *, valid: Real, state: Clusters
-    ) -> tuple[Mixed, Clusters]:
+    ) -> tuple[Outputs, Clusters]:
         """At most w tokens: each attends to what its cluster held and to what has joined it since."""
         w, real, cluster = self.window, valid, near.argmax(-1)
         joins = self._joins(cluster, real).cumsum(2)
@@ -302,7 +302,7 @@ def put(
 )
 def by_centroid(
     q: Queries, k: Keys, v: Values, near_q: Cosines, near_k: Cosines, real: Real | None, window: int
-) -> Mixed:
+) -> Outputs:
     """Each centroid's nearest queries attend to its nearest keys, at most `window` of each."""
     (b, h, n, e), clusters = v.shape, near_q.shape[3]
     most = min(window, -(-n // clusters))
@@ -311,7 +311,7 @@ def by_centroid(
         w = (-(-real.sum(1) // clusters)).clamp(max=window)
         taken = (torch.arange(most, device=q.device) < w[:, None])[:, None, None]  # b 1 1 w
         nearness = [x.masked_fill(~real[:, None, :, None], -torch.inf) for x in nearness]
-    queries, keys = (largest(x.mT.contiguous(), most) for x in nearness)
+    queries, keys = (stable_topk(x.mT.contiguous(), most) for x in nearness)
     q, k, values = (
         reorder(x, places.flatten(2)).unflatten(2, (clusters, most)).flatten(1, 2)
         for x, places in ((q, queries), (k, keys), (v, keys))

@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from subquad.mechanism import Keys, Mechanism, Mixed, Queries, Traits, Valid, Values
+from subquad.mechanism import Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
 from subquad.ops.attention import attention
-from subquad.ops.padding import hide
+from subquad.ops.padding import zero_padding
 
 
 class Cache(NamedTuple):
@@ -46,8 +46,8 @@ class SoftmaxAttention(Mechanism):
         limit={},
     )
 
-    def definition(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
-        q, k, v = hide(valid, q, k, v)
+    def definition(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
+        q, k, v = zero_padding(valid, q, k, v)
         scores = q @ k.mT / q.shape[-1] ** 0.5
         seen = torch.ones_like(scores, dtype=torch.bool)
         if self.causal:
@@ -57,8 +57,8 @@ class SoftmaxAttention(Mechanism):
         lowest = torch.finfo(scores.dtype).min  # finite, so that a row without keys has gradients
         return scores.masked_fill(~seen, lowest).softmax(-1).masked_fill(~seen, 0) @ v
 
-    def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
-        q, k, v = hide(valid, q, k, v)
+    def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
+        q, k, v = zero_padding(valid, q, k, v)
         if valid is None:
             return attention(q, k, v, causal=self.causal)
         seen = valid[:, None, None, :]
@@ -68,10 +68,10 @@ class SoftmaxAttention(Mechanism):
 
     def step(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, state: Cache | None = None
-    ) -> tuple[Mixed, Cache]:
+    ) -> tuple[Outputs, Cache]:
         if not self.causal:
             return super().step(q, k, v, valid=valid, state=state)
-        q, k, v = hide(valid, q, k, v)
+        q, k, v = zero_padding(valid, q, k, v)
         if valid is None:
             valid = torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device)
         if state is not None:

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from subquad.mechanism import Dims, Keys, Mechanism, Mixed, Queries, Valid, Values
+from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Valid, Values
 from subquad.ops.packing import Packing, take
 from subquad.ops.precision import no_autocast, wide
 from subquad.patterns import CAUSAL, Pattern, attend, attend_rows
@@ -54,7 +54,7 @@ class SparseAttention(Mechanism):
     def pairs(self, n: int) -> Bool[Tensor, "*heads {n} {n}"]:
         """Which keys each query sees in a sequence of n tokens, as the paper writes it: for `definition`."""
 
-    def definition(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
+    def definition(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
         """Row by row without its padding, all scores, and those of pairs outside the pattern hidden."""
         out = torch.zeros_like(v)
         for row in range(len(q)):
@@ -65,7 +65,7 @@ class SparseAttention(Mechanism):
             out[row, :, real] = masked_softmax(scores, seen) @ v_row
         return out
 
-    def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
+    def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
         if valid is None and suits_flex(q):
             return flex_attend(self.pattern, q, k, v)
         packing = Packing.of(valid, like=k)
@@ -76,7 +76,7 @@ class SparseAttention(Mechanism):
 
     def step(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, state: Cache | None = None
-    ) -> tuple[Mixed, Cache]:
+    ) -> tuple[Outputs, Cache]:
         if not self.causal:
             return super().step(q, k, v, valid=valid, state=state)
         packing = Packing.of(valid, like=k)

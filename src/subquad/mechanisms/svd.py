@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from subquad.mechanism import Dims, Keys, Mechanism, Mixed, Queries, Traits, Valid, Values
+from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
 from subquad.ops.masked_softmax import masked_softmax
-from subquad.ops.padding import hide
+from subquad.ops.padding import zero_padding
 from subquad.ops.precision import no_autocast, wide
 from subquad.ops.transforms import once
 
@@ -60,7 +60,7 @@ class SvdAttention(Mechanism):
             raise ValueError(f"'svd': rank must be at least 1, not {rank!r}")
         self.rank = rank
 
-    def definition(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
+    def definition(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
         """Row by row without padding; `A - A.detach()`, which is zero, carries the gradient."""
         out, r = torch.zeros_like(v), self.rank
         for row in range(len(q)):
@@ -73,9 +73,9 @@ class SvdAttention(Mechanism):
             out[row, :, real] = truncated @ V
         return out
 
-    def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Mixed:
+    def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
         with no_autocast(q):
-            wide_q, wide_k, wide_v = wide(*hide(valid, q, k, v))
+            wide_q, wide_k, wide_v = wide(*zero_padding(valid, q, k, v))
             A = self._weights(wide_q, wide_k, valid=valid)
             if torch.compiler.is_compiling() or self.rank < A.shape[-1]:
                 A, wide_v = once(A, NO_SECOND), once(wide_v, NO_SECOND)

@@ -28,11 +28,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from subquad.mechanism import Dims, Mechanism, Mixed, Queries, Traits, Valid
+from subquad.mechanism import Dims, Mechanism, Outputs, Queries, Traits, Valid
 from subquad.memories.literal import Row, relative_attention, row_by_row
 from subquad.memories.segments import Segments
 from subquad.memories.short_term import RelativeAttention
-from subquad.ops.padding import hide
+from subquad.ops.padding import zero_padding
 from subquad.ops.precision import no_autocast, wide
 
 
@@ -87,7 +87,7 @@ class TransformerXL(Mechanism):
         self.reach = memory if same_length else memory + segment
         self.attention = RelativeAttention(dims.heads, dims.head_dim)
 
-    def definition(self, q: Queries, k: Queries, v: Queries, *, valid: Valid | None = None) -> Mixed:
+    def definition(self, q: Queries, k: Queries, v: Queries, *, valid: Valid | None = None) -> Outputs:
         """Row by row without its padding, segment by segment, with a vector for every distance."""
         return row_by_row(self._define, q, k, v, valid=valid)
 
@@ -103,15 +103,15 @@ class TransformerXL(Mechanism):
             )
         return torch.cat(outputs, 1)
 
-    def forward(self, q: Queries, k: Queries, v: Queries, *, valid: Valid | None = None) -> Mixed:
+    def forward(self, q: Queries, k: Queries, v: Queries, *, valid: Valid | None = None) -> Outputs:
         return self.step(q, k, v, valid=valid)[0]
 
     def step(
         self, q: Queries, k: Queries, v: Queries, *, valid: Valid | None = None, state: Memory | None = None
-    ) -> tuple[Mixed, Memory]:
+    ) -> tuple[Outputs, Memory]:
         l, m, dtype = self.segment, self.memory, q.dtype
         with no_autocast(q):
-            q, k, v = wide(*hide(valid, q, k, v))
+            q, k, v = wide(*zero_padding(valid, q, k, v))
             memory = self._empty(k, v) if state is None else state
             filled = None if state is None else state.filled
             segments = Segments.place(q, size=l, valid=valid, filled=filled)

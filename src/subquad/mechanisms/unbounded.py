@@ -15,13 +15,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from subquad.mechanism import Dims, Mechanism, Mixed, Queries, Valid
+from subquad.mechanism import Dims, Mechanism, Outputs, Queries, Valid
 from subquad.memories.continuous import ContinuousMemory, Signal
 from subquad.memories.literal import Density, Row, even, normal, relative_attention, row_by_row, sticky
 from subquad.memories.reads import BINS, DENSITIES, divergence, histogram, quantiles
 from subquad.memories.segments import Segments
 from subquad.memories.short_term import RelativeAttention
-from subquad.ops.padding import hide
+from subquad.ops.padding import zero_padding
 from subquad.ops.precision import no_autocast, wide
 from subquad.ops.transforms import lasting
 from subquad.ops.unused import unused
@@ -126,7 +126,7 @@ class UnboundedAttention(Mechanism):
     def penalty(self) -> Float[Tensor, ""]:
         return self.kl_weight * lasting(self._divergence)
 
-    def _row_by_row(self, *inputs: Queries, valid: Valid | None) -> Mixed:
+    def _row_by_row(self, *inputs: Queries, valid: Valid | None) -> Outputs:
         """Row by row without its padding, segment by segment, every system solved where it stands."""
         return row_by_row(self._define, *inputs, valid=valid)
 
@@ -165,10 +165,10 @@ class UnboundedAttention(Mechanism):
 
     def _run(
         self, *inputs: Queries, valid: Valid | None, state: Memory | None, keep: bool
-    ) -> tuple[Mixed, Memory]:
+    ) -> tuple[Outputs, Memory]:
         """What the chunk's tokens get, and what is remembered after it; to `keep` it takes a last write."""
         with no_autocast(inputs[0]):
-            q, *rest = wide(*hide(valid, *inputs))
+            q, *rest = wide(*zero_padding(valid, *inputs))
             memory = self._empty(q) if state is None else state
             filled = None if state is None else state.filled
             segments = Segments.place(q, size=self.segment, valid=valid, filled=filled, unrolled=True)
@@ -254,7 +254,7 @@ class UnboundedAttention(Mechanism):
         self._divergence = total / count.clamp(min=1)
         return torch.cat(outputs, 2), signal, reads
 
-    def _mix(self, z: Mixed) -> Mixed:
+    def _mix(self, z: Outputs) -> Outputs:
         """W_o z, of each head by itself or across heads."""
         W_o = self.W_o.to(z.dtype)
         if not self.across_heads:

@@ -10,10 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from subquad.ops.allocation import concat_into
 from subquad.ops.attention import attention
 from subquad.ops.graphed import graphed
-from subquad.ops.operator import listened_to
-from subquad.ops.pages import joined
+from subquad.ops.operator import needs_dispatcher
 from subquad.ops.shapes import require_places, require_shape, require_together
 
 NEVER = 2**62  # the last token of a key that nobody sees
@@ -79,9 +79,9 @@ def banded(
         return out.unflatten(0, (batch, i.shape[0])).transpose(1, 2).flatten(2, 3)
 
     whole = (batch, q.shape[1], chunks * chunk, v.shape[3])
-    if listened_to():
+    if needs_dispatcher():
         return mixed(i, j, end, queries, by_chunk(k), by_chunk(v))[:, :, :length]
     some = max(1, TOGETHER // max(1, queries[:, 0].numel()))
     places = (i.split(some), j.split(some), end.split(some, 1))
     parts = zip(*places, *(x.split(some, 1) for x in (queries, by_chunk(k), by_chunk(v))), strict=True)
-    return joined((mixed(*part) for part in parts), v, *whole, dim=2)[:, :, :length]
+    return concat_into((mixed(*part) for part in parts), v, *whole, dim=2)[:, :, :length]

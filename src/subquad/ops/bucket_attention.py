@@ -15,12 +15,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from subquad.ops.allocation import empty_result
 from subquad.ops.bucket_chunks import buffers, itself, places, rounds, slices, spread, windows
 from subquad.ops.native import bucket as native
 from subquad.ops.native.bucket import Sight
 from subquad.ops.native.library import usable
-from subquad.ops.operator import call, differentiable_once
-from subquad.ops.pages import fresh
+from subquad.ops.operator import call_op, differentiable_once
 from subquad.ops.shapes import require_dtype, require_places, require_shape, require_together
 
 Keyed = Float[Tensor, "b h n d"]
@@ -58,7 +58,7 @@ def bucket_attention(
     if q.shape[2] == 0:
         return v
     marks = marks.to(torch.int32)
-    return call(forward, q, k, v, order, marks, size, causal, band, alone, repeats)[0]
+    return call_op(forward, q, k, v, order, marks, size, causal, band, alone, repeats)[0]
 
 
 INPUTS = (
@@ -85,7 +85,7 @@ def forward(
     sight = Sight(min(size, q.shape[2]), causal, band, alone, repeats)
     if usable(q, k, v):
         return native.forward(q, k, v, order, marks, sight)
-    out, lse = fresh(v), v.new_empty(v.shape[:3])
+    out, lse = empty_result(v), v.new_empty(v.shape[:3])
     Q, K, V, order, marks, outs, logs = (x.flatten(0, 1) for x in (q, k, v, order, marks, out, lse))
     for heads in slices(len(Q), q.shape[2]):
         some = rounds(order[heads], marks[heads], sight)
@@ -130,7 +130,7 @@ def backward(
     sight = Sight(min(size, q.shape[2]), causal, band, alone, repeats)
     if usable(q, k, v, grad):
         return native.backward(grad, out, lse, q, k, v, order, marks, sight)
-    changes = [fresh(x).zero_() for x in (q, k, v)]
+    changes = [empty_result(x).zero_() for x in (q, k, v)]
     delta = (grad * out).sum(-1, keepdim=True)
     length, scale = q.shape[2], q.shape[3] ** -0.5
     inputs = [x.flatten(0, 1) for x in (q, k, v, grad, delta, lse[..., None])]
@@ -179,7 +179,7 @@ def remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -
 
 
 def gradients(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    found = call(backward, grad, *ctx.saved_tensors, *ctx.options)
+    found = call_op(backward, grad, *ctx.saved_tensors, *ctx.options)
     return *found, *(None for _ in range(7))
 
 

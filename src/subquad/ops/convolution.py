@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from subquad.ops.operator import call, differentiable_once
-from subquad.ops.pages import fresh
+from subquad.ops.allocation import empty_result
+from subquad.ops.operator import call_op, differentiable_once
 from subquad.ops.shapes import require_dtype, require_shape
 
 Tokens = Float[Tensor, "b h n e"]
@@ -31,12 +31,12 @@ def convolve(x: Tokens, kernel: Kernels) -> Tokens:
     """
     require_shape("kernels", kernel, x.shape[1], kernel.shape[1] // 2 * 2 + 1)
     require_dtype("kernels", kernel, x.dtype)
-    return call(forward, x, kernel)
+    return call_op(forward, x, kernel)
 
 
 @torch.library.custom_op("subquad::convolve", mutates_args=())
 def forward(x: Tensor, kernel: Tensor) -> Tensor:
-    out, around = fresh(x), surroundings(x, kernel)
+    out, around = empty_result(x), surroundings(x, kernel)
     whole = x.shape[2] // BLOCK * BLOCK
     rest, width = x.shape[2] - whole, kernel.shape[1]
     for head, band in enumerate(banded(kernel)):
@@ -101,8 +101,8 @@ def remember(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
 
 def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
     x, kernel = ctx.saved_tensors
-    change = call(forward, grad, kernel.flip(1))
-    return change, call(kernel_gradient, grad, x, kernel)
+    change = call_op(forward, grad, kernel.flip(1))
+    return change, call_op(kernel_gradient, grad, x, kernel)
 
 
 forward.register_autograd(gradients, setup_context=remember)

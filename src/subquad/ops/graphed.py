@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from subquad.ops.operator import call, differentiable_once
+from subquad.ops.operator import call_op, differentiable_once
 from subquad.torch_internals import recording
 
 Shape = tuple[int, ...]
@@ -38,7 +38,7 @@ def graphed(
             return found if learnt > 1 else found[0]
 
         def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-            found = call(backward, grad, *restored(ctx))
+            found = call_op(backward, grad, *restored(ctx))
             found = found if learnt > 1 else (found,)
             return *found, *(None for _ in ctx.given[learnt:])
 
@@ -64,7 +64,7 @@ def graphed(
 
         @wraps(function)
         def run(*given: Any) -> Tensor:
-            return call(forward, *given) if torch.compiler.is_compiling() else function(*given)
+            return call_op(forward, *given) if torch.compiler.is_compiling() else function(*given)
 
         return run
 

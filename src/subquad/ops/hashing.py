@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from subquad.ops.operator import call
+from subquad.ops.operator import call_op
 from subquad.ops.shapes import require_places, require_shape
 
 BLOCK = 2**19  # rotated coordinates at once, at least a token's
@@ -32,7 +32,7 @@ def hashed(
     require_shape("rotations", R, *R.shape[:2], x.shape[3], WIDEST // 2)
     if count is not None:
         require_places("counts", count, x.shape[0])
-    return call(_hashed, x, R, count, bucket)
+    return call_op(_hashed, x, R, count, bucket)
 
 
 @torch.library.custom_op("subquad::hashed", mutates_args=())

@@ -23,7 +23,7 @@ from subquad.ops.kernel_sums import ShiftedSums, Sums
 from subquad.ops.native import linear as kernels
 from subquad.ops.native.library import readable, usable
 from subquad.ops.native.linear import Map, exponential
-from subquad.ops.operator import call, differentiable_once, listened_to
+from subquad.ops.operator import call_op, differentiable_once, needs_dispatcher
 from subquad.ops.padding import require_mask
 from subquad.ops.precision import wide
 from subquad.ops.shapes import require_dtype, require_shape, require_together
@@ -49,12 +49,12 @@ def linear_attention(
     Raises `ValueError` for inputs whose shapes or dtypes do not fit one another.
     """
     require_fit(given, v, valid, causal=causal)
-    return call(_forward, given.q, given.k, v, given.W, valid, int(given.map), causal)[0]
+    return call_op(_forward, given.q, given.k, v, given.W, valid, int(given.map), causal)[0]
 
 
 def streams(*inputs: Tensor, before: Sums | ShiftedSums | None = None) -> bool:
     """Whether `advance` can take the next tokens: compiled kernels, which have no gradients here."""
-    if listened_to():
+    if needs_dispatcher():
         return False
     return readable(*inputs) and usable(*(before or ()))
 
@@ -160,7 +160,7 @@ def _remember(ctx, inputs, output) -> None:
 
 
 def _pull_back(ctx, grad, *_) -> tuple[Tensor | None, ...]:
-    return *call(_backward, grad, *ctx.saved_tensors, ctx.map, ctx.causal), None, None, None, None
+    return *call_op(_backward, grad, *ctx.saved_tensors, ctx.map, ctx.causal), None, None, None, None
 
 
 _forward.register_autograd(_pull_back, setup_context=_remember)

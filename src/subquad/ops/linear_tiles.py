@@ -10,9 +10,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from subquad.ops.allocation import empty_result
 from subquad.ops.kernel_sums import ShiftedSums
 from subquad.ops.native.linear import Map, exponential
-from subquad.ops.pages import fresh
 from subquad.ops.precision import wide
 
 Upstream = Callable[[slice], tuple[Tensor, Tensor]]  # the gradients of some numerators and denominators
@@ -131,7 +131,7 @@ def forward(
     """Outputs, denominators and sums; `chunk` is for the causal form, which may leave the range."""
     tiles = Tiles(k, v, W, valid, map=map)
     sums = tiles.empty()
-    out, den = fresh(v, *q.shape[:3], v.shape[3]), sums.S.new_empty(q.shape[:3])
+    out, den = empty_result(v, *q.shape[:3], v.shape[3]), sums.S.new_empty(q.shape[:3])
     cuts = chunks(k.shape[2], chunk) if causal else wide_chunks(k.shape[2], tiles.features)
     for here in cuts:
         phi, c = tiles.keys(here, sums.c)
@@ -169,7 +169,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v, with the chunks of `forward`."""
     tiles = Tiles(k, v, W, valid, map=map)
-    found = [fresh(x) for x in (q, k, v)]
+    found = [empty_result(x) for x in (q, k, v)]
 
     def g(here: slice) -> tuple[Tensor, Tensor]:
         return upstream(grad, out, den, here)

@@ -30,12 +30,12 @@ from subquad.torch_internals import (
 PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def call(operator: CustomOpDef, *given: Any) -> Any:
+def call_op(operator: CustomOpDef, *given: Any) -> Any:
     """What the operator gives; its body does it at once where there are no gradients, tracers or modes.
 
     The dispatcher's way to the body takes as long as attention among some sixty tokens.
     """
-    if not listened_to() and all(type(x) in PLAIN or not isinstance(x, Tensor) for x in given):
+    if not needs_dispatcher() and all(type(x) in PLAIN or not isinstance(x, Tensor) for x in given):
         return op_body(operator)(*given)
     if not transformed():
         return operator(*given)
@@ -44,7 +44,7 @@ def call(operator: CustomOpDef, *given: Any) -> Any:
     return under_transforms(operator).apply(*given)
 
 
-def listened_to() -> bool:
+def needs_dispatcher() -> bool:
     """Whether anyone has to see operators as such."""
     return (
         torch.is_grad_enabled()
@@ -115,7 +115,7 @@ def under_transforms(operator: CustomOpDef) -> type[Function]:
             def sample(i: int) -> Any:
                 return tree_map(lambda x, dim: x if dim is None else x.select(dim, i), given, in_dims)
 
-            found = [call(operator, *sample(i)) for i in range(info.batch_size)]
+            found = [call_op(operator, *sample(i)) for i in range(info.batch_size)]
             if isinstance(found[0], Tensor):
                 return torch.stack(found), 0
             return tuple(map(torch.stack, zip(*found, strict=True))), 0

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def hide(
+def zero_padding(
     valid: Tensor | None,
     q: Float[Tensor, "b h t d"],
     *keyed: Float[Tensor, "b h s _"],

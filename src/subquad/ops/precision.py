@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from subquad.ops.operator import listened_to
-from subquad.ops.pages import LARGE, joined
+from subquad.ops.allocation import LARGE, concat_into
+from subquad.ops.operator import needs_dispatcher
 
 NARROW = (torch.float16, torch.bfloat16)
 TOGETHER = 2**18
@@ -32,14 +32,14 @@ def by_heads(compute: Callable[..., Tensor], q: Tensor, *keyed: Tensor) -> Tenso
     before.
     """
     *_, v = keyed
-    if not v.is_cpu or (v.dtype not in NARROW and (listened_to() or v.nbytes < LARGE)):
+    if not v.is_cpu or (v.dtype not in NARROW and (needs_dispatcher() or v.nbytes < LARGE)):
         return compute(slice(None), *wide(q, *keyed)).to(v.dtype)
     heads = q.shape[1]
     step = max(1, TOGETHER // max(1, v[:, :1].numel()))
     slices = [slice(first, first + step) for first in range(0, heads, step)]
     parts = zip(slices, *(x.split(step, 1) for x in (q, *keyed)), strict=True)
     outs = (compute(own, *wide(*part)) for own, *part in parts)
-    return joined(outs, v, *q.shape[:3], v.shape[3], dim=1)
+    return concat_into(outs, v, *q.shape[:3], v.shape[3], dim=1)
 
 
 def no_autocast(x: Tensor) -> Any:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from subquad.ops import decay, delta_rule, flash_linear, native, rows
+from subquad.ops.allocation import empty_result
 from subquad.ops.decay import LogDecays, Matrix, Queries, Values
 from subquad.ops.delta_rule import Betas
 from subquad.ops.native import recurrence as kernels
-from subquad.ops.operator import call, differentiable_once
-from subquad.ops.pages import fresh
+from subquad.ops.operator import call_op, differentiable_once
 from subquad.ops.precision import wide, widened
 from subquad.ops.rows import Around, Pulled, Tokens
 from subquad.ops.shapes import require_dtype, require_shape, require_together
@@ -96,7 +96,7 @@ def recur(tokens: Tokens, state: Matrix, around: Around) -> tuple[Values, Matrix
     learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in learnt)
     numbers = (around.q_scale, around.unit, around.swish_values, around.root, around.norm)
     given = (*tokens, state, around.turn, around.scale, around.gate, *numbers, learns)
-    out, _, last = call(_forward, *given)
+    out, _, last = call_op(_forward, *given)
     return out, last
 
 
@@ -133,8 +133,8 @@ def _forward(
     tokens = Tokens(q, k, v, log_decay, beta)
     if kernels.takes(tokens, state, around):
         return kernels.forward(tokens, state, around, learns=learns)
-    out = fresh(v)
-    raw = fresh(v, *(v.shape if learns and norm else (0,)), dtype=state.dtype)
+    out = empty_result(v)
+    raw = empty_result(v, *(v.shape if learns and norm else (0,)), dtype=state.dtype)
     last = state
     for here in blocks(q.shape[2]):
         found, before, last = advance(*at(here, tokens, around), last)
@@ -181,7 +181,7 @@ def _backward(
     before = [state]
     for here in blocks(q.shape[2])[:-1]:
         before.append(advance(*at(here, tokens, around), before[-1])[2])
-    whole = [q.new_empty(0) if x is None else fresh(x) for x in (*tokens, gate)]
+    whole = [q.new_empty(0) if x is None else empty_result(x) for x in (*tokens, gate)]
     of_scale = q.new_zeros(0) if scale is None else torch.zeros_like(scale)
     for here, S in zip(blocks(q.shape[2])[::-1], before[::-1], strict=True):
         seen, kept = wide(grad[:, :, here])[0], raw[:, :, here] if norm else raw
@@ -209,7 +209,7 @@ def _remember(ctx, inputs, output) -> None:
 
 def _pull_back(ctx, grad: Tensor, _: Tensor, grad_state: Tensor) -> tuple[Tensor | None, ...]:
     numbers = (ctx.q_scale, ctx.unit, ctx.swish_values, ctx.root, ctx.norm)
-    found = call(_backward, grad, grad_state, *ctx.saved_tensors, *numbers, ctx.needs_input_grad[3])
+    found = call_op(_backward, grad, grad_state, *ctx.saved_tensors, *numbers, ctx.needs_input_grad[3])
     *tokens, state, scale, gate = (
         x if needed else None
         for x, needed in zip(found, (*ctx.needs_input_grad[:6], *ctx.needs_input_grad[7:9]), strict=True)

@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from subquad.ops.operator import call, differentiable_once
-from subquad.ops.pages import fresh
+from subquad.ops.allocation import empty_result
+from subquad.ops.operator import call_op, differentiable_once
 from subquad.ops.shapes import require_dtype, require_places, require_shape
 
 BLOCK = 160  # queries at once, of one segment
@@ -63,7 +63,7 @@ def relative_attention(
     slots before it, `held` hold something. Raises `ValueError` for shapes or dtypes that do not fit.
     """
     require_fit(q, weights, lines, first, count, held)
-    return call(forward, q, *weights, *lines, first, count, held, list(layout))
+    return call_op(forward, q, *weights, *lines, first, count, held, list(layout))
 
 
 def require_fit(q: Rows, weights: Weights, lines: Lines, first: Counts, count: Counts, held: Counts) -> None:
@@ -196,7 +196,7 @@ def forward(
     layout: list[int],
 ) -> Tensor:
     laid = Layout(*layout)
-    scores, out = Scores(q, u, bias, W_R, laid), fresh(v, *q.shape[:3], v.shape[3])
+    scores, out = Scores(q, u, bias, W_R, laid), empty_result(v, *q.shape[:3], v.shape[3])
     if count.sum() < len(q) * q.shape[2]:
         out.zero_()
     for block in blocks(q, first, count, held, laid):
@@ -229,9 +229,9 @@ def backward(
     """Gradients of the first `GRADIENTS` inputs; no numbers for what there is not."""
     laid = Layout(*layout)
     scores = Scores(q, u, bias, W_R, laid)
-    dq, dk, dv = (fresh(x).zero_() for x in (q, k, v))
+    dq, dk, dv = (empty_result(x).zero_() for x in (q, k, v))
     du, dbias, dW_R = (torch.zeros_like(x) for x in (u, bias, W_R))
-    dfar_k, dfar_v = (None if x is None else fresh(x).zero_() for x in (far_k, far_v))
+    dfar_k, dfar_v = (None if x is None else empty_result(x).zero_() for x in (far_k, far_v))
     for block in blocks(q, first, count, held, laid):
         row, heads, at = block[:3]
         given, g = scores.prepare(block, q, k, far_k), grad[row, heads, at]
@@ -270,7 +270,7 @@ def remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors  # once: under checkpointing each look unpacks, and a second one fails
-    found = call(backward, grad, *saved, ctx.layout)
+    found = call_op(backward, grad, *saved, ctx.layout)
     given = saved[1 : 1 + GRADIENTS]
     return *(None if x is None else dx for x, dx in zip(given, found, strict=True)), *(None,) * 4
 

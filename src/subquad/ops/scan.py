@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from subquad.ops.pages import joined
+from subquad.ops.allocation import concat_into
 from subquad.ops.transforms import transformed
 
 BLOCK = 1024  # tokens whose features stay in cache
@@ -37,7 +37,7 @@ def scan(
         output, state = step(*part, valid=seen, state=state)
         outputs.append(output)
     b, h, _, e = outputs[0].shape
-    return joined(outputs, outputs[0], b, h, inputs[0].shape[2], e, dim=2), state
+    return concat_into(outputs, outputs[0], b, h, inputs[0].shape[2], e, dim=2), state
 
 
 def chunks(*inputs: Tensor, valid: Tensor | None = None, size: int) -> Iterator[Chunk]:

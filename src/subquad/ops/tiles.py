@@ -17,10 +17,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from subquad.ops import window
+from subquad.ops.allocation import empty_result
 from subquad.ops.native import tiles as native
 from subquad.ops.native.library import usable
-from subquad.ops.operator import call, differentiable_once
-from subquad.ops.pages import fresh
+from subquad.ops.operator import call_op, differentiable_once
 from subquad.ops.shapes import require_dtype, require_places, require_shape
 from subquad.ops.tile_chunks import Tiling, in_units, merge, rows
 
@@ -48,7 +48,7 @@ def tile_attention(
     window.require_rows(q, k, v, lengths)
     for tiling in tilings:
         require_tiling(tiling, q)
-    return call(forward, q, k, v, *apart(tilings), lengths, *((None, None) if band is None else band))[0]
+    return call_op(forward, q, k, v, *apart(tilings), lengths, *((None, None) if band is None else band))[0]
 
 
 def require_tiling(tiling: Tiling, q: Tensor) -> None:
@@ -99,7 +99,7 @@ def forward(
 def begun(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, band: Band) -> tuple[Tensor, Tensor]:
     """What there is before the first tile."""
     if band is None:
-        return fresh(v).zero_(), v.new_full(v.shape[:3], -torch.inf)
+        return empty_result(v).zero_(), v.new_full(v.shape[:3], -torch.inf)
     return window.attended(q, k, v, lengths, *band)
 
 
@@ -159,7 +159,7 @@ def backward(
     if left is not None and right is not None:
         found = window.pulled_back(grad, torch.zeros_like(lse), out, lse, q, k, v, lengths, left, right)
     else:
-        found = tuple(fresh(x).zero_() for x in (q, k, v))
+        found = tuple(empty_result(x).zero_() for x in (q, k, v))
     whole = 1 if usable(q, k, v, grad) else math.lcm(1, *units)
     dq, dk, dv = found[0], in_units(found[1], whole), in_units(found[2], whole)
     delta = torch.einsum("bhtd,bhtd->bht", grad, out)
@@ -214,7 +214,7 @@ def remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -
 def gradients(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     out, lse, q, k, v, *lists, lengths = ctx.saved_tensors
     queries, keys, seen = (lists[x * ctx.count : (x + 1) * ctx.count] for x in range(3))
-    found = call(
+    found = call_op(
         backward,
         *(grad, out, lse, q, k, v, queries, keys, seen),
         ctx.widths,

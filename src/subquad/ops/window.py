@@ -19,10 +19,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from subquad.ops.allocation import empty_result
 from subquad.ops.native import window as native
 from subquad.ops.native.library import readable
-from subquad.ops.operator import call, differentiable_once
-from subquad.ops.pages import fresh
+from subquad.ops.operator import call_op, differentiable_once
 from subquad.ops.precision import widened
 from subquad.ops.shapes import require_places, require_shape, require_together
 
@@ -49,7 +49,7 @@ def window_attention(
     require_rows(q, k, v, lengths)
     if q.shape[2] == 0:
         return v, q.sum(-1, dtype=widened(q.dtype))
-    return call(forward, q, k, v, lengths, left, right)
+    return call_op(forward, q, k, v, lengths, left, right)
 
 
 def require_rows(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths) -> None:
@@ -65,12 +65,12 @@ def attended(q: Keyed, k: Keyed, v: Values, lengths: Lengths, left: int, right: 
     if readable(q, k, v):
         return native.forward(q, k, v, lengths, left=left, right=right)
     if (wide := widened(q.dtype)) != q.dtype:
-        out, lse = fresh(v), v.new_empty(v.shape[:3], dtype=wide)
+        out, lse = empty_result(v), v.new_empty(v.shape[:3], dtype=wide)
         for own in some_heads(q):
             given = (x[:, own].to(wide) for x in (q, k, v))
             out[:, own], lse[:, own] = attended(*given, lengths=lengths, left=left, right=right)
         return out, lse
-    out, lse = fresh(v), v.new_empty(v.shape[:3])
+    out, lse = empty_result(v), v.new_empty(v.shape[:3])
     if lengths is not None:
         out.zero_()
         lse.fill_(-torch.inf)
@@ -111,12 +111,12 @@ def pulled_back(
     if readable(q, k, v, grad, out):
         return native.backward(grad, grad_lse, q, k, v, lengths, out, lse, left=left, right=right)
     if (wide := widened(q.dtype)) != q.dtype:
-        dq, dk, dv = (fresh(x) for x in (q, k, v))
+        dq, dk, dv = (empty_result(x) for x in (q, k, v))
         for own in some_heads(q):
             given = (x[:, own].to(wide) for x in (grad, grad_lse, out, lse, q, k, v))
             dq[:, own], dk[:, own], dv[:, own] = pulled_back(*given, lengths=lengths, left=left, right=right)
         return dq, dk, dv
-    dq, dk, dv = (fresh(x) for x in (q, k, v))
+    dq, dk, dv = (empty_result(x) for x in (q, k, v))
     for written in (dq,) if lengths is None else (dq, dk, dv):
         written.zero_()
     lse, delta = lse[..., None], (torch.einsum("bhtd,bhtd->bht", grad, out) - grad_lse)[..., None]
@@ -197,7 +197,7 @@ def remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -
 
 
 def gradients(ctx: Any, grad: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
-    found = call(backward, grad, grad_lse, *ctx.saved_tensors, ctx.left, ctx.right)
+    found = call_op(backward, grad, grad_lse, *ctx.saved_tensors, ctx.left, ctx.right)
     return *found, None, None, None
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from subquad.ops import tiles, window
-from subquad.ops.operator import call, differentiable_once
+from subquad.ops.operator import call_op, differentiable_once
 from subquad.ops.precision import wide, widened
 from subquad.patterns.grammar import read_again
 from subquad.patterns.layout import layout
@@ -30,7 +30,7 @@ def pattern_attention(
 ) -> Float[Tensor, "b h s e"]:
     """`patterns.attend` by the pattern that is written so."""
     window.require_rows(q, k, v, n)
-    return call(forward, q, k, v, n, pattern)[0]
+    return call_op(forward, q, k, v, n, pattern)[0]
 
 
 @torch.library.custom_op("subquad::pattern", mutates_args=(), schema=f"({INPUTS}) -> (Tensor, Tensor)")
@@ -79,7 +79,7 @@ def remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -
 
 
 def gradients(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return *call(backward, grad, *ctx.saved_tensors, ctx.pattern), None, None
+    return *call_op(backward, grad, *ctx.saved_tensors, ctx.pattern), None, None
 
 
 forward.register_autograd(gradients, setup_context=remember)

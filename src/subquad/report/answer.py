@@ -2,7 +2,7 @@
 
 Only what the runs carry is said: what the test examples and the seeds tell apart, and how much of a
 difference they could. Fewer than three seeds carry no difference between mechanisms, a score that cannot
-be told from the floor carries no merit, and figures of two machines carry no ratio.
+be told from the baseline carries no merit, and figures of two machines carry no ratio.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,8 +17,8 @@ from subquad.report.statistics import ENOUGH, Difference
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    verdict: Literal["take", "lead", "floor", "open", "nothing"]
-    # "lead": too few seeds to say "take"; "floor": take none; "open": not told apart from the floor
+    verdict: Literal["take", "lead", "baseline", "open", "nothing"]
+    # "lead": too few seeds to say "take"; "baseline": take none; "open": not told apart from the baseline
     label: str | None  # the mechanism; None: none
     sentence: str
     reasons: tuple[str, ...]  # what it rests on, and what limits it
@@ -44,9 +44,9 @@ def answer(comparison: Mapping[str, Any], rows: Sequence[Row], curves: Sequence[
             reasons=tuple(limits),
         )
     metric = units.metric(comparison["metric"])
-    if all(row.beside_floor == "below" for row in scored):
+    if all(row.beside_baseline == "below" for row in scored):
         return _none(scored, rows, metric, limits)
-    cleared = [row for row in scored if row.beside_floor in ("above", None)]
+    cleared = [row for row in scored if row.beside_baseline in ("above", None)]
     if not cleared:
         return _open(scored, rows, metric, limits)
     whole = [row for row in cleared if not row.failures and not row.missing] or cleared
@@ -75,8 +75,8 @@ def _judges(beside: Difference) -> str:
 
 
 def _none(scored: Sequence[Row], rows: Sequence[Row], metric: str, limits: Sequence[str]) -> Answer:
-    floor, best = reasons.best_floor(rows), scored[0]
-    beside = best.against[floor.label]
+    baseline, best = reasons.best_baseline(rows), scored[0]
+    beside = best.against[baseline.label]
     seeds = _seeds(best)
     few = f"{seeds} {'says' if seeds == 'one seed' else 'say'} nothing of other seeds, which may do better."
     told = [few.capitalize()] if beside.seeds < ENOUGH else []
@@ -85,22 +85,22 @@ def _none(scored: Sequence[Row], rows: Sequence[Row], metric: str, limits: Seque
         "longer histories may change that."
     )
     return Answer(
-        verdict="floor",
+        verdict="baseline",
         label=None,
-        sentence=f"Take none of them: no mechanism clears the floor. {floor.label.capitalize()} reaches "
-        f"{metric} {_score(floor)}, the best mechanism, {best.label}, {_score(best)}, and "
+        sentence=f"Take none of them: no mechanism clears the baseline. {baseline.label.capitalize()} "
+        f"reaches {metric} {_score(baseline)}, the best mechanism, {best.label}, {_score(best)}, and "
         f"{_judges(beside)} them apart.",
         reasons=(*told, *limits),
     )
 
 
 def _open(scored: Sequence[Row], rows: Sequence[Row], metric: str, limits: Sequence[str]) -> Answer:
-    """No mechanism is above the floor for certain, and not all are below it."""
-    floor = reasons.best_floor(rows)
-    best = next(row for row in scored if row.beside_floor != "below")
-    beside = best.against.get(floor.label)
+    """No mechanism is above the baseline for certain, and not all are below it."""
+    baseline = reasons.best_baseline(rows)
+    best = next(row for row in scored if row.beside_baseline != "below")
+    beside = best.against.get(baseline.label)
     why = _tells(beside) if beside else f"{_seeds(best)} cannot tell a difference from chance"
-    below = [row.label for row in scored if row.beside_floor == "below"]
+    below = [row.label for row in scored if row.beside_baseline == "below"]
     told = []
     if below:
         told.append(f"{units.few(below)} can be told apart from it, and {_stand(below)} below it.")
@@ -108,8 +108,8 @@ def _open(scored: Sequence[Row], rows: Sequence[Row], metric: str, limits: Seque
     return Answer(
         verdict="open",
         label=None,
-        sentence=f"It cannot be told whether any mechanism clears the floor: {floor.label} reaches {metric} "
-        f"{_score(floor)}, {best.label} {_score(best)}, and {why}.",
+        sentence=f"It cannot be told whether any mechanism clears the baseline: {baseline.label} reaches "
+        f"{metric} {_score(baseline)}, {best.label} {_score(best)}, and {why}.",
         reasons=(*told, *limits),
     )
 
@@ -120,7 +120,7 @@ def _lead(whole: Sequence[Row], rows: Sequence[Row], metric: str, why: Sequence[
     limit = f"{seeds} cannot tell a difference from chance"
     told = f"{best.label} has the best {metric}, {_score(best)}"
     if not others:
-        told = f"{best.label} alone clears the floor, with {metric} {_score(best)}"
+        told = f"{best.label} alone clears the baseline, with {metric} {_score(best)}"
     else:
         second = others[0]
         beside = best.against.get(second.label)
@@ -136,7 +136,7 @@ def _lead(whole: Sequence[Row], rows: Sequence[Row], metric: str, why: Sequence[
         verdict="lead",
         label=best.label,
         sentence=f"{told}; but {limit}. Run at least three before you decide.",
-        reasons=(*_against_floor(best, rows, metric), *why),
+        reasons=(*_against_baseline(best, rows, metric), *why),
     )
 
 
@@ -173,7 +173,7 @@ def _take(
         sentence=f"Take {pick.label}: {told}.",
         reasons=(
             *_resolution(pick, nearest if pick is best else best.label),
-            *_against_floor(pick, rows, metric),
+            *_against_baseline(pick, rows, metric),
             *reasons.costs(pick, rows, curves, comparison),
             *limits,
         ),
@@ -193,14 +193,14 @@ def _alike(beside: Difference) -> str:
     return "on the same seeds" if beside.over == "seeds" else "on the same examples and seeds"
 
 
-def _against_floor(row: Row, rows: Sequence[Row], metric: str) -> list[str]:
-    if row.over_floor is None:
-        return ["There is no floor to compare with, so no score here is known to mean anything."]
-    floor = reasons.best_floor(rows)
+def _against_baseline(row: Row, rows: Sequence[Row], metric: str) -> list[str]:
+    if row.over_baseline is None:
+        return ["There is no baseline to compare with, so no score here is known to mean anything."]
+    baseline = reasons.best_baseline(rows)
     where = "" if row.score and len(row.score.scores) >= ENOUGH else ", on these seeds"
     return [
-        f"{row.label} is better than the best floor, {floor.label} with {metric} {_score(floor)}, "
-        f"by {units.score(abs(row.over_floor))}{where}."
+        f"{row.label} is better than the best baseline, {baseline.label} with {metric} {_score(baseline)}, "
+        f"by {units.score(abs(row.over_baseline))}{where}."
     ]
 
 

@@ -71,7 +71,7 @@ def parameters(rows: Sequence[Row]) -> Table:
     for row in rows:
         if row.parameters is None:
             continue
-        beyond = row.parameters.beyond_baseline
+        beyond = row.parameters.beyond_reference
         found.append(
             (
                 row.label,
@@ -107,13 +107,13 @@ def failures(records: Sequence[Record], labels: Mapping[str, str]) -> Table:
 
 
 def run_labels(comparison: Mapping[str, Any], records: Sequence[Record]) -> dict[str, str]:
-    """What each run is called: mechanism or floor, and seed or length."""
+    """What each run is called: mechanism or baseline, and seed or length."""
     names = {identity(row): row["label"] for row in comparison["rows"]}
     labels = {}
     for record in records:
         spec = record["spec"]
-        if record["kind"] == "floor":
-            labels[record["key"]] = f"floor {spec['floor']}, seed {spec['seed']}"
+        if record["kind"] == "baseline":
+            labels[record["key"]] = f"baseline {spec['baseline']}, seed {spec['seed']}"
             continue
         name = names.get(identity(spec), spec["attention"])
         where = f"seed {spec['seed']}" if record["kind"] == "fit" else f"{spec['length']:,} tokens"

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from subquad.report import units
-from subquad.report.leaderboard import BASELINE, Row, extent, near_floors
+from subquad.report.leaderboard import REFERENCE, Row, extent, near_baselines
 from subquad.report.looks import Look
 from subquad.report.markup import Markup, element
 from subquad.report.statistics import ENOUGH, Summary
@@ -29,9 +29,9 @@ def filtering() -> Markup:
 def board(comparison: Mapping[str, Any], rows: Sequence[Row], looks: Mapping[str, Look]) -> Markup:
     metric = units.metric(comparison["metric"])
     lettered = any(row.group for row in rows)
-    drawn = [row for row in rows if row.kind == "mechanism"] + near_floors(rows)
+    drawn = [row for row in rows if row.kind == "mechanism"] + near_baselines(rows)
     across = _scale(drawn)
-    floors = [row.score.mean for row in near_floors(rows) if row.score]
+    baselines = [row.score.mean for row in near_baselines(rows) if row.score]
     claims = any(row.score and row.score.interval for row in rows)
     best = "descending" if comparison["higher_is_better"] else "ascending"  # comes first
     head = [
@@ -49,7 +49,7 @@ def board(comparison: Mapping[str, Any], rows: Sequence[Row], looks: Mapping[str
             "th", "Seeds and 95 % interval" if claims else "Seeds", _axis(drawn), scope="col", class_="strip"
         ),
         element("th", "Alike", _small("share a letter"), scope="col", class_="letters") if lettered else "",
-        _head("Above floor", "the best one", first="descending"),
+        _head("Above baseline", "the best one", first="descending"),
         _head("Training", "events/s", first="descending"),
         _head("Latency", "ms a history", first="ascending"),
         _head("Memory", "MB in training", first="ascending"),
@@ -60,7 +60,7 @@ def board(comparison: Mapping[str, Any], rows: Sequence[Row], looks: Mapping[str
             "tr",
             element("th", *_name(row, looks), scope="row", data_value=row.label),
             *(
-                _cells(row, looks, across if row in drawn else None, floors, lettered=lettered)
+                _cells(row, looks, across if row in drawn else None, baselines, lettered=lettered)
                 if row.score
                 else [_unscored(row, lettered)]
             ),
@@ -70,7 +70,9 @@ def board(comparison: Mapping[str, Any], rows: Sequence[Row], looks: Mapping[str
     ]
     table = element(
         "table",
-        element("caption", f"Leaderboard by {metric} on the test split, best first, floors among the rows"),
+        element(
+            "caption", f"Leaderboard by {metric} on the test split, best first, baselines among the rows"
+        ),
         element("thead", element("tr", *head)),
         element("tbody", *body),
         class_="board",
@@ -84,8 +86,8 @@ def _head(name: str, unit: str, *, first: str) -> Markup:
 
 
 def _name(row: Row, looks: Mapping[str, Look]) -> list[str]:
-    if row.kind == "floor":
-        return [element("span", row.label, class_="name"), _small("floor")]
+    if row.kind == "baseline":
+        return [element("span", row.label, class_="name"), _small("baseline")]
     name, _, options = row.label.partition(":")
     said = [options] if options else []
     said.append(row.form or "")
@@ -104,7 +106,7 @@ def _cells(
     row: Row,
     looks: Mapping[str, Look],
     across: Callable[[float], float] | None,
-    floors: Sequence[float],
+    baselines: Sequence[float],
     *,
     lettered: bool,
 ) -> list[Markup]:
@@ -114,19 +116,19 @@ def _cells(
     shown = (element("b", mean), sign + spread, _small(best))
     score = element("td", *shown, class_="number score", data_value=row.score.mean)
     colour = looks[row.label].colour if row.label in looks else None
-    picture = _drawing(row.score, across, floors, colour) if across else ""
+    picture = _drawing(row.score, across, baselines, colour) if across else ""
     strip = element("td", picture, _interval(row), class_="strip")
     letters = [element("td", row.group or units.ABSENT, class_="letters")] if lettered else []
-    if row.kind == "floor":
+    if row.kind == "baseline":
         return [score, strip, *letters, *[element("td", class_="number")] * (1 + COSTS)]
-    return [score, strip, *letters, _against_floor(row), *_costs(row)]
+    return [score, strip, *letters, _against_baseline(row), *_costs(row)]
 
 
-def _against_floor(row: Row) -> Markup:
-    if row.over_floor is None:
-        return element("td", "no floor", class_="number")
-    mark = _mark(row.beside_floor) if row.beside_floor in ("below", "not told apart") else ""
-    return element("td", units.signed(row.over_floor), mark, class_="number", data_value=row.over_floor)
+def _against_baseline(row: Row) -> Markup:
+    if row.over_baseline is None:
+        return element("td", "no baseline", class_="number")
+    mark = _mark(row.beside_baseline) if row.beside_baseline in ("below", "not told apart") else ""
+    return element("td", units.signed(row.over_baseline), mark, class_="number", data_value=row.over_baseline)
 
 
 def _costs(row: Row) -> list[Markup]:
@@ -143,11 +145,11 @@ def _costs(row: Row) -> list[Markup]:
         return element("td", units.significant(value), *said, class_="number", data_value=value)
 
     def beside(ratio: float | None) -> str:
-        return "" if ratio is None or row.label == BASELINE else f"{units.times(ratio)} softmax"
+        return "" if ratio is None or row.label == REFERENCE else f"{units.times(ratio)} softmax"
 
     grown = ""
-    if parameters.beyond_baseline is not None and row.label != BASELINE:
-        grown = _mark(units.percent(parameters.beyond_baseline)) if parameters.marked else ""
+    if parameters.beyond_reference is not None and row.label != REFERENCE:
+        grown = _mark(units.percent(parameters.beyond_reference)) if parameters.marked else ""
     return [
         cell(costs.events_per_second, beside(ratios and ratios.events_per_second)),
         cell(costs.latency_ms, quartiles),
@@ -172,12 +174,13 @@ def _failure_mark(row: Row) -> Markup:
 
 
 def _drawing(
-    score: Summary, across: Callable[[float], float], floors: Sequence[float], colour: str | None
+    score: Summary, across: Callable[[float], float], baselines: Sequence[float], colour: str | None
 ) -> Markup:
-    """The seeds as dots, their interval as a bar, their mean as a stroke, the floors as dashed lines."""
+    """The seeds as dots, their interval as a bar, their mean as a stroke, the baselines as dashed lines."""
     middle = HEIGHT / 2
     shapes = [
-        element("line", x1=across(x), x2=across(x), y1=0, y2=HEIGHT, class_="floor-line") for x in floors
+        element("line", x1=across(x), x2=across(x), y1=0, y2=HEIGHT, class_="baseline-line")
+        for x in baselines
     ]
     if score.interval:
         left, right = across(score.interval.low), across(score.interval.high)
@@ -198,7 +201,7 @@ def _drawing(
 
 def _interval(row: Row) -> Markup:
     score = row.score
-    if score is None or (row.kind == "floor" and score.interval is None):
+    if score is None or (row.kind == "baseline" and score.interval is None):
         return Markup()
     seeds = "one seed" if len(score.scores) == 1 else f"{len(score.scores)} seeds"
     if score.interval is None:
@@ -259,8 +262,8 @@ def key(rows: Sequence[Row]) -> Markup:
     if any(len(score.scores) < ENOUGH for score in scored):
         claims["Seeds"] = "fewer than three say nothing of other seeds, and no row is better for certain."
     notes = {
-        "Floor": "what is reached without any attention. A row is marked unless it is above it for certain, "
-        "by the same comparison.",
+        "Baseline": "what is reached without any attention. A row is marked unless it is above it for "
+        "certain, by the same comparison.",
         "Training": "events per second through forward, backward and optimiser, after the first step.",
         "Latency": "one history of full length through the trained model, with quartiles.",
         "Memory": "what one training step takes beyond what was in use before it.",

@@ -22,8 +22,8 @@ class Cell:
 
     length: int
     values: Mapping[str, float]  # of the quantities that were measured; milliseconds, MB
-    baseline: Mapping[str, float]
-    floor: Mapping[str, float] = field(
+    reference: Mapping[str, float]
+    roofline: Mapping[str, float] = field(
         default_factory=dict
     )  # of times, where it was found: see measure.roofline
     peers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # other packages, by name
@@ -50,37 +50,37 @@ class Curve:
     failed_lengths: tuple[int, ...]
     machines: tuple[str, ...]
 
-    def points(self, quantity: str, *, baseline: bool = False) -> list[tuple[int, float]]:
+    def points(self, quantity: str, *, reference: bool = False) -> list[tuple[int, float]]:
         """(length, value) where the quantity was measured."""
         return [
-            (cell.length, (cell.baseline if baseline else cell.values)[quantity])
+            (cell.length, (cell.reference if reference else cell.values)[quantity])
             for cell in self.cells
             if quantity in cell.values
         ]
 
-    def floors(self, quantity: str) -> list[tuple[int, float]]:
+    def rooflines(self, quantity: str) -> list[tuple[int, float]]:
         """(length, the least time that the machine could take) where it was found."""
-        return [(cell.length, cell.floor[quantity]) for cell in self.cells if quantity in cell.floor]
+        return [(cell.length, cell.roofline[quantity]) for cell in self.cells if quantity in cell.roofline]
 
     def scaling(self, quantity: str) -> Scaling | None:
         """None where it was not measured, is too small to be seen, or was measured on several machines."""
-        ours, theirs = self.points(quantity), self.points(quantity, baseline=True)
+        ours, theirs = self.points(quantity), self.points(quantity, reference=True)
         if len(self.machines) > 1 or not ours or not all(value > 0 for _, value in (*ours, *theirs)):
             return None
         lengths, values = zip(*ours, strict=True)
-        baseline = [value for _, value in theirs]
+        reference = [value for _, value in theirs]
         return Scaling(
             exponent=exponent(lengths, values) if len(lengths) >= NEEDED else None,
             note="" if len(lengths) >= NEEDED else "needs three lengths",
-            crossover=crossover(lengths, values, baseline),
-            at_longest=values[-1] / baseline[-1],
+            crossover=crossover(lengths, values, reference),
+            at_longest=values[-1] / reference[-1],
         )
 
 
 def part(cell: Cell, quantity: str) -> float | None:
-    """The floor over what was measured: 1 is as fast as the machine."""
-    floor, measured = cell.floor.get(quantity), cell.values.get(quantity)
-    return floor / measured if floor and measured else None
+    """The roofline over what was measured: 1 is as fast as the machine."""
+    roofline, measured = cell.roofline.get(quantity), cell.values.get(quantity)
+    return roofline / measured if roofline and measured else None
 
 
 def curves(comparison: Mapping[str, Any], records: Sequence[Record]) -> list[Curve]:
@@ -106,14 +106,14 @@ def curves(comparison: Mapping[str, Any], records: Sequence[Record]) -> list[Cur
     return found
 
 
-def baselines(found: Sequence[Curve], quantity: str) -> dict[str, list[tuple[int, float]]]:
+def references(found: Sequence[Curve], quantity: str) -> dict[str, list[tuple[int, float]]]:
     """Fused softmax itself, by form: the median over the cells of each length."""
     lines = {}
     for form in dict.fromkeys(curve.form for curve in found):
         values: dict[int, list[float]] = {}
         for curve in found:
             if curve.form == form:
-                for length, value in curve.points(quantity, baseline=True):
+                for length, value in curve.points(quantity, reference=True):
                     values.setdefault(length, []).append(value)
         if values:
             lines[form] = [(length, median(values[length])) for length in sorted(values)]
@@ -126,11 +126,11 @@ def _cell(record: Record) -> Cell:
     return Cell(
         length=record["spec"]["length"],
         values={name: _value(measured[name]) for name in present},
-        baseline={name: _value(measured[f"baseline_{name}"]) for name in present},
-        floor={
-            name: measured[floor]
+        reference={name: _value(measured[f"reference_{name}"]) for name in present},
+        roofline={
+            name: measured[roofline]
             for name in present
-            if measured.get(floor := name.replace("_ms", "_floor_ms")) and floor != name
+            if measured.get(roofline := name.replace("_ms", "_roofline_ms")) and roofline != name
         },
         peers={
             peer: {name: _value(timing) for name, timing in timings.items()}

@@ -1,7 +1,7 @@
-"""The rows that the terminal's table, `--json` and the page show: scores beside floors, and what they cost.
+"""The rows of the terminal's table, `--json` and the page: scores beside baselines, and what they cost.
 
-A row is a mechanism with its options over all its seeds, or a floor. Rows come best first, floors among
-them, so that what stands under a floor does not clear it; what has no score comes last.
+A row is a mechanism with its options over all its seeds, or a baseline. Rows come best first, baselines among
+them, so that what stands under a baseline does not clear it; what has no score comes last.
 """
 
 import json
@@ -16,14 +16,14 @@ from subquad.report.letters import letters
 from subquad.report.scores import compared, independent, scores
 from subquad.report.statistics import ENOUGH, Difference, Scores, Summary, summary
 
-BASELINE = "softmax"
-MARKED = 0.10  # parameters beyond the baseline's, as a fraction, from which a row is marked
+REFERENCE = "softmax"
+MARKED = 0.10  # parameters beyond the reference's, as a fraction, from which a row is marked
 
-NEAR = 0.5  # of what is drawn: a floor no farther off is drawn too
+NEAR = 0.5  # of what is drawn: a baseline no farther off is drawn too
 
-Standing = Literal["above", "below", "not told apart"]  # a row beside the best floor
+Standing = Literal["above", "below", "not told apart"]  # a row beside the best baseline
 
-FLOORS = {"majority": "majority", "boosting": "gradient boosting"}  # what they are called
+BASELINES = {"majority": "majority", "boosting": "gradient boosting"}  # what they are called
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +41,12 @@ class Parameters:
     total: int
     attention: int
     grows_with_length: int
-    beyond_baseline: float | None = None  # fraction of the baseline's total; None: there is no baseline
+    beyond_reference: float | None = None  # fraction of the reference's total; None: there is no reference
 
     @property
     def marked(self) -> bool:
         """Whether the row has so many more that its score is not the mechanism's merit alone."""
-        return self.beyond_baseline is not None and self.beyond_baseline > MARKED
+        return self.beyond_reference is not None and self.beyond_reference > MARKED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class Costs:
 
 @dataclass(frozen=True, kw_only=True)
 class Ratios:
-    """A row's costs as multiples of the baseline's, on the same machine."""
+    """A row's costs as multiples of the reference's, on the same machine."""
 
     events_per_second: float | None
     latency_ms: float | None
@@ -74,24 +74,24 @@ class Ratios:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    kind: Literal["mechanism", "floor"]
+    kind: Literal["mechanism", "baseline"]
     label: str  # "performer:features=128", "gradient boosting"
-    form: Literal["bidirectional", "causal"] | None  # None: a floor
+    form: Literal["bidirectional", "causal"] | None  # None: a baseline
     options: dict[str, Any] = field(default_factory=dict)  # all of them, defaults too, once a run is done
     asked: int  # runs, one a seed
     finished: int
     failures: tuple[Failure, ...] = ()
     score: Summary | None = None  # of the metric on the test split
-    stuck: int | None = None  # runs that did not get above the majority; None: there is no such floor
+    stuck: int | None = None  # runs that did not get above the majority; None: there is no such baseline
     group: str = ""  # letters; rows that share one cannot be told apart; none: no claim
     against: dict[str, Difference] = field(default_factory=dict)  # its score less another row's, by label
-    over_floor: float | None = None  # how much better than the best floor; negative: worse
-    beside_floor: Standing | None = None  # None: no floor to compare with
+    over_baseline: float | None = None  # how much better than the best baseline; negative: worse
+    beside_baseline: Standing | None = None  # None: no baseline to compare with
     cut_short: int = 0  # runs that were at their best in their last step
     epochs: float | None = None  # how often a run saw each training example
     parameters: Parameters | None = None
     costs: Costs | None = None
-    ratios: Ratios | None = None  # None: no baseline, or not on the same machine
+    ratios: Ratios | None = None  # None: no reference, or not on the same machine
 
     @property
     def missing(self) -> int:
@@ -107,18 +107,18 @@ def leaderboard(comparison: Mapping[str, Any], records: Sequence[Record]) -> lis
     metric, higher = comparison["metric"], comparison["higher_is_better"]
     kept = {asked["label"]: _of(asked, records) for asked in comparison["rows"]}
     reached = {label: scores(mine, metric) for label, mine in kept.items()}
-    floors = _floors(comparison, [record for record in records if record["kind"] == "floor"])
+    baselines = _baselines(comparison, [record for record in records if record["kind"] == "baseline"])
     against = compared(
         {label: found for label, found in reached.items() if found.seeds},
-        {row.label: found for row, found in floors if found.seeds},
+        {row.label: found for row, found in baselines if found.seeds},
     )
     rows = []
     for asked in comparison["rows"]:
         label = asked["label"]
         row = _row(asked, kept[label], reached[label], comparison)
         rows.append(replace(row, against=against.get(label, {})))
-    alone = [row for row, _ in floors]
-    rows = [_beside_floors(row, alone, higher) for row in _beside_baseline(rows)]
+    alone = [row for row, _ in baselines]
+    rows = [_beside_baselines(row, alone, higher) for row in _beside_reference(rows)]
     ranked = sorted(
         (row for row in (*alone, *rows) if row.score is not None), key=lambda row: _rank(row, higher)
     )
@@ -132,21 +132,21 @@ def identity(spec: Mapping[str, Any]) -> tuple[str, str, bool]:
     return spec["attention"], json.dumps(spec["options"], sort_keys=True), spec["causal"]
 
 
-def near_floors(rows: Sequence[Row]) -> list[Row]:
-    """The best floor, and those others that lie near what is drawn anyway; one far off would squash it."""
-    floors = [row for row in rows if row.kind == "floor" and row.score]
+def near_baselines(rows: Sequence[Row]) -> list[Row]:
+    """The best baseline, and those others that lie near what is drawn anyway; one far off would squash it."""
+    baselines = [row for row in rows if row.kind == "baseline" and row.score]
     drawn = [
         value
-        for row in (*rows, *floors[:1])
-        if row.score and row not in floors[1:]
+        for row in (*rows, *baselines[:1])
+        if row.score and row not in baselines[1:]
         for value in row.score.scores
     ]
     if not drawn:
         return []
     low, high = min(drawn), max(drawn)
     reach = NEAR * (high - low)
-    return floors[:1] + [
-        row for row in floors[1:] if row.score and low - reach <= row.score.mean <= high + reach
+    return baselines[:1] + [
+        row for row in baselines[1:] if row.score and low - reach <= row.score.mean <= high + reach
     ]
 
 
@@ -233,15 +233,15 @@ def _groups(ranked: Sequence[Row]) -> dict[str, str]:
     return letters([row.label for row in able], apart)
 
 
-def _floors(comparison: Mapping[str, Any], records: Sequence[Record]) -> list[tuple[Row, Scores]]:
+def _baselines(comparison: Mapping[str, Any], records: Sequence[Record]) -> list[tuple[Row, Scores]]:
     rows = []
-    names: list[str] = [record["spec"]["floor"] for record in records]
+    names: list[str] = [record["spec"]["baseline"] for record in records]
     for name in dict.fromkeys(names):
-        mine = [record for record in records if record["spec"]["floor"] == name]
+        mine = [record for record in records if record["spec"]["baseline"] == name]
         reached = scores(mine, comparison["metric"])
         row = Row(
-            kind="floor",
-            label=FLOORS.get(name, name),
+            kind="baseline",
+            label=BASELINES.get(name, name),
             form=None,
             asked=len(mine),
             finished=len(reached.seeds),
@@ -280,13 +280,13 @@ def _costs(records: Sequence[Record]) -> Costs:
     )
 
 
-def _beside_baseline(rows: Sequence[Row]) -> list[Row]:
+def _beside_reference(rows: Sequence[Row]) -> list[Row]:
     """The rows with parameters and costs relative to plain softmax, of the same form where there is one."""
-    baselines = [row for row in rows if row.label == BASELINE and row.finished]
-    if not baselines:
+    references = [row for row in rows if row.label == REFERENCE and row.finished]
+    if not references:
         return list(rows)
     return [
-        _relative(row, next((base for base in baselines if base.form == row.form), baselines[0]))
+        _relative(row, next((base for base in references if base.form == row.form), references[0]))
         for row in rows
     ]
 
@@ -294,7 +294,7 @@ def _beside_baseline(rows: Sequence[Row]) -> list[Row]:
 def _relative(row: Row, base: Row) -> Row:
     if row.parameters is None or base.parameters is None or row.costs is None or base.costs is None:
         return row
-    parameters = replace(row.parameters, beyond_baseline=row.parameters.total / base.parameters.total - 1)
+    parameters = replace(row.parameters, beyond_reference=row.parameters.total / base.parameters.total - 1)
     if len({*row.costs.machines, *base.costs.machines}) > 1:
         return replace(row, parameters=parameters)
     return replace(
@@ -312,9 +312,9 @@ def _ratio(value: float | None, base: float | None) -> float | None:
     return value / base if value is not None and base else None
 
 
-def _beside_floors(row: Row, floors: Sequence[Row], higher: bool) -> Row:
-    """The row with its distance from the best floor, and how many of its runs did not leave the lowest."""
-    known = {floor.label: floor.score.mean for floor in floors if floor.score is not None}
+def _beside_baselines(row: Row, baselines: Sequence[Row], higher: bool) -> Row:
+    """The row with its distance from the best baseline, and how many of its runs did not leave the lowest."""
+    known = {baseline.label: baseline.score.mean for baseline in baselines if baseline.score is not None}
     if row.score is None or not known:
         return row
     sign = 1 if higher else -1
@@ -324,14 +324,14 @@ def _beside_floors(row: Row, floors: Sequence[Row], higher: bool) -> Row:
     if beside and beside.told:
         standing = "above" if sign * beside.value > 0 else "below"
     stuck = None
-    if FLOORS["majority"] in known:
-        lowest = sign * known[FLOORS["majority"]]
+    if BASELINES["majority"] in known:
+        lowest = sign * known[BASELINES["majority"]]
         stuck = sum(sign * value <= lowest for value in row.score.scores)
-    over_floor = sign * (row.score.mean - known[best])
-    return replace(row, over_floor=over_floor, beside_floor=standing, stuck=stuck)
+    over_baseline = sign * (row.score.mean - known[best])
+    return replace(row, over_baseline=over_baseline, beside_baseline=standing, stuck=stuck)
 
 
 def _rank(row: Row, higher: bool) -> tuple[float, bool]:
-    """Best first; a floor before what only equals it."""
+    """Best first; a baseline before what only equals it."""
     assert row.score is not None
     return (-row.score.mean if higher else row.score.mean), row.kind == "mechanism"

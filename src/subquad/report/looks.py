@@ -8,7 +8,7 @@ Plain softmax, which all is compared with, has the colour of the text.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from subquad.report.leaderboard import BASELINE
+from subquad.report.leaderboard import REFERENCE
 from subquad.report.markup import Markup, element
 
 HUES = 7  # --row-1 … --row-7 of page.css; --row-0 is softmax
@@ -70,7 +70,7 @@ class Look:
 
 def grey_line() -> Markup:
     """What fused softmax looks like, which no marker stands on."""
-    line = element("line", x1=-14, x2=14, stroke="var(--floor)", stroke_width=6, stroke_opacity=0.45)
+    line = element("line", x1=-14, x2=14, stroke="var(--baseline)", stroke_width=6, stroke_opacity=0.45)
     return element(
         "svg", line, class_="swatch", viewBox="-15 -7 30 14", width=30, height=14, aria_hidden="true"
     )
@@ -78,10 +78,10 @@ def grey_line() -> Markup:
 
 def looks(labels: Sequence[str]) -> dict[str, Look]:
     """The look of each mechanism, by its place among those asked for."""
-    others = [label for label in labels if label != BASELINE]
+    others = [label for label in labels if label != REFERENCE]
     return {
         label: Look(colour="var(--row-0)", place=0)
-        if label == BASELINE
+        if label == REFERENCE
         else Look(colour=f"var(--row-{others.index(label) % HUES + 1})", place=others.index(label) + 1)
         for label in labels
     }

@@ -5,13 +5,13 @@ from typing import Any
 
 from subquad.report import units
 from subquad.report.cost import Curve, Scaling
-from subquad.report.leaderboard import BASELINE, Row
+from subquad.report.leaderboard import REFERENCE, Row
 
 
 def costs(row: Row, rows: Sequence[Row], curves: Sequence[Curve], comparison: Mapping[str, Any]) -> list[str]:
     """What taking the row costs, beside softmax, here and at other lengths."""
     told = []
-    if row.label != BASELINE and row.ratios is not None:
+    if row.label != REFERENCE and row.ratios is not None:
         parts = [
             _ratio("trains", row.ratios.events_per_second, "as fast as softmax"),
             _ratio("answers in", row.ratios.latency_ms, "its time"),
@@ -19,7 +19,7 @@ def costs(row: Row, rows: Sequence[Row], curves: Sequence[Curve], comparison: Ma
         ]
         if said := [part for part in parts if part]:
             told.append(f"At {comparison['length']:,} events it {units.listed(said)}.")
-    elif row.label != BASELINE and any(other.label == BASELINE and other.costs for other in rows):
+    elif row.label != REFERENCE and any(other.label == REFERENCE and other.costs for other in rows):
         told.append("Its runs and those of softmax are from different machines, so that no ratio is given.")
     return told + _lengths(row, curves)
 
@@ -62,8 +62,8 @@ def machines(rows: Sequence[Row]) -> int:
     return len({machine for row in rows if row.costs for machine in row.costs.machines})
 
 
-def best_floor(rows: Sequence[Row]) -> Row:
-    return next(row for row in rows if row.kind == "floor" and row.score)  # rows come best first
+def best_baseline(rows: Sequence[Row]) -> Row:
+    return next(row for row in rows if row.kind == "baseline" and row.score)  # rows come best first
 
 
 def _ratio(verb: str, ratio: float | None, rest: str) -> str:
@@ -72,7 +72,7 @@ def _ratio(verb: str, ratio: float | None, rest: str) -> str:
 
 def _lengths(row: Row, curves: Sequence[Curve]) -> list[str]:
     """From which length on the row is faster than fused softmax; for softmax, what else would be."""
-    others = [curve for curve in curves if curve.label != BASELINE and row.label in (curve.label, BASELINE)]
+    others = [curve for curve in curves if curve.label != REFERENCE and row.label in (curve.label, REFERENCE)]
     quantity = "forward_backward_ms"
     if not any(curve.scaling(quantity) for curve in others):
         quantity = "forward_ms"

@@ -44,20 +44,22 @@ def independent(comparison: Mapping[str, Any]) -> float:
     return alike * test["examples"]
 
 
-def compared(found: Mapping[str, Scores], floors: Mapping[str, Scores]) -> dict[str, dict[str, Difference]]:
-    """Each row's difference from every other row and from each floor; by label, where there is one.
+def compared(
+    found: Mapping[str, Scores], baselines: Mapping[str, Scores]
+) -> dict[str, dict[str, Difference]]:
+    """Each row's difference from every other row and from each baseline; by label, where there is one.
 
-    The pairs among the rows are corrected for their number, and so are those with each floor.
+    The pairs among the rows are corrected for their number, and so are those with each baseline.
     """
     among = {pair: difference(found[pair[0]], found[pair[1]]) for pair in combinations(found, 2)}
     against: dict[str, dict[str, Difference]] = {row: {} for row in found}
     for (first, second), made in _corrected(among).items():
         against[first][second] = made
         against[second][first] = made.reversed()
-    for floor, reached in floors.items():
-        beside = {(row, floor): difference(mine, _for_all(reached, mine)) for row, mine in found.items()}
+    for baseline, reached in baselines.items():
+        beside = {(row, baseline): difference(mine, _for_all(reached, mine)) for row, mine in found.items()}
         for (row, _), made in _corrected(beside).items():
-            against[row][floor] = made
+            against[row][baseline] = made
     return against
 
 
@@ -65,10 +67,10 @@ def _corrected(pairs: Mapping[Pair, Difference | None]) -> dict[Pair, Difference
     return corrected({pair: made for pair, made in pairs.items() if made is not None})
 
 
-def _for_all(floor: Scores, row: Scores) -> Scores:
-    """A floor that was found once knows no chance, and stands beside each of the row's seeds."""
-    if len(floor.seeds) > 1:
-        return floor
-    (value,) = floor.seeds.values()
-    parts = {seed: part for part in floor.parts.values() for seed in row.seeds}
-    return replace(floor, seeds=dict.fromkeys(row.seeds, value), parts=parts)
+def _for_all(baseline: Scores, row: Scores) -> Scores:
+    """A baseline that was found once knows no chance, and stands beside each of the row's seeds."""
+    if len(baseline.seeds) > 1:
+        return baseline
+    (value,) = baseline.seeds.values()
+    parts = {seed: part for part in baseline.parts.values() for seed in row.seeds}
+    return replace(baseline, seeds=dict.fromkeys(row.seeds, value), parts=parts)

@@ -15,7 +15,7 @@ from subquad.report.table import download, scrolling
 VERDICTS = {
     "take": "The answer",
     "lead": "A lead, and no answer yet",
-    "floor": "The answer",
+    "baseline": "The answer",
     "open": "No answer yet",
     "nothing": "No answer",
 }

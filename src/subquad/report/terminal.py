@@ -35,7 +35,7 @@ def table(title: str, *columns: str, left: int = 1) -> Table:
 
 
 def quality(comparison: Mapping[str, Any], rows: Sequence[Row]) -> Table:
-    """Scores beside floors, best first."""
+    """Scores beside baselines, best first."""
     claims = any(row.score and row.score.interval for row in rows)
     grouped = any(row.group for row in rows)
     scores = ["95 % interval"] * claims + ["group"] * grouped
@@ -44,7 +44,7 @@ def quality(comparison: Mapping[str, Any], rows: Sequence[Row]) -> Table:
     for row in rows:
         cells = [row.label, _score(row)]
         cells += [_interval(row)] * claims + [row.group] * grouped
-        made.add_row(*map(Text, (*cells, _note(row))), style="dim" if row.kind == "floor" else "")
+        made.add_row(*map(Text, (*cells, _note(row))), style="dim" if row.kind == "baseline" else "")
     return made
 
 
@@ -66,13 +66,13 @@ def costs(comparison: Mapping[str, Any], rows: Sequence[Row]) -> Table:
 
 
 def lengths(curves: Sequence[Curve], quantity: str) -> list[Table]:
-    """One quantity by length: what mechanisms take, their ratio to fused softmax, their part of the floor.
+    """One quantity by length: what mechanisms take, their ratio to fused softmax, their part of the roofline.
 
     Other packages follow, with ratios of their own.
     """
     unit = "MB" if quantity.endswith("mb") else "ms"
-    floor = any(curve.floors(quantity) for curve in curves)
-    said = "ratio to torch's fused softmax" + (", of the machine's floor" if floor else "")
+    roofline = any(curve.rooflines(quantity) for curve in curves)
+    said = "ratio to torch's fused softmax" + (", of the machine's roofline" if roofline else "")
     title = f"{QUANTITIES[quantity]}, {unit} ({said})"
     return [
         _lengths(title, curves[first : first + ABREAST], quantity) for first in range(0, len(curves), ABREAST)
@@ -83,13 +83,15 @@ def _lengths(title: str, curves: Sequence[Curve], quantity: str) -> Table:
     made = table(title, "tokens", *(curve.label for curve in curves), left=0)
     for column in made.columns[1:]:
         column.no_wrap, column.overflow = False, "fold"
-    points = [(dict(curve.points(quantity)), dict(curve.points(quantity, baseline=True))) for curve in curves]
-    floors = [dict(curve.floors(quantity)) for curve in curves]
+    points = [
+        (dict(curve.points(quantity)), dict(curve.points(quantity, reference=True))) for curve in curves
+    ]
+    rooflines = [dict(curve.rooflines(quantity)) for curve in curves]
     lengths = sorted({length for ours, _ in points for length in ours})
     for n in lengths:
         cells = (
-            _cell(ours.get(n), theirs.get(n), floor.get(n))
-            for (ours, theirs), floor in zip(points, floors, strict=True)
+            _cell(ours.get(n), theirs.get(n), roofline.get(n))
+            for (ours, theirs), roofline in zip(points, rooflines, strict=True)
         )
         made.add_row(f"{n:,}", *cells)
     _add_peers(made, curves, quantity, lengths)
@@ -150,7 +152,7 @@ def _add_peers(made: Table, curves: Sequence[Curve], quantity: str, lengths: Seq
         made.add_section()
         found = [
             {
-                cell.length: _cell(cell.peers[name].get(quantity), cell.baseline.get(quantity))
+                cell.length: _cell(cell.peers[name].get(quantity), cell.reference.get(quantity))
                 for cell in curve.cells
                 if name in cell.peers
             }
@@ -161,11 +163,11 @@ def _add_peers(made: Table, curves: Sequence[Curve], quantity: str, lengths: Seq
                 made.add_row(f"{name} {n:,}", *(cells.get(n, "") for cells in found))
 
 
-def _cell(ours: float | None, theirs: float | None, floor: float | None = None) -> str:
+def _cell(ours: float | None, theirs: float | None, roofline: float | None = None) -> str:
     if ours is None:
         return units.ABSENT
     said = [units.times(ours / theirs)] if theirs else []
-    said += [f"{floor / ours:.0%}"] if floor else []
+    said += [f"{roofline / ours:.0%}"] if roofline else []
     return f"{units.significant(ours)} ({', '.join(said)})" if said else units.significant(ours)
 
 
@@ -187,11 +189,11 @@ def _interval(row: Row) -> str:
 
 
 def _note(row: Row) -> str:
-    notes = ["floor"] if row.kind == "floor" else ["causal"] if row.form == "causal" else []
-    if row.beside_floor in ("below", "not told apart"):
-        notes.append("below floor" if row.beside_floor == "below" else "≈ floor")
+    notes = ["baseline"] if row.kind == "baseline" else ["causal"] if row.form == "causal" else []
+    if row.beside_baseline in ("below", "not told apart"):
+        notes.append("below baseline" if row.beside_baseline == "below" else "≈ baseline")
     if row.parameters and row.parameters.marked:
-        notes.append(f"{units.percent(row.parameters.beyond_baseline or 0.0)} weights")
+        notes.append(f"{units.percent(row.parameters.beyond_reference or 0.0)} weights")
     for status, runs in Counter(failure.status for failure in row.failures).items():
         notes.append(f"{runs} of {units.plural(row.asked, 'run')} {status}")
     if row.missing:

@@ -1,4 +1,4 @@
-"""Tasks: data with their splits, metric and floors. This list loads neither torch nor Polars."""
+"""Tasks: data with their splits, metric and baselines. This list loads neither torch nor Polars."""
 
 from importlib import import_module
 from pathlib import Path

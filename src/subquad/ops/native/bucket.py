@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from subquad.ops.allocation import empty_result
 from subquad.ops.native.library import Call, rows
-from subquad.ops.pages import fresh
 
 
 class Sight(NamedTuple):
@@ -38,7 +38,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Outputs (b h n e), and the logs of the sums of weights (b h n)."""
     call = prepared(q, k, v, order, marks, sight)
-    out, lse = fresh(v).zero_(), v.new_empty(v.shape[:3])
+    out, lse = empty_result(v).zero_(), v.new_empty(v.shape[:3])
     call.point(out=out, lse=lse)
     call.run("bucketed")
     return out, lse
@@ -57,7 +57,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
     call = prepared(q, k, v, order, marks, sight)
-    dq, dk, dv = (fresh(x).zero_() for x in (q, k, v))
+    dq, dk, dv = (empty_result(x).zero_() for x in (q, k, v))
     call.point(grad=grad, out=out, lse=lse, dq=dq, dk=dk, dv=dv)
     call.run("bucketed_backward")
     return dq, dk, dv

@@ -9,9 +9,9 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from subquad.ops.allocation import empty_result
 from subquad.ops.kernel_sums import ShiftedSums, Sums
 from subquad.ops.native.library import PRECISIONS, Call, rows
-from subquad.ops.pages import fresh
 
 FEW = 8  # tokens that do not fill a tile
 SUMS = torch.float32  # what sums and denominators are kept in
@@ -70,7 +70,7 @@ def forward(
     """
     call = prepared(q, k, v, W, valid, map=map)
     (b, h, t), e, m = q.shape[:3], v.shape[3], call.m
-    out, den = fresh(v, b, h, t, e), v.new_empty(b, h, t, dtype=SUMS)
+    out, den = empty_result(v, b, h, t, e), v.new_empty(b, h, t, dtype=SUMS)
     S, z = v.new_empty(b, h, m, e, dtype=SUMS), v.new_empty(b, h, m, 1, dtype=SUMS)
     after = ShiftedSums(S, z, v.new_zeros(b, h, 1, m, dtype=SUMS))
     call.begin(before)
@@ -124,7 +124,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v. `sums` are those of `forward`, which the causal form makes anew."""
     call = prepared(q, k, v, W, valid, map=map)
-    dq, dk, dv = (fresh(x) for x in (q, k, v))
+    dq, dk, dv = (empty_result(x) for x in (q, k, v))
     call.begin(sums)
     call.point(grad=grad, out=out, den=den, dq=dq, dk=dk, dv=dv)
     call.run("linear_causal_backward" if causal else "linear_backward")

@@ -8,8 +8,8 @@ from ctypes import c_float, c_int32, c_int64, c_void_p
 import torch
 from torch import Tensor
 
+from subquad.ops.allocation import empty_result
 from subquad.ops.native.library import PRECISIONS, Call, readable, rows, usable
-from subquad.ops.pages import fresh
 from subquad.ops.rows import Around, Pulled, Tokens
 
 
@@ -53,8 +53,8 @@ def forward(
     with `beta` by the delta rule.
     """
     call = prepared(tokens, state, around)
-    out, last = fresh(tokens.v), fresh(state)
-    raw = fresh(last, *(out.shape if learns and around.norm else (0,)))
+    out, last = empty_result(tokens.v), empty_result(state)
+    raw = empty_result(last, *(out.shape if learns and around.norm else (0,)))
     call.point(out=out, S1=last, raw=raw)
     call.run("decayed" if tokens.beta is None else "delta")
     return out, raw, last
@@ -76,11 +76,11 @@ def backward(
     q, k, v, log_decay, beta = tokens
     call = prepared(tokens, state, around)
     given = (q, k, v, state, beta, around.gate)
-    dq, dk, dv, dstate, dbeta, dgate = (fresh(q, *((0,) if x is None else x.shape)) for x in given)
+    dq, dk, dv, dstate, dbeta, dgate = (empty_result(q, *((0,) if x is None else x.shape)) for x in given)
     dscale = q.new_empty(0 if around.scale is None else (*q.shape[:2], v.shape[3]))
     dlog_decay = q.new_zeros(1).expand(log_decay.shape)
     if decays:
-        dlog_decay = fresh(q, *q.shape[:3], call.channels)
+        dlog_decay = empty_result(q, *q.shape[:3], call.channels)
         call.point(dlog_decay=dlog_decay)
     call.point(grad=grad, grad_S1=grad_state, raw=raw)
     call.point(dq=dq, dk=dk, dv=dv, dS0=dstate, dbeta=dbeta, dgate=dgate, dscale=dscale)

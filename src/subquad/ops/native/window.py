@@ -8,8 +8,8 @@ from ctypes import c_float, c_int32, c_int64, c_void_p
 import torch
 from torch import Tensor
 
+from subquad.ops.allocation import empty_result
 from subquad.ops.native.library import PRECISIONS, Call, rows
-from subquad.ops.pages import fresh
 
 
 class Window(Call):
@@ -29,7 +29,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Outputs (b h t e), and the logs of the sums of weights (b h t)."""
     call = prepared(q, k, v, lengths, left=left, right=right)
-    out, lse = fresh(v), v.new_empty(v.shape[:3], dtype=torch.float32)
+    out, lse = empty_result(v), v.new_empty(v.shape[:3], dtype=torch.float32)
     call.point(out=out, lse=lse)
     call.run("window")
     return out, lse
@@ -50,7 +50,10 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
     call = prepared(q, k, v, lengths, left=left, right=right)
-    dq, dk, dv = fresh(q), *(fresh(x, dtype=torch.float32).zero_() for x in (k, v))  # which are added to
+    dq, dk, dv = (
+        empty_result(q),
+        *(empty_result(x, dtype=torch.float32).zero_() for x in (k, v)),
+    )  # which are added to
     call.point(grad=grad, grad_lse=grad_lse, out=out, lse=lse, dq=dq, dk=dk, dv=dv)
     call.run("window_backward")
     return dq, dk.to(k.dtype), dv.to(v.dtype)

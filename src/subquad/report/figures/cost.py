@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from subquad.report import units
-from subquad.report.cost import QUANTITIES, Curve, baselines, part
+from subquad.report.cost import QUANTITIES, Curve, part, references
 from subquad.report.figures.figure import Axis, Figure, Line, Mark, Panel, Point, Sign, line, sign
 from subquad.report.looks import Look
 from subquad.report.table import Cell, Table
@@ -34,9 +34,9 @@ def cost_by_length(found: Sequence[Curve], looks: Mapping[str, Look]) -> Figure 
     ]
     if len({curve.form for curve in found}) > 1:
         said.append("Causal mechanisms stand beside the causal form of it, which is dotted.")
-    if any(cell.floor for curve in found for cell in curve.cells):
+    if any(cell.roofline for curve in found for cell in curve.cells):
         said.append(
-            "A thin dotted line is a mechanism's floor: its own products at the highest rates of the machine."
+            "A thin dotted line is a mechanism's roofline: its own products at the machine's highest rates."
         )
     if any(curve.failures for curve in found):
         said.append("A cross at the top is a length at which it failed.")
@@ -59,12 +59,12 @@ def _table(found: Sequence[Curve]) -> Table:
     columns = ["mechanism", "tokens"]
     for quantity, words in QUANTITIES.items():
         columns += [f"{words}, {UNITS[quantity]}", f"fused softmax, {UNITS[quantity]}"]
-    timed = [quantity for quantity in QUANTITIES if any(curve.floors(quantity) for curve in found)]
-    columns += [f"{QUANTITIES[quantity]}, of the floor" for quantity in timed]
+    timed = [quantity for quantity in QUANTITIES if any(curve.rooflines(quantity) for curve in found)]
+    columns += [f"{QUANTITIES[quantity]}, of the roofline" for quantity in timed]
     rows: list[tuple[Cell, ...]] = []
     for curve in found:
         for cell in curve.cells:
-            pairs = [(cell.values.get(name), cell.baseline.get(name)) for name in QUANTITIES]
+            pairs = [(cell.values.get(name), cell.reference.get(name)) for name in QUANTITIES]
             parts = [part(cell, quantity) for quantity in timed]
             rows.append(
                 (curve.label, cell.length, *(value for pair in pairs for value in pair), *parts, "ok")
@@ -81,10 +81,10 @@ def _panel(found: Sequence[Curve], looks: Mapping[str, Look], quantity: str) -> 
     title = f"{QUANTITIES[quantity].capitalize()}, {unit}"
     marks: list[Mark] = []
     said, heights = [], []
-    references = baselines(found, quantity)
-    for form, points in references.items():
-        name = "fused softmax" if len(references) == 1 else f"fused softmax, {form}"
-        solid = form == "bidirectional" or len(references) == 1
+    softmax_lines = references(found, quantity)
+    for form, points in softmax_lines.items():
+        name = "fused softmax" if len(softmax_lines) == 1 else f"fused softmax, {form}"
+        solid = form == "bidirectional" or len(softmax_lines) == 1
         marks.append(_reference(name, [(x, y) for x, y in points if y > 0], unit, solid=solid))
         heights += [y for _, y in points if y > 0]
     for curve in found:
@@ -95,9 +95,9 @@ def _panel(found: Sequence[Curve], looks: Mapping[str, Look], quantity: str) -> 
         heights += [y for _, y in points]
         marks.append(line(curve.label, look, points, words=f"{curve.label}: {_ends(points, unit)}"))
         marks += [sign(curve.label, look, at, _words(curve.label, at, unit)) for at in points]
-        if floor := curve.floors(quantity):
-            marks.append(_floor(curve.label, look, floor, unit))
-            heights += [y for _, y in floor]
+        if roofline := curve.rooflines(quantity):
+            marks.append(_roofline(curve.label, look, roofline, unit))
+            heights += [y for _, y in roofline]
         said.append(f"{curve.label}: {_ends(points, unit)}")
         scaling = curve.scaling(quantity)
         if scaling and scaling.crossover and not scaling.crossover.at_or_below:
@@ -134,7 +134,7 @@ def _reference(label: str, points: Points, unit: str, *, solid: bool) -> Line:
     return Line(
         row=None,
         points=tuple(_seen(points)),
-        colour="var(--floor)",
+        colour="var(--roofline)",
         width=6,
         dash="" if solid else "1.5 6",
         opacity=0.45,
@@ -142,9 +142,9 @@ def _reference(label: str, points: Points, unit: str, *, solid: bool) -> Line:
     )
 
 
-def _floor(label: str, look: Look, points: Points, unit: str) -> Line:
+def _roofline(label: str, look: Look, points: Points, unit: str) -> Line:
     """The machine's own limit for a mechanism: thin and dotted, in its colour."""
-    words = f"floor of {label}: {_ends(points, unit)}"
+    words = f"roofline of {label}: {_ends(points, unit)}"
     return Line(
         row=label, points=tuple(_seen(points)), colour=look.colour, width=1, dash="1.5 2.5", words=words
     )

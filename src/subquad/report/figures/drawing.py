@@ -39,7 +39,7 @@ def _mark(mark: Mark, x: Axis, y: Axis) -> Markup:
             return _line(mark, x, y)
         case Level():
             height = _percent(1 - y.place(mark.height))
-            rule = element("line", x2="100%", y1=height, y2=height, class_="floor-line")
+            rule = element("line", x2="100%", y1=height, y2=height, class_="baseline-line")
             where = {"x": "99%", "class_": "tick end"} if mark.right else {"x": "1%", "class_": "tick start"}
             return Markup(rule + element("text", mark.name, y=height, dy=-5, **where))
         case Whisker():

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from subquad.report import units
 from subquad.report.figures.figure import Axis, Disc, Figure, Level, Mark, Panel, Whisker, sign, ticks
 from subquad.report.figures.names import names
-from subquad.report.leaderboard import Costs, Row, near_floors
+from subquad.report.leaderboard import Costs, Row, near_baselines
 from subquad.report.looks import Look
 from subquad.report.statistics import Interval, Summary
 from subquad.report.table import Table
@@ -43,10 +43,10 @@ def quality_against_speed(
     panels = []
     if training:
         title, x = f"In training: {metric} over speed", "events per second (faster →)"
-        panels.append(_panel(title, x, training, near_floors(rows), looks, higher=higher, faster=1))
+        panels.append(_panel(title, x, training, near_baselines(rows), looks, higher=higher, faster=1))
     if use:
         title, x = f"In use: {metric} over latency", "milliseconds per history (← faster)"
-        panels.append(_panel(title, x, use, near_floors(rows), looks, higher=higher, faster=-1))
+        panels.append(_panel(title, x, use, near_baselines(rows), looks, higher=higher, faster=-1))
     if not panels:
         return None
     table = Table(
@@ -109,13 +109,13 @@ def _caption(rows: Sequence[Row], shown: Sequence[Measured], metric: str) -> str
         said.append(f"The area of a disc is the memory of a training step, from {low} to {high} MB.")
     if len({machine for row in shown for machine in row.costs.machines}) > 1:
         said.append("The speeds come from different machines and cannot be compared between them.")
-    near = near_floors(rows)
+    near = near_baselines(rows)
     if near:
-        said.append("Dashed lines are floors.")
+        said.append("Dashed lines are baselines.")
     far = [
         f"{row.label} ({units.score(row.score.mean)})"
         for row in rows
-        if row.kind == "floor" and row.score and row not in near
+        if row.kind == "baseline" and row.score and row not in near
     ]
     if far:
         said.append(f"Off the picture: {units.listed(far)}.")
@@ -139,13 +139,13 @@ def _panel(
     title: str,
     x_title: str,
     points: Sequence[Point],
-    floors: Sequence[Row],
+    baselines: Sequence[Row],
     looks: Mapping[str, Look],
     *,
     higher: bool,
     faster: int,
 ) -> Panel:
-    levels = {floor.label: floor.score.mean for floor in floors if floor.score}
+    levels = {baseline.label: baseline.score.mean for baseline in baselines if baseline.score}
     heights = [*levels.values(), *(point.row.score.mean for point in points)]
     heights += [end for point in points if (each := point.row.whisker) for end in (each.low, each.high)]
     low, high = min(heights), max(heights)
@@ -156,7 +156,9 @@ def _panel(
     y = Axis(low=bottom, high=top, ticks=ticks(bottom, top))
     largest = max(point.row.costs.training_peak_mb or 0.0 for point in points)
     marks: list[Mark] = [
-        Level(height=height, name=f"floor: {label}", right=_crowded(points, height, near=0.15 * (high - low)))
+        Level(
+            height=height, name=f"baseline: {label}", right=_crowded(points, height, near=0.15 * (high - low))
+        )
         for label, height in levels.items()
     ]
     for point in points:
@@ -164,7 +166,7 @@ def _panel(
     places = {point.row.label: (point.x, point.row.score.mean) for point in points}
     marks += names(places, _frontier(points, higher=higher, faster=faster), x, y)
     said = [point.words for point in points]
-    said += [f"floor {label}: {units.score(height)}" for label, height in levels.items()]
+    said += [f"baseline {label}: {units.score(height)}" for label, height in levels.items()]
     return Panel(title=title, description=f"{title}. {'; '.join(said)}.", x=x, y=y, marks=tuple(marks))
 
 

@@ -13,14 +13,14 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from subquad.ops.operator import listened_to
+from subquad.ops.operator import needs_dispatcher
 
 LARGE = 2**24  # bytes; smaller tensors mostly get memory that was in use before
 PAGE = 4096
 MADV_HUGEPAGE = 14
 
 
-def fresh(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+def empty_result(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
     """An empty contiguous tensor of this shape, by default that of `like`, to be written as a whole."""
     x = like.new_empty(shape or like.shape, dtype=dtype)
     if x.nbytes >= LARGE and x.is_cpu and (advise := madvise()):
@@ -29,7 +29,7 @@ def fresh(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor
     return x
 
 
-def joined(parts: Iterable[Tensor], like: Tensor, *shape: int, dim: int) -> Tensor:
+def concat_into(parts: Iterable[Tensor], like: Tensor, *shape: int, dim: int) -> Tensor:
     """Parts side by side along `dim`, of this shape in all and in the dtype of `like`.
 
     Where nobody listens each goes to its place as it comes, and its memory to the next.
@@ -38,9 +38,9 @@ def joined(parts: Iterable[Tensor], like: Tensor, *shape: int, dim: int) -> Tens
     part = next(parts)
     if part.shape[dim] == shape[dim]:
         return part.to(like.dtype)
-    if listened_to():
+    if needs_dispatcher():
         return torch.cat([x.to(like.dtype) for x in (part, *parts)], dim)
-    out, at = fresh(like, *shape), 0
+    out, at = empty_result(like, *shape), 0
     while part is not None:
         out.narrow(dim, at, part.shape[dim]).copy_(part)
         at += part.shape[dim]

@@ -1,7 +1,7 @@
 """What each row of the table has to compute at the least, counted by hand from its formula.
 
 For a head of n tokens, width d, m features (or landmarks, or rank), w keys a query. Useful work only: what
-a chunked form does besides, such as the masked half of a product, makes a smaller part of the floor.
+a chunked form does besides, such as the masked half of a product, makes a smaller part of the roofline.
 """
 
 from collections.abc import Callable, Mapping

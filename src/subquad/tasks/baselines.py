@@ -1,8 +1,8 @@
-"""Floors: what a score must clear before it says anything about a model.
+"""Baselines: what a score must clear before it says anything about a model.
 
 `majority` reads nothing. `boosting` is the cheap reader that transactions are usually given to: gradient
 boosted trees on recency, frequency, amounts and category counts of the same last events that the models
-see. Trees are counted off on validation; both floors are scored on test.
+see. Trees are counted off on validation; both baselines are scored on test.
 """
 
 from collections.abc import Iterable

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from subquad.ops.operator import call
+from subquad.ops.operator import call_op
 
 
-def largest(x: Float[Tensor, "b h c n"], count: int) -> Int[Tensor, "b h c k"]:
+def stable_topk(x: Float[Tensor, "b h c n"], count: int) -> Int[Tensor, "b h c k"]:
     """The places of each row's `count` largest numbers; those of -inf come in no particular order."""
-    return call(_largest, x, count)
+    return call_op(_largest, x, count)
 
 
 @torch.library.custom_op("subquad::largest", mutates_args=())

@@ -1,4 +1,4 @@
-"""Metrics and floors: what a score means, and what it has to clear."""
+"""Metrics and baselines: what a score means, and what it has to clear."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from purchases import purchases
 
-from subquad.tasks import floors
+from subquad.tasks import baselines
 from subquad.tasks.events import EventData
 from subquad.tasks.metrics import DEFAULT_METRIC, METRICS, contributions, higher_is_better, score
 from subquad.tasks.splits import SPLITS
@@ -42,15 +42,15 @@ QUESTIONS = [
 @pytest.mark.parametrize("data", QUESTIONS, ids=lambda data: f"{data.kind} {data.metric}")
 def test_boosting_clears_majority_where_frequency_is_the_answer(data):
     sign = 1 if higher_is_better(data.metric) else -1
-    (blind,) = floors.majority(data)["test"].values()
-    (seeing,) = floors.boosting(data, length=1000, seed=0)["test"].values()
+    (blind,) = baselines.majority(data)["test"].values()
+    (seeing,) = baselines.boosting(data, length=1000, seed=0)["test"].values()
     assert sign * seeing > sign * blind + 0.1
 
 
 def test_boosting_sees_no_more_than_the_last_events():
     data = CHURN
     features = [
-        floors.features(data.histories, data.test, data.encoding.sizes, length=length, oldest=1000.0)
+        baselines.features(data.histories, data.test, data.encoding.sizes, length=length, oldest=1000.0)
         for length in (1, 1000)
     ]
     assert (features[0][:, 7] == 1).all()  # events
@@ -59,12 +59,12 @@ def test_boosting_sees_no_more_than_the_last_events():
 
 def test_boosting_is_the_same_every_time():
     data = QUESTIONS[0]
-    assert floors.boosting(data, length=40, seed=0) == floors.boosting(data, length=40, seed=0)
+    assert baselines.boosting(data, length=40, seed=0) == baselines.boosting(data, length=40, seed=0)
 
 
 def test_features_tell_recency_frequency_amounts_and_counts():
     histories, examples = CHURN.histories, CHURN.test
-    table = floors.features(histories, examples, CHURN.encoding.sizes, length=1000, oldest=64.0)
+    table = baselines.features(histories, examples, CHURN.encoding.sizes, length=1000, oldest=64.0)
     for row, start, stop, until in zip(table, examples.start, examples.stop, examples.until, strict=True):
         age = until - histories.time[start:stop]
         logs = histories.logs[start:stop].astype(float)
@@ -86,12 +86,12 @@ def test_features_tell_recency_frequency_amounts_and_counts():
 
 
 def test_majority_gives_what_a_constant_can():
-    assert floors.majority(QUESTIONS[0])["test"] == {"auc": 0.5}
+    assert baselines.majority(QUESTIONS[0])["test"] == {"auc": 0.5}
     counts = np.bincount(QUESTIONS[2].train.target)
     commonest = (QUESTIONS[2].test.target == counts.argmax()).mean()
-    assert floors.majority(QUESTIONS[2])["test"] == {"accuracy": commonest}
+    assert baselines.majority(QUESTIONS[2])["test"] == {"accuracy": commonest}
     median = np.median(QUESTIONS[3].train.target)
-    assert floors.majority(QUESTIONS[3])["test"] == {
+    assert baselines.majority(QUESTIONS[3])["test"] == {
         "mae": pytest.approx(abs(QUESTIONS[3].test.target - median).mean())
     }
 
@@ -177,9 +177,9 @@ def test_the_variance_of_auc_is_delong_s():
 
 
 @pytest.mark.parametrize("data", QUESTIONS, ids=lambda data: f"{data.kind} {data.metric}")
-def test_a_floor_keeps_what_each_example_adds_and_whose_it_is(data):
-    for floor in (floors.majority(data), floors.boosting(data, length=40, seed=0)):
-        kept = floor["examples"]
-        assert np.mean(kept["contribution"]) == pytest.approx(floor["test"][data.metric])
+def test_a_baseline_keeps_what_each_example_adds_and_whose_it_is(data):
+    for baseline in (baselines.majority(data), baselines.boosting(data, length=40, seed=0)):
+        kept = baseline["examples"]
+        assert np.mean(kept["contribution"]) == pytest.approx(baseline["test"][data.metric])
         same = np.equal.outer(kept["group"], kept["group"])
         np.testing.assert_array_equal(same, np.equal.outer(data.test.entity, data.test.entity))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from subquad.ops.nearest import largest
+from subquad.ops.topk import stable_topk
 
 
 @pytest.mark.parametrize("count", [1, 7, 40])
@@ -13,10 +13,10 @@ def test_places_are_those_of_a_stable_sort(count, values):
     x = torch.randint(0, values, (2, 3, 5, 40), generator=generator).double()
     x[0, 0, 0] = torch.randn(40, dtype=torch.float64, generator=generator)  # a row without equal numbers
     expected = x.argsort(dim=-1, descending=True, stable=True)[..., :count]
-    assert torch.equal(largest(x, count), expected)
+    assert torch.equal(stable_topk(x, count), expected)
 
 
 def test_what_is_hidden_comes_last():
     x = torch.full((1, 1, 2, 6), -torch.inf)
     x[..., [4, 1]] = 2.0
-    assert largest(x, 2).tolist() == [[[[1, 4], [1, 4]]]]
+    assert stable_topk(x, 2).tolist() == [[[[1, 4], [1, 4]]]]
