@@ -36,7 +36,7 @@ class Told(LinearAttention):
 def told(monkeypatch):
     """Pretend that another package registered `Told`."""
     entry = EntryPoint("told", f"{__name__}:Told", "subquad.mechanisms")
-    monkeypatch.setattr("subquad.registry.entry_points", lambda group: [entry])
+    monkeypatch.setattr("subquad.plugins.entry_points", lambda group: [entry])
     catalog.cache_clear()
     yield
     catalog.cache_clear()

@@ -13,25 +13,28 @@ CORE = {"torch", "jaxtyping"}
 HOME = {"Dims": "mechanism", "Mechanism": "mechanism", "Traits": "mechanism", "build": "registry"}
 MAY_IMPORT = {
     "torch_internals": set(),
+    "bounds": set(),
     "inputs": set(),
-    "mechanism": {"inputs"},
+    "mechanism": {"bounds", "inputs"},
     "ops": {"mechanism", "torch_internals"},
     "features": {"mechanism", "ops"},
     "patterns": {"mechanism", "ops", "torch_internals"},
     "memories": {"mechanism", "ops"},
-    "mechanisms": {"inputs", "mechanism", "ops", "features", "patterns", "memories"},
-    "registry": {"mechanism", "mechanisms"},
-    "nn": {"mechanism", "registry", "ops", "files", "documents", "torch_internals"},
+    "mechanisms": {"bounds", "inputs", "mechanism", "ops", "features", "patterns", "memories"},
+    "plugins": set(),
+    "registry": {"mechanism", "mechanisms", "plugins"},
+    "nn": {"mechanism", "registry", "plugins", "ops", "files", "documents", "torch_internals"},
     "measure": {"mechanism", "registry", "torch_internals"},
     "testing": {"mechanism", "measure", "torch_internals"},
     "files": set(),
-    "tasks": set(),
+    "tasks": {"plugins"},
     "documents": {"files"},
     "recorded": {"documents"},
     "records": {"files", "documents", "recorded"},
     "report": {"records", "measure", "files"},
     "experiments": {
-        *("mechanism", "registry", "nn", "measure", "tasks", "records", "recorded", "documents", "files"),
+        *("mechanism", "registry", "plugins", "nn", "measure", "tasks", "records", "recorded", "documents"),
+        *("files",),
     },
     "cli": {
         *("mechanism", "registry", "patterns", "testing", "tasks", "records", "report", "experiments"),
@@ -49,6 +52,7 @@ THIRD_PARTY = {
     "report": {"numpy", "rich", "scipy"},
     "cli": {"typer", "rich", "click"},
     "__main__": {"typer", "rich", "click"},
+    "plugins": set(),
     "registry": set(),
 }
 

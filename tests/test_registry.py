@@ -1,5 +1,6 @@
 """Names lead to mechanisms, and mistakes to the right name."""
 
+import math
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 from subquad import Dims, build, catalog, options
 from subquad.mechanisms.linear import LinearAttention
+from subquad.plugins import collect, look_up
 
 DIMS = Dims(heads=2, head_dim=4)
 
@@ -19,7 +21,7 @@ def plugins(monkeypatch):
 
     def install(**targets):
         entries = [EntryPoint(name, value, "subquad.mechanisms") for name, value in targets.items()]
-        monkeypatch.setattr("subquad.registry.entry_points", lambda group: entries)
+        monkeypatch.setattr("subquad.plugins.entry_points", lambda group: entries)
         catalog.cache_clear()
 
     yield install
@@ -52,6 +54,19 @@ def test_two_mechanisms_may_not_share_a_name(plugins, monkeypatch):
     plugins(copy=f"{__name__}:Copy")
     with pytest.raises(ValueError, match="two mechanisms are named 'linear'"):
         catalog()
+
+
+def test_tasks_and_executors_are_found_as_mechanisms_are(monkeypatch):
+    entries = [EntryPoint("e", "math:e", "subquad.tasks"), EntryPoint("sin", "math:sin", "subquad.tasks")]
+    monkeypatch.setattr(
+        "subquad.plugins.entry_points", lambda group: entries if group == entries[0].group else []
+    )
+    with pytest.warns(UserWarning, match="'sin' from 'math:sin' is not a Task: ignored"):
+        known = collect("task", [1.0], accepts=lambda thing: isinstance(thing, float), name="{:.1f}".format)
+    assert look_up("task", "2.7", known) == math.e
+    with pytest.raises(ValueError, match=re.escape("unknown task '2.8'; did you mean '2.7'?")):
+        look_up("task", "2.8", known)
+    assert not collect("executor", [], accepts=callable, name=str)
 
 
 @pytest.mark.parametrize(

@@ -1,49 +1,28 @@
-"""Finding mechanisms by name: the built-in ones and those that other packages register.
+"""Mechanisms by name: those that come with the package, and those that others register (`plugins.py`)."""
 
-A package adds its own with an entry point, and needs no import of ours to be found:
-
-    [project.entry-points."subquad.mechanisms"]
-    mine = "my_package:MyAttention"
-"""
-
-import difflib
 import inspect
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import entry_points
-from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeGuard
 
 from subquad.mechanism import Dims, Mechanism
 from subquad.mechanisms import BUILTIN
+from subquad.plugins import collect, hint, look_up
 
 
 @cache
 def catalog() -> Mapping[str, type[Mechanism]]:
     """Every known mechanism by name. A plug-in that fails to load warns, and the rest works."""
-    found = {cls.traits.name: cls for cls in BUILTIN}
-    for entry in entry_points(group="subquad.mechanisms"):
-        try:
-            cls = entry.load()
-        except Exception as error:
-            warnings.warn(f"mechanism {entry.name!r} from {entry.value!r} not loaded: {error}", stacklevel=2)
-            continue
-        if not (isinstance(cls, type) and issubclass(cls, Mechanism)):
-            warnings.warn(f"{entry.name!r} from {entry.value!r} is not a Mechanism: ignored", stacklevel=2)
-            continue
-        if found.setdefault(cls.traits.name, cls) is not cls:
-            raise ValueError(
-                f"two mechanisms are named {cls.traits.name!r}: {found[cls.traits.name]} and {cls}"
-            )
-    return MappingProxyType(found)
+    return collect("mechanism", BUILTIN, accepts=is_mechanism, name=lambda cls: cls.traits.name)
+
+
+def is_mechanism(thing: object) -> TypeGuard[type[Mechanism]]:
+    return isinstance(thing, type) and issubclass(thing, Mechanism)
 
 
 def find(name: str) -> type[Mechanism]:
     """The mechanism called `name`, or `ValueError` with the nearest known."""
-    if name not in catalog():
-        raise ValueError(f"unknown mechanism {name!r}{hint(name, catalog())}")
-    return catalog()[name]
+    return look_up("mechanism", name, catalog())
 
 
 def options(cls: type[Mechanism]) -> dict[str, Any]:
@@ -63,11 +42,3 @@ def build(name: str, dims: Dims, *, causal: bool, **chosen: Any) -> Mechanism:
         if option not in options(cls):
             raise ValueError(f"{name!r} has no option {option!r}{hint(option, options(cls))}")
     return cls(dims, causal=causal, **chosen)
-
-
-def hint(given: str, known: Iterable[str]) -> str:
-    """What a message adds about a name that is not known."""
-    known = sorted(known)
-    if close := difflib.get_close_matches(given, known, n=1):
-        return f"; did you mean {close[0]!r}?"
-    return f"; known: {', '.join(known)}" if known else "; it takes none"

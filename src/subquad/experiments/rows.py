@@ -14,7 +14,8 @@ from typing import Any, get_args
 from subquad.experiments.notation import Option, read, several
 from subquad.experiments.spec import Row
 from subquad.mechanism import Dims, Mechanism
-from subquad.registry import build, catalog, find, hint, options
+from subquad.plugins import hint
+from subquad.registry import build, catalog, find, options
 
 ALL = "all"
 

@@ -23,12 +23,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from subquad.inputs import no_autocast, zero_padding
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, State, Traits, Valid, Values
 from subquad.ops.allocation import concat_into
 from subquad.ops.kernel_sums import Sums, causal_average, collect, divide, read
 from subquad.ops.linear_attention import Given, linear_attention
-from subquad.ops.padding import zero_padding
-from subquad.ops.precision import no_autocast, wide
+from subquad.ops.precision import wide
 from subquad.ops.scan import again, blocks, scan
 
 Angles = Float[Tensor, "#b 1 t 1"]

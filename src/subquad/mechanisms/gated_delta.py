@@ -21,10 +21,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from subquad.inputs import zero_padding
 from subquad.mechanism import Dims, Outputs, Queries, Traits, Valid
 from subquad.mechanisms.delta import EPSILON, Rates
 from subquad.mechanisms.recurrent import Memory, RecurrentAttention, Row, kept, nothing
-from subquad.ops.padding import zero_padding
 from subquad.ops.precision import wide
 from subquad.ops.recurrence import delta_product
 

@@ -19,9 +19,9 @@ import math
 
 import torch
 
+from subquad.inputs import zero_padding
 from subquad.mechanism import Dims, Outputs, Queries, Traits, Valid
 from subquad.mechanisms.recurrent import Memory, RecurrentAttention, Row, nothing
-from subquad.ops.padding import zero_padding
 from subquad.ops.recurrence import decayed_product
 
 

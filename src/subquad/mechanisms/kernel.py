@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from subquad.features.feature_map import ExponentialFeatureMap, FeatureMap
+from subquad.inputs import no_autocast, zero_padding
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, State, Traits, Valid, Values
 from subquad.ops.allocation import concat_into
 from subquad.ops.kernel_sums import (
@@ -32,8 +33,7 @@ from subquad.ops.kernel_sums import (
     read_exponentials,
 )
 from subquad.ops.linear_attention import advance, linear_attention, streams
-from subquad.ops.padding import zero_padding
-from subquad.ops.precision import no_autocast, wide
+from subquad.ops.precision import wide
 from subquad.ops.scan import BLOCK, again, blocks, scan
 
 CHUNK = 64  # tokens; measured best on CPUs over 32, 128 and 256

@@ -34,12 +34,11 @@ from subquad.features.directions import LENGTHS, Projection, Scaling, Unprojecte
 from subquad.features.favor import Favor, Hyperbolic, Trigonometric
 from subquad.features.feature_map import FeatureMap
 from subquad.features.generalised import FUNCTIONS, Generalised, GeneralisedExponential
-from subquad.inputs import require_inputs
+from subquad.inputs import no_autocast, require_inputs, zero_padding
 from subquad.mechanism import Dims, Keys, Queries, Valid
 from subquad.mechanisms.kernel import KERNEL, KernelAttention
 from subquad.ops.generators import seeded
-from subquad.ops.padding import zero_padding
-from subquad.ops.precision import no_autocast, wide
+from subquad.ops.precision import wide
 
 ESTIMATES: dict[str, Callable[[Projection], FeatureMap]] = {  # of the softmax kernel
     "positive": Favor,

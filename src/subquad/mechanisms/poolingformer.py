@@ -25,12 +25,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from subquad.inputs import no_autocast, zero_padding
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
 from subquad.ops.bands import NEVER, banded_attention
 from subquad.ops.packing import Packing
-from subquad.ops.padding import zero_padding
 from subquad.ops.pooling import Pooled, Windows
-from subquad.ops.precision import no_autocast, wide
+from subquad.ops.precision import wide
 from subquad.ops.window import window_attention
 
 POOLINGS = ("mean", "max", "convolution")

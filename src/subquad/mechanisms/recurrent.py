@@ -19,8 +19,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from subquad.inputs import no_autocast
 from subquad.mechanism import Dims, Mechanism, Outputs, State, Valid
-from subquad.ops.precision import no_autocast, wide
+from subquad.ops.precision import wide
 from subquad.ops.rows import Around, Gates
 
 Inputs = Float[Tensor, "b h t _"]

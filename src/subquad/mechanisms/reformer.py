@@ -37,13 +37,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from subquad.inputs import no_autocast, zero_padding
 from subquad.mechanism import Dims, Mechanism, Outputs, Queries, Traits, Valid, Values
 from subquad.ops.bucket_attention import bucket_attention
 from subquad.ops.buckets import Buckets
 from subquad.ops.generators import seeded
 from subquad.ops.hashing import WIDEST, hash_sizes, hashed
-from subquad.ops.padding import zero_padding
-from subquad.ops.precision import no_autocast, wide
+from subquad.ops.precision import wide
 
 Row = Float[Tensor, "h n d"]
 

@@ -29,9 +29,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from subquad.inputs import zero_padding
 from subquad.mechanism import Dims, Outputs, Queries, Traits, Valid
 from subquad.mechanisms.recurrent import RecurrentAttention, Row, kept, nothing
-from subquad.ops.padding import zero_padding
 from subquad.ops.recurrence import decayed_product
 from subquad.ops.rotary import LONGEST_WAVE, turns
 

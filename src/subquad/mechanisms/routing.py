@@ -36,14 +36,14 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.nn import functional as F
 
+from subquad.inputs import no_autocast, zero_padding
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
 from subquad.ops.attention import attention
 from subquad.ops.bucket_attention import bucket_attention
 from subquad.ops.buckets import Buckets, reorder
 from subquad.ops.generators import seeded
 from subquad.ops.graphed import graphed
-from subquad.ops.padding import zero_padding
-from subquad.ops.precision import no_autocast, wide
+from subquad.ops.precision import wide
 from subquad.ops.scan import scan
 from subquad.ops.topk import stable_topk
 from subquad.ops.transforms import lasting, passing

@@ -28,12 +28,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from subquad.inputs import no_autocast, zero_padding
 from subquad.mechanism import Dims, Mechanism, Outputs, Queries, Traits, Valid
 from subquad.memories.literal import Row, relative_attention, row_by_row
 from subquad.memories.segments import Segments
 from subquad.memories.short_term import RelativeAttention
-from subquad.ops.padding import zero_padding
-from subquad.ops.precision import no_autocast, wide
+from subquad.ops.precision import wide
 
 
 class Memory(NamedTuple):

@@ -350,7 +350,7 @@ def clear(x: Keyed, valid: Valid | None) -> Keyed:
 def finite(query: Tokens, valid: Valid | None) -> Tokens:
     """`query` with zeros for tokens at padding that are not finite: it may be a copy of the keys.
 
-    In cross-attention the mask says nothing of finite queries, as in `ops.padding.zero_padding`.
+    In cross-attention the mask says nothing of finite queries, as in `inputs.zero_padding`.
     """
     if valid is None or query.shape[1] != valid.shape[1]:
         return query

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from subquad.mechanism import Valid
 from subquad.ops.rotary import phases
-from subquad.registry import hint
+from subquad.plugins import hint
 
 KINDS = ("none", "learnt", "sinusoidal", "rotary")
 

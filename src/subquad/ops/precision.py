@@ -1,8 +1,6 @@
 """In which precision sums are kept."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,9 +38,3 @@ def by_heads(compute: Callable[..., Tensor], q: Tensor, *keyed: Tensor) -> Tenso
     parts = zip(slices, *(x.split(step, 1) for x in (q, *keyed)), strict=True)
     outs = (compute(own, *wide(*part)) for own, *part in parts)
     return concat_into(outs, v, *q.shape[:3], v.shape[3], dim=1)
-
-
-def no_autocast(x: Tensor) -> Any:
-    """A context in which `torch.autocast` does not narrow matrix products on the device of `x`."""
-    device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
