@@ -1,4 +1,4 @@
-"""Looking into operators that Python defines, where torch's counters see one call and no more."""
+"""Custom operators run as their PyTorch bodies, for counters, which see an operator as one call."""
 
 import os
 from collections.abc import Iterator
@@ -9,15 +9,15 @@ from subquad.torch_internals import TorchDispatchMode, op_body_of
 
 
 @contextmanager
-def opened() -> Iterator[None]:
-    """Within, operators made with `torch.library.custom_op` run as what their bodies say, in PyTorch's terms.
+def decompose_custom_ops() -> Iterator[None]:
+    """Within, operators made with `torch.library.custom_op` run as their Python bodies, in PyTorch.
 
-    What counts operators must be entered before. Compiled kernels are left aside for the while.
+    Enter the counting mode before this one.
     """
     before = os.environ.get("SUBQUAD_NATIVE")
     os.environ["SUBQUAD_NATIVE"] = "0"
     try:
-        with _Bodies():
+        with _DecomposeMode():
             yield
     finally:
         if before is None:
@@ -26,7 +26,7 @@ def opened() -> Iterator[None]:
             os.environ["SUBQUAD_NATIVE"] = before
 
 
-class _Bodies(TorchDispatchMode):
+class _DecomposeMode(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         body = op_body_of(func)
         if body is None:
