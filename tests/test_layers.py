@@ -32,20 +32,22 @@ MAY_IMPORT = {
     "recorded": {"documents"},
     "records": {"files", "documents", "recorded"},
     "report": {"records", "measure", "files"},
+    "executors": {"plugins", "measure", "records", "recorded", "documents"},
     "experiments": {
         *("mechanism", "registry", "plugins", "nn", "measure", "tasks", "records", "recorded", "documents"),
-        *("files",),
+        *("files", "executors"),
     },
     "cli": {
         *("mechanism", "registry", "patterns", "testing", "tasks", "records", "report", "experiments"),
-        *("measure", "files"),
+        *("measure", "files", "executors"),
     },
     "__main__": {"cli"},
 }
 THIRD_PARTY = {
     "nn": CORE | {"safetensors", "typing_extensions"},
     "tasks": CORE | {"numpy", "polars", "sklearn", "threadpoolctl"},
-    "experiments": CORE | {"lightning", "numpy", "polars", "rich", "safetensors", "typing_extensions"},
+    "experiments": CORE | {"lightning", "numpy", "polars", "safetensors", "typing_extensions"},
+    "executors": CORE | {"typing_extensions"},
     "documents": {"pydantic"},
     "recorded": {"pydantic", "typing_extensions"},
     "records": {"filelock"},

@@ -23,8 +23,8 @@ B, H = 2, 3
 def tier(request, monkeypatch):
     if request.param == "torch":
         monkeypatch.setenv("SUBQUAD_NATIVE", "0")
-    elif native.backend().name == "torch":
-        pytest.skip(native.backend().reason)
+    elif native.kernels_in_use().name == "torch":
+        pytest.skip(native.kernels_in_use().reason)
     return request.param
 
 

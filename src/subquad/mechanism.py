@@ -144,6 +144,14 @@ class Mechanism(nn.Module, ABC):
         """
         return {name: width or self.dims.head_dim for name, width in self._widths.items()}
 
+    def score_inputs(self) -> tuple[str, ...]:
+        """The inputs in which scores q . k / sqrt(d) are linear on the side of queries.
+
+        A layer multiplies them to scale the scores. Empty where weights are not made of such scores. By
+        default those who have softmax attention for a limit have them, and the input is `q`.
+        """
+        return () if self.traits.limit is None else ("q",)
+
     @abstractmethod
     def definition(self, *inputs: Any, valid: Valid | None = None) -> Outputs:
         """The paper's formula, term by term: slow, literal, and the oracle of the tests."""

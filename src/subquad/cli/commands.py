@@ -120,6 +120,7 @@ def compare(
             "Fits at a time. They share the cores, and disturb each other's timings a little.", panel=RUNS
         ),
     ] = COMPARISON.workers,
+    executor: Annotated[str, option("local, or what a package brings.", RUNS)] = COMPARISON.executor,
     device: Annotated[
         str, option("cpu, cuda or mps; auto takes CUDA where it is.", RUNS)
     ] = COMPARISON.device,
@@ -145,6 +146,7 @@ def compare(
         depth=depth,
         heads=heads,
         workers=workers,
+        executor=executor,
         positions=positions,
         learning_rate=learning_rate,
         weight_decay=weight_decay,
@@ -159,12 +161,12 @@ def compare(
     )
     with working("reading the task"):
         from subquad import report
-        from subquad.experiments.compare import carry_out, plan
+        from subquad.experiments.comparison import plan, run
         from subquad.records import Store, comparison_key
 
         planned = plan(asked)
-    with watching(planned.specs) as watch:
-        records = carry_out(planned, asked, Store(out), watch=watch)
+    with watching(planned.specs) as observer:
+        records = run(planned, asked, Store(out), observer=observer)
     with working("writing the report"):
         page = report.write(out, comparison_key(planned.document))
     show_comparison(planned.document, records, out, page, as_json=as_json)
@@ -226,13 +228,12 @@ def bench(
         timeout=timeout,
     )
     with working("reading what is asked"):
-        from subquad.experiments.bench import plan
-        from subquad.experiments.grid import execute
+        from subquad.experiments.benchmark import plan, run
         from subquad.records import Store
 
         planned = plan(asked)
-    with folder(out) as kept, watching(planned.specs) as watch:
-        records = execute(planned.specs, Store(kept), watch=watch, timeout=asked.timeout)
+    with folder(out) as kept, watching(planned.specs) as observer:
+        records = run(planned, asked, Store(kept), observer=observer)
     show_bench(planned.document, records, as_json=as_json)
     end(records)
 

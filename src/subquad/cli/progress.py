@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from subquad.experiments.live import Live
+    from subquad.cli.display import ProgressDisplay
     from subquad.experiments.spec import AnySpec
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -33,9 +33,9 @@ def working(on: str) -> Iterator[None]:
 
 
 @contextmanager
-def watching(specs: Sequence["AnySpec"]) -> Iterator["Live"]:
+def watching(specs: Sequence["AnySpec"]) -> Iterator["ProgressDisplay"]:
     """Progress of the runs."""
-    from subquad.experiments.live import Live
+    from subquad.cli.display import ProgressDisplay
 
-    with interruptible() as console, Live(specs, console) as live:
-        yield live
+    with interruptible() as console, ProgressDisplay(specs, console) as display:
+        yield display

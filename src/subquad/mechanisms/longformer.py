@@ -58,6 +58,9 @@ class LongformerAttention(Mechanism):
         names = ("q", "k", "v", "q_global", "k_global", "v_global")
         return dict.fromkeys(names, self.dims.head_dim)
 
+    def score_inputs(self) -> tuple[str, ...]:
+        return "q", "q_global"
+
     def definition(
         self,
         q: Queries,

@@ -8,9 +8,9 @@ import pytest
 from experiments_sample import QUICK
 from rich.console import Console
 
-from subquad.experiments import live
-from subquad.experiments.bench import cells
-from subquad.experiments.live import Live, spoken
+from subquad.cli import display
+from subquad.cli.display import ProgressDisplay, format_duration
+from subquad.experiments.benchmark import cells
 from subquad.experiments.spec import Row
 
 BENCHES = cells([Row(attention="linear")], lengths=[64, 128], heads=2, head_dim=4, device="cpu", threads=1)
@@ -31,12 +31,12 @@ def console(request):
 
 
 def test_a_run_under_way_shows_place_step_loss_and_time_left(console, monkeypatch):
-    monkeypatch.setattr(live, "EVERY", 0.0)
-    with Live(SPECS, console) as watch:
-        watch.started(QUICK)
-        watch.moved(QUICK, step(29))
-        watch.moved(QUICK, step(30))
-        watch.progress.refresh()
+    monkeypatch.setattr(display, "LINE_INTERVAL_S", 0.0)
+    with ProgressDisplay(SPECS, console) as observer:
+        observer.on_started(QUICK)
+        observer.on_progress(QUICK, step(29))
+        observer.on_progress(QUICK, step(30))
+        observer.progress.refresh()
         shown = console.file.getvalue()
     assert "run 1 of 3: linear · seed 0" in shown
     assert "train step 30 of 60, loss 0.2500" in shown
@@ -44,27 +44,27 @@ def test_a_run_under_way_shows_place_step_loss_and_time_left(console, monkeypatc
 
 
 def test_what_a_run_notes_is_a_line_of_its_own(console):
-    with Live(SPECS, console) as watch:
-        watch.noted(QUICK, "'kept' is damaged")
+    with ProgressDisplay(SPECS, console) as observer:
+        observer.on_note(QUICK, "'kept' is damaged")
     assert "run 1 of 3: linear · seed 0: 'kept' is damaged" in console.file.getvalue()
 
 
 def test_an_ended_run_leaves_its_scores_or_its_reason(console):
-    with Live(SPECS, console) as watch:
+    with ProgressDisplay(SPECS, console) as observer:
         for spec, made in ((QUICK, record(QUICK, test={"auc": 0.75})), (BENCHES[0], record(None, "timeout"))):
-            watch.started(spec)
-            watch.ended(spec, made)
+            observer.on_started(spec)
+            observer.on_finished(spec, made)
     shown = console.file.getvalue()
     assert "run 1 of 3: linear · seed 0: auc 0.7500, 10 s" in shown
     assert "run 2 of 3: bench linear · 64 tokens: timeout: why" in shown
 
 
 def test_what_was_done_before_is_counted_once(console):
-    with Live(SPECS, console) as watch:
-        watch.found(SPECS[0])
-        watch.found(SPECS[1])
-        watch.started(SPECS[2])
-        watch.ended(SPECS[2], record(SPECS[2]))
+    with ProgressDisplay(SPECS, console) as observer:
+        observer.on_skipped(SPECS[0])
+        observer.on_skipped(SPECS[1])
+        observer.on_started(SPECS[2])
+        observer.on_finished(SPECS[2], record(SPECS[2]))
     shown = console.file.getvalue()
     assert shown.count("on record and not done again") == 1
     assert "2 of 3 runs are on record" in shown
@@ -74,32 +74,32 @@ def test_what_was_done_before_is_counted_once(console):
 def clock(monkeypatch):
     """A time that the test sets."""
     now = SimpleNamespace(seconds=0.0)
-    monkeypatch.setattr(live.time, "monotonic", lambda: now.seconds)
+    monkeypatch.setattr(display.time, "monotonic", lambda: now.seconds)
     return now
 
 
 def test_nothing_is_said_of_the_time_before_anything_was_timed(console):
-    assert Live(SPECS, console).outlook() == "1 fit not timed yet and 2 bench cells not timed yet"
+    assert ProgressDisplay(SPECS, console).outlook() == "1 fit not timed yet and 2 bench cells not timed yet"
 
 
 def test_the_time_left_follows_from_the_steps_taken_here(console, clock):
-    watch = Live((QUICK, replace(QUICK, seed=1)), console)
-    watch.started(QUICK)
+    observer = ProgressDisplay((QUICK, replace(QUICK, seed=1)), console)
+    observer.on_started(QUICK)
     for clock.seconds, done in ((10.0, 40), (14.0, 44)):  # resumed at step 40 of 60, a second each
-        watch.moved(QUICK, step(done))
-    assert watch.outlook() == f"about {spoken(16 + 30)} left"  # and another one that takes 30
+        observer.on_progress(QUICK, step(done))
+    assert observer.outlook() == f"about {format_duration(16 + 30)} left"  # and another one that takes 30
 
 
 def test_the_time_left_follows_from_the_runs_before(console, clock):
-    watch = Live(SPECS, console)
-    watch.started(SPECS[1])
-    watch.ended(SPECS[1], record(SPECS[1], seconds=1000.0))
-    watch.found(QUICK)
-    assert watch.outlook() == f"about {spoken(2000)} left"  # twice the length
+    observer = ProgressDisplay(SPECS, console)
+    observer.on_started(SPECS[1])
+    observer.on_finished(SPECS[1], record(SPECS[1], seconds=1000.0))
+    observer.on_skipped(QUICK)
+    assert observer.outlook() == f"about {format_duration(2000)} left"  # twice the length
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(7.6, "8 s"), (59.7, "1 min"), (200, "3 min"), (7500, "2 h 5 min")]
 )
 def test_durations_are_spoken(seconds, text):
-    assert spoken(seconds) == text
+    assert format_duration(seconds) == text

@@ -6,9 +6,9 @@ import pytest
 import torch
 from own_sample import write
 
-from subquad.experiments import bench
+from subquad.experiments import benchmark
 from subquad.experiments.asked import MULTIPLES, Benchmark, Comparison
-from subquad.experiments.compare import plan
+from subquad.experiments.comparison import plan
 
 
 @pytest.fixture
@@ -98,11 +98,11 @@ def test_what_cannot_be_compared_is_refused(asked, change, message):
 
 
 def test_a_bench_without_a_causal_flag_takes_the_form_there_is():
-    planned = bench.plan(Benchmark(attention=("linear", "infinity"), lengths=(64, 32)))
+    planned = benchmark.plan(Benchmark(attention=("linear", "infinity"), lengths=(64, 32)))
     assert [(cell.attention, cell.causal, cell.length) for cell in planned.specs] == [
         ("linear", False, 32),
         ("infinity", True, 32),
         ("linear", False, 64),
         ("infinity", True, 64),
     ]
-    assert all(cell.causal for cell in bench.plan(Benchmark(attention=("linear",), causal=True)).specs)
+    assert all(cell.causal for cell in benchmark.plan(Benchmark(attention=("linear",), causal=True)).specs)
