@@ -58,6 +58,9 @@ def process_group():
 
 
 shards = pytest.mark.skipif(torch.__version__ < (2, 7), reason="torch 2.6 shards on GPUs only")
+compiles = pytest.mark.skipif(
+    torch.__version__ < (2, 7), reason="torch 2.6 cannot compile jaxtyping's checks"
+)
 
 
 @shards
@@ -144,6 +147,7 @@ def test_values_apart_are_for_mechanisms_of_queries_keys_and_values():
         layer("gated-linear", causal=True)(x, x.clone(), y)
 
 
+@compiles
 def test_copies_in_a_graph_are_told_apart_when_it_runs():
     module = layer("nystromformer").eval()
     x, y = tokens().nan_to_num(0), tokens(seed=2).nan_to_num(0)
@@ -153,7 +157,7 @@ def test_copies_in_a_graph_are_told_apart_when_it_runs():
         program(x, y, y)
 
 
-@pytest.mark.skipif(torch.__version__ < (2, 7), reason="torch 2.6 cannot compile jaxtyping's checks")
+@compiles
 def test_compiled_code_tells_copies_from_a_second_sequence():
     def attend(x, other):
         require_one(x, other, otherwise="they differ")
