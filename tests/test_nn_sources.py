@@ -58,9 +58,7 @@ def process_group():
 
 
 shards = pytest.mark.skipif(torch.__version__ < (2, 7), reason="torch 2.6 shards on GPUs only")
-compiles = pytest.mark.skipif(
-    torch.__version__ < (2, 7), reason="torch 2.6 cannot compile jaxtyping's checks"
-)
+compiles = pytest.mark.skipif(torch.__version__ < (2, 7), reason="torch 2.6 compiles no jaxtyping")
 
 
 @shards
