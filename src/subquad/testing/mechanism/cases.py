@@ -23,7 +23,7 @@ CHUNKS = ([1, 2, 9, 12], [24], [7, 0, 17], [1] * 24)  # ways to cut a sequence o
 # sums of float32, and their gradients, in another order; relative, and absolute near zero
 FLOAT32_TOLERANCE = {"rtol": 1e-3, "atol": 2e-4}
 
-Inputs = dict[str, Tensor]
+Tensors = dict[str, Tensor]  # inputs, gradients or parameters
 
 _dtype = ContextVar("dtype", default=torch.float64)
 
@@ -72,7 +72,7 @@ def random_inputs(
     dtype: torch.dtype | None = None,
     requires_grad: bool = False,
     seed: int = 1,
-) -> Inputs:
+) -> Tensors:
     """Normal inputs for every projection; `queries` where they differ from the keys in number.
 
     In the current precision, unless another `dtype` is given.
@@ -98,7 +98,7 @@ def padding_masks() -> dict[str, Bool[Tensor, "2 24"]]:
     }
 
 
-def fill(inputs: Inputs, valid: Bool[Tensor, "b s"], value: float) -> Inputs:
+def fill(inputs: Tensors, valid: Bool[Tensor, "b s"], value: float) -> Tensors:
     """The inputs with `value` where there is padding, as leaves of their own."""
     padding = ~valid[:, None, :, None]
     return {
@@ -108,7 +108,7 @@ def fill(inputs: Inputs, valid: Bool[Tensor, "b s"], value: float) -> Inputs:
 
 
 def stream(
-    mechanism: Mechanism, inputs: Inputs, chunks: list[int], *, valid: Bool[Tensor, "b s"] | None = None
+    mechanism: Mechanism, inputs: Tensors, chunks: list[int], *, valid: Bool[Tensor, "b s"] | None = None
 ) -> Tensor:
     """What `step` gives for the sequence cut into `chunks`."""
     state, outputs, start = None, [], 0
@@ -122,12 +122,12 @@ def stream(
     return torch.cat(outputs, 2)
 
 
-def leaves(mechanism: Mechanism, inputs: Inputs) -> Inputs:
+def leaves(mechanism: Mechanism, inputs: Tensors) -> Tensors:
     """Everything a gradient should reach: inputs and parameters, by name."""
     return {**inputs, **{f"parameter {name}": p for name, p in mechanism.named_parameters()}}
 
 
-def gradients(out: Tensor, targets: Inputs) -> Inputs:
+def gradients(out: Tensor, targets: Tensors) -> Tensors:
     """The gradients of a fixed weighted sum of `out`, by name; zeros where there is none."""
     weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).reshape(out.shape)
     loss = (out * weight).sum()

@@ -8,7 +8,7 @@ import torch
 
 from subquad.mechanism import Mechanism
 from subquad.testing.mechanism.cases import (
-    Inputs,
+    Tensors,
     assert_close,
     each_form,
     forms,
@@ -37,7 +37,7 @@ def check_copying_and_pickling(cls: type[Mechanism]) -> None:
             assert_close(actual, expected, rtol=0, atol=0, msg=f"{how}: ".__add__)
 
 
-def outputs_and_gradients(mechanism: Mechanism, inputs: Inputs) -> Inputs:
+def outputs_and_gradients(mechanism: Mechanism, inputs: Tensors) -> Tensors:
     mechanism.eval()
     out = mechanism(**inputs)
     mechanism.train()

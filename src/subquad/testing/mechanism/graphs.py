@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from subquad.mechanism import Mechanism
-from subquad.testing.mechanism.cases import DIMS, Inputs, assert_close, each_form, random_inputs
+from subquad.testing.mechanism.cases import DIMS, Tensors, assert_close, each_form, random_inputs
 
 TRACED = (3, 21)  # batch and length that a graph is traced with
 SERVED = ((2, 5), (4, 90), (2, 200))  # and those that it has to serve
@@ -22,7 +22,7 @@ class Exportable(nn.Module):
         super().__init__()
         self.mechanism, self.masked = mechanism, masked
 
-    def forward(self, inputs: Inputs, valid: Tensor) -> Tensor:
+    def forward(self, inputs: Tensors, valid: Tensor) -> Tensor:
         return self.mechanism(**inputs, valid=valid if self.masked else None)
 
 
@@ -71,7 +71,7 @@ def exported(mechanism: Mechanism) -> Iterator[tuple[Exportable, Callable[..., T
         yield model, program.module()
 
 
-def sample(mechanism: Mechanism, batch: int, length: int) -> tuple[Inputs, Tensor]:
+def sample(mechanism: Mechanism, batch: int, length: int) -> tuple[Tensors, Tensor]:
     valid = torch.arange(length).expand(batch, -1) % 5 != 2
     return random_inputs(mechanism, batch=batch, length=length), valid
 

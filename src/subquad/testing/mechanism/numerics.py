@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from subquad.mechanism import Mechanism
 from subquad.testing.mechanism.cases import (
     LENGTH,
-    Inputs,
+    Tensors,
     assert_close,
     each_form,
     forms,
@@ -104,7 +104,7 @@ def check_compiles(cls: type[Mechanism]) -> None:
         )
 
 
-def assert_same_gradients(out: Tensor, expected: Tensor, mechanism: Mechanism, inputs: Inputs) -> None:
+def assert_same_gradients(out: Tensor, expected: Tensor, mechanism: Mechanism, inputs: Tensors) -> None:
     assert_close(out, expected)
     targets = leaves(mechanism, inputs)
     assert_close(gradients(out, targets), gradients(expected, targets))

@@ -10,7 +10,7 @@ from subquad.mechanism import Mechanism
 from subquad.testing.mechanism.cases import (
     CHUNKS,
     LENGTH,
-    Inputs,
+    Tensors,
     assert_close,
     each_form,
     fill,
@@ -39,7 +39,7 @@ def check_padding_is_invisible(cls: type[Mechanism]) -> None:
                 assert_close(gradients(real, targets), gradients(expected, targets), msg=label)
 
 
-def without_padding(mechanism: Mechanism, inputs: Inputs, valid: Bool[Tensor, "b s"]) -> Tensor:
+def without_padding(mechanism: Mechanism, inputs: Tensors, valid: Bool[Tensor, "b s"]) -> Tensor:
     """Each row by itself with its padding taken out, and zeros put back in its place."""
     rows = []
     for b, keep in enumerate(valid):

@@ -69,7 +69,7 @@ def check_rejects_mismatched_inputs(cls: type[Mechanism]) -> None:
 
 
 def check_rejects_other_dims(cls: type[Mechanism]) -> None:
-    """Inputs in another layout, or of other heads or width than it was built for, are a ValueError."""
+    """Tensors in another layout, or of other heads or width than it was built for, are a ValueError."""
     changes: dict[str, Callable[[Tensor], Tensor]] = {
         "inputs (batch, tokens, heads, width)": lambda x: x.transpose(1, 2),
         "inputs (tokens, batch, heads, width)": lambda x: x.permute(2, 0, 1, 3),

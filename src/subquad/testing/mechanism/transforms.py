@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from subquad.mechanism import Mechanism
-from subquad.testing.mechanism.cases import Inputs, assert_close, each_form, forms, make, random_inputs
+from subquad.testing.mechanism.cases import Tensors, assert_close, each_form, forms, make, random_inputs
 from subquad.torch_internals import FakeTensorMode
 
 SHORT = 11  # tokens: enough for two segments, windows and buckets of those that suit tests
@@ -90,14 +90,14 @@ def check_transforms_leak_nothing(cls: type[Mechanism]) -> None:
                     subject.update()
 
 
-def gradients(mechanism: Mechanism, inputs: Inputs, weight: Tensor, *, graph: bool = False) -> list[Tensor]:
+def gradients(mechanism: Mechanism, inputs: Tensors, weight: Tensor, *, graph: bool = False) -> list[Tensor]:
     """Of the inputs, which are set to require them in place if there is to be a `graph`."""
     at = {name: (x if graph else x.detach().clone()).requires_grad_() for name, x in inputs.items()}
     loss = (mechanism(**at) * weight).sum()
     return list(torch.autograd.grad(loss, list(at.values()), create_graph=graph, materialize_grads=True))
 
 
-def second(mechanism: Mechanism, inputs: Inputs, weight: Tensor, along: Inputs) -> list[Tensor]:
+def second(mechanism: Mechanism, inputs: Tensors, weight: Tensor, along: Tensors) -> list[Tensor]:
     """How the gradients change along a direction, by differentiating them."""
     at = {name: x.detach().clone() for name, x in inputs.items()}
     change = inner(gradients(mechanism, at, weight, graph=True), along)
@@ -106,48 +106,48 @@ def second(mechanism: Mechanism, inputs: Inputs, weight: Tensor, along: Inputs) 
     return list(torch.autograd.grad(change, list(at.values()), materialize_grads=True))
 
 
-def per_sample(mechanism: Mechanism, inputs: Inputs, weight: Tensor, weights: Inputs) -> list[Tensor]:
+def per_sample(mechanism: Mechanism, inputs: Tensors, weight: Tensor, weights: Tensors) -> list[Tensor]:
     """The gradients of weights, then of inputs, sample by sample."""
     one = torch.func.grad(partial(sample_loss, mechanism, weight), argnums=(0, 1))
     of_weights, of_inputs = torch.func.vmap(one, in_dims=(None, 0))(weights, inputs)
     return [*of_weights.values(), *of_inputs.values()]
 
 
-def sample_loss(mechanism: Mechanism, weight: Tensor, weights: Inputs, sample: Inputs) -> Tensor:
+def sample_loss(mechanism: Mechanism, weight: Tensor, weights: Tensors, sample: Tensors) -> Tensor:
     alone = {name: x[None] for name, x in sample.items()}
     return (torch.func.functional_call(mechanism, weights, (), alone) * weight).sum()
 
 
-def by_transform(mechanism: Mechanism, inputs: Inputs, along: Inputs) -> Tensor:
+def by_transform(mechanism: Mechanism, inputs: Tensors, along: Tensors) -> Tensor:
     return torch.func.jvp(lambda x: mechanism(**x), (inputs,), (along,))[1]
 
 
-def by_dual_numbers(mechanism: Mechanism, inputs: Inputs, along: Inputs) -> Tensor:
+def by_dual_numbers(mechanism: Mechanism, inputs: Tensors, along: Tensors) -> Tensor:
     with forward_ad.dual_level():
         out = mechanism(**{name: forward_ad.make_dual(x, along[name]) for name, x in inputs.items()})
         tangent = forward_ad.unpack_dual(out).tangent
         return torch.zeros_like(out) if tangent is None else tangent
 
 
-def by_gradient(mechanism: Mechanism, inputs: Inputs) -> None:
+def by_gradient(mechanism: Mechanism, inputs: Tensors) -> None:
     torch.func.grad(lambda x: mechanism(**x).square().sum())(inputs)
 
 
-def by_vmap(mechanism: Mechanism, inputs: Inputs) -> None:
+def by_vmap(mechanism: Mechanism, inputs: Tensors) -> None:
     with torch.no_grad():
         torch.func.vmap(lambda x: mechanism(**{name: y[None] for name, y in x.items()}))(inputs)
 
 
-def by_tangents(mechanism: Mechanism, inputs: Inputs) -> None:
+def by_tangents(mechanism: Mechanism, inputs: Tensors) -> None:
     by_transform(mechanism, inputs, inputs)
 
 
-def by_fake_tensors(mechanism: Mechanism, inputs: Inputs) -> None:
+def by_fake_tensors(mechanism: Mechanism, inputs: Tensors) -> None:
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         mechanism(**{name: mode.from_tensor(x) for name, x in inputs.items()})
 
 
-def by_inference(mechanism: Mechanism, inputs: Inputs) -> None:
+def by_inference(mechanism: Mechanism, inputs: Tensors) -> None:
     with torch.inference_mode():
         mechanism(**inputs)
 
@@ -167,7 +167,7 @@ def unless_refused(attempt: Callable[[], T]) -> T | None:
         return None
 
 
-def inner(found: Iterable[Tensor], along: Inputs) -> Tensor:
+def inner(found: Iterable[Tensor], along: Tensors) -> Tensor:
     return torch.stack([(x * y).sum() for x, y in zip(found, along.values(), strict=True)]).sum()
 
 
