@@ -65,7 +65,7 @@ def require_peer_right(row: Row, name: str) -> None:
     if name in ONE_SEQUENCE:
         fed = dict.fromkeys(fed, fed["q"])
     with torch.inference_mode():
-        out = other.made(ours, length)(**fed)
+        out = other.attention_like(ours, length)(**fed)
         expected = ours(**fed)
     if out.shape != expected.shape or not out.isfinite().all():
         raise ArithmeticError(f"{name} gives {tuple(out.shape)}, or numbers that are not finite")
