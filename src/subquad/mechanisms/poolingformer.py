@@ -30,13 +30,8 @@ from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Traits, V
 from subquad.ops.banded_attention import NEVER, banded_attention
 from subquad.ops.packing import Packing
 from subquad.ops.pooling import Pooled, Windows
-<<<<<<< HEAD
-from subquad.ops.precision import no_autocast, wide
-from subquad.ops.window_attention import window_attention
-=======
 from subquad.ops.precision import wide
-from subquad.ops.window import window_attention
->>>>>>> main
+from subquad.ops.window_attention import window_attention
 
 POOLINGS = ("mean", "max", "convolution")
 
