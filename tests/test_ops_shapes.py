@@ -18,10 +18,10 @@ from subquad.ops.banded_attention import banded_attention
 from subquad.ops.bucket_attention import bucket_attention
 from subquad.ops.convolution import convolve
 from subquad.ops.hashing import hashed
-from subquad.ops.linear_attention import Given, Map, advance, linear_attention
+from subquad.ops.linear_attention import FeatureKind, KernelInputs, advance, linear_attention
 from subquad.ops.recurrence import decayed_product, delta_product
+from subquad.ops.recurrence.rows import Fusion
 from subquad.ops.relative_attention import Layout, Slots, Weights, relative_attention
-from subquad.ops.rows import Around
 from subquad.ops.tile_attention import Tiling, tile_attention
 from subquad.ops.window_attention import window_attention
 
@@ -53,12 +53,12 @@ def both(found: tuple[Tensor, ...]) -> Tensor:
 
 
 def linear(q, k, v, W, valid, *, causal):
-    return linear_attention(Given(q, k, Map.FAVOR, W), v, valid=valid, causal=causal)
+    return linear_attention(KernelInputs(q, k, FeatureKind.FAVOR, W), v, valid=valid, causal=causal)
 
 
 def decayed(q, k, v, log_decay, state, turn, gate, scale):
-    around = Around(norm=1e-5, turn=turn, gate=gate, scale=scale)
-    return both(decayed_product(q, k, v, log_decay, state=state, around=around))
+    fusion = Fusion(rms_norm_eps=1e-5, rotary=turn, gate=gate, scale=scale)
+    return both(decayed_product(q, k, v, log_decay, state=state, fusion=fusion))
 
 
 def relative(q, k, v, u, bias, W_R, first, count, held):
@@ -186,7 +186,9 @@ def test_the_delta_rule_refuses_decays_by_channel_and_names_what_takes_them(dtyp
 def test_a_stream_of_sums_refuses_sums_of_another_dtype_or_shape(other):
     q, k, v = (normal(B, H, 1, D).float() for _ in range(3))
     with torch.no_grad():
-        _, sums = advance(Given(q, k, Map.ELU), v, valid=None, before=None) or pytest.skip("no kernels here")
+        _, sums = advance(KernelInputs(q, k, FeatureKind.ELU), v, valid=None, before=None) or pytest.skip(
+            "no kernels here"
+        )
         S = sums.S.double() if other == "float64" else sums.S[:, :, :-1]
         with pytest.raises(ValueError, match="sums"):
-            advance(Given(q, k, Map.ELU), v, valid=None, before=sums._replace(S=S))
+            advance(KernelInputs(q, k, FeatureKind.ELU), v, valid=None, before=sums._replace(S=S))

@@ -6,7 +6,7 @@ An operator is a folder of `ops/`, and its backends are modules in it:
     reference.py    the backend in PyTorch, for any device and dtype, which all others are held against
     cpu.py, ...     faster ones, which refuse what they cannot do
 
-    BACKENDS = Backends[Call, Result](__name__, "cpu", "reference")
+    BACKENDS = Backends[Call](__name__, "cpu", "reference")
 
     @torch.library.custom_op("subquad::linear_attention", mutates_args=())
     def _forward(q, k, v, causal):
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from subquad.ops.native.library import Kernels
 
 Call = TypeVar("Call")
-Result = TypeVar("Result")
 
 _wanted: ContextVar[str | None] = ContextVar("wanted", default=None)
 _choices: ContextVar["list[Choice] | None"] = ContextVar("choices", default=None)
@@ -89,7 +88,7 @@ class Choices(tuple[Choice, ...]):
     __repr__ = __str__
 
 
-class Backends(Generic[Call, Result]):
+class Backends(Generic[Call]):
     """The backends of an operator in the order in which they are asked; they are loaded at the first call."""
 
     def __init__(self, package: str, *names: str) -> None:
@@ -97,17 +96,14 @@ class Backends(Generic[Call, Result]):
         self.package, self.names = package, names
         self.operator = package.rpartition(".")[2]
 
-    def run(self, form: str, call: Call, *more: Any) -> tuple[int, Result]:
+    def run(self, form: str, call: Call, *more: Any) -> tuple[int, Any]:
         """What the first backend that does not refuse gives as its `form`, and the index of that backend."""
-        wanted, refusals = _wanted.get(), {}
+        refusals = {}
         for index, (name, backend) in enumerate(self.loaded):
             try:
-                if wanted is not None and name != wanted:
-                    reason = f"using({wanted!r}) asks for another"
-                elif (serve := getattr(backend, form, None)) is None:
-                    reason = f"it has no {form!r}"
-                elif (reason := backend.refuses(call)) is None:
-                    result = serve(call, *more)
+                reason = refusal(name, backend, form, call)
+                if reason is None:
+                    result = getattr(backend, form)(call, *more)
                     if result is not None:
                         if (choices := _choices.get()) is not None:
                             choices.append(Choice(self.operator, name, refusals))
@@ -119,18 +115,30 @@ class Backends(Generic[Call, Result]):
             refusals[name] = reason
         raise ValueError("no backend serves this call of " + str(Choice(self.operator, "none", refusals)))
 
+    def first(self, form: str, call: Call) -> str | None:
+        """The name of the backend that `run` would begin with."""
+        names = (name for name, backend in self.loaded if refusal(name, backend, form, call) is None)
+        return next(names, None)
+
     def __getitem__(self, index: int | Tensor) -> Backend:
         """The backend with the index that `run` gave."""
         return self.loaded[int(index)][1]
 
-    def index(self, name: str) -> int:
-        return [known for known, _ in self.loaded].index(name)
-
     @cached_property
     def loaded(self) -> list[tuple[str, Backend]]:
         plugins = (loaded_plugin(name, entry) for name, entry in plugins_of(self.operator))
-        modules: Iterator[tuple[str, Any]] = ((x, import_module(f"{self.package}.{x}")) for x in self.names)
-        return [*plugins, *modules]
+        return [*plugins, *((name, self.module(name)) for name in self.names)]
+
+    def module(self, name: str) -> Any:
+        return import_module(f"{self.package}.{name}")
+
+
+def refusal(name: str, backend: Backend, form: str, call: Any) -> str | None:
+    """Why a backend does not serve, for its own reasons or for ours."""
+    wanted = _wanted.get()
+    if wanted is not None and name != wanted:
+        return f"using({wanted!r}) asks for another"
+    return backend.refuses(call) if hasattr(backend, form) else f"it has no {form!r}"
 
 
 class Lost:

@@ -49,7 +49,7 @@ class BucketResult(NamedTuple):
     lse: Float[Tensor, "b h n"]
 
 
-BACKENDS = Backends[BucketCall, BucketResult](__name__, "cpu", "reference")
+BACKENDS = Backends[BucketCall](__name__, "cpu", "reference")
 
 
 def bucket_attention(

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from subquad.ops.allocation import empty_result
 from subquad.ops.bucket_attention import BucketCall, BucketResult, Visibility
-from subquad.ops.native.library import Call, rows, why_not_float32
+from subquad.ops.native.library import KernelCall, rows, why_not_float32
 
 
-class Bucketed(Call):
+class Bucketed(KernelCall):
     """The struct of kernels.h, field by field."""
 
     _fields_ = (

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+from collections.abc import Callable
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
@@ -106,7 +107,7 @@ def rows(*names: str) -> list[tuple[str, type]]:
     return [*((name, ctypes.c_void_p) for name in names), *((f"{name}_stride", Strides) for name in names)]
 
 
-class Call(ctypes.Structure):
+class KernelCall(ctypes.Structure):
     """What a kernel is called with: a struct of kernels.h, with the tensors that it points to."""
 
     def __init__(self, **fields: Any) -> None:
@@ -132,10 +133,19 @@ class Call(ctypes.Structure):
 
     def run(self, kernel: str) -> bool:
         """Whether the outputs can be used."""
-        library, _ = load()
-        assert library is not None
-        return not getattr(library, kernel)(ctypes.byref(self))
+        return not function(type(self), kernel)(ctypes.byref(self))
 
     def _hold(self, name: str, x: Tensor) -> None:
         self.held.append(x)
         setattr(self, name, x.data_ptr())
+
+
+@cache
+def function(struct: type[KernelCall], kernel: str) -> Callable[..., int]:
+    """The kernel of that name, whose struct is as long as ours: with another it would read beyond it."""
+    library, _ = load()
+    assert library is not None
+    theirs, ours = library.size_of(struct.__name__.encode()), ctypes.sizeof(struct)
+    if theirs != ours:
+        raise RuntimeError(f"{struct.__name__} has {ours} bytes in Python and {theirs} in kernels.h")
+    return getattr(library, kernel)

@@ -71,7 +71,7 @@ class RelativeGradients(NamedTuple):
     slots: Slots
 
 
-BACKENDS = Backends[RelativeCall, Tensor](__name__, "reference")
+BACKENDS = Backends[RelativeCall](__name__, "reference")
 
 
 def relative_attention(

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from subquad.ops.allocation import empty_result
-from subquad.ops.native.library import Call, rows, why_not_float32
+from subquad.ops.native.library import KernelCall, rows, why_not_float32
 from subquad.ops.tile_attention import TileCall, TileResult, Tiling
 from subquad.ops.window_attention import WindowResult
 from subquad.ops.window_attention import cpu as window
 
 
-class Tiled(Call):
+class Tiled(KernelCall):
     """The struct of kernels.h, field by field."""
 
     _fields_ = (

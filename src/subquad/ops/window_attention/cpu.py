@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from subquad.ops.allocation import empty_result
-from subquad.ops.native.library import PRECISIONS, Call, rows, why_not_half
+from subquad.ops.native.library import PRECISIONS, KernelCall, rows, why_not_half
 from subquad.ops.window_attention import WindowCall, WindowResult
 
 
-class Window(Call):
+class Window(KernelCall):
     """The struct of kernels.h, field by field."""
 
     _fields_ = (
