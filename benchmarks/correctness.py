@@ -65,7 +65,7 @@ def require_peer_right(row: Row, name: str) -> None:
     if name in ONE_SEQUENCE:
         tensors = dict.fromkeys(tensors, tensors["q"])
     with torch.inference_mode():
-        out = other.made(ours, length)(**tensors)
+        out = other.attention_like(ours, length)(**tensors)
         expected = ours(**tensors)
     if out.shape != expected.shape or not out.isfinite().all():
         raise ArithmeticError(f"{name} gives {tuple(out.shape)}, or numbers that are not finite")

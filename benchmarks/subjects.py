@@ -119,7 +119,7 @@ def peer(
         return Missing(f'not installed: pip install "{other.package}"')
     if other.compiled and not compiled:
         return Missing("compiled: left out of --quick")
-    return ready(other.made(ours, length))
+    return ready(other.attention_like(ours, length))
 
 
 def steps(row: Row, length: int, *, compiled: bool) -> dict[str, Call | Missing]:
@@ -148,9 +148,9 @@ def recurrent_step(token: Mapping[str, Tensor]) -> Call | Missing:
     """fast-transformers' own recurrent layer, which keeps its sums in the state it is given."""
     if not PEERS["fast-transformers"].installed:
         return Missing('not installed: pip install "pytorch-fast-transformers"')
-    from subquad.measure.peers import imported
+    from subquad.measure.peers import import_quietly
 
-    attention = imported("fast_transformers.recurrent.attention.self_attention.linear_attention")
+    attention = import_quietly("fast_transformers.recurrent.attention.self_attention.linear_attention")
     layer = attention.RecurrentLinearAttention(WIDTH).eval()
     q, k, v = (x[:, :, 0] for x in token.values())
     memory: list[Any] = [None]

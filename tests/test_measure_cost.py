@@ -51,9 +51,9 @@ def test_work_beyond_what_is_counted_goes_on_as_the_mechanism_claims(monkeypatch
         mechanism = find(name)(Dims(heads=1, head_dim=4), causal=False)
         inputs = {key: torch.randn(1, 1, 192, 4) for key in ("q", "k", "v")}
         candidate = bench.Candidate(mechanism, inputs)
-        deed = bench.Candidate.forward
-        counted = bench.work(deed, candidate.shortened(64), mechanism, 64)
-        assert bench.work(deed, candidate, mechanism, 192).flops == pytest.approx(grown * counted.flops)
+        operation = bench.Candidate.forward
+        counted = bench.work(operation, candidate.shortened(64), mechanism, 64)
+        assert bench.work(operation, candidate, mechanism, 192).flops == pytest.approx(grown * counted.flops)
 
 
 def test_peers_are_timed_only_if_they_are_asked_for_and_serve(monkeypatch):

@@ -65,7 +65,7 @@ def expected(mechanism, q, k, form):
     return (pi * exponent.exp()).sum(-1)
 
 
-COSTLY = ("check_work", "check_memory")  # run for the positive form, on the same sums
+COSTLY = ("check_flop_growth", "check_memory_growth")  # run for the positive form, on the same sums
 CHECKS = [
     check
     for check in contract(FourierSpectralAttention)

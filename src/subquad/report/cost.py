@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from subquad.measure.scaling import NEEDED, Crossover, crossover, exponent
+from subquad.measure.scaling import MIN_LENGTHS, Crossover, crossover, exponent
 from subquad.records import Record
 from subquad.report.leaderboard import Failure, failure, identity, machine
 
@@ -70,8 +70,8 @@ class Curve:
         lengths, values = zip(*ours, strict=True)
         reference = [value for _, value in theirs]
         return Scaling(
-            exponent=exponent(lengths, values) if len(lengths) >= NEEDED else None,
-            note="" if len(lengths) >= NEEDED else "needs three lengths",
+            exponent=exponent(lengths, values) if len(lengths) >= MIN_LENGTHS else None,
+            note="" if len(lengths) >= MIN_LENGTHS else "needs three lengths",
             crossover=crossover(lengths, values, reference),
             at_longest=values[-1] / reference[-1],
         )

@@ -1,4 +1,4 @@
-"""That one graph serves all batches and lengths, so that models can be exported, and compiled once."""
+"""That one graph serves all batches and lengths, so that models can be exported, and are compiled once."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from subquad.mechanism import Mechanism
-from subquad.testing.cases import DIMS, Inputs, assert_close, each_form, random_inputs
+from subquad.testing.mechanism.cases import DIMS, Inputs, assert_close, each_form, random_inputs
 
-TRACED = (3, 21)  # batch and length that a graph is made from,
-OTHERS = ((2, 5), (4, 90), (2, 200))  # and those that it has to serve
+TRACED = (3, 21)  # batch and length that a graph is traced with
+SERVED = ((2, 5), (4, 90), (2, 200))  # and those that it has to serve
 LENGTHS = (21, 33, 40, 55, 17)
-GRAPHS = 3  # of five lengths: one for the first, one for all, and one for chance
+MAX_GRAPHS = 3  # for five lengths: one for the first, one for all, one spare
 
 
-class Whole(nn.Module):
+class Exportable(nn.Module):
     """A mechanism as the model that is exported, with a mask or without."""
 
     def __init__(self, mechanism: Mechanism, *, masked: bool) -> None:
@@ -26,37 +26,37 @@ class Whole(nn.Module):
         return self.mechanism(**inputs, valid=valid if self.masked else None)
 
 
-def check_exports_with_free_lengths(cls: type[Mechanism]) -> None:
-    """Exported with a free batch and length it gives what it gives as it is, or a ValueError says why not."""
+def check_exports_with_dynamic_lengths(cls: type[Mechanism]) -> None:
+    """Exported with dynamic batch and length it gives the same outputs, or a ValueError says why not."""
     for mechanism in each_form(cls):
         for model, program in exported(mechanism.eval()):
-            for batch, length in OTHERS:
-                given = sample(mechanism, batch, length)
-                keep = given[1][:, None, :, None] if model.masked else torch.ones(())
-                told = f"{batch} x {length}: ".__add__
-                assert_close(program(*given) * keep, model(*given) * keep, msg=told)
+            for batch, length in SERVED:
+                inputs, valid = sample(mechanism, batch, length)
+                keep = valid[:, None, :, None] if model.masked else torch.ones(())
+                label = f"{batch} x {length}: ".__add__
+                assert_close(program(inputs, valid) * keep, model(inputs, valid) * keep, msg=label)
 
 
-def check_compiles_once_for_several_lengths(cls: type[Mechanism]) -> None:
-    """What can be exported for all lengths is compiled a few times at most, however many lengths come."""
+def check_compiles_with_dynamic_lengths(cls: type[Mechanism]) -> None:
+    """What can be exported for all lengths is compiled a few times at most, however many lengths it meets."""
     for mechanism in each_form(cls):
         if not list(exported(mechanism.eval())):
             continue
         torch.compiler.reset()
         graphs: list[Any] = []
-        compiled = torch.compile(mechanism, fullgraph=True, backend=counted(graphs))
+        compiled = torch.compile(mechanism, fullgraph=True, backend=recording_compiler(graphs))
         for length in LENGTHS:
             inputs = random_inputs(mechanism, length=length)
             assert_close(compiled(**inputs), mechanism(**inputs))
-        assert len(graphs) <= GRAPHS, f"{len(graphs)} graphs for {len(LENGTHS)} lengths"
+        assert len(graphs) <= MAX_GRAPHS, f"{len(graphs)} graphs for {len(LENGTHS)} lengths"
 
 
-def exported(mechanism: Mechanism) -> Iterator[tuple[Whole, Callable[..., Tensor]]]:
+def exported(mechanism: Mechanism) -> Iterator[tuple[Exportable, Callable[..., Tensor]]]:
     """Without a mask and with one, the model and the exported program; nothing where it is refused."""
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=DIMS.max_len)
     inputs = {name: {0: batch, 2: length} for name in mechanism.projections()}
     for masked in (False, True):
-        model = Whole(mechanism, masked=masked)
+        model = Exportable(mechanism, masked=masked)
         try:
             program = torch.export.export(
                 model,
@@ -66,7 +66,7 @@ def exported(mechanism: Mechanism) -> Iterator[tuple[Whole, Callable[..., Tensor
             )
         except ValueError as error:
             if not str(error):
-                raise AssertionError("the refusal says nothing") from error
+                raise AssertionError("the error has no message") from error
             continue
         yield model, program.module()
 
@@ -76,15 +76,15 @@ def sample(mechanism: Mechanism, batch: int, length: int) -> tuple[Inputs, Tenso
     return random_inputs(mechanism, batch=batch, length=length), valid
 
 
-def counted(graphs: list[Any]) -> Callable[..., Any]:
-    """A compiler that keeps count, and runs what it is given as it is."""
+def recording_compiler(graphs: list[Any]) -> Callable[..., Any]:
+    """A `torch.compile` backend that collects the graphs, and runs them uncompiled."""
 
-    def keep(graph: Any, _: Any) -> Any:
+    def record(graph: Any, _: Any) -> Any:
         graphs.append(graph)
         return graph
 
-    return keep
+    return record
 
 
-check_exports_with_free_lengths.slow = True  # type: ignore[attr-defined]
-check_compiles_once_for_several_lengths.slow = True  # type: ignore[attr-defined]
+check_exports_with_dynamic_lengths.slow = True  # type: ignore[attr-defined]
+check_compiles_with_dynamic_lengths.slow = True  # type: ignore[attr-defined]
