@@ -35,13 +35,8 @@ def call_op(operator: CustomOpDef, *given: Any) -> Any:
 
     The dispatcher's way to the body takes as long as attention among some sixty tokens.
     """
-<<<<<<< HEAD
     if not dispatched(*given):
-        return operator._init_fn(*given)
-=======
-    if not needs_dispatcher() and all(type(x) in PLAIN or not isinstance(x, Tensor) for x in given):
         return op_body(operator)(*given)
->>>>>>> 49ef1c1
     if not transformed():
         return operator(*given)
     if torch.compiler.is_compiling():  # which runs what raises without compiling it
