@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "plugins": set(),
     "registry": {"mechanism", "mechanisms", "plugins"},
     "nn": {"mechanism", "registry", "plugins", "ops", "files", "documents", "torch_internals"},
-    "measure": {"mechanism", "registry", "torch_internals"},
+    "measure": {"mechanism", "registry", "ops", "torch_internals"},
     "testing": {"mechanism", "measure", "torch_internals"},
     "files": set(),
     "tasks": {"plugins"},

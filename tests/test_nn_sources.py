@@ -57,6 +57,10 @@ def process_group():
     distributed.destroy_process_group()
 
 
+shards = pytest.mark.skipif(torch.__version__ < (2, 7), reason="torch 2.6 shards on GPUs only")
+
+
+@shards
 @pytest.mark.usefixtures("process_group")
 @pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")  # that any linear map returns a view
 @forms
@@ -66,6 +70,7 @@ def test_a_sharded_layer_gives_what_it_gives_whole(attention, causal):
     assert_close(results(sharded, tokens()), results(whole, tokens()))
 
 
+@shards
 @pytest.mark.usefixtures("process_group")
 @pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")
 @one_sequence
@@ -148,6 +153,7 @@ def test_copies_in_a_graph_are_told_apart_when_it_runs():
         program(x, y, y)
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 7), reason="torch 2.6 cannot compile jaxtyping's checks")
 def test_compiled_code_tells_copies_from_a_second_sequence():
     def attend(x, other):
         require_one(x, other, otherwise="they differ")

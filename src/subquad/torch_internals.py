@@ -17,6 +17,7 @@ done without: a tracer or a transform that is overlooked gives wrong gradients a
     recording               gradients inside an operator's body, which PyTorch calls below its autograd
     assert_async            a condition that is checked on the device, or by a traced graph
     storage_id              which memory a tensor lies in, to count it once
+    child                   a module's part, where getattr fails: in a compiled module of torch 2.6
     FLASH, FLASH_BACKWARD   fused attention's operators on a CPU, whose work PyTorch's counter leaves out
     FakeTensorMode, TorchDispatchMode, tree_iter, tree_map      documented, but in private modules
 """
@@ -26,7 +27,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 try:
@@ -96,6 +97,11 @@ def recording() -> Iterator[None]:
     excluded = torch._C._dispatch_tls_local_exclude_set() - DispatchKeySet(DispatchKey.AutogradFunctionality)
     with torch.enable_grad(), _ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), excluded):
         yield
+
+
+def child(parent: nn.Module, name: str) -> nn.Module | None:
+    """The part of that name; None where there is none as yet."""
+    return parent._modules.get(name)
 
 
 def storage_id(storage: torch.UntypedStorage) -> int:

@@ -12,6 +12,8 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
+from subquad.torch_internals import child
+
 ARGUMENTS = (  # of torch's constructor, from the third on
     "dropout",
     "bias",
@@ -106,7 +108,7 @@ def watch_assignments(ours: type[nn.Module]) -> None:
 
 def require_same_axes(parent: nn.Module, name: str, module: nn.Module) -> None:
     """Raise `ValueError` where `parent.name` is called with the other order of axes."""
-    here = getattr(getattr(parent, name, None), "batch_first", None)
+    here = getattr(child(parent, name), "batch_first", None)
     if here is not None and here != module.batch_first:
         raise ValueError(
             f"{type(parent).__name__}.{name} takes {AXES[here]}, and this layer {AXES[not here]}: build it "
