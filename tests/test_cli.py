@@ -19,7 +19,7 @@ from own_sample import write
 
 from subquad.__main__ import main
 from subquad.experiments.asked import Comparison
-from subquad.experiments.trained import load
+from subquad.experiments.predictor import load
 from subquad.records import Store
 from subquad.registry import catalog
 

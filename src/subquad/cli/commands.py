@@ -26,9 +26,17 @@ from subquad.cli.options import (
     option,
     whole_numbers,
 )
-from subquad.cli.output import described, print_json, show_bench, show_comparison, show_pattern
+from subquad.cli.output import (
+    described,
+    described_task,
+    print_json,
+    show_bench,
+    show_comparison,
+    show_pattern,
+)
 from subquad.cli.progress import watching, working
 from subquad.experiments.asked import PRECISIONS, Benchmark, Comparison
+from subquad.experiments.notation import written
 from subquad.files import write_whole
 
 if TYPE_CHECKING:
@@ -74,15 +82,20 @@ def whole(
 def compare(
     task: Annotated[
         str | None,
-        typer.Argument(help="'transactions' (the default), or 'own' with --data.", show_default=False),
+        typer.Argument(
+            metavar="[NAME[:option=value,…]]",
+            help="One of `subquad list`: 'transactions' by default, with --data 'custom'.",
+            show_default=False,
+        ),
     ] = None,
     attention: Attention = list(COMPARISON.attention),  # noqa: B006  # typer copies it
     target: Annotated[
         str | None,
-        typer.Option(help="What is predicted: 'churn' (the default) or 'spend'.", show_default=False),
+        typer.Option(help="What is predicted; by default the task's first target.", show_default=False),
     ] = None,
     length: Annotated[
-        int, number("Events of a history at most, the latest; a large number keeps whole histories.")
+        int | None,
+        number("Tokens of a sequence at most, by default the task's; a large number keeps all whole."),
     ] = COMPARISON.length,
     seeds: Annotated[int, number("Fits of each row: seeds 0, 1, … .")] = COMPARISON.seeds,
     dim: Annotated[int, number("Width of the model.", panel=MODEL)] = COMPARISON.dim,
@@ -134,9 +147,8 @@ def compare(
     """
     asked = Comparison(
         attention=tuple(attention),
-        task=task or ("own" if data else COMPARISON.task),
+        task=task_text(task, data),
         target=target,
-        schema=data,
         length=length,
         steps=steps,
         seeds=seeds,
@@ -316,22 +328,19 @@ def draw_pattern(
 @app.command("list", epilog=examples("subquad list", "subquad list --json"))
 def list_known(as_json: Json = False) -> None:
     """Mechanisms with their traits and options, and tasks."""
+    from subquad import tasks
     from subquad.registry import catalog
-    from subquad.tasks import TARGETS, TASKS
 
     mechanisms = [described(cls) for cls in catalog().values()]
-    tasks = [
-        {"name": name, "kind": "task", "description": line, "targets": list(TARGETS[name])}
-        for name, line in TASKS.items()
-    ]
+    known = [described_task(cls) for cls in tasks.catalog().values()]
     if as_json:
-        return print_json([*mechanisms, *tasks])
+        return print_json([*mechanisms, *known])
     from subquad.report import terminal
 
     console = Console()
     console.print(terminal.mechanisms(mechanisms))
     console.print(terminal.options(mechanisms))
-    console.print(terminal.tasks(tasks))
+    console.print(terminal.tasks(known))
 
 
 @app.command("report", epilog=examples("subquad report runs"))
@@ -371,6 +380,13 @@ def folder(given: Path | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="subquad-") as temporary:
         yield Path(temporary)
+
+
+def task_text(task: str | None, schema: Path | None) -> str:
+    """The task with its options as `Comparison` takes it; `schema` is that of one's own data."""
+    if schema is None:
+        return task or COMPARISON.task
+    return written(task or "custom", {"schema": str(schema.absolute())})
 
 
 def end(records: Sequence["Record"], *, asked: int = 0) -> None:

@@ -16,15 +16,14 @@ from subquad.experiments.asked import CELL, MULTIPLES, Comparison
 from subquad.experiments.device import resolve
 from subquad.experiments.grid import Observer, run_missing
 from subquad.experiments.model import build
-from subquad.experiments.rows import rows
+from subquad.experiments.notation import written
+from subquad.experiments.rows import rows, task_of
 from subquad.experiments.spec import AnySpec, Baseline, Bench, Fit, Row
 from subquad.mechanism import Dims
 from subquad.records import Record, Store
-from subquad.tasks.metrics import higher_is_better
 
 VALIDATIONS = 4  # in a fit
 WARMING_UP = 10  # one step in so many
-BASELINES = {"majority": False, "boosting": True}  # whether another seed makes another one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,17 +43,20 @@ class Plan:
 def plan(asked: Comparison) -> Plan:
     """Resolve and check everything. Raises `ValueError`, one message, for whatever cannot be done."""
     asked = replace(asked, device=resolve(asked.device))
-    heads = Dims(heads=asked.heads, head_dim=asked.dim // asked.heads, max_len=asked.length)
+    task, task_options = task_of(asked.task)
+    traits = tasks.find(task).traits
+    longest = asked.length or traits.length
+    heads = Dims(heads=asked.heads, head_dim=asked.dim // asked.heads, max_len=longest)
     chosen = rows(asked.attention, heads)
-    data = tasks.load(asked.task, target=asked.target, schema=asked.schema, keep=asked.length)
+    data = tasks.load(task, target=asked.target, length=longest, **task_options)
     threads = torch.get_num_threads()
     shared = max(1, threads // asked.workers)
     question = {
-        "task": asked.task,
-        "target": data.target.name,
-        "schema": None if asked.schema is None else str(asked.schema.absolute()),
+        "task": task,
+        "task_options": task_options,
+        "target": data.target,
         "data": data.fingerprint,
-        "length": min(asked.length, data.longest),
+        "length": min(longest, data.longest),
     }
     fits = tuple(
         fit(asked, row, question, seed=seed, threads=shared) for seed in range(asked.seeds) for row in chosen
@@ -62,9 +64,9 @@ def plan(asked: Comparison) -> Plan:
     for spec in fits[: len(chosen)]:
         build(spec, data)  # refuses what cannot be built, before anything runs
     baselines = tuple(
-        Baseline(**question, baseline=baseline, seed=seed, threads=threads)
-        for baseline, seeds in BASELINES.items()
-        for seed in range(asked.seeds if seeds else 1)
+        Baseline(**question, baseline=baseline.name, seed=seed, threads=threads)
+        for baseline in data.baselines()
+        for seed in range(asked.seeds if baseline.seeded else 1)
     )
     lengths = asked.lengths or tuple(question["length"] * times for times in MULTIPLES)
     benches = benchmark.cells(
@@ -78,10 +80,13 @@ def plan(asked: Comparison) -> Plan:
     document = {
         **{name: value for name, value in asdict(asked).items() if name not in {"attention", "timeout"}},
         **question,
-        "title": f"{data.target.name} from {asked.task}",
-        "kind": data.kind,
-        "metric": data.metric,
-        "higher_is_better": higher_is_better(data.metric),
+        "task": written(task, task_options),
+        "targets": list(traits.targets),
+        "title": f"{data.target} from {task}",
+        "unit": traits.unit,
+        "objective": data.objective.kind,
+        "metric": data.objective.metric,
+        "higher_is_better": data.objective.higher_is_better,
         "summary": dict(data.summary),
         "rows": [row.to_json() for row in chosen],
         "lengths": sorted({spec.length for spec in benches}),
