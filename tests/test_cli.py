@@ -99,9 +99,9 @@ def test_without_its_extra_the_command_says_what_to_install(missing):
         ("compare --dim 30 --heads 4", "dim must be a multiple of heads, and 30 is none of 4"),
         ("compare --target chrun", "'transactions' has no target 'chrun'; did you mean 'churn'?"),
         ("compare nothing", "unknown task 'nothing'"),
-        ("compare own", "give a schema file (--data schema.toml)"),
+        ("compare custom", "give a schema file (--data schema.toml)"),
         ("compare --data no.toml", "no.toml: no such file"),
-        ("compare transactions --data no.toml", "leave the schema 'no.toml' out"),
+        ("compare transactions --data no.toml", "'transactions' has no option 'schema'"),
         ("bench infinity --dtype int8", "unknown dtype 'int8'; there are float32, bfloat16"),
         ("bench --length 8 --length 8", "give each length once, not [8, 8]"),
         ("compare --lengths 64,x", "--lengths takes whole numbers of at least 1, not 'x'"),
@@ -169,7 +169,8 @@ def test_every_option_of_a_comparison_can_be_given_on_the_command_line(call, mon
     monkeypatch.setattr("subquad.experiments.comparison.plan", lambda x: asked.append(x) or exit(0))
     told = "--length 64 --seeds 2 --dim 16 --depth 1 --heads 2 --positions rotary --dropout 0.2 --steps 5"
     told += " --batch 3 --accumulate 2 --learning-rate 0.1 --weight-decay 0.2 --clip 2 --precision 64-true"
-    told += " --lengths 8,16 --workers 2 --device cpu --timeout 9 --target spend --attention linear,softmax"
+    told += " --lengths 8,16 --workers 2 --executor far --device cpu --timeout 9"
+    told += " --target spend --attention linear,softmax"
     call("compare", *told.split())
     call("compare", "own", "--data", "s.toml", "--no-bench")
     for option in fields(Comparison):

@@ -1,13 +1,10 @@
 """The commands: parse, call, print. Whatever is heavy is imported by the command that needs it."""
 
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -40,7 +37,6 @@ from subquad.experiments.notation import written
 from subquad.files import write_whole
 
 if TYPE_CHECKING:
-    from subquad.mechanism import Mechanism
     from subquad.records import Record
 
 app = typer.Typer(
@@ -133,6 +129,7 @@ def compare(
             "Fits at a time. They share the cores, and disturb each other's timings a little.", panel=RUNS
         ),
     ] = COMPARISON.workers,
+    executor: Annotated[str, option("local, or what a package brings.", RUNS)] = COMPARISON.executor,
     device: Annotated[
         str, option("cpu, cuda or mps; auto takes CUDA where it is.", RUNS)
     ] = COMPARISON.device,
@@ -157,6 +154,7 @@ def compare(
         depth=depth,
         heads=heads,
         workers=workers,
+        executor=executor,
         positions=positions,
         learning_rate=learning_rate,
         weight_decay=weight_decay,
@@ -238,55 +236,41 @@ def bench(
         timeout=timeout,
     )
     with working("reading what is asked"):
-        from subquad.experiments.benchmark import plan
-        from subquad.experiments.grid import run_missing
+        from subquad.experiments.benchmark import plan, run
         from subquad.records import Store
 
         planned = plan(asked)
     with folder(out) as kept, watching(planned.specs) as observer:
-        records = run_missing(planned.specs, Store(kept), observer=observer, timeout=asked.timeout)
+        records = run(planned, asked, Store(kept), observer=observer)
     show_bench(planned.document, records, as_json=as_json)
     end(records)
 
 
-@app.command(epilog=examples("subquad check my_package:MyAttention", "subquad check performer"))
+@app.command(
+    epilog=examples(
+        "subquad check my_package:MyAttention", "subquad check performer", "subquad check listops:train=500"
+    )
+)
 def check(
-    mechanism: Annotated[
+    name: Annotated[
         str | None,
         typer.Argument(
             metavar="[PACKAGE:CLASS]",
-            help="Your class, or the name of a known mechanism.",
+            help="Your mechanism or task, or the name of a known one.",
             show_default=False,
         ),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All known mechanisms.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Certify a mechanism against the contract: a line for each check, what failed and by how much."""
-    if (mechanism is None) != everything:
-        raise ValueError("name one mechanism, PACKAGE:CLASS, or give --all")
-    from subquad.registry import catalog
-    from subquad.testing import certify
+    """Certify a mechanism or a task: a line for each check, what failed and by how much."""
+    if (name is None) != everything:
+        raise ValueError("name one mechanism or task, PACKAGE:CLASS, or give --all")
+    from subquad.cli.check import all_mechanisms, named, show
 
-    classes = list(catalog().values()) if mechanism is None else [mechanism_class(mechanism)]
-    console = Console(stderr=as_json)
-    certificates: dict[str, list[dict[str, Any]]] = {}
-    for cls in classes:
-        name = f"{cls.__module__}:{cls.__qualname__}"
-        lines = certificates[name] = []
-        console.print(f"{name} ({cls.traits.name})", style="bold", markup=False, soft_wrap=True)
-        for outcome in certify(cls):
-            lines.append(asdict(outcome))
-            verdict, style = ("ok    ", "green") if outcome.passed else ("FAILED", "bold red")
-            console.print(f"  {verdict}", style=style, end="  ")
-            reason = f": {outcome.reason}" if outcome.reason else ""
-            console.print(f"{outcome.claim}{reason}", markup=False, highlight=False, soft_wrap=True)
-    outcomes = [line for lines in certificates.values() for line in lines]
-    failed = sum(not line["passed"] for line in outcomes)
+    certificates, failed = show(all_mechanisms() if name is None else [named(name)], as_json=as_json)
     if as_json:
         print_json({"certificates": certificates, "failed": failed})
-    else:
-        console.print(f"{len(outcomes) - failed} of {len(outcomes)} checks passed", highlight=False)
     raise typer.Exit(FAILED if failed else 0)
 
 
@@ -393,21 +377,3 @@ def end(records: Sequence["Record"], *, asked: int = 0) -> None:
     """Done only if no run failed, and none of those that were `asked` for is missing."""
     failed = any(record["status"] != "ok" for record in records)
     raise typer.Exit(FAILED if failed or len(records) < asked else 0)
-
-
-def mechanism_class(text: str) -> type["Mechanism"]:
-    """The class that PACKAGE:CLASS names, also in the current folder; or a known mechanism's."""
-    from subquad.mechanism import Mechanism
-    from subquad.registry import find
-
-    package, colon, name = text.partition(":")
-    if not colon:
-        return find(text)
-    sys.path.insert(0, "")
-    try:
-        cls = getattr(import_module(package), name, None)
-    except Exception as error:  # whatever the user's module raises
-        raise ValueError(f"{package!r} cannot be imported: {type(error).__name__}: {error}") from error
-    if not (isinstance(cls, type) and issubclass(cls, Mechanism)):
-        raise ValueError(f"{name!r} in {package!r} is not a subclass of subquad.Mechanism")
-    return cls

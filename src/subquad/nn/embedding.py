@@ -7,8 +7,8 @@ from torch import nn
 
 from subquad.fields import Events, Fields, Inputs, Tokens
 from subquad.mechanism import Valid
-from subquad.nn.multihead import Tokens as Embedded
-from subquad.nn.multihead import clear
+from subquad.nn.sequence import Tokens as Embedded
+from subquad.nn.sequence import zero_padded
 
 
 def embedding(fields: Fields, dim: int) -> nn.Module:
@@ -47,5 +47,5 @@ class EventEmbedding(nn.Module):
         ids = (categorical if valid is None else categorical.masked_fill(~valid[..., None], 0)).unbind(-1)
         parts = [table(column) for table, column in zip(self.categories, ids, strict=True)]
         if self.numbers is not None:
-            parts.append(self.numbers(clear(numeric, valid)))
+            parts.append(self.numbers(zero_padded(numeric, valid)))
         return torch.stack(parts).sum(0)

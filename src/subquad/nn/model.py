@@ -10,7 +10,8 @@ from subquad.fields import Fields, Inputs, Readout
 from subquad.mechanism import Valid
 from subquad.nn.embedding import embedding
 from subquad.nn.encoder import Encoder, EncoderConfig
-from subquad.nn.multihead import MultiheadAttention, Tokens, clear
+from subquad.nn.multihead import MultiheadAttention
+from subquad.nn.sequence import Tokens, zero_padded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,7 @@ def mean(tokens: Tokens, valid: Valid | None) -> Float[Tensor, "b m"]:
     """The average of the real tokens; zero where there is none."""
     if valid is None:
         return tokens.mean(1) if tokens.shape[1] else tokens.sum(1)
-    return clear(tokens, valid).sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
+    return zero_padded(tokens, valid).sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
 
 
 def numel(module: nn.Module) -> int:
