@@ -137,7 +137,7 @@ def test_an_unknown_flag_or_a_number_out_of_range_is_bad_usage(call):
 
 
 def test_a_defect_shows_no_traceback_and_says_where_it_is(call, monkeypatch):
-    monkeypatch.setattr("subquad.tasks.TASKS", None)
+    monkeypatch.setattr("subquad.tasks.catalog", None)
     status, _, err = call("list")
     assert status == 2
     assert err.count("\n") == 1
@@ -172,7 +172,7 @@ def test_every_option_of_a_comparison_can_be_given_on_the_command_line(call, mon
     told += " --lengths 8,16 --workers 2 --executor far --device cpu --timeout 9"
     told += " --target spend --attention linear,softmax"
     call("compare", *told.split())
-    call("compare", "own", "--data", "s.toml", "--no-bench")
+    call("compare", "custom", "--data", "s.toml", "--no-bench")
     for option in fields(Comparison):
         assert any(getattr(each, option.name) != option.default for each in asked), option.name
 
