@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from subquad.patterns.drawing import Drawing
     from subquad.records import Record
     from subquad.report.cost import Scaling
+    from subquad.task import Task
 
 
 def show_comparison(
@@ -103,6 +104,13 @@ def described(cls: type["Mechanism"]) -> dict[str, Any]:
     claims = {field.name: getattr(cls.traits, field.name) for field in fields(cls.traits)}
     plain = {name: dict(claim) if isinstance(claim, Mapping) else claim for name, claim in claims.items()}
     return {"kind": "mechanism", **plain, "options": options(cls)}
+
+
+def described_task(cls: type["Task"]) -> dict[str, Any]:
+    """A task's traits and options as JSON."""
+    from subquad.tasks import options
+
+    return {"kind": "task", **asdict(cls.traits), "options": options(cls)}
 
 
 def print_json(document: object) -> None:

@@ -157,11 +157,9 @@ def versions(records: Sequence[Record]) -> dict[str, str]:
 
 def command(comparison: Mapping[str, Any]) -> str:
     """What to type to do the same again."""
-    words = ["subquad", "compare"]
-    if comparison.get("schema"):
-        words += ["--data", comparison["schema"]]
-    else:
-        words += [comparison["task"], "--target", comparison["target"]]
+    words = ["subquad", "compare", comparison["task"]]
+    if comparison["target"] in comparison.get("targets", ()):
+        words += ["--target", comparison["target"]]
     for row in comparison["rows"]:
         words += ["--attention", row["label"]]
     for name in REPEATED:
