@@ -100,7 +100,7 @@ class Latency(Timing):
 
 class FitMeasured(TypedDict):
     train_examples_per_second: NotRequired[Amount | None]
-    train_events_per_second: NotRequired[Amount | None]
+    train_units_per_second: NotRequired[Amount | None]
     train_seconds: NotRequired[Amount]
     peak_mb: NotRequired[Amount | None]
     latency_ms: NotRequired[Latency | None]
@@ -110,10 +110,10 @@ class FitMeasured(TypedDict):
 class BenchMeasured(TypedDict):
     forward_ms: Timing
     reference_forward_ms: Timing
-    forward_baseline_ms: NotRequired[Amount]
+    forward_roofline_ms: NotRequired[Amount]
     forward_backward_ms: NotRequired[Timing]
     reference_forward_backward_ms: NotRequired[Timing]
-    forward_backward_baseline_ms: NotRequired[Amount]
+    forward_backward_roofline_ms: NotRequired[Amount]
     peak_mb: Amount
     reference_peak_mb: Amount
     peers: NotRequired[dict[str, dict[str, Timing]]]
@@ -227,8 +227,11 @@ class Comparison(TypedDict):
     target: str
     schema: NotRequired[str | None]
     data: NotRequired[str]
+    unit: NotRequired[str]  # what a sequence is made of: "event", "token"; none: "event"
     metric: str
+    metric_label: NotRequired[str]  # in sentences; none: the metric itself
     higher_is_better: bool
+    balanced: NotRequired[bool]  # whether the metric weighs classes alike; none: it does not
     length: Positive
     seeds: Positive
     steps: NotRequired[Positive]

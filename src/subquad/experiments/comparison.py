@@ -20,7 +20,7 @@ from subquad.experiments.rows import rows
 from subquad.experiments.spec import AnySpec, Baseline, Bench, Fit, Row
 from subquad.mechanism import Dims
 from subquad.records import Record, Store
-from subquad.tasks.metrics import higher_is_better
+from subquad.tasks.metrics import BALANCED, LABELS, higher_is_better
 
 VALIDATIONS = 4  # in a fit
 WARMING_UP = 10  # one step in so many
@@ -80,8 +80,11 @@ def plan(asked: Comparison) -> Plan:
         **question,
         "title": f"{data.target.name} from {asked.task}",
         "kind": data.kind,
+        "unit": "event",
         "metric": data.metric,
+        "metric_label": LABELS[data.metric],
         "higher_is_better": higher_is_better(data.metric),
+        "balanced": data.metric in BALANCED,
         "summary": dict(data.summary),
         "rows": [row.to_json() for row in chosen],
         "lengths": sorted({spec.length for spec in benches}),

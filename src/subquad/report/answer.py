@@ -5,13 +5,14 @@ difference they could. Fewer than three seeds carry no difference between mechan
 be told from the baseline carries no merit, and figures of two machines carry no ratio.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from subquad.report import reasons, units
 from subquad.report.cost import Curve
 from subquad.report.leaderboard import Row
+from subquad.report.question import Question
 from subquad.report.statistics import ENOUGH, Difference
 
 
@@ -24,15 +25,10 @@ class Answer:
     reasons: tuple[str, ...]  # what it rests on, and what limits it
 
 
-def headline(comparison: Mapping[str, Any], rows: Sequence[Row]) -> str:
-    """The answer's sentence, from the rows of `leaderboard`."""
-    return answer(comparison, rows, []).sentence
-
-
-def answer(comparison: Mapping[str, Any], rows: Sequence[Row], curves: Sequence[Curve]) -> Answer:
+def answer(question: Question, rows: Sequence[Row], curves: Sequence[Curve]) -> Answer:
     """The answer, from the rows of `leaderboard` and the curves of `cost.curves`."""
     scored = [row for row in rows if row.kind == "mechanism" and row.score is not None]
-    limits = reasons.limits(comparison, rows)
+    limits = reasons.limits(question, rows)
     if not scored:
         ended = any(row.failures for row in rows)
         return Answer(
@@ -43,7 +39,7 @@ def answer(comparison: Mapping[str, Any], rows: Sequence[Row], curves: Sequence[
             else "There is no answer yet: no run has come to its end.",
             reasons=tuple(limits),
         )
-    metric = units.metric(comparison["metric"])
+    metric = question.metric.label
     if all(row.beside_baseline == "below" for row in scored):
         return _none(scored, rows, metric, limits)
     cleared = [row for row in scored if row.beside_baseline in ("above", None)]
@@ -52,10 +48,10 @@ def answer(comparison: Mapping[str, Any], rows: Sequence[Row], curves: Sequence[
     whole = [row for row in cleared if not row.failures and not row.missing] or cleared
     able = [row for row in whole if row.score and len(row.score.scores) >= ENOUGH]
     best = able[0] if able else whole[0]
-    costs = reasons.costs(best, rows, curves, comparison)
+    costs = reasons.costs(best, rows, curves, question)
     if not able:
         return _lead(whole, rows, metric, [*costs, *limits])
-    return _take(able, rows, metric, curves, comparison, limits)
+    return _take(able, rows, metric, curves, question, limits)
 
 
 def _tells(beside: Difference) -> str:
@@ -82,7 +78,7 @@ def _none(scored: Sequence[Row], rows: Sequence[Row], metric: str, limits: Seque
     told = [few.capitalize()] if beside.seeds < ENOUGH else []
     told.append(
         "A score that is reached without attention says nothing for attention. More steps, more data or "
-        "longer histories may change that."
+        "longer sequences may change that."
     )
     return Answer(
         verdict="baseline",
@@ -145,7 +141,7 @@ def _take(
     rows: Sequence[Row],
     metric: str,
     curves: Sequence[Curve],
-    comparison: Mapping[str, Any],
+    question: Question,
     limits: Sequence[str],
 ) -> Answer:
     best = able[0]
@@ -174,7 +170,7 @@ def _take(
         reasons=(
             *_resolution(pick, nearest if pick is best else best.label),
             *_against_baseline(pick, rows, metric),
-            *reasons.costs(pick, rows, curves, comparison),
+            *reasons.costs(pick, rows, curves, question),
             *limits,
         ),
     )

@@ -4,8 +4,7 @@ A row is a mechanism with its options over all its seeds, or a baseline. Rows co
 them, so that what stands under a baseline does not clear it; what has no score comes last.
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from statistics import median
@@ -13,6 +12,8 @@ from typing import Any, Literal
 
 from subquad.records import Record
 from subquad.report.letters import letters
+from subquad.report.question import Entry, Question, identity
+from subquad.report.runs import fingerprint
 from subquad.report.scores import compared, independent, scores
 from subquad.report.statistics import ENOUGH, Difference, Scores, Summary, summary
 
@@ -53,8 +54,8 @@ class Parameters:
 class Costs:
     """What a row costs on the machine it ran on: medians over its seeds, of memory the largest."""
 
-    events_per_second: float | None  # in training
-    latency_ms: float | None  # of one history of `latency_length` events
+    units_per_second: float | None  # in training
+    latency_ms: float | None  # of one sequence of `latency_length` units
     latency_low_ms: float | None  # quartiles
     latency_high_ms: float | None
     latency_length: int | None
@@ -67,7 +68,7 @@ class Costs:
 class Ratios:
     """A row's costs as multiples of the reference's, on the same machine."""
 
-    events_per_second: float | None
+    units_per_second: float | None
     latency_ms: float | None
     training_peak_mb: float | None
 
@@ -99,23 +100,20 @@ class Row:
         return self.asked - self.finished - len(self.failures)
 
 
-def leaderboard(comparison: Mapping[str, Any], records: Sequence[Record]) -> list[Row]:
-    """The rows of a comparison from those of its records that exist, best first.
-
-    `comparison` is what comparison.json holds.
-    """
-    metric, higher = comparison["metric"], comparison["higher_is_better"]
-    kept = {asked["label"]: _of(asked, records) for asked in comparison["rows"]}
+def leaderboard(question: Question, records: Sequence[Record]) -> list[Row]:
+    """The rows of a comparison from those of its records that exist, best first."""
+    metric, higher = question.metric.name, question.metric.higher_is_better
+    kept = {entry.label: _of(entry, records) for entry in question.entries}
     reached = {label: scores(mine, metric) for label, mine in kept.items()}
-    baselines = _baselines(comparison, [record for record in records if record["kind"] == "baseline"])
+    baselines = _baselines(question, [record for record in records if record["kind"] == "baseline"])
     against = compared(
         {label: found for label, found in reached.items() if found.seeds},
         {row.label: found for row, found in baselines if found.seeds},
     )
     rows = []
-    for asked in comparison["rows"]:
-        label = asked["label"]
-        row = _row(asked, kept[label], reached[label], comparison)
+    for entry in question.entries:
+        label = entry.label
+        row = _row(entry, kept[label], reached[label], question)
         rows.append(replace(row, against=against.get(label, {})))
     alone = [row for row, _ in baselines]
     rows = [_beside_baselines(row, alone, higher) for row in _beside_reference(rows)]
@@ -125,11 +123,6 @@ def leaderboard(comparison: Mapping[str, Any], records: Sequence[Record]) -> lis
     groups = _groups(ranked)
     unscored = [row for row in (*rows, *alone) if row.score is None]
     return [replace(row, group=groups.get(row.label, "")) for row in ranked] + unscored
-
-
-def identity(spec: Mapping[str, Any]) -> tuple[str, str, bool]:
-    """What makes runs one row: mechanism, options and form."""
-    return spec["attention"], json.dumps(spec["options"], sort_keys=True), spec["causal"]
 
 
 def near_baselines(rows: Sequence[Row]) -> list[Row]:
@@ -155,11 +148,6 @@ def extent(score: Summary) -> list[float]:
     return [*score.scores, *([score.interval.low, score.interval.high] if score.interval else [])]
 
 
-def machine(record: Record) -> str | None:
-    """The fingerprint of the machine a record was made on; None where the run died before it could say."""
-    return record.get("machine", {}).get("fingerprint")
-
-
 def failure(record: Record, run: str) -> Failure:
     return Failure(
         run=run,
@@ -169,42 +157,38 @@ def failure(record: Record, run: str) -> Failure:
     )
 
 
-def _of(asked: Mapping[str, Any], records: Sequence[Record]) -> list[Record]:
+def _of(entry: Entry, records: Sequence[Record]) -> list[Record]:
     """The fits of a row."""
     return [
-        record
-        for record in records
-        if record["kind"] == "fit" and identity(record["spec"]) == identity(asked)
+        record for record in records if record["kind"] == "fit" and identity(record["spec"]) == entry.identity
     ]
 
 
-def _row(
-    asked: Mapping[str, Any], records: Sequence[Record], reached: Scores, comparison: Mapping[str, Any]
-) -> Row:
+def _row(entry: Entry, records: Sequence[Record], reached: Scores, question: Question) -> Row:
     done = [record for record in records if record["status"] == "ok"]
     return Row(
         kind="mechanism",
-        label=asked["label"],
-        form="causal" if asked["causal"] else "bidirectional",
-        options=done[0]["result"].get("options", asked["options"]) if done else asked["options"],
-        asked=comparison["seeds"],
+        label=entry.label,
+        form=entry.form,
+        options=done[0]["result"].get("options", entry.options) if done else dict(entry.options),
+        asked=question.seeds,
         finished=len(done),
         failures=_failures(records),
-        score=_summary(reached, comparison),
+        score=_summary(reached, question),
         cut_short=sum(_cut_short(record) for record in done),
-        epochs=_epochs(done, comparison),
+        epochs=_epochs(done, question),
         parameters=Parameters(**done[0]["result"]["parameters"]) if done else None,
         costs=_costs(done) if done else None,
     )
 
 
-def _summary(reached: Scores, comparison: Mapping[str, Any]) -> Summary | None:
+def _summary(reached: Scores, question: Question) -> Summary | None:
     if not reached.seeds:
         return None
     return summary(
         reached,
-        higher_is_better=comparison["higher_is_better"],
-        independent=independent(comparison),
+        higher_is_better=question.metric.higher_is_better,
+        independent=independent(question),
     )
 
 
@@ -214,10 +198,9 @@ def _cut_short(record: Record) -> bool:
     return bool(curve) and record["result"].get("best_step") == curve[-1]["step"]
 
 
-def _epochs(records: Sequence[Record], comparison: Mapping[str, Any]) -> float | None:
-    train = comparison.get("summary", {}).get("splits", {}).get("train", {})
+def _epochs(records: Sequence[Record], question: Question) -> float | None:
     seen = [record["result"]["curve"][-1]["examples"] for record in records if record["result"].get("curve")]
-    return max(seen) / train["examples"] if seen and train.get("examples") else None
+    return question.train_epochs(max(seen)) if seen else None
 
 
 def _groups(ranked: Sequence[Row]) -> dict[str, str]:
@@ -233,12 +216,12 @@ def _groups(ranked: Sequence[Row]) -> dict[str, str]:
     return letters([row.label for row in able], apart)
 
 
-def _baselines(comparison: Mapping[str, Any], records: Sequence[Record]) -> list[tuple[Row, Scores]]:
+def _baselines(question: Question, records: Sequence[Record]) -> list[tuple[Row, Scores]]:
     rows = []
     names: list[str] = [record["spec"]["baseline"] for record in records]
     for name in dict.fromkeys(names):
         mine = [record for record in records if record["spec"]["baseline"] == name]
-        reached = scores(mine, comparison["metric"])
+        reached = scores(mine, question.metric.name)
         row = Row(
             kind="baseline",
             label=BASELINES.get(name, name),
@@ -246,7 +229,7 @@ def _baselines(comparison: Mapping[str, Any], records: Sequence[Record]) -> list
             asked=len(mine),
             finished=len(reached.seeds),
             failures=_failures(mine),
-            score=_summary(reached, comparison),
+            score=_summary(reached, question),
         )
         rows.append((row, reached))
     return rows
@@ -269,14 +252,14 @@ def _costs(records: Sequence[Record]) -> Costs:
         return [found[name] for found in measured if found.get(name) is not None]
 
     return Costs(
-        events_per_second=middle(known("train_events_per_second")),
+        units_per_second=middle(known("train_units_per_second")),
         latency_ms=middle([latency["median"] for latency in latencies]),
         latency_low_ms=middle([latency["low"] for latency in latencies]),
         latency_high_ms=middle([latency["high"] for latency in latencies]),
         latency_length=latencies[0]["length"] if latencies else None,
         training_peak_mb=max(known("training_peak_mb"), default=None),
         peak_mb=max(known("peak_mb"), default=None),
-        machines=tuple(sorted({str(machine(record)) for record in records})),
+        machines=tuple(sorted({str(fingerprint(record)) for record in records})),
     )
 
 
@@ -301,7 +284,7 @@ def _relative(row: Row, base: Row) -> Row:
         row,
         parameters=parameters,
         ratios=Ratios(
-            events_per_second=_ratio(row.costs.events_per_second, base.costs.events_per_second),
+            units_per_second=_ratio(row.costs.units_per_second, base.costs.units_per_second),
             latency_ms=_ratio(row.costs.latency_ms, base.costs.latency_ms),
             training_peak_mb=_ratio(row.costs.training_peak_mb, base.costs.training_peak_mb),
         ),

@@ -70,7 +70,7 @@ class Look:
 
 def grey_line() -> Markup:
     """What fused softmax looks like, which no marker stands on."""
-    line = element("line", x1=-14, x2=14, stroke="var(--baseline)", stroke_width=6, stroke_opacity=0.45)
+    line = element("line", x1=-14, x2=14, stroke="var(--grey)", stroke_width=6, stroke_opacity=0.45)
     return element(
         "svg", line, class_="swatch", viewBox="-15 -7 30 14", width=30, height=14, aria_hidden="true"
     )

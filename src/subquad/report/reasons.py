@@ -1,30 +1,30 @@
 """What an answer rests on besides scores, and what a reader should hold against it."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from subquad.report import units
 from subquad.report.cost import Curve, Scaling
 from subquad.report.leaderboard import REFERENCE, Row
+from subquad.report.question import Question
 
 
-def costs(row: Row, rows: Sequence[Row], curves: Sequence[Curve], comparison: Mapping[str, Any]) -> list[str]:
+def costs(row: Row, rows: Sequence[Row], curves: Sequence[Curve], question: Question) -> list[str]:
     """What taking the row costs, beside softmax, here and at other lengths."""
     told = []
     if row.label != REFERENCE and row.ratios is not None:
         parts = [
-            _ratio("trains", row.ratios.events_per_second, "as fast as softmax"),
+            _ratio("trains", row.ratios.units_per_second, "as fast as softmax"),
             _ratio("answers in", row.ratios.latency_ms, "its time"),
             _ratio("takes", row.ratios.training_peak_mb, "its memory in training"),
         ]
         if said := [part for part in parts if part]:
-            told.append(f"At {comparison['length']:,} events it {units.listed(said)}.")
+            told.append(f"At {question.length:,} {question.units} it {units.listed(said)}.")
     elif row.label != REFERENCE and any(other.label == REFERENCE and other.costs for other in rows):
         told.append("Its runs and those of softmax are from different machines, so that no ratio is given.")
     return told + _lengths(row, curves)
 
 
-def limits(comparison: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
+def limits(question: Question, rows: Sequence[Row]) -> list[str]:
     """What the reader should hold against the answer."""
     mechanisms = [row for row in rows if row.kind == "mechanism"]
     failed = [
@@ -37,7 +37,7 @@ def limits(comparison: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
     ]
     told = [f"Failed: {units.few(failed, by='; ')}."] if failed else []
     told += [f"Not above the majority: {units.few(stuck, by='; ')}."] if stuck else []
-    told += _cut_short(comparison, mechanisms)
+    told += _cut_short(question, mechanisms)
     told += _without_examples(mechanisms)
     if missing := sum(row.missing for row in rows):
         asked = sum(row.asked for row in mechanisms)
@@ -52,7 +52,7 @@ def limits(comparison: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
 
 def cheapest(equals: Sequence[Row]) -> Row:
     """Of rows equal in quality the one that trains fastest; the best where speeds cannot be compared."""
-    speeds = {row.label: row.costs.events_per_second or 0.0 for row in equals if row.costs}
+    speeds = {row.label: row.costs.units_per_second or 0.0 for row in equals if row.costs}
     if machines(equals) != 1:
         return equals[0]
     return max(equals, key=lambda row: speeds.get(row.label, 0.0))
@@ -116,7 +116,7 @@ def _kinds(row: Row) -> str:
     return "" if kinds == ["failed"] else f" ({units.listed(kinds)})"
 
 
-def _cut_short(comparison: Mapping[str, Any], mechanisms: Sequence[Row]) -> list[str]:
+def _cut_short(question: Question, mechanisms: Sequence[Row]) -> list[str]:
     """Fits that were still getting better when they ended."""
     short = sum(row.cut_short for row in mechanisms)
     if not short:
@@ -128,7 +128,7 @@ def _cut_short(comparison: Mapping[str, Any], mechanisms: Sequence[Row]) -> list
         shown = units.significant(seen, digits=2)
         after = f", after {shown} of an epoch" if seen < 1 else f", after {shown} epochs"
     were = "was" if short == 1 else "were"
-    more = f"more than {comparison['steps']:,} steps" if "steps" in comparison else "more steps"
+    more = "more steps" if question.steps is None else f"more than {question.steps:,} steps"
     return [f"{short} of {fits} {were} at the best in the last step{after}: cut short. Give {more}."]
 
 

@@ -4,14 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
 from subquad.records import Record
+from subquad.report.question import Question
 from subquad.report.statistics import Difference, Pair, Scores, corrected, difference
-
-BY_CLASS = ("auc", "macro_f1")  # metrics that weigh classes alike, however rare one is
 
 
 def scores(records: Sequence[Record], metric: str) -> Scores:
@@ -30,18 +28,17 @@ def scores(records: Sequence[Record], metric: str) -> Scores:
     )
 
 
-def independent(comparison: Mapping[str, Any]) -> float:
+def independent(question: Question) -> float:
     """How many independent answers a perfect score rests on: the entities of the test split.
 
     A metric that weighs classes alike rests on no more than if all of them were as rare as the rarest.
     """
-    test = comparison.get("summary", {}).get("splits", {}).get("test", {})
-    if not test.get("examples"):
+    test = question.splits.get("test")
+    if not test or not test.examples:
         return math.inf
-    alike = test.get("entities", test["examples"]) / test["examples"]
-    if comparison["metric"] in BY_CLASS and (counts := [n for n in test.get("classes", {}).values() if n]):
-        return alike * len(counts) * min(counts)
-    return alike * test["examples"]
+    if question.metric.balanced and (counts := [count for count in test.classes.values() if count]):
+        return test.entities / test.examples * len(counts) * min(counts)
+    return float(test.entities)
 
 
 def compared(

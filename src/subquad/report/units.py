@@ -4,13 +4,6 @@ import math
 
 ABSENT = "–"
 
-METRICS = {"auc": "AUC", "accuracy": "accuracy", "macro_f1": "macro F1", "mae": "mean absolute error"}
-
-
-def metric(name: str) -> str:
-    """What the metric is called in a sentence."""
-    return METRICS.get(name, name)
-
 
 def significant(value: float | None, *, digits: int = 3) -> str:
     """To so many digits: 41,200, 4.13, 0.0582, 1.23e-07."""

@@ -15,6 +15,14 @@ METRICS: dict[str, tuple[str, ...]] = {
 }
 DEFAULT_METRIC = {kind: metrics[0] for kind, metrics in METRICS.items()}
 
+LABELS = {  # what metrics are called in sentences
+    "auc": "AUC",
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "mae": "mean absolute error",
+}  # in sentences
+BALANCED = ("auc", "macro_f1")  # those that weigh classes alike, however rare one is
+
 
 def higher_is_better(metric: str) -> bool:
     """Whether more of it is better: false for errors alone."""

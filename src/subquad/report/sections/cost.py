@@ -7,16 +7,26 @@ from itertools import pairwise
 from subquad.report import units
 from subquad.report.cost import QUANTITIES, Curve, part, references
 from subquad.report.figures.figure import Axis, Figure, Line, Mark, Panel, Point, Sign, line, sign
+from subquad.report.figures.html import figure_html
+from subquad.report.findings import Findings
 from subquad.report.looks import Look
-from subquad.report.table import Cell, Table
+from subquad.report.markup import Markup, element, join
+from subquad.report.section import Section
+from subquad.report.table import Cell, Table, scrolling
 
 UNITS = {"forward_ms": "ms", "forward_backward_ms": "ms", "peak_mb": "MB"}
 FEW = 2  # powers of ten on an axis, up to which it has ticks between them
 MOST = 6  # lengths that are named on an axis
 RING = "M-8 0a8 8 0 1 0 16 0a8 8 0 1 0-16 0z"
 CROSS = "M-4.5-4.5L4.5 4.5M4.5-4.5L-4.5 4.5"
+SCALED = ("exponent", "crossover", "ratio")
 
 Points = Sequence[Point]
+
+
+def content(findings: Findings) -> Markup | None:
+    figure = cost_by_length(findings.cost_curves, findings.looks)
+    return join((figure_html(figure), _scaling(findings.cost_curves))) if figure else None
 
 
 def cost_by_length(found: Sequence[Curve], looks: Mapping[str, Look]) -> Figure | None:
@@ -134,7 +144,7 @@ def _reference(label: str, points: Points, unit: str, *, solid: bool) -> Line:
     return Line(
         row=None,
         points=tuple(_seen(points)),
-        colour="var(--roofline)",
+        colour="var(--grey)",
         width=6,
         dash="" if solid else "1.5 6",
         opacity=0.45,
@@ -190,3 +200,57 @@ def logarithmic_ticks(low: float, high: float) -> tuple[tuple[float, str], ...]:
 def _ends(points: Points, unit: str) -> str:
     (x0, y0), (x1, y1) = points[0], points[-1]
     return f"{units.significant(y0)} {unit} at {x0:,} tokens, {units.significant(y1)} {unit} at {x1:,} tokens"
+
+
+def _scaling(curves: Sequence[Curve]) -> Markup:
+    """Fitted exponents and crossovers of each mechanism beside fused softmax."""
+    if not any(curve.cells for curve in curves):
+        return Markup()
+    shown = [name for name in QUANTITIES if any(curve.points(name) for curve in curves)]
+    groups = (element("th", QUANTITIES[name], colspan=3, scope="colgroup") for name in shown)
+    names = [element("th", name, scope="col", class_="number") for name in SCALED] * len(shown)
+    head = (
+        element("tr", element("th", "mechanism", rowspan=2, scope="col"), *groups),
+        element("tr", *names),
+    )
+    body = (
+        element(
+            "tr",
+            element("th", curve.label, element("small", _reach(curve)), scope="row"),
+            *(element("td", cell, class_="number") for name in shown for cell in _scaled(curve, name)),
+        )
+        for curve in curves
+    )
+    table = element(
+        "table",
+        element("caption", "Beside fused softmax on the same machine"),
+        element("thead", *head),
+        element("tbody", *body),
+        class_="grouped",
+    )
+    note = (
+        "Cost grows as length to the power of the exponent, fitted to the upper half of the lengths. From "
+        "the crossover on, a mechanism stays below fused softmax. The ratio to it is taken at the longest "
+        "length that the mechanism managed."
+    )
+    title = "Exponents and crossovers"
+    return join((element("h3", title), element("p", note), scrolling(table, label=title)))
+
+
+def _reach(curve: Curve) -> str:
+    if not curve.cells:
+        return "at no length"
+    if len(curve.machines) > 1:
+        return f"on {len(curve.machines)} machines, not compared"
+    return f"up to {curve.cells[-1].length:,} tokens"
+
+
+def _scaled(curve: Curve, quantity: str) -> list[str]:
+    scaling = curve.scaling(quantity)
+    if scaling is None:
+        return [units.ABSENT] * len(SCALED)
+    slope = scaling.note if scaling.exponent is None else f"{scaling.exponent:.2f}"
+    return [slope, str(scaling.crossover) if scaling.crossover else "none", units.times(scaling.at_longest)]
+
+
+SECTION = Section(id="cost", title="Cost by length", of=content)

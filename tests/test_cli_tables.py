@@ -4,27 +4,26 @@ import io
 import re
 
 import pytest
-from report_samples import TWELVE, comparison, row, sample
+from report_samples import TWELVE, comparison, findings, row, sample
 from rich.console import Console
 
-from subquad.report import terminal
-from subquad.report.cost import QUANTITIES, curves
-from subquad.report.leaderboard import leaderboard
+from subquad.cli import tables
+from subquad.report.cost import QUANTITIES
 
 HOSTILE = "[red]mine[/red]"
 
 
-def shown(*tables, width=80):
+def shown(*parts, width=80):
     page = io.StringIO()
-    Console(file=page, width=width, color_system=None).print(*tables)
+    Console(file=page, width=width, color_system=None).print(*parts)
     return page.getvalue()
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_every_row_stands_in_80_columns_with_its_score_and_its_fate(seeds):
     setting = comparison(seeds=seeds)
-    rows = leaderboard(setting, sample(setting))
-    text = shown(terminal.quality(setting, rows))
+    result = findings(setting, sample(setting))
+    text = shown(tables.quality(result.question, result.rows))
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= 80
     for name in ("linear", "softmax", "infinity", "majority"):
@@ -36,7 +35,8 @@ def test_every_row_stands_in_80_columns_with_its_score_and_its_fate(seeds):
 
 def test_costs_leave_out_what_has_none():
     setting = comparison()
-    text = shown(terminal.costs(setting, leaderboard(setting, sample(setting))))
+    result = findings(setting, sample(setting))
+    text = shown(tables.costs(result.question, result.rows))
     assert "…" not in text
     assert "performer:features=64" in text
     assert "majority" not in text
@@ -46,10 +46,10 @@ def test_costs_leave_out_what_has_none():
 @pytest.mark.parametrize("quantity", QUANTITIES)
 def test_lengths_tell_exponent_crossover_and_form_of_each_mechanism(quantity):
     setting = comparison()
-    found = curves(setting, sample(setting))
-    text = shown(*terminal.lengths(found, quantity))
+    curves = findings(setting, sample(setting)).cost_curves
+    text = shown(*tables.lengths(curves, quantity))
     assert "…" not in text
-    for label in (curve.label for curve in found):
+    for label in (curve.label for curve in curves):
         assert label.partition(":")[0] in text
     assert text.count("exponent") == text.count("crossover") == 2  # more than four stand in a second table
     assert "causal" in text
@@ -57,12 +57,11 @@ def test_lengths_tell_exponent_crossover_and_form_of_each_mechanism(quantity):
 
 def test_markup_in_a_name_is_shown_and_not_obeyed():
     setting = comparison([row("performer", name=HOSTILE), row("softmax")])
-    records = sample(setting)
-    rows = leaderboard(setting, records)
+    result = findings(setting, sample(setting))
     text = shown(
-        terminal.quality(setting, rows),
-        terminal.costs(setting, rows),
-        *terminal.lengths(curves(setting, records), "forward_ms"),
+        tables.quality(result.question, result.rows),
+        tables.costs(result.question, result.rows),
+        *tables.lengths(result.cost_curves, "forward_ms"),
         width=200,
     )
     assert text.count(HOSTILE) == 3
@@ -70,7 +69,8 @@ def test_markup_in_a_name_is_shown_and_not_obeyed():
 
 def test_twelve_rows_stand_in_80_columns_with_nothing_cut_off():
     setting = comparison(TWELVE)
-    text = shown(terminal.quality(setting, leaderboard(setting, sample(setting))))
+    result = findings(setting, sample(setting))
+    text = shown(tables.quality(result.question, result.rows))
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
     assert text.count("≈") == 4
@@ -81,6 +81,6 @@ def test_twelve_rows_stand_in_80_columns_with_nothing_cut_off():
 def test_two_lengths_have_no_exponent_and_the_table_says_why():
     setting = comparison()
     records = [record for record in sample(setting) if record["spec"]["length"] in (512, 1024)]
-    text = " ".join(shown(*terminal.lengths(curves(setting, records), "forward_ms")).split())
+    text = " ".join(shown(*tables.lengths(findings(setting, records).cost_curves, "forward_ms")).split())
     assert "exponent needs" in text
     assert "three" in text

@@ -2,13 +2,18 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from subquad.report import units
 from subquad.report.figures.figure import Axis, Disc, Figure, Level, Mark, Panel, Whisker, sign, ticks
+from subquad.report.figures.html import figure_html
 from subquad.report.figures.names import names
+from subquad.report.findings import Findings
 from subquad.report.leaderboard import Costs, Row, near_baselines
 from subquad.report.looks import Look
+from subquad.report.markup import Markup
+from subquad.report.question import Question
+from subquad.report.section import Section
 from subquad.report.statistics import Interval, Summary
 from subquad.report.table import Table
 
@@ -31,21 +36,25 @@ class Point(NamedTuple):
     words: str
 
 
+def content(findings: Findings) -> Markup | None:
+    figure = quality_against_speed(findings.rows, findings.looks, findings.question)
+    return figure_html(figure) if figure else None
+
+
 def quality_against_speed(
-    rows: Sequence[Row], looks: Mapping[str, Look], comparison: Mapping[str, Any]
+    rows: Sequence[Row], looks: Mapping[str, Look], question: Question
 ) -> Figure | None:
     """Two panels, for training and for use; None where no row has a score and a speed."""
-    shown = _measured(rows, higher=comparison["higher_is_better"])
-    metric = units.metric(comparison["metric"])
-    higher = comparison["higher_is_better"]
-    training = _points([(row, row.costs.events_per_second) for row in shown], metric, "events/s")
+    metric, higher, speed = question.metric.label, question.metric.higher_is_better, f"{question.units}/s"
+    shown = _measured(rows, higher=higher)
+    training = _points([(row, row.costs.units_per_second) for row in shown], metric, speed)
     use = _points([(row, row.costs.latency_ms) for row in shown], metric, "ms")
     panels = []
     if training:
-        title, x = f"In training: {metric} over speed", "events per second (faster →)"
+        title, x = f"In training: {metric} over speed", f"{question.units} per second (faster →)"
         panels.append(_panel(title, x, training, near_baselines(rows), looks, higher=higher, faster=1))
     if use:
-        title, x = f"In use: {metric} over latency", "milliseconds per history (← faster)"
+        title, x = f"In use: {metric} over latency", "milliseconds per sequence (← faster)"
         panels.append(_panel(title, x, use, near_baselines(rows), looks, higher=higher, faster=-1))
     if not panels:
         return None
@@ -56,8 +65,8 @@ def quality_against_speed(
             metric,
             "low",
             "high",
-            "events/s in training",
-            "ms per history",
+            f"{speed} in training",
+            "ms per sequence",
             "MB in training",
         ),
         rows=tuple(
@@ -66,7 +75,7 @@ def quality_against_speed(
                 row.score.mean,
                 row.score.interval.low if row.score.interval else None,
                 row.score.interval.high if row.score.interval else None,
-                row.costs.events_per_second,
+                row.costs.units_per_second,
                 row.costs.latency_ms,
                 row.costs.training_peak_mb,
             )
@@ -198,3 +207,6 @@ def _crowded(points: Sequence[Point], height: float, *, near: float) -> bool:
     """Whether a point on the left is in the way of a name there."""
     middle = max(point.x for point in points) / 2
     return any(-near < point.row.score.mean - height < 2 * near for point in points if point.x < middle)
+
+
+SECTION = Section(id="quality", title="Quality against speed", of=content)

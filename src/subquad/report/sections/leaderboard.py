@@ -1,20 +1,36 @@
 """The leaderboard as a table of the page: every score with its seeds drawn beside it, failures in place."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from subquad.report import units
+from subquad.report.findings import Findings
 from subquad.report.leaderboard import REFERENCE, Row, extent, near_baselines
 from subquad.report.looks import Look
-from subquad.report.markup import Markup, element
+from subquad.report.markup import Markup, element, join
+from subquad.report.question import Question
+from subquad.report.section import Section
 from subquad.report.statistics import ENOUGH, Summary
 from subquad.report.table import scrolling
 
 WIDTH, HEIGHT = 200, 26  # of the drawing of a score, in pixels
 COSTS = 4  # columns: training speed, latency, memory, parameters
+SEVERAL_MACHINES = (
+    "The runs come from different machines. Scores can be compared; speeds and memory cannot, and no ratio "
+    "of them is given."
+)
 
 
-def filtering() -> Markup:
+def content(findings: Findings) -> Markup:
+    question, rows = findings.question, findings.rows
+    notes = []
+    if findings.missing:
+        notes.append(element("p", findings.incomplete))
+    if len({machine for row in rows if row.costs for machine in row.costs.machines}) > 1:
+        notes.append(element("p", SEVERAL_MACHINES))
+    return join((*notes, _filter(), _board(question, rows, findings.looks), _key(question, rows)))
+
+
+def _filter() -> Markup:
     """Where rows are asked for by name; of no use without JavaScript, and hidden until it is there."""
     return element(
         "div",
@@ -26,14 +42,14 @@ def filtering() -> Markup:
     )
 
 
-def board(comparison: Mapping[str, Any], rows: Sequence[Row], looks: Mapping[str, Look]) -> Markup:
-    metric = units.metric(comparison["metric"])
+def _board(question: Question, rows: Sequence[Row], looks: Mapping[str, Look]) -> Markup:
+    metric = question.metric.label
     lettered = any(row.group for row in rows)
     drawn = [row for row in rows if row.kind == "mechanism"] + near_baselines(rows)
     across = _scale(drawn)
     baselines = [row.score.mean for row in near_baselines(rows) if row.score]
     claims = any(row.score and row.score.interval for row in rows)
-    best = "descending" if comparison["higher_is_better"] else "ascending"  # comes first
+    best = "descending" if question.metric.higher_is_better else "ascending"  # comes first
     head = [
         element("th", "Mechanism", scope="col", data_first="ascending"),
         element(
@@ -50,8 +66,8 @@ def board(comparison: Mapping[str, Any], rows: Sequence[Row], looks: Mapping[str
         ),
         element("th", "Alike", _small("share a letter"), scope="col", class_="letters") if lettered else "",
         _head("Above baseline", "the best one", first="descending"),
-        _head("Training", "events/s", first="descending"),
-        _head("Latency", "ms a history", first="ascending"),
+        _head("Training", f"{question.units}/s", first="descending"),
+        _head("Latency", "ms a sequence", first="ascending"),
         _head("Memory", "MB in training", first="ascending"),
         _head("Parameters", "in all", first="ascending"),
     ]
@@ -151,7 +167,7 @@ def _costs(row: Row) -> list[Markup]:
     if parameters.beyond_reference is not None and row.label != REFERENCE:
         grown = _mark(units.percent(parameters.beyond_reference)) if parameters.marked else ""
     return [
-        cell(costs.events_per_second, beside(ratios and ratios.events_per_second)),
+        cell(costs.units_per_second, beside(ratios and ratios.units_per_second)),
         cell(costs.latency_ms, quartiles),
         cell(costs.training_peak_mb, beside(ratios and ratios.training_peak_mb)),
         element("td", units.count(parameters.total), grown, class_="number", data_value=parameters.total),
@@ -240,7 +256,7 @@ def _mark(text: str) -> Markup:
     return element("span", element("span", "▲ ", aria_hidden="true"), text, class_="mark")
 
 
-def key(rows: Sequence[Row]) -> Markup:
+def _key(question: Question, rows: Sequence[Row]) -> Markup:
     """How to read the table."""
     scored = [row.score for row in rows if row.kind == "mechanism" and row.score]
     by_example = not any(score.over == "seeds" for score in scored)
@@ -264,11 +280,15 @@ def key(rows: Sequence[Row]) -> Markup:
     notes = {
         "Baseline": "what is reached without any attention. A row is marked unless it is above it for "
         "certain, by the same comparison.",
-        "Training": "events per second through forward, backward and optimiser, after the first step.",
-        "Latency": "one history of full length through the trained model, with quartiles.",
+        "Training": f"{question.units} per second through forward, backward and optimiser, after the first "
+        "step.",
+        "Latency": "one sequence of full length through the trained model, with quartiles.",
         "Memory": "what one training step takes beyond what was in use before it.",
         "Parameters": "marked where they are over 10 % more than those of softmax: the score may be theirs.",
     }
     notes = claims | notes
     pairs = (element("div", element("dt", name), element("dd", text)) for name, text in notes.items())
     return element("dl", *pairs, class_="key")
+
+
+SECTION = Section(id="leaderboard", title="Leaderboard", of=content)

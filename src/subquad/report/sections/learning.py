@@ -2,70 +2,58 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
-from typing import Any, NamedTuple
 
-from subquad.records import Record
 from subquad.report import units
 from subquad.report.figures.figure import Axis, Figure, Mark, Panel, Point, line, sign, ticks
-from subquad.report.leaderboard import identity
+from subquad.report.figures.html import figure_html
+from subquad.report.findings import Findings
+from subquad.report.learning import LearningCurve, LearningPoint
 from subquad.report.looks import Look
+from subquad.report.markup import Markup
+from subquad.report.section import Section
 from subquad.report.table import Table
 
 SMOOTH = 30  # points of a curve to each point of the window of its running mean
 
 
-Json = dict[str, Any]
+Curves = Mapping[str, Sequence[LearningCurve]]  # by mechanism
+Value = Callable[[LearningPoint], float | None]
 
 
-class Course(NamedTuple):
-    """How the training of one seed went."""
-
-    seed: int
-    points: list[Json]  # "step", "examples", "loss", and some have "validation"
+def content(findings: Findings) -> Markup | None:
+    figure = learning_figure(findings.learning, findings.looks, findings.question.metric.label)
+    return figure_html(figure) if figure else None
 
 
-Courses = Mapping[str, Sequence[Course]]  # by mechanism
-Read = Callable[[Json], float | None]
-
-
-def learning(
-    comparison: Mapping[str, Any], records: Sequence[Record], looks: Mapping[str, Look]
-) -> Figure | None:
+def learning_figure(curves: Curves, looks: Mapping[str, Look], metric: str) -> Figure | None:
     """Two panels, training loss and validation metric: each seed thin, their mean bold."""
-    courses = _courses(comparison, records)
-    if not courses:
+    if not curves:
         return None
-    name = units.metric(comparison["metric"])
-    longest = max(len(course.points) for seeds in courses.values() for course in seeds)
+    longest = max(len(curve.points) for seeds in curves.values() for curve in seeds)
     window = max(1, longest // SMOOTH)
-
-    def loss(point: Json) -> float:
-        return point["loss"]
-
-    def validation(point: Json) -> float | None:
-        return point.get("validation", {}).get(comparison["metric"])
-
     rows = tuple(
-        (label, course.seed, point["step"], point["examples"], point["loss"], validation(point))
-        for label, seeds in courses.items()
-        for course in seeds
-        for point in course.points
+        (label, curve.seed, point.step, point.examples, point.loss, point.validation)
+        for label, seeds in curves.items()
+        for curve in seeds
+        for point in curve.points
     )
-    columns = ("mechanism", "seed", "step", "examples seen", "training loss", f"validation {name}")
-    said = ["Over the examples seen, the same budget for all."]
+    columns = ("mechanism", "seed", "step", "examples seen", "training loss", f"validation {metric}")
+    caption = ["Over the examples seen, the same budget for all."]
     smoothed = f", and of {window} points about it" if window > 1 else ""
-    said.append(f"A point of the training loss is the mean since the point before{smoothed}.")
-    if any(len(seeds) > 1 for seeds in courses.values()):
-        said.append("Thin lines are seeds, bold ones their mean.")
-    said.append("Runs that failed have no curve.")
+    caption.append(f"A point of the training loss is the mean since the point before{smoothed}.")
+    if any(len(seeds) > 1 for seeds in curves.values()):
+        caption.append("Thin lines are seeds, bold ones their mean.")
+    caption.append("Runs that failed have no curve.")
     return Figure(
         name="learning",
-        caption=" ".join(said),
+        caption=" ".join(caption),
         panels=(
-            _panel("Training loss", courses, looks, loss, window=window, marks=False),
-            _panel(f"Validation {name}", courses, looks, validation, window=1, marks=True),
+            _panel("Training loss", curves, looks, lambda point: point.loss, window=window, marks=False),
+            _panel(
+                f"Validation {metric}", curves, looks, lambda point: point.validation, window=1, marks=True
+            ),
         ),
-        legend=tuple((label, looks[label]) for label in courses),
+        legend=tuple((label, looks[label]) for label in curves),
         line=True,
         table=Table(
             caption="Where validation was measured; the download has every point",
@@ -76,28 +64,16 @@ def learning(
     )
 
 
-def _courses(comparison: Mapping[str, Any], records: Sequence[Record]) -> Courses:
-    """The courses of the fits that went well, by mechanism, in the order asked."""
-    courses: dict[str, list[Course]] = {}
-    for asked in comparison["rows"]:
-        for record in records:
-            if record["kind"] != "fit" or identity(record["spec"]) != identity(asked):
-                continue
-            if points := record["result"].get("curve"):
-                courses.setdefault(asked["label"], []).append(Course(record["spec"]["seed"], points))
-    return courses
-
-
 def _panel(
-    title: str, courses: Courses, looks: Mapping[str, Look], read: Read, *, window: int, marks: bool
+    title: str, curves: Curves, looks: Mapping[str, Look], value: Value, *, window: int, marks: bool
 ) -> Panel:
     drawn: list[Mark] = []
     said, heights, end = [], [], 1.0
-    for label, seeds in courses.items():
-        look, lines = looks[label], [_line(course, read, window) for course in seeds]
+    for label, seeds in curves.items():
+        look, lines = looks[label], [_line(curve, value, window) for curve in seeds]
         heights += [y for points in lines for _, y in points]
         end = max([end, *(x for points in lines for x, _ in points)])
-        bold, what = lines, [f"seed {course.seed}" for course in seeds]
+        bold, what = lines, [f"seed {curve.seed}" for curve in seeds]
         if len(lines) > 1 and all(_places(points) == _places(lines[0]) for points in lines):
             drawn += [line(label, look, points, thin=True) for points in lines if points]
             bold, what = [_mean(lines)], ["mean of seeds"]
@@ -124,9 +100,9 @@ def _panel(
     )
 
 
-def _line(course: Course, read: Read, window: int) -> list[Point]:
-    kept = [(point["examples"], y) for point in course.points if (y := read(point)) is not None]
-    return list(zip(_places(kept), running_mean([y for _, y in kept], window), strict=True))
+def _line(curve: LearningCurve, value: Value, window: int) -> list[Point]:
+    points = [(point.examples, y) for point in curve.points if (y := value(point)) is not None]
+    return list(zip(_places(points), running_mean([y for _, y in points], window), strict=True))
 
 
 def _mean(lines: Sequence[Sequence[Point]]) -> list[Point]:
@@ -141,3 +117,6 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
     """The mean of the `window` values about each, fewer at the ends."""
     before, after = (window - 1) // 2, window // 2
     return [fmean(values[max(0, i - before) : i + after + 1]) for i in range(len(values))]
+
+
+SECTION = Section(id="learning", title="Learning curves", of=content)

@@ -11,6 +11,7 @@ from rich.text import Text
 from subquad.report import units
 from subquad.report.cost import QUANTITIES, Curve, Scaling
 from subquad.report.leaderboard import Row
+from subquad.report.question import Question
 
 COLUMNS_OF_COST = {
     "forward_ms": "forward",
@@ -34,12 +35,12 @@ def table(title: str, *columns: str, left: int = 1) -> Table:
     return made
 
 
-def quality(comparison: Mapping[str, Any], rows: Sequence[Row]) -> Table:
+def quality(question: Question, rows: Sequence[Row]) -> Table:
     """Scores beside baselines, best first."""
     claims = any(row.score and row.score.interval for row in rows)
     grouped = any(row.group for row in rows)
     scores = ["95 % interval"] * claims + ["group"] * grouped
-    made = table(str(comparison["title"]), "attention", units.metric(comparison["metric"]), *scores)
+    made = table(question.title, "attention", question.metric.label, *scores)
     made.add_column("", overflow="fold")
     for row in rows:
         cells = [row.label, _score(row)]
@@ -48,16 +49,15 @@ def quality(comparison: Mapping[str, Any], rows: Sequence[Row]) -> Table:
     return made
 
 
-def costs(comparison: Mapping[str, Any], rows: Sequence[Row]) -> Table:
+def costs(question: Question, rows: Sequence[Row]) -> Table:
     """What each row takes at the comparison's length."""
-    made = table(
-        f"cost at {comparison['length']:,} events", "attention", "training", "latency", "memory", "weights"
-    )
+    title = f"cost at {question.length:,} {question.units}"
+    made = table(title, "attention", "training", "latency", "memory", "weights")
     for row in rows:
         if row.costs and row.parameters:
             made.add_row(
                 Text(row.label),
-                f"{units.significant(row.costs.events_per_second)} events/s",
+                f"{units.significant(row.costs.units_per_second)} {question.units}/s",
                 f"{units.significant(row.costs.latency_ms)} ms",
                 f"{units.significant(row.costs.training_peak_mb)} MB",
                 units.count(row.parameters.total),
