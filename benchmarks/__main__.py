@@ -14,33 +14,33 @@ from subquad.files import write_whole
 EPILOG = """\
 Exit status: 0 every gate passed, 1 a gate was missed, 2 bad usage.
 A gate is 80 % of a target's ratio, at one thread.
-Run it where `benchmarks/` is, with the peers installed: pip install -e ".[peers]"
+Run it where `benchmarks/` is, with the peers installed: pip install -e ".[compare,peers]"
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    asked = parser().parse_args(arguments)
-    if asked.list:
+    options = parser().parse_args(arguments)
+    if options.list:
         print(*suite.names(), sep="\n")
         return 0
-    unknown = [start for start in asked.only if not any(name.startswith(start) for name in suite.names())]
+    unknown = [start for start in options.only if not any(name.startswith(start) for name in suite.names())]
     if unknown:
         parser().error(f"no row begins with {unknown[0]!r}; --list tells which there are")
-    if asked.read:
-        results = json.loads(asked.read.read_text())
+    if options.read:
+        results = json.loads(options.read.read_text())
     else:
-        threads = tuple(dict.fromkeys((1, *asked.threads)))
-        results = suite.carry_out(
-            asked.only,
-            quick=asked.quick,
+        threads = tuple(dict.fromkeys((1, *options.threads)))
+        results = suite.run(
+            options.only,
+            quick=options.quick,
             threads=threads,
             say=say,
-            keep=partial(keep, asked.json),
-            before=json.loads(asked.json.read_text()) if asked.json and asked.json.exists() else {},
+            save=partial(save, options.json),
+            before=json.loads(options.json.read_text()) if options.json and options.json.exists() else {},
         )
-        keep(asked.json, results)
-    if asked.write:
-        write_whole(asked.write, document.page(results).encode())
+        save(options.json, results)
+    if options.write:
+        write_whole(options.write, document.page(results).encode())
     print(document.report(results))
     failed = verdicts.failed(verdicts.verdicts(results), verdicts.claims(results))
     for line in failed:
@@ -63,15 +63,15 @@ def parser() -> argparse.ArgumentParser:
         "--threads", nargs="+", type=int, default=[1, 2], help="one thread is always measured (default: 1 2)"
     )
     found.add_argument(
-        "--json", type=Path, metavar="FILE", help="keep what was measured, and go on where FILE stops"
+        "--json", type=Path, metavar="FILE", help="save what was measured, and go on where FILE stops"
     )
-    found.add_argument("--read", type=Path, metavar="FILE", help="measure nothing, read what --json kept")
+    found.add_argument("--read", type=Path, metavar="FILE", help="measure nothing, read what --json saved")
     found.add_argument("--write", type=Path, metavar="FILE", help="write the page, docs/performance.md")
     found.add_argument("--list", action="store_true", help="the names of all rows and claims")
     return found
 
 
-def keep(path: Path | None, results: dict[str, Any]) -> None:
+def save(path: Path | None, results: dict[str, Any]) -> None:
     if path:
         write_whole(path, json.dumps(results, indent=1).encode())
 

@@ -42,25 +42,25 @@ class Claim:
     gate: bool  # whether the command fails where it is not met
 
 
-def jobs(*, quick: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each claim's name and what its worker is told."""
+def measurements(*, quick: bool) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Each claim's name, and the kind and options of `measure`."""
     for features in CROSSOVERS:
-        yield f"crossover m = {features}", {"job": "crossover", "features": features}
+        yield f"crossover m = {features}", "crossover", {"features": features}
     for name, cls in catalog().items():
         if cls.traits.cost == 1:
             last = LAST_QUICK if quick else LAST
-            yield f"exponents of {name}", {"job": "exponents", "attention": name, "last": last}
+            yield f"exponents of {name}", "exponents", {"attention": name, "last": last}
     heads = 2 if quick else HEADS
     for name in STREAMED:
-        yield f"a million tokens through {name}", {"job": "stream", "attention": name, "heads": heads}
+        yield f"a million tokens through {name}", "stream", {"attention": name, "heads": heads}
     for name in STREAMED:
-        yield f"{LONG:,} tokens of {name}", {"job": "long", "attention": name, "heads": heads}
+        yield f"{LONG:,} tokens of {name}", "long", {"attention": name, "heads": heads}
 
 
-def measure(kind: str, **job: Any) -> dict[str, Any]:
+def measure(kind: str, **options: Any) -> dict[str, Any]:
     """A dict, to become JSON: {"claims": [the fields of each `Claim`]}."""
-    deeds = {"crossover": crossover, "exponents": exponents, "stream": stream, "long": long}
-    return {"claims": [vars(claim) for claim in deeds[kind](**job)]}
+    measures = {"crossover": crossover, "exponents": exponents, "stream": stream, "long": long}
+    return {"claims": [vars(claim) for claim in measures[kind](**options)]}
 
 
 def crossover(features: int) -> list[Claim]:

@@ -21,15 +21,15 @@ METHOD = f"""
 ## How it is measured
 
 Batch 1, {HEADS} heads of {WIDTH}, float32, unless a row says otherwise. "kernel" is subquad with its
-compiled kernels, "torch" is subquad without them (`SUBQUAD_NATIVE=0`). The fused softmax is PyTorch's
-`scaled_dot_product_attention` with the same causality: on a CPU a flash kernel of linear memory, a far
-stronger rival than attention written out. Each row runs in a process of its own, in which all who take part
-are called in turns, round by round, after their outputs have been asserted: ours against the definition in
-float64 (gradients too, where they are timed), those peers that compute the same function against ours. One
-thread is measured by processor time, which other processes hardly disturb; two threads by the clock on the
-wall. Figures are medians; in brackets the ratio between opposite quartiles. Memory is the rise of a fresh
-process's resident memory over one call. Of a peer only the core is timed: its projections are replaced by
-the identity. The peers' versions stand below; `pip install "subquad[peers]"` brings them.
+compiled kernels, "torch" is subquad without them (`backends.using("reference")`). The fused softmax is
+PyTorch's `scaled_dot_product_attention` with the same causality: on a CPU a flash kernel of linear memory,
+a far stronger rival than attention written out. Each row runs in a process of its own, in which all who
+take part are called in turns, round by round, after their outputs have been asserted: ours against the
+definition in float64 (gradients too, where they are timed), those peers that compute the same function
+against ours. One thread is measured by processor time, which other processes hardly disturb; two threads by
+the clock on the wall. Figures are medians; in brackets the ratio between opposite quartiles. Memory is the
+rise of a fresh process's resident memory over one call. Of a peer only the core is timed: its projections
+are replaced by the identity. The peers' versions stand below; `pip install "subquad[peers]"` brings them.
 
 A ratio is the rival's time over ours. "Short" is below the target, "MISSED" below {GATE:.0%} of it, where
 the command ends with status 1.

@@ -1,9 +1,8 @@
 """What is timed: subquad in its tiers, torch's fused softmax, and peers, each ready to be called."""
 
 import copy
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,39 +16,26 @@ from subquad.measure.cost import Candidate
 from subquad.measure.peers import PEERS
 from subquad.mechanism import Dims, Mechanism, Traits
 from subquad.nn.encoder import Encoder, EncoderConfig
-from subquad.ops.native.library import backend
+from subquad.ops.backends import backend, using
 from subquad.registry import build
 
-SWITCH = "SUBQUAD_NATIVE"
 ENCODER = {"dim": 256, "depth": 4, "heads": 4}
 UNATTENDED = "no attention"  # the rest of an encoder, which is the roofline of a training step
 PREFIX = 256  # tokens before the step that is timed
 Call = Callable[[], object]
 
 
-@contextmanager
-def tier(name: Tier) -> Iterator[None]:
+def tier(name: Tier) -> AbstractContextManager[None]:
     """Within, subquad computes with its kernels as the environment has it, or without."""
-    if name == "kernel":
-        yield
-        return
-    before = os.environ.get(SWITCH)
-    os.environ[SWITCH] = "0"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[SWITCH]
-        else:
-            os.environ[SWITCH] = before
+    return nullcontext() if name == "kernel" else using("reference")
 
 
 def without_kernels(call: Call) -> Call:
-    def switched() -> object:
+    def reference() -> object:
         with tier("torch"):
             return call()
 
-    return switched
+    return reference
 
 
 def tiers() -> tuple[Tier, ...]:

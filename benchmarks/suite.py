@@ -2,46 +2,47 @@
 
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from benchmarks import claims, worker
 from benchmarks.targets import ROWS, Row
 from benchmarks.verdicts import selected
+from benchmarks.worker import Job
 from subquad.measure.machine import machine, versions
-from subquad.ops.native.library import backend
+from subquad.ops.backends import backend
 
 PACKAGES = (
     *("subquad", "torch", "performer-pytorch", "linformer", "nystrom-attention", "local-attention"),
     *("reformer-pytorch", "routing-transformer", "fla-core", "pytorch-fast-transformers"),
 )
-SAME = ("quick", "only", "machine", "versions", "backend", "commit")  # of two runs that are one
-PATIENCE = {True: 240.0, False: 3600.0}  # seconds for one worker, by `quick`
-SECONDS = {True: 0.6, False: 3.0}  # of timing at one length, where five rounds take less
-LIMIT = {True: 4.0, False: 60.0}  # after which the round in progress is the last
+IDENTITY = ("quick", "only", "machine", "versions", "backend", "commit")  # of two runs that are one
+TIMEOUT_S = {True: 240.0, False: 3600.0}  # for one worker, by `quick`
+TIMING_S = {True: 0.6, False: 3.0}  # of timing at one length, where five rounds take less
+TIMING_LIMIT_S = {True: 4.0, False: 60.0}  # after which the round in progress is the last
 
 Say = Callable[[str], object]
-Keep = Callable[[dict[str, Any]], object]
+Save = Callable[[dict[str, Any]], object]
 
 
 def names() -> list[str]:
     """Of all rows and claims, as --only takes them."""
-    return [row.name for row in ROWS] + [name for name, _ in claims.jobs(quick=True)]
+    return [row.name for row in ROWS] + [name for name, _ in claim_jobs(quick=True)]
 
 
-def carry_out(
+def run(
     only: Sequence[str],
     *,
     quick: bool,
     threads: Sequence[int],
     say: Say,
-    keep: Keep,
+    save: Save,
     before: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Measure what a name in `only` begins, or all if it is empty.
 
-    Each is told of as it begins, and what there is so far is kept after each. What was measured `before`, by
+    Each is told of as it begins, and what there is so far is saved after each. What was measured `before`, by
     the same code on the same machine, is not measured again, but for what failed.
     """
 
@@ -61,12 +62,12 @@ def carry_out(
         "seconds": 0,
     }
     known = not results["commit"].endswith("-dirty")
-    if before and known and all(before[name] == results[name] for name in SAME):
+    if before and known and all(before[name] == results[name] for name in IDENTITY):
         results = {**before, "finished": False}
-    begun = time.time() - results["seconds"]
+    start = time.time() - results["seconds"]
 
-    def keep_so_far() -> None:
-        keep(results | {"seconds": round(time.time() - begun)})
+    def save_so_far() -> None:
+        save(results | {"seconds": round(time.time() - start)})
 
     for row in filter(lambda row: wanted(row.name), ROWS):
         by_threads = results["rows"].setdefault(row.name, {})
@@ -74,35 +75,41 @@ def carry_out(
         if lacking:
             say(f"{row.title}, threads: {', '.join(map(str, lacking))}")
             by_threads |= race(row, lacking, quick=quick)
-            keep_so_far()
+            save_so_far()
         for length, who in rivalry(row):
             cells = results["memory"].setdefault(row.name, {}).setdefault(str(length), {})
             if who in cells:
                 continue
             say(f"{row.title}, memory of {who}")
-            job = {"job": "memory", "threads": 1, "row": row.name, "length": length, "who": who}
-            cells[who] = worker.run(job, timeout=PATIENCE[quick])
-    for name, job in claims.jobs(quick=quick):
+            job = Job(measure="memory", options={"name": row.name, "length": length, "who": who})
+            cells[who] = worker.run(job, timeout=TIMEOUT_S[quick])
+    for name, job in claim_jobs(quick=quick):
         if wanted(name) and name not in results["claims"]:
             say(name)
-            results["claims"][name] = worker.run({**job, "threads": 1}, timeout=PATIENCE[quick])
-            keep_so_far()
-    return results | {"seconds": round(time.time() - begun), "finished": True}
+            results["claims"][name] = worker.run(job, timeout=TIMEOUT_S[quick])
+            save_so_far()
+    return results | {"seconds": round(time.time() - start), "finished": True}
+
+
+def claim_jobs(*, quick: bool) -> Iterator[tuple[str, Job]]:
+    """Each claim's name, and what measures it."""
+    for name, kind, options in claims.measurements(quick=quick):
+        yield name, Job(measure=kind, options=options)
 
 
 def race(row: Row, threads: Sequence[int], *, quick: bool) -> dict[str, Any]:
-    """What the row's worker found, by number of threads."""
-    job = {
-        "job": "race",
+    """What the row's worker measured, by number of threads."""
+    options = {
+        "name": row.name,
         "threads": threads,
-        "row": row.name,
         "lengths": selected(row, quick=quick),
-        "seconds": SECONDS[quick],
-        "limit": LIMIT[quick],
+        "seconds": TIMING_S[quick],
+        "limit": TIMING_LIMIT_S[quick],
         "compiled": not quick,
     }
-    found = worker.run(job, timeout=PATIENCE[quick])
-    return dict.fromkeys(map(str, threads), found) if "failed" in found else found
+    job = Job(measure="race", options=options, threads=max(threads))
+    result = worker.run(job, timeout=TIMEOUT_S[quick])
+    return dict.fromkeys(map(str, threads), result) if "failed" in result else result["threads"]
 
 
 def rivalry(row: Row) -> list[tuple[int, str]]:
@@ -119,7 +126,7 @@ def rivalry(row: Row) -> list[tuple[int, str]]:
 def commit() -> str:
     """Of the working copy, and whether it has been changed since."""
     try:
-        asked = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -1,7 +1,7 @@
 """The claims as data: what is run, against whom, and by how much it is to win.
 
 A target is a ratio: the rival's time, or its memory, over ours. "kernel" is subquad with its compiled
-kernels, "torch" with SUBQUAD_NATIVE=0. Shapes are batch 1, 8 heads of 64, float32, unless a row says
+kernels, "torch" its PyTorch backends. Shapes are batch 1, 8 heads of 64, float32, unless a row says
 otherwise.
 """
 

@@ -9,7 +9,7 @@ from benchmarks.targets import FUSED, GATE, OWN_FLOAT32, QUICK, ROWS, Row, Targe
 
 Outcome = Literal["met", "short", "missed", "not run"]
 PATTERN_PART = 0.6  # of 1 / (the part of all pairs that is seen)
-Results = Mapping[str, Any]  # JSON: what `benchmarks.suite.carry_out` gives
+Results = Mapping[str, Any]  # JSON: what `benchmarks.suite.run` gives
 
 
 @dataclass(frozen=True, kw_only=True)

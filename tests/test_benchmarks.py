@@ -9,11 +9,12 @@ import torch
 
 from subquad.experiments.spec import Bench
 from subquad.measure.peers import PEERS
+from subquad.ops.backends import wanted
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # `benchmarks` is no part of the package
 
 from benchmarks import __main__ as command
-from benchmarks import correctness, document, rooflines, subjects, suite, verdicts
+from benchmarks import correctness, document, rooflines, subjects, suite, verdicts, worker
 from benchmarks.claims import Claim, from_where
 from benchmarks.targets import FUSED, ROWS, against
 
@@ -123,10 +124,8 @@ def test_the_page_tells_every_target_and_bars_break_no_table():
     assert len({len(line) for line in lines}) == 1
 
 
-def test_switching_the_kernels_off_lasts_no_longer_than_the_call(monkeypatch):
-    monkeypatch.setenv(subjects.SWITCH, "1")
-    seen = subjects.without_kernels(lambda: subjects.os.environ[subjects.SWITCH])()
-    assert (seen, subjects.os.environ[subjects.SWITCH]) == ("0", "1")
+def test_switching_the_kernels_off_lasts_no_longer_than_the_call():
+    assert (subjects.without_kernels(wanted)(), wanted()) == ("reference", None)
 
 
 @pytest.mark.parametrize("name", ["favor", "linear-causal-training", "decoding", "training-linear"])
@@ -171,7 +170,7 @@ def test_the_density_of_a_window_counts_its_keys():
 
 def test_the_command_reads_what_it_kept_and_fails_on_a_missed_gate(tmp_path, capsys):
     kept, page = tmp_path / "kept.json", tmp_path / "page.md"
-    command.keep(kept, results(theirs=2.0))
+    command.save(kept, results(theirs=2.0))
     assert command.main(["--read", str(kept), "--write", str(page)]) == 1
     told = capsys.readouterr()
     assert "**MISSED**" in told.out
@@ -209,15 +208,45 @@ def test_a_run_goes_on_where_the_last_one_stopped(monkeypatch):
     jobs = []
 
     def run(job, *, timeout):
-        jobs.append(job["threads"])
-        return {str(count): {"2048": {"ms": {}, "missing": {}}} for count in job["threads"]}
+        jobs.append(list(job.options["threads"]))
+        return {"threads": {str(count): {"2048": {"ms": {}, "missing": {}}} for count in jobs[-1]}}
 
     monkeypatch.setattr(suite.worker, "run", run)
     monkeypatch.setattr(suite, "commit", lambda: "abc")
-    asked = {"only": ["window-training"], "quick": True, "say": print, "keep": lambda _: None}
-    first = suite.carry_out(**asked, threads=(1,))
-    suite.carry_out(**asked, threads=(1, 2), before=first)
+    options = {"only": ["window-training"], "quick": True, "say": print, "save": lambda _: None}
+    first = suite.run(**options, threads=(1,))
+    suite.run(**options, threads=(1, 2), before=first)
     assert jobs == [[1], [2]]
     monkeypatch.setattr(suite, "commit", lambda: "abc-dirty")
-    suite.carry_out(**asked, threads=(1,), before=first | {"commit": "abc-dirty"})
+    suite.run(**options, threads=(1,), before=first | {"commit": "abc-dirty"})
     assert jobs == [[1], [2], [1]]
+
+
+def test_a_measurement_runs_in_a_process_of_its_own_and_a_missing_rival_fails_it():
+    found = worker.run(memory("torch"), timeout=120)
+    assert found["mb"] >= 0
+    lost = worker.run(memory("performer-pytorch, compiled"), timeout=120)
+    assert set(lost) == {"failed"}
+
+
+def memory(who):
+    return worker.Job(measure="memory", options={"name": "favor-training", "length": SHORT, "who": who})
+
+
+@pytest.mark.parametrize(
+    ("measure", "result", "message"),
+    [
+        ("memory", {"mb": "1", "method": "counted"}, "mb: input should be a valid number"),
+        (
+            "race",
+            {"threads": {"1": {"64": {"ms": {}, "missing": {}}}}},
+            r"threads\.1\.64\.roofline_ms: is missing",
+        ),
+        ("stream", {"claims": [{"name": "a"}]}, r"claims\.0\.claimed: .*missing"),
+    ],
+)
+def test_what_a_measurement_gives_back_is_held_against_its_type(measure, result, message):
+    job = worker.Job(measure=measure, options={})
+    with pytest.raises(ValueError, match=message):
+        job.check({"status": "ok", "result": result})
+    job.check({"status": "failed", "result": {}})

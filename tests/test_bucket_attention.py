@@ -11,10 +11,10 @@ from subquad.mechanism import Dims
 from subquad.mechanisms.reformer import Reformer
 from subquad.ops import hashing, native
 from subquad.ops.bucket_attention import bucket_attention
-from subquad.ops.bucket_chunks import ALONE
-from subquad.ops.buckets import Buckets
+from subquad.ops.bucket_attention.rounds import ALONE
+from subquad.ops.bucket_attention.sorting import Buckets
 
-FLAGS = ("causal", "band", "alone", "repeats")
+FLAGS = ("causal", "last_n_only", "self_only_if_alone", "count_duplicates")
 # but for the last two together: float32 does not tell ALONE plus the logarithm of a few from ALONE
 CASES = [flags for flags in product([False, True], repeat=4) if not all(flags[2:])]
 # batch, heads, rounds, tokens, width of queries and of values, size of chunks
@@ -25,8 +25,8 @@ SIZES = [(2, 3, 3, 70, 20, 12, 8), (1, 2, 4, 200, 64, 64, 64), (2, 1, 1, 90, 5, 
 def tier(request, monkeypatch):
     if request.param == "torch":
         monkeypatch.setenv("SUBQUAD_NATIVE", "0")
-    elif request.param == "native" and native.backend().name == "torch":
-        pytest.skip(native.backend().reason)
+    elif request.param == "native" and native.kernels_in_use().name == "torch":
+        pytest.skip(native.kernels_in_use().reason)
     return request.param
 
 
@@ -37,27 +37,27 @@ def inputs(sizes):
     q, k, v = (torch.randn(b, n, h, width, generator=generator).transpose(1, 2) for width in (d, d, e))
     bucket = torch.randint(0, max(1, n // size), (b, h, r, n), generator=generator)
     buckets = Buckets.of(bucket, size=size)
-    marks = 2 * bucket + buckets.place // size
+    labels = 2 * bucket + buckets.place // size
     grad = torch.randn(b, h, n, e, generator=generator).double()
-    return q.double(), k.double(), v.double(), buckets, marks, grad
+    return q.double(), k.double(), v.double(), buckets, labels, grad
 
 
-def exact(q, k, v, buckets, marks, *, causal, band, alone, repeats):
+def exact(q, k, v, buckets, labels, *, causal, last_n_only, self_only_if_alone, count_duplicates):
     """A softmax over all pairs, a pair weighing as often as rounds count it."""
     n = q.shape[2]
-    chunk, back = buckets.place // buckets.size, marks[..., :, None] - marks[..., None, :]
+    chunk, back = buckets.place // buckets.size, labels[..., :, None] - labels[..., None, :]
     seen = (back == 0) | (back == 1)
-    if not repeats:
+    if not count_duplicates:
         seen &= seen.cumsum(2) == 1
     near = chunk[..., :, None] - chunk[..., None, :]
     seen &= (near == 0) | (near == 1)
     if causal:
         seen &= torch.ones(n, n, dtype=torch.bool).tril()
-    if band:
+    if last_n_only:
         places = buckets.place[..., :, None] - buckets.place[..., None, :]
         seen &= (places >= 0) & (places < buckets.size)
     scores = q @ k.mT / q.shape[-1] ** 0.5
-    if alone:
+    if self_only_if_alone:
         scores = scores.masked_fill(torch.eye(n, dtype=torch.bool), ALONE)
     return (scores + seen.sum(2).log()).softmax(-1) @ v
 
@@ -65,15 +65,15 @@ def exact(q, k, v, buckets, marks, *, causal, band, alone, repeats):
 @pytest.mark.parametrize("flags", CASES, ids=str)
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_each_token_gets_what_those_that_it_sees_give(sizes, flags, tier):
-    q, k, v, buckets, marks, grad = inputs(sizes)
+    q, k, v, buckets, labels, grad = inputs(sizes)
     options = dict(zip(FLAGS, flags, strict=True))
     tokens = [x.requires_grad_() for x in (q, k, v)]
-    expected = exact(q, k, v, buckets, marks, **options)
+    expected = exact(q, k, v, buckets, labels, **options)
     slopes = torch.autograd.grad(expected, tokens, grad)
     dtype = torch.float64 if tier == "float64" else torch.float32
     given = [x.detach().to(dtype).requires_grad_() for x in tokens]
     out = bucket_attention(
-        given[0], given[1], given[2], order=buckets.order, marks=marks, size=buckets.size, **options
+        given[0], given[1], given[2], order=buckets.order, labels=labels, size=buckets.size, **options
     )
     found = torch.autograd.grad(out, given, grad.to(dtype))
     for one, other in zip((out, *found), (expected, *slopes), strict=True):
@@ -85,21 +85,26 @@ def test_shapes_that_do_not_fit_are_refused_before_compiled_code_reads_past_thei
     places = torch.arange(16).expand(1, 2, 1, 16)
     given = [*torch.randn(3, 1, 2, 16, 8), places, places]
     given[short] = given[short].narrow(3 if short > 2 else 2, 0, 9)
-    q, k, v, order, marks = given
+    q, k, v, order, labels = given
     with pytest.raises(ValueError, match="do not fit the queries"):
-        unwrap(bucket_attention)(q, k, v, order=order, marks=marks, size=4)
+        unwrap(bucket_attention)(q, k, v, order=order, labels=labels, size=4)
 
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_one_sequence_is_split_among_threads(causal, monkeypatch):
-    if native.backend().name == "torch":
-        pytest.skip(native.backend().reason)
-    *tokens, buckets, marks, grad = inputs((1, 1, 3, 300, 16, 8, 16))
+    if native.kernels_in_use().name == "torch":
+        pytest.skip(native.kernels_in_use().reason)
+    *tokens, buckets, labels, grad = inputs((1, 1, 3, 300, 16, 8, 16))
     given, results = [x.float().requires_grad_() for x in tokens], []
     for threads in (1, 4):
         monkeypatch.setattr(torch, "get_num_threads", lambda count=threads: count)
         out = bucket_attention(
-            *given, order=buckets.order, marks=marks, size=buckets.size, causal=causal, alone=True
+            *given,
+            order=buckets.order,
+            labels=labels,
+            size=buckets.size,
+            causal=causal,
+            self_only_if_alone=True,
         )
         results.append((out, *torch.autograd.grad(out, given, grad.float())))
     for one, other in zip(*results, strict=True):

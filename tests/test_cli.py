@@ -169,7 +169,8 @@ def test_every_option_of_a_comparison_can_be_given_on_the_command_line(call, mon
     monkeypatch.setattr("subquad.experiments.comparison.plan", lambda x: asked.append(x) or exit(0))
     told = "--length 64 --seeds 2 --dim 16 --depth 1 --heads 2 --positions rotary --dropout 0.2 --steps 5"
     told += " --batch 3 --accumulate 2 --learning-rate 0.1 --weight-decay 0.2 --clip 2 --precision 64-true"
-    told += " --lengths 8,16 --workers 2 --device cpu --timeout 9 --target spend --attention linear,softmax"
+    told += " --lengths 8,16 --workers 2 --executor far --device cpu --timeout 9"
+    told += " --target spend --attention linear,softmax"
     call("compare", *told.split())
     call("compare", "own", "--data", "s.toml", "--no-bench")
     for option in fields(Comparison):

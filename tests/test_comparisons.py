@@ -11,26 +11,28 @@ from own_sample import write
 
 from subquad import report
 from subquad.__main__ import main
-from subquad.experiments import compare, grid
+from subquad.executors import local
+from subquad.experiments import comparison
 from subquad.records import Store, comparison_key
 
 SETTING = made_up.comparison(made_up.ROWS[:1], seeds=1)
 FOUND = {record["kind"]: record for record in made_up.sample(SETTING)}
 
-# stands for `subquad.experiments.run`: finds at once what was made up
+# stands for `subquad.executors.child`: finds at once what was made up
 STAND_IN = f"""
 import json, sys
 found = { ({kind: {part: r[part] for part in ("result", "measured")} for kind, r in FOUND.items()})!r}
-asked = json.loads(sys.stdin.readline())
-outcome = {{"event": "outcome", "status": "ok", "reason": "", "data": {{}}, **found[asked["kind"]]}}
-print(json.dumps({{"token": asked["token"], **outcome}}))
+job = json.loads(sys.stdin.readline())
+kind = job["type"].partition(":")[2].lower()
+outcome = {{"event": "outcome", "status": "ok", "reason": "", "data": {{}}, **found[kind]}}
+print(json.dumps({{"token": job["token"], **outcome}}))
 """
 
 
 @pytest.fixture
 def commands(tmp_path, monkeypatch, capsys):
     """`subquad compare` and `subquad report`, whose runs take no time: what they print as JSON."""
-    monkeypatch.setattr(grid, "COMMAND", [sys.executable, "-c", STAND_IN])
+    monkeypatch.setattr(local, "COMMAND", [sys.executable, "-c", STAND_IN])
     schema = write(tmp_path / "own")
 
     def call(*arguments):
@@ -66,14 +68,14 @@ def test_a_comparison_after_another_leaves_its_page_and_becomes_the_latest(comma
 
 
 def test_a_command_shows_its_own_comparison_whatever_another_does_meanwhile(commands, tmp_path, monkeypatch):
-    execute, within = compare.execute, []
+    run_missing, within = comparison.run_missing, []
 
-    def interrupted(*given, **named):
-        monkeypatch.setattr(compare, "execute", execute)
+    def interrupted(*args, **options):
+        monkeypatch.setattr(comparison, "run_missing", run_missing)
         within.append(commands.compare("taylor"))
-        return execute(*given, **named)
+        return run_missing(*args, **options)
 
-    monkeypatch.setattr(compare, "execute", interrupted)
+    monkeypatch.setattr(comparison, "run_missing", interrupted)
     around = commands.compare("linear")
     assert (rows(around), rows(within[0])) == (["linear"], ["taylor"])
     assert (tmp_path / "runs" / "report.html").read_text() == Path(around["report"]).read_text()

@@ -28,7 +28,7 @@ VARIANTS = {
     "hyperbolic": variant(Performer, map="hyperbolic", limit=LIMIT),
     "trigonometric": variant(Performer, map="trigonometric", limit=LIMIT),
     **{name: variant(Performer, map=name) for name in ("relu", "gelu", "exp")},
-    "relu of Long Range Arena": variant(Performer, map="relu", projection=False, scale=False, features=256),
+    "relu of Long Range Arena": variant(Performer, map="relu", projection=False, rescale=False, features=256),
     "exp without projection": variant(Performer, map="exp", projection=False, features=256),
     "normalised": variant(Performer, normalise=True),
     "normalised trigonometric": variant(Performer, map="trigonometric", normalise=True),
@@ -277,7 +277,7 @@ def test_the_relu_of_long_range_arena_weighs_by_relu_of_queries_and_keys_themsel
     q, k, v = tokens(D, D, D)
     weights = (q.clamp(min=0) + 1e-3) @ (k.clamp(min=0) + 1e-3).mT
     weights = weights.tril() if causal else weights
-    found = made(causal=causal, map="relu", projection=False, scale=False)(q, k, v)
+    found = made(causal=causal, map="relu", projection=False, rescale=False)(q, k, v)
     assert_close(found, weights @ v / weights.sum(-1, keepdim=True))
 
 
@@ -296,12 +296,12 @@ def test_the_relu_of_long_range_arena_weighs_by_relu_of_queries_and_keys_themsel
         ({"features": 0}, "features must be at least 1, not 0"),
         ({"epsilon": 0.0}, "epsilon must be a positive number, not 0.0"),
         (
-            {"map": "trigonometric", "scale": False},
-            "map='trigonometric' estimates softmax attention, which takes projection=True and scale=True; "
+            {"map": "trigonometric", "rescale": False},
+            "map='trigonometric' estimates softmax attention, which takes projection=True and rescale=True; "
             "the others are exp, relu, abs, elu, gelu, sigmoid",
         ),
         ({"projection": False}, "map='positive' estimates softmax attention, which takes projection=True"),
-        ({"map": "relu", "scale": False, "normalise": True}, "normalise=True is a scale by itself"),
+        ({"map": "relu", "rescale": False, "normalise": True}, "normalise=True rescales by itself"),
         (
             {"map": "relu", "projection": False, "features": 64, "seed": 1, "redraw_every": 1},
             "projection=False leaves nothing to draw, and has as many features as a head is wide: leave "

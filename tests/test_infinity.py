@@ -16,7 +16,7 @@ from subquad.mechanisms.infinity import InfinityAttention
 from subquad.mechanisms.unbounded import Memory
 from subquad.memories.continuous import ridge_fit
 from subquad.memories.reads import Gaussian, divergence, middles, quantiles
-from subquad.ops.relative import sinusoid, turn
+from subquad.ops.relative_attention.positions import sinusoid, turn
 
 DIMS = Dims(heads=2, head_dim=4)
 TINY = dict(InfinityAttention.traits.tiny)

@@ -12,13 +12,14 @@ PACKAGE = Path(subquad.__file__).parent
 CORE = {"torch", "jaxtyping"}
 HOME = {"Dims": "mechanism", "Mechanism": "mechanism", "Traits": "mechanism", "build": "registry"}
 MAY_IMPORT = {
+    "bounds": set(),
     "inputs": set(),
-    "mechanism": {"inputs"},
+    "mechanism": {"bounds", "inputs"},
     "ops": {"mechanism"},
     "features": {"mechanism", "ops"},
     "patterns": {"mechanism", "ops"},
     "memories": {"mechanism", "ops"},
-    "mechanisms": {"inputs", "mechanism", "ops", "features", "patterns", "memories"},
+    "mechanisms": {"bounds", "inputs", "mechanism", "ops", "features", "patterns", "memories"},
     "plugins": set(),
     "registry": {"mechanism", "mechanisms", "plugins"},
     "nn": {"mechanism", "registry", "plugins", "ops", "files", "documents"},
@@ -30,13 +31,14 @@ MAY_IMPORT = {
     "recorded": {"documents"},
     "records": {"files", "documents", "recorded"},
     "report": {"records", "measure", "files"},
+    "executors": {"plugins", "measure", "records", "recorded", "documents"},
     "experiments": {
         *("mechanism", "registry", "plugins", "nn", "measure", "tasks", "records", "recorded", "documents"),
-        *("files",),
+        *("files", "executors"),
     },
     "cli": {
         *("mechanism", "registry", "patterns", "testing", "tasks", "records", "report", "experiments"),
-        *("measure", "files"),
+        *("measure", "files", "executors"),
     },
     "__main__": {"cli"},
 }
@@ -44,6 +46,7 @@ THIRD_PARTY = {
     "nn": CORE | {"safetensors", "typing_extensions"},
     "tasks": CORE | {"numpy", "polars", "sklearn", "threadpoolctl"},
     "experiments": CORE | {"lightning", "numpy", "polars", "safetensors", "typing_extensions"},
+    "executors": CORE | {"typing_extensions"},
     "documents": {"pydantic"},
     "recorded": {"pydantic", "typing_extensions"},
     "records": {"filelock"},

@@ -4,9 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from subquad.ops import linear_tiles
-from subquad.ops.linear_attention import Given, linear_attention
-from subquad.ops.native.linear import Map
+from subquad.ops.linear_attention import FeatureKind, KernelInputs, LinearCall, linear_attention, reference
 
 LENGTH = 100
 
@@ -31,7 +29,10 @@ def test_a_prefix_that_later_keys_drown_keeps_its_outputs_and_gradients(native, 
     monkeypatch.setenv("SUBQUAD_NATIVE", native)
     inputs, truth = drowned(torch.float32), drowned(torch.float64)
     q, k, v = inputs
-    out, expected = linear_attention(Given(q, k, Map.LOGS), v, valid=None, causal=True), exact(*truth)
+    out, expected = (
+        linear_attention(KernelInputs(q, k, FeatureKind.LOGS), v, valid=None, causal=True),
+        exact(*truth),
+    )
     assert_close(out, expected.float(), rtol=1e-4, atol=1e-4)
     found, wanted = (torch.autograd.grad(y.square().sum(), x) for y, x in ((out, inputs), (expected, truth)))
     for one, other in zip(found, wanted, strict=True):
@@ -43,12 +44,10 @@ def test_chunks_of_any_length_give_the_same(chunk):
     q, k, v = (x.detach().requires_grad_() for x in drowned(torch.float64))
     with torch.no_grad():
         k[:, :, 40:] -= 300
-        out, den, sums = linear_tiles.forward(q, k, v, None, None, map=Map.LOGS, causal=True, chunk=chunk)
-        grad = torch.ones_like(out)
-        found = linear_tiles.backward(
-            grad, q, k, v, None, None, out, den, sums, map=Map.LOGS, causal=True, chunk=chunk
-        )
-    assert_close(out, exact(q, k, v))
+        call = LinearCall(q, k, v, None, None, FeatureKind.LOGS, True)
+        result = reference.averages(call, chunk=chunk)
+        found = reference.backward(torch.ones_like(v), call, result)
+    assert_close(result.out, exact(q, k, v))
     assert_close(found, torch.autograd.grad(exact(q, k, v).sum(), (q, k, v)))
 
 
@@ -62,8 +61,10 @@ def test_half_precision_is_float32_but_for_rounding_of_what_goes_in_and_out(nati
     with torch.no_grad():
         k[:, 2, 40:] *= 40  # heads that lose the range of long chunks are done again by themselves
     wide = [x.detach().float().requires_grad_() for x in (q, k, v)]
-    out = linear_attention(Given(q, k, Map.FAVOR, W), v, valid=None, causal=True)
-    expected = linear_attention(Given(wide[0], wide[1], Map.FAVOR, W), wide[2], valid=None, causal=True)
+    out = linear_attention(KernelInputs(q, k, FeatureKind.FAVOR, W), v, valid=None, causal=True)
+    expected = linear_attention(
+        KernelInputs(wide[0], wide[1], FeatureKind.FAVOR, W), wide[2], valid=None, causal=True
+    )
     assert_close(out, expected.to(dtype))
     found, wanted = (
         torch.autograd.grad(y.square().sum(), x) for y, x in ((out, (q, k, v)), (expected, wide))
@@ -81,5 +82,7 @@ def test_half_precision_is_float32_but_for_rounding_of_what_goes_in_and_out(nati
 def test_directions_may_be_of_another_precision(dtype, causal):
     q, k, v = torch.randn(3, 1, 2, 80, 8)
     W = torch.randn(16, 8).to(dtype)
-    out = linear_attention(Given(q, k, Map.FAVOR, W), v, valid=None, causal=causal)
-    assert_close(out, linear_attention(Given(q, k, Map.FAVOR, W.float()), v, valid=None, causal=causal))
+    out = linear_attention(KernelInputs(q, k, FeatureKind.FAVOR, W), v, valid=None, causal=causal)
+    assert_close(
+        out, linear_attention(KernelInputs(q, k, FeatureKind.FAVOR, W.float()), v, valid=None, causal=causal)
+    )

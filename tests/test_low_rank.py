@@ -13,7 +13,8 @@ from subquad.mechanisms.linformer import Linformer
 from subquad.mechanisms.nystromformer import Nystromformer, pseudo_inverse
 from subquad.mechanisms.poolingformer import Poolingformer
 from subquad.mechanisms.svd import SvdAttention
-from subquad.ops import bands, precision
+from subquad.ops import banded_attention as bands
+from subquad.ops import precision
 from subquad.testing import meaning, order, padding
 
 DIMS = Dims(heads=2, head_dim=4, max_len=24)
@@ -249,7 +250,7 @@ def test_heads_taken_apart_in_half_precision_give_what_they_give_together(
     inputs = [x.bfloat16().requires_grad_(gradients) for x in tokens()]
     wider = [x.detach().float().requires_grad_(gradients) for x in inputs]
     valid = (torch.arange(24) % 5 > 0).expand(2, -1) if padded else None
-    monkeypatch.setattr(precision, "TOGETHER", 1)  # a head at a time
+    monkeypatch.setattr(precision, "MAX_ELEMENTS", 1)  # a head at a time
     with torch.set_grad_enabled(gradients):
         apart, together = mechanism(*inputs, valid=valid), mechanism(*wider, valid=valid)
     assert_close(apart, together.bfloat16(), rtol=0, atol=0)
@@ -265,7 +266,7 @@ def test_heads_taken_apart_in_half_precision_give_what_they_give_together(
 def test_heads_of_long_sequences_are_taken_apart(cls, options, monkeypatch):
     mechanism, inputs = cls(DIMS, causal=False, **options).double(), tokens()
     together = mechanism(*inputs)
-    monkeypatch.setattr(precision, "TOGETHER", 1)
+    monkeypatch.setattr(precision, "MAX_ELEMENTS", 1)
     monkeypatch.setattr(precision, "LARGE", 1)
     with torch.no_grad():
         assert_close(mechanism(*inputs), together)
@@ -276,7 +277,7 @@ def test_heads_of_long_sequences_are_taken_apart(cls, options, monkeypatch):
 @pytest.mark.parametrize(("before", "after"), [(0, 0), (3, 0), (4, 7), (11, 2), (40, 40)])
 @pytest.mark.parametrize("length", [1, 7, 30])
 def test_a_band_sees_what_a_dense_mask_would(length, before, after, stride, gradients, monkeypatch):
-    monkeypatch.setattr(bands, "TOGETHER", 1)  # a chunk at a time, without gradients
+    monkeypatch.setattr(bands, "MAX_ELEMENTS", 1)  # a chunk at a time, without gradients
     q, k, v = tokens(length)
     k, v = k[:, :, ::stride], v[:, :, ::stride]
     i, first = torch.arange(length)[:, None], torch.arange(0, length, stride)

@@ -9,11 +9,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import subquad
-from subquad.ops import linear_tiles
-from subquad.ops.kernel_sums import ShiftedSums
+from subquad.ops.linear_attention import BACKENDS, FeatureKind, LinearCall, reference
+from subquad.ops.linear_attention import cpu as kernels
 from subquad.ops.native import build, library, usable
-from subquad.ops.native import linear as kernels
-from subquad.ops.native.linear import Map
 from subquad.registry import catalog
 from subquad.testing import contract
 from subquad.testing.cases import precision
@@ -60,20 +58,20 @@ class Inputs(NamedTuple):
         return Inputs(q, k, v, self.W)
 
 
-def drawn(sizes, map: Map, *, seed=0) -> Inputs:
+def drawn(sizes, kind: FeatureKind, *, seed=0) -> Inputs:
     """Inputs as projections leave them, not contiguous."""
     b, h, t, d, f, e = sizes
     generator = torch.Generator().manual_seed(seed)
-    width = f if map in (Map.GIVEN, Map.LOGS) else d
+    width = f if kind in (FeatureKind.FEATURES, FeatureKind.LOGS) else d
 
     def normal(width):
         return torch.randn(b, t, h, width, generator=generator, dtype=torch.float64).transpose(1, 2)
 
     q, k, v = normal(width), normal(width), normal(e)
-    if map == Map.GIVEN:
+    if kind == FeatureKind.FEATURES:
         q, k = q.abs(), k.abs()
     W = torch.randn(f, d, generator=generator, dtype=torch.float64) * d**-0.25
-    return Inputs(q, k, v, W if map == Map.FAVOR else None)
+    return Inputs(q, k, v, W if kind == FeatureKind.FAVOR else None)
 
 
 def masks(b, t):
@@ -82,109 +80,109 @@ def masks(b, t):
     return [None, anywhere]
 
 
-def run(x: Inputs, valid: Tensor | None = None, *, map: Map, causal: bool, before: ShiftedSums | None = None):
-    found = kernels.forward(x.q, x.k, x.v, x.W, valid, map=map, causal=causal, before=before)
-    assert found is not None
-    return found
+def of(x: Inputs, valid: Tensor | None = None, *, kind: FeatureKind, causal: bool, before=None) -> LinearCall:
+    return LinearCall(x.q, x.k, x.v, x.W, valid, kind, causal, before)
 
 
-def run_back(grad, x: Inputs, valid: Tensor | None, found, *, map: Map, causal: bool):
-    out, den, sums = found
-    return kernels.backward(
-        grad, x.q, x.k, x.v, x.W, valid, out, den, None if causal else sums, map=map, causal=causal
-    )
+def run(call: LinearCall):
+    result = kernels.forward(call)
+    assert result is not None
+    return result
+
+
+def step(call: LinearCall):
+    result = kernels.step(call)
+    assert result is not None
+    return result
 
 
 @needs_kernels
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("map", Map)
+@pytest.mark.parametrize("kind", FeatureKind)
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_kernels_give_the_numbers_of_the_operators(sizes, map, causal):
+def test_kernels_give_the_numbers_of_the_operators(sizes, kind, causal):
     for valid in masks(sizes[0], sizes[2]):
-        x = drawn(sizes, map).hidden(valid)
-        out, den, sums = linear_tiles.forward(x.q, x.k, x.v, x.W, valid, map=map, causal=causal)
-        found = run(x.single(), valid, map=map, causal=causal)
-        assert_close(found[0], out.float(), rtol=1e-4, atol=1e-5)
-        assert_close(found[2].S, sums.S.float(), rtol=1e-4, atol=1e-4)  # sums of hundreds
-        grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-        exact = linear_tiles.backward(grad, x.q, x.k, x.v, x.W, valid, out, den, sums, map=map, causal=causal)
-        ours = run_back(grad.float(), x.single(), valid, found, map=map, causal=causal)
-        for one, other in zip(ours, exact, strict=True):
+        x = drawn(sizes, kind).hidden(valid)
+        exact, single = (of(y, valid, kind=kind, causal=causal) for y in (x, x.single()))
+        wanted, result = reference.forward(exact), run(single)
+        assert_close(result.out, wanted.out.float(), rtol=1e-4, atol=1e-5)
+        assert_close(result.sums.S, wanted.sums.S.float(), rtol=1e-4, atol=1e-4)  # sums of hundreds
+        grad = torch.randn(wanted.out.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        gradients = kernels.backward(grad.float(), single, result)
+        for one, other in zip(gradients, reference.backward(grad, exact, wanted), strict=True):
             assert_close(one, other.float(), rtol=1e-3, atol=1e-4)
 
 
 @needs_kernels
-@pytest.mark.parametrize("map", Map)
-def test_kernels_go_on_from_a_state(map):
-    x = drawn((2, 2, 150, 8, 16, 8), map).single()
-    whole = run(x, map=map, causal=True)
+@pytest.mark.parametrize("kind", FeatureKind)
+def test_kernels_go_on_from_a_state(kind):
+    x = drawn((2, 2, 150, 8, 16, 8), kind).single()
+    whole = run(of(x, kind=kind, causal=True))
     outputs, sums = [], None
     for start, end in ((0, 70), (70, 71), (71, 150)):
-        out, _, sums = run(x.tokens(start, end), map=map, causal=True, before=sums)
+        out, _, sums, _ = run(of(x.tokens(start, end), kind=kind, causal=True, before=sums))
         outputs.append(out)
-    assert_close(torch.cat(outputs, 2), whole[0], rtol=1e-4, atol=1e-5)
-    assert_close(sums, whole[2], rtol=1e-4, atol=1e-5)
+    assert_close(torch.cat(outputs, 2), whole.out, rtol=1e-4, atol=1e-5)
+    assert_close(sums, whole.sums, rtol=1e-4, atol=1e-5)
 
 
 @needs_kernels
-@pytest.mark.parametrize("map", Map)
-def test_steps_of_a_few_tokens_are_the_sequence(map):
+@pytest.mark.parametrize("kind", FeatureKind)
+def test_steps_of_a_few_tokens_are_the_sequence(kind):
     for valid in masks(2, 40):
-        x = drawn((2, 3, 40, 12, 20, 9), map)
-        out, *_ = linear_tiles.forward(x.q, x.k, x.v, x.W, valid, map=map, causal=True)
+        x = drawn((2, 3, 40, 12, 20, 9), kind)
+        out = reference.forward(of(x, valid, kind=kind, causal=True)).out
         outputs, sums = [], None
         for start, end in ((0, 1), (1, 1), (1, 4), (4, 12), (12, 13), (13, 40)):
             here, part = None if valid is None else valid[:, start:end], x.single().tokens(start, end)
-            found = kernels.step(part.q, part.k, part.v, part.W, here, map=map, before=sums)
-            assert found is not None
-            outputs.append(found[0])
-            sums = found[1]
+            part_out, sums = step(of(part, here, kind=kind, causal=True, before=sums))
+            outputs.append(part_out)
         assert_close(torch.cat(outputs, 2), out.float(), rtol=1e-4, atol=1e-5)
 
 
 @needs_kernels
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("map", Map)
+@pytest.mark.parametrize("kind", FeatureKind)
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_half_precision_is_widened_and_rounded_and_nothing_else(sizes, map, dtype):
+def test_half_precision_is_widened_and_rounded_and_nothing_else(sizes, kind, dtype):
     grad = torch.randn(*sizes[:3], sizes[5], generator=torch.Generator().manual_seed(2)).to(dtype)
     for valid in masks(sizes[0], sizes[2]):
-        narrow = drawn(sizes, map).hidden(valid).single().of(dtype)
+        narrow = drawn(sizes, kind).hidden(valid).single().of(dtype)
         same = narrow.of(torch.float32)
         for causal in (False, True):
-            found, wanted = (run(x, valid, map=map, causal=causal) for x in (narrow, same))
-            assert_close(found, (wanted[0].to(dtype), *wanted[1:]))
-            kept = (found[0].float(), *found[1:])
-            found = run_back(grad, narrow, valid, found, map=map, causal=causal)
-            wanted = run_back(grad.float(), same, valid, kept, map=map, causal=causal)
-            assert_close(found, tuple(x.to(dtype) for x in wanted))
+            ours, theirs = (of(x, valid, kind=kind, causal=causal) for x in (narrow, same))
+            result, wanted = run(ours), run(theirs)
+            assert_close(result, wanted._replace(out=wanted.out.to(dtype)))
+            gradients = kernels.backward(grad, ours, result)
+            wanted = kernels.backward(grad.float(), theirs, result._replace(out=result.out.float()))
+            assert_close(gradients, tuple(x.to(dtype) for x in wanted))
         a_few = valid if valid is None else valid[:, :4]
-        found, wanted = (
-            kernels.step(x.q, x.k, x.v, x.W, a_few, map=map, before=None)
-            for x in (narrow.tokens(0, 4), same.tokens(0, 4))
-        )
-        assert found is not None
-        assert wanted is not None
-        assert_close(found, (wanted[0].to(dtype), wanted[1]))
+        result, wanted = (step(of(x.tokens(0, 4), a_few, kind=kind, causal=True)) for x in (narrow, same))
+        assert_close(result, (wanted[0].to(dtype), wanted[1]))
 
 
 @needs_kernels
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_sequence_is_split_among_threads_that_have_no_other(causal, monkeypatch):
-    x, grad, results = drawn((1, 1, 1500, 8, 16, 8), Map.FAVOR).single(), torch.ones(1, 1, 1500, 8), []
+    x, grad, results = (
+        drawn((1, 1, 1500, 8, 16, 8), FeatureKind.FAVOR).single(),
+        torch.ones(1, 1, 1500, 8),
+        [],
+    )
     for threads in (1, 4):
         monkeypatch.setattr(torch, "get_num_threads", lambda count=threads: count)
-        found = run(x, map=Map.FAVOR, causal=causal)
-        results.append((found[0], *run_back(grad, x, None, found, map=Map.FAVOR, causal=causal)))
+        call = of(x, kind=FeatureKind.FAVOR, causal=causal)
+        result = run(call)
+        results.append((result.out, *kernels.backward(grad, call, result)))
     assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
 
 
 @needs_kernels
-@pytest.mark.parametrize("map", [Map.GIVEN, Map.ELU])
-def test_what_is_not_a_number_is_not_hidden(map):
-    x = drawn((1, 1, 20, 4, 4, 4), map).single()
+@pytest.mark.parametrize("kind", [FeatureKind.FEATURES, FeatureKind.ELU])
+def test_what_is_not_a_number_is_not_hidden(kind):
+    x = drawn((1, 1, 20, 4, 4, 4), kind).single()
     x.q[0, 0, 7] = torch.nan
-    out = run(x, map=map, causal=True)[0]
+    out = run(of(x, kind=kind, causal=True)).out
     assert out[0, 0, 7].isnan().all()
     assert out[0, 0, :7].isfinite().all()
 
@@ -195,7 +193,9 @@ def test_a_prefix_that_later_keys_would_drown_is_told():
     k = torch.ones(1, 1, 64, 4)
     k[:, :, 40:] = 120  # log features of the first tokens fall some hundred below these
     v = torch.ones(1, 1, 64, 4)
-    assert kernels.forward(q, k, v, None, None, map=Map.LOGS, causal=True, before=None) is None
+    call = LinearCall(q, k, v, None, None, FeatureKind.LOGS, True)
+    assert kernels.forward(call) is None
+    assert BACKENDS.run("forward", call)[1].chunk == 8
 
 
 @needs_kernels
@@ -230,14 +230,14 @@ def test_kernels_are_for_float32_on_the_cpu():
 
 def test_without_a_library_the_operators_do_it(monkeypatch, tmp_path):
     monkeypatch.setattr(build, "HERE", tmp_path)
-    assert library.load.__wrapped__()[0] is None
-    assert "no kernels were compiled" in library.load.__wrapped__()[1]
+    assert library.find()[0] is None
+    assert "no kernels were compiled" in library.find()[1]
 
 
 @needs_kernels
 def test_a_library_of_other_sources_is_not_called(monkeypatch):
     monkeypatch.setattr(build, "digest", lambda: 0)
-    found, why = library.load.__wrapped__()
+    found, why = library.find()
     assert found is None
     assert "is of other sources" in why
 

@@ -10,10 +10,10 @@ from subquad.mechanisms.delta import DeltaAttention
 from subquad.mechanisms.gated_delta import GatedDeltaAttention
 from subquad.mechanisms.gated_linear import GatedLinearAttention
 from subquad.mechanisms.retention import Retention
-from subquad.ops import native, recurrence, rows
-from subquad.ops.recurrence import decayed_product, delta_product
+from subquad.ops import native
+from subquad.ops.recurrence import NOTHING, blocks, decayed_product, delta_product, rows
+from subquad.ops.recurrence.rows import Fusion
 from subquad.ops.rotary import turns
-from subquad.ops.rows import Around
 
 RULES = ("one decay", "decay by channel", "delta")
 B, H = 2, 3
@@ -23,8 +23,8 @@ B, H = 2, 3
 def tier(request, monkeypatch):
     if request.param == "torch":
         monkeypatch.setenv("SUBQUAD_NATIVE", "0")
-    elif native.backend().name == "torch":
-        pytest.skip(native.backend().reason)
+    elif native.kernels_in_use().name == "torch":
+        pytest.skip(native.kernels_in_use().reason)
     return request.param
 
 
@@ -55,10 +55,10 @@ def exact(q, k, v, log_decay, beta, state):
     return torch.cat(out, 2), state
 
 
-def fast(q, k, v, log_decay, beta, state, *, around=recurrence.NOTHING):
+def fast(q, k, v, log_decay, beta, state, *, fusion=NOTHING):
     if beta is None:
-        return decayed_product(q, k, v, log_decay, state=state, around=around)
-    return delta_product(q, k, v, beta, log_decay, state=state, around=around)
+        return decayed_product(q, k, v, log_decay, state=state, fusion=fusion)
+    return delta_product(q, k, v, beta, log_decay, state=state, fusion=fusion)
 
 
 def with_gradients(rule, given):
@@ -84,7 +84,7 @@ def agree(ours, theirs):
     ("length", "d", "e"), [(0, 4, 5), (1, 1, 1), (63, 5, 70), (64, 16, 16), (65, 33, 3), (150, 20, 33)]
 )
 def test_any_sizes_give_the_recurrence_and_its_gradients(rule, length, d, e, tier, monkeypatch):
-    monkeypatch.setattr(recurrence, "BLOCK", 64)
+    monkeypatch.setattr(blocks, "BLOCK", 64)
     given = inputs(rule, length, d, e)
     agree(with_gradients(fast, single(given)), with_gradients(exact, given))
 
@@ -116,17 +116,17 @@ def test_decays_that_are_not_learnt_change_no_other_gradient(rule, tier):
             assert_close(x, y)
 
 
-def around_of(kind, *, length, d, e):
+def fusion_of(kind, *, length, d, e):
     """What is done around a recurrence, and the gates, in float64."""
     scale, gate = 1 + 0.1 * normal(e, seed=7), normal(B, length, H, e, seed=8).transpose(1, 2)
     turn = turns(torch.arange(B * length).reshape(B, length), d // 2, dtype=torch.float64)
     before = {
-        "turned": {"q_scale": 0.5, "turn": turn},
-        "of length one": {"unit": 1e-6, "swish_values": True},
-        "logits of decays": {"q_scale": 0.5, "root": 1 / 16},
+        "turned": {"q_scale": 0.5, "rotary": turn},
+        "of length one": {"qk_l2norm_eps": 1e-6, "swish_values": True},
+        "logits of decays": {"q_scale": 0.5, "gate_normalizer": 16.0},
         "normed only": {},
     }[kind]
-    return Around(norm=1e-5, scale=scale, gate=None if kind == "normed only" else gate, **before)
+    return Fusion(rms_norm_eps=1e-5, scale=scale, gate=None if kind == "normed only" else gate, **before)
 
 
 @pytest.mark.parametrize(
@@ -143,21 +143,21 @@ def around_of(kind, *, length, d, e):
 def test_what_is_done_around_a_recurrence_has_the_gradients_of_its_formula(
     rule, kind, length, d, e, tier, monkeypatch
 ):
-    monkeypatch.setattr(recurrence, "BLOCK", 64)
+    monkeypatch.setattr(blocks, "BLOCK", 64)
     given = inputs(rule, length, d, e)
-    around = around_of(kind, length=length, d=d, e=e)
-    of_float32 = around._replace(turn=None if around.turn is None else around.turn.float())
+    fusion = fusion_of(kind, length=length, d=d, e=e)
+    of_float32 = fusion._replace(rotary=None if fusion.rotary is None else fusion.rotary.float())
 
     def ours(q, k, v, log_decay, beta, state, scale, gate):
-        return fast(q, k, v, log_decay, beta, state, around=of_float32._replace(scale=scale, gate=gate))
+        return fast(q, k, v, log_decay, beta, state, fusion=of_float32._replace(scale=scale, gate=gate))
 
     def formula(q, k, v, log_decay, beta, state, scale, gate):
-        of = around._replace(scale=scale, gate=gate)
-        made = rows.ready(rows.Tokens(q, k, v, log_decay, beta), of)
+        of = fusion._replace(scale=scale, gate=gate)
+        made = rows.preprocess(rows.Tokens(q, k, v, log_decay, beta), of)
         out, last = exact(made.q, made.k, made.v, made.log_decay, made.beta, state)
-        return rows.finished(out, of), last
+        return rows.postprocess(out, of), last
 
-    given = [*given, around.scale, around.gate]
+    given = [*given, fusion.scale, fusion.gate]
     given = [None if x is None else x.float().double() for x in given]
     agree(with_gradients(ours, single(given)), with_gradients(formula, given))
 
@@ -174,15 +174,15 @@ def test_what_does_not_fit_the_tokens_is_refused_before_kernels_read_past_its_en
     q, k, v, log_decay = (-normal(B, H, 9, 4, seed=seed).abs().float() for seed in range(4))
     state = torch.zeros(B, H, 4, 4)
     given = {
-        "turn": Around(turn=torch.ones(1, 8, 4)),
-        "scale": Around(norm=1e-5, scale=torch.ones(3)),
-        "gate": Around(norm=1e-5, scale=torch.ones(4), gate=v[:, :, :8]),
-        "one logit for all channels": Around(root=0.5),
+        "turn": Fusion(rotary=torch.ones(1, 8, 4)),
+        "scale": Fusion(rms_norm_eps=1e-5, scale=torch.ones(3)),
+        "gate": Fusion(rms_norm_eps=1e-5, scale=torch.ones(4), gate=v[:, :, :8]),
+        "one logit for all channels": Fusion(gate_normalizer=2.0),
     }[wrong]
-    if given.root:
+    if given.gate_normalizer:
         log_decay = log_decay[..., :1]
     with pytest.raises(ValueError, match="do not fit"):
-        decayed_product(q, k, v, log_decay, state=state, around=given)
+        decayed_product(q, k, v, log_decay, state=state, fusion=given)
 
 
 @pytest.mark.parametrize("rule", ["one decay", "delta"])
@@ -219,7 +219,7 @@ def test_every_number_of_half_precision_is_read_and_rounded_as_pytorch_does(dtyp
 def test_half_precision_rounds_what_is_given_and_what_comes_out_and_nothing_else(
     cls, dtype, width, tier, monkeypatch
 ):
-    monkeypatch.setattr(recurrence, "BLOCK", 64)
+    monkeypatch.setattr(blocks, "BLOCK", 64)
     mechanism = cls(Dims(heads=2, head_dim=width), causal=True)
     tokens = {
         name: normal(2, 2, 150, size, seed=n).to(dtype)

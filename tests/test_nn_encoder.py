@@ -12,6 +12,7 @@ from subquad.nn.blocks import TransformerBlock
 from subquad.nn.encoder import Encoder, EncoderConfig
 from subquad.nn.multihead import MultiheadAttention
 from subquad.nn.positions import KINDS
+from subquad.nn.sequence import make_sequence
 from subquad.registry import catalog
 
 MECHANISMS = sorted(catalog())
@@ -147,7 +148,7 @@ def test_a_state_of_other_rows_is_refused():
     with pytest.raises(ValueError, match="the state has 2 rows and the input 3: choose the state's rows"):
         model.step(tokens, state=state)
     with pytest.raises(ValueError, match="the state has 2 rows and the input 3: choose the state's rows"):
-        layer.step(tokens, state=state.blocks[0])
+        layer.step(tokens, state=layer.step(tokens[:2])[1])
 
 
 @pytest.mark.parametrize("attention", STREAMING)
@@ -216,8 +217,9 @@ def test_dropout_acts_on_the_input_and_on_what_each_part_of_a_block_adds():
     model, x = encoder(dropout=1.0).train(), tokens()
     block = model.blocks[0]
     assert isinstance(block, TransformerBlock)
-    assert_close(block(x), x)
-    assert_close(block.step(x)[0], x)
+    sequence, _ = make_sequence(x)
+    assert_close(block(sequence).values, x)
+    assert_close(block.step(sequence, None)[0].values, x)
     assert not model(x).any()
 
 

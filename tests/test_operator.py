@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from subquad.ops import window
 from subquad.ops.operator import call_op
+from subquad.ops.window_attention import window_attention, window_op
 
 
 class Seen(TorchDispatchMode):
@@ -25,7 +25,7 @@ class Seen(TorchDispatchMode):
 def attend(*, requires_grad: bool = False) -> torch.Tensor:
     q, k, v = torch.randn(3, 1, 2, 9, 4, generator=torch.Generator().manual_seed(0))
     q.requires_grad_(requires_grad)
-    return window.window_attention(q, k, v, left=3, right=1, lengths=None)[0]
+    return window_attention(q, k, v, left=3, right=1, lengths=None)[0]
 
 
 def recorded() -> set[str]:
@@ -49,7 +49,7 @@ def test_a_mode_sees_the_operator_as_one():
 @pytest.mark.filterwarnings("ignore")  # tracing is deprecated, and says so
 def test_a_trace_holds_the_operator():
     def attended(x: torch.Tensor) -> torch.Tensor:
-        return call_op(window.forward, x, x, x, None, 3, 1)[0]
+        return call_op(window_op, x, x, x, None, 3, 1)[0]
 
     with torch.no_grad():
         traced: Any = torch.jit.trace(attended, torch.randn(1, 2, 9, 4))

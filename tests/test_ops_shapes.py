@@ -14,17 +14,16 @@ from jaxtyping import TypeCheckError
 from torch import Tensor
 from torch.testing import assert_close
 
-from subquad.ops.bands import banded_attention
+from subquad.ops.banded_attention import banded_attention
 from subquad.ops.bucket_attention import bucket_attention
 from subquad.ops.convolution import convolve
 from subquad.ops.hashing import hashed
-from subquad.ops.linear_attention import Given, Map, advance, linear_attention
+from subquad.ops.linear_attention import FeatureKind, KernelInputs, advance, linear_attention
 from subquad.ops.recurrence import decayed_product, delta_product
-from subquad.ops.relative import Layout, Lines, Weights, relative_attention
-from subquad.ops.rows import Around
-from subquad.ops.tile_chunks import Tiling
-from subquad.ops.tiles import tile_attention
-from subquad.ops.window import window_attention
+from subquad.ops.recurrence.rows import Fusion
+from subquad.ops.relative_attention import Layout, Slots, Weights, relative_attention
+from subquad.ops.tile_attention import Tiling, tile_attention
+from subquad.ops.window_attention import window_attention
 
 Inputs = dict[str, Tensor]
 REFUSALS = (ValueError, TypeCheckError)  # the latter where run-time type checks come first
@@ -32,7 +31,7 @@ B, H, N, D = 2, 3, 6, 4
 MASK = torch.tensor([[True] * N, [True] * 4 + [False] * 2])
 LENGTHS = torch.tensor([N, 4])
 FREE = {"x": {0, 2, 3}, "kernel": {1}}  # of the convolution
-SEGMENTS = Layout(size=3, queries=3, memory=3, reach=6, missing=3, far=0, step=0, missing_far=0)
+SEGMENTS = Layout(size=3, queries=3, memory=3, reach=6, missing=3, compressed=0, step=0, missing_compressed=0)
 
 
 class Case(NamedTuple):
@@ -54,17 +53,17 @@ def both(found: tuple[Tensor, ...]) -> Tensor:
 
 
 def linear(q, k, v, W, valid, *, causal):
-    return linear_attention(Given(q, k, Map.FAVOR, W), v, valid=valid, causal=causal)
+    return linear_attention(KernelInputs(q, k, FeatureKind.FAVOR, W), v, valid=valid, causal=causal)
 
 
 def decayed(q, k, v, log_decay, state, turn, gate, scale):
-    around = Around(norm=1e-5, turn=turn, gate=gate, scale=scale)
-    return both(decayed_product(q, k, v, log_decay, state=state, around=around))
+    fusion = Fusion(rms_norm_eps=1e-5, rotary=turn, gate=gate, scale=scale)
+    return both(decayed_product(q, k, v, log_decay, state=state, fusion=fusion))
 
 
 def relative(q, k, v, u, bias, W_R, first, count, held):
-    where = {"first": first, "count": count, "held": held, "layout": SEGMENTS}
-    return relative_attention(q, Weights(u, bias, W_R), Lines(k, v), **where)
+    where = {"first": first, "count": count, "num_held": held, "layout": SEGMENTS}
+    return relative_attention(q, Weights(u, bias, W_R), Slots(k, v), **where)
 
 
 def cases() -> dict[str, Case]:
@@ -94,8 +93,8 @@ def cases() -> dict[str, Case]:
             {"v": {3}, "queries": {0}, "keys": {0, 2}, "seen": {0, 2, 3}},
         ),
         "buckets": Case(
-            lambda q, k, v, order, marks: bucket_attention(q, k, v, order=order, marks=marks, size=3),
-            tokens(order=order, marks=torch.zeros_like(order)),
+            lambda q, k, v, order, labels: bucket_attention(q, k, v, order=order, labels=labels, size=3),
+            tokens(order=order, labels=torch.zeros_like(order)),
             {"v": {3}},
         ),
         "decay by channel": Case(decayed, tokens(log_decay=fading, state=state, **around)),
@@ -187,7 +186,9 @@ def test_the_delta_rule_refuses_decays_by_channel_and_names_what_takes_them(dtyp
 def test_a_stream_of_sums_refuses_sums_of_another_dtype_or_shape(other):
     q, k, v = (normal(B, H, 1, D).float() for _ in range(3))
     with torch.no_grad():
-        _, sums = advance(Given(q, k, Map.ELU), v, valid=None, before=None) or pytest.skip("no kernels here")
+        _, sums = advance(KernelInputs(q, k, FeatureKind.ELU), v, valid=None, before=None) or pytest.skip(
+            "no kernels here"
+        )
         S = sums.S.double() if other == "float64" else sums.S[:, :, :-1]
         with pytest.raises(ValueError, match="sums"):
-            advance(Given(q, k, Map.ELU), v, valid=None, before=sums._replace(S=S))
+            advance(KernelInputs(q, k, FeatureKind.ELU), v, valid=None, before=sums._replace(S=S))

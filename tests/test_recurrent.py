@@ -13,8 +13,7 @@ from subquad.mechanisms.delta import DeltaAttention
 from subquad.mechanisms.gated_delta import GatedDeltaAttention
 from subquad.mechanisms.gated_linear import GatedLinearAttention
 from subquad.mechanisms.retention import Retention, Turning
-from subquad.ops import decay, recurrence
-from subquad.ops.recurrence import decayed_product, delta_product
+from subquad.ops.recurrence import blocks, decay, decayed_product, delta_product
 
 DIMS = Dims(heads=2, head_dim=4)
 ALL = (Retention, GatedLinearAttention, DeltaAttention, GatedDeltaAttention)
@@ -56,7 +55,7 @@ def normed(o, epsilon=1e-5):
 @pytest.mark.parametrize("padded", [False, True])
 def test_what_a_chunk_or_a_block_leaves_is_what_the_next_one_finds(cls, padded, monkeypatch):
     monkeypatch.setattr(decay, "CHUNK", 8)
-    monkeypatch.setattr(recurrence, "BLOCK", 24)
+    monkeypatch.setattr(blocks, "BLOCK", 24)
     mechanism = make(cls)
     inputs = sequence(mechanism, 61)
     valid = torch.rand(2, 61, generator=torch.Generator().manual_seed(9)) < (0.6 if padded else 2)

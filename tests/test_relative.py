@@ -6,7 +6,7 @@ from torch.testing import assert_close
 from subquad.mechanisms.compressive import CompressiveAttention
 from subquad.mechanisms.infinity import InfinityAttention
 from subquad.mechanisms.transformer_xl import TransformerXL
-from subquad.ops import relative
+from subquad.ops.relative_attention import reference
 from subquad.testing.cases import make, random_inputs
 from subquad.testing.meaning import check_matches_definition
 from subquad.testing.order import check_stream_equals_sequence
@@ -16,8 +16,8 @@ SAME_LENGTH = {"segment": 5, "memory": 7, "same_length": True}
 
 @pytest.fixture(params=[(1, 1), (3, 1), (2, 40)], ids=str)
 def small_blocks(request, monkeypatch):
-    for name, size in zip(("BLOCK", "SCORES"), request.param, strict=True):
-        monkeypatch.setattr(relative, name, size)
+    for name, size in zip(("BLOCK", "MAX_SCORES"), request.param, strict=True):
+        monkeypatch.setattr(reference, name, size)
 
 
 @pytest.mark.usefixtures("small_blocks")

@@ -6,9 +6,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 
 from subquad import MultiheadAttention, catalog
-from subquad.ops import window
 from subquad.ops.operator import call_op
 from subquad.ops.transforms import lasting
+from subquad.ops.window_attention import window_op
 from subquad.testing import transforms
 from subquad.testing.cases import precision
 
@@ -54,7 +54,7 @@ def test_refusals_name_what_to_do_instead(name):
 
 def test_a_compiled_transform_refuses_too():
     def attend(x):
-        return call_op(window.forward, x, x, x, None, 3, 1)[0]
+        return call_op(window_op, x, x, x, None, 3, 1)[0]
 
     x = torch.randn(1, 2, 9, 4)
     tangent = torch.compile(lambda x: torch.func.jvp(attend, (x,), (x,))[1], backend="eager")

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from subquad.mechanism import Dims, Mechanism, Traits
     from subquad.nn.multihead import MultiheadAttention
     from subquad.nn.replace import replace_attention
-    from subquad.ops.native import backend
+    from subquad.ops.backends import backend
     from subquad.registry import build, catalog, options
 
 __version__ = "0.1.0"
@@ -17,7 +17,7 @@ _HOME = {
     "Dims": "mechanism",
     "Mechanism": "mechanism",
     "Traits": "mechanism",
-    "backend": "ops.native",
+    "backend": "ops.backends",
     "build": "registry",
     "catalog": "registry",
     "options": "registry",

@@ -1,13 +1,15 @@
-"""Inputs and states held against what a mechanism was built for, before anything is computed.
+"""What every mechanism does alike with its inputs: checks them, clears their padding, keeps autocast off.
 
 PyTorch may broadcast what does not fit, or attend over heads; compiled code would read past its end. Every
 call comes through here, so that what is in the way of one that fits is as little as can be.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
@@ -107,6 +109,12 @@ def require_mask(mechanism: str, valid: Any, shape: tuple[int, int], device: tor
     )
 
 
+def declared_widths(inputs: type) -> dict[str, int | None]:
+    """The width of each input of a NamedTuple, by the last axis of its shape; None for that of a head."""
+    last = {name: shape.dim_str.split()[-1] for name, shape in inputs.__annotations__.items()}
+    return {name: int(axis) if axis.isdigit() else None for name, axis in last.items()}
+
+
 def layout(state: Any) -> Layout:
     """How a state is made, whatever its batch."""
     if isinstance(state, tuple):
@@ -145,3 +153,27 @@ def grows(sizes: list[int], later: list[int]) -> bool:
     """Whether a tensor of these sizes may have the later ones, once there are tokens."""
     fixed = [m if n else 0 for n, m in zip(sizes, later, strict=False)]
     return len(sizes) == len(later) and fixed == sizes
+
+
+def zero_padding(
+    valid: Bool[Tensor, "b s"] | None,
+    q: Float[Tensor, "b h t d"],
+    *keyed: Float[Tensor, "b h s _"],
+) -> tuple[Float[Tensor, "b h _ _"], ...]:
+    """`q` and the tensors that go by key, with zeros for what stands in padding, NaN and gradients too.
+
+    Masking weights afterwards would not do: 0 * NaN is NaN, in the product and in its gradient. A query
+    is only touched where it is not finite, for in cross-attention `valid` says nothing about queries.
+    """
+    if valid is None:
+        return q, *keyed
+    padding = ~valid[:, None, :, None]
+    if q.shape[2] == valid.shape[1]:
+        q = q.masked_fill(padding & ~q.isfinite().all(-1, keepdim=True), 0)
+    return q, *(x.masked_fill(padding, 0) for x in keyed)
+
+
+def no_autocast(x: Tensor) -> Any:
+    """A context in which `torch.autocast` does not narrow matrix products on the device of `x`."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()

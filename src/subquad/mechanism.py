@@ -6,18 +6,28 @@ Shapes are written with the same letters in every file:
     h heads   s keys      e value width       c chunk length    r rank, landmarks
 """
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from subquad.inputs import Layout, layout, require_inputs, require_state
+from subquad.bounds import require_bounds
+from subquad.inputs import (
+    Layout,
+    declared_widths,
+    layout,
+    no_autocast,
+    require_inputs,
+    require_state,
+    zero_padding,
+)
 
 Queries = Float[Tensor, "b h t d"]
 Keys = Float[Tensor, "b h s d"]
@@ -69,6 +79,14 @@ class Traits:
                 object.__setattr__(self, name, MappingProxyType(dict(given)))
 
 
+class QueriesKeysValues(NamedTuple):
+    """The inputs of a mechanism that names no others."""
+
+    q: Queries
+    k: Keys
+    v: Values
+
+
 class Mechanism(nn.Module, ABC):
     """Mixes tokens within each head: `(b h t d), (b h s d), (b h s e) -> (b h t e)`.
 
@@ -85,18 +103,29 @@ class Mechanism(nn.Module, ABC):
     Inputs are float16, bfloat16, float32 or float64; the output has their dtype, and sums are kept
     in float32 at least.
 
-    Inputs that do not fit `dims`, `projections` and the traits, and states that are not the mechanism's
-    own, are a `ValueError` in each form that a subclass defines, before its own code runs. (A compiled
-    `step` looks at inputs only.)
+    What all mechanisms do alike is done here, once, around each form that a subclass defines: inputs that
+    do not fit `dims`, `projections` and the traits, and states that are not the mechanism's own, are a
+    `ValueError` (a compiled `step` looks at inputs only); padding is zeroed, and a query there that is not
+    finite; autocast is off; and the output is put into the inputs' dtype. So are options that are not what
+    the constructor's signature says (`subquad.bounds`) a `ValueError`.
     """
 
     traits: ClassVar[Traits]
+    inputs: ClassVar[type[tuple[Tensor, ...]]] = QueriesKeysValues  # a NamedTuple of shapes
+    zeros_padding: ClassVar[bool] = True  # False: a form gets padding as it comes, and packs real tokens
+    _widths: ClassVar[dict[str, int | None]] = declared_widths(QueriesKeysValues)
 
-    def __init_subclass__(cls, **given: Any) -> None:
-        super().__init_subclass__(**given)
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" in vars(cls):
+            cls.__init__ = bounded(vars(cls)["__init__"])
+        renamed = "inputs" in vars(cls)
+        if renamed:
+            cls._widths = declared_widths(cls.inputs)
         for name in ("definition", "forward", "step"):
-            if name in vars(cls):
-                setattr(cls, name, checked(name, vars(cls)[name]))
+            form = getattr(cls, name)
+            if name in vars(cls) or (renamed and hasattr(form, "__wrapped__")):
+                setattr(cls, name, checked(cls, name, inspect.unwrap(form)))
 
     def __init__(self, dims: Dims, *, causal: bool) -> None:
         """Raise `ValueError` where the traits rule out the form that `causal` asks for."""
@@ -109,8 +138,19 @@ class Mechanism(nn.Module, ABC):
         self._initial: dict[torch.dtype, Layout] = {}  # the layout of the state of no token
 
     def projections(self) -> dict[str, int]:
-        """The width per head of each input, by parameter name; `q` comes first and goes by query."""
-        return dict.fromkeys(("q", "k", "v"), self.dims.head_dim)
+        """The width per head of each input, by parameter name; `q` comes first and goes by query.
+
+        As `inputs` has them: that of a head, unless the last axis of the shape is a number.
+        """
+        return {name: width or self.dims.head_dim for name, width in self._widths.items()}
+
+    def score_inputs(self) -> tuple[str, ...]:
+        """The inputs in which scores q . k / sqrt(d) are linear on the side of queries.
+
+        A layer multiplies them to scale the scores. Empty where weights are not made of such scores. By
+        default those who have softmax attention for a limit have them, and the input is `q`.
+        """
+        return () if self.traits.limit is None else ("q",)
 
     @abstractmethod
     def definition(self, *inputs: Any, valid: Valid | None = None) -> Outputs:
@@ -149,32 +189,59 @@ class Mechanism(nn.Module, ABC):
         return "streams in its causal form only; build it with causal=True"
 
 
-def checked(name: str, form: Callable[..., Any]) -> Callable[..., Any]:
-    """The form called `name`, for inputs and states that fit and no others.
+def bounded(constructor: Callable[..., None]) -> Callable[..., None]:
+    """The constructor, for options that are what its signature says."""
+
+    @wraps(constructor)
+    def within(self: Mechanism, *dims: Any, **options: Any) -> None:
+        require_bounds(self.traits.name, constructor, options)
+        constructor(self, *dims, **options)
+
+    return within
+
+
+def checked(owner: type[Mechanism], name: str, form: Callable[..., Any]) -> Callable[..., Any]:
+    """The `form` that `owner` has by that name, with what all mechanisms do alike done around it.
 
     What a subclass hands on to the form of its base is the subclass's matter.
     """
 
     def fitting(self: Mechanism, *inputs: Any, **named: Any) -> Any:
-        if getattr(type(self), name) is fitting:
-            given = require_inputs(
-                self.traits.name,
-                inputs,
-                named,
-                widths=self.projections(),
-                heads=self.dims.heads,
-                cross=self.traits.cross and not self.causal,
-            )
-            state = named.get("state")
+        if getattr(type(self), name) is not fitting:
+            return form(self, *inputs, **named)
+        widths = self.projections()
+        given = require_inputs(
+            self.traits.name,
+            inputs,
+            named,
+            widths=widths,
+            heads=self.dims.heads,
+            cross=self.traits.cross and not self.causal,
+        )
+        if len(inputs) < len(given):
+            named = {option: x for option, x in named.items() if option not in widths}
+        dtype, valid, state = given[0].dtype, named.get("valid"), named.get("state")
+        with no_autocast(given[0]):
             if state is not None and not torch.compiler.is_compiling():
-                initial = self._initial.get(given[0].dtype) or initial_layout(self, form, given)
-                growing = self.traits.state == "growing"
-                require_state(self.traits.name, state, initial, growing, given[0])
-        return form(self, *inputs, **named)
+                initial = self._initial.get(dtype) or initial_layout(self, form, given)
+                require_state(self.traits.name, state, initial, self.traits.state == "growing", given[0])
+            if valid is not None and self.zeros_padding:
+                given = zero_padding(valid, *given)
+            result = form(self, *given, **named)
+        if name == "step":
+            out, state = result
+            return out.to(dtype), state
+        return result.to(dtype)
 
     # the compiler keeps graphs by code, a few for each: forms that shared theirs would use up each other's
-    fitting.__code__ = fitting.__code__.replace(co_name=f"{form.__qualname__}, checked")
-    return wraps(form)(fitting)
+    fitting.__code__ = fitting.__code__.replace(co_name=f"{owner.__qualname__}.{name}, checked")
+    fitting = wraps(form)(fitting)
+    signature = inspect.signature(form)
+    me, first, *rest = signature.parameters.values()
+    if first.kind is inspect.Parameter.VAR_POSITIONAL:  # all inputs at once: their names are the owner's
+        inputs = [me.replace(name=name, annotation=x) for name, x in owner.inputs.__annotations__.items()]
+        fitting.__signature__ = signature.replace(parameters=[me, *inputs, *rest])
+    return fitting
 
 
 @torch.no_grad()

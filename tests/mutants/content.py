@@ -16,8 +16,8 @@ MUTANTS = [
         "matches_definition",
         "a pair found in two rounds counts twice",
         "Round.hidden",
-        "for marks in earlier)) == 1",
-        "for marks in earlier)) == 0",
+        "for labels in earlier)) == 1",
+        "for labels in earlier)) == 0",
     ),
     Mutant(
         "reformer",

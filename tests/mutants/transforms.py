@@ -56,8 +56,8 @@ MUTANTS = [
         "exports_with_free_lengths",
         "a window is cut to the length that is traced",
         "window_attention",
-        "return call_op(forward, q, k, v, lengths, left, right)",
-        "return call_op(forward, q, k, v, lengths, min(left, q.shape[2] - 1), right)",
+        "return call_op(window_op, q, k, v, lengths, left, right)",
+        "return call_op(window_op, q, k, v, lengths, min(left, q.shape[2] - 1), right)",
     ),
     Mutant(
         "local",

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from subquad import Dims
 from subquad.mechanisms.compressive import CompressiveAttention
-from subquad.ops.relative import sinusoid
+from subquad.ops.relative_attention.positions import sinusoid
 
 package = pytest.importorskip("compressive_transformer_pytorch.compressive_transformer_pytorch")
 HEADS, WIDTH, LENGTH = 2, 4, 24

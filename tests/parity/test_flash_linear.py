@@ -16,8 +16,8 @@ from torch.testing import assert_close
 from subquad import Dims
 from subquad.mechanisms.delta import DeltaAttention
 from subquad.mechanisms.retention import Retention
-from subquad.ops import flash_linear
-from subquad.ops.recurrence import decayed_product, delta_product
+from subquad.ops.recurrence import decayed_product, delta_product, fla
+from subquad.ops.recurrence.rows import Tokens
 
 with warnings.catch_warnings():  # it warns that there is no GPU
     warnings.simplefilter("ignore")
@@ -157,22 +157,25 @@ def plain(name):
     }[name]
 
 
+def wired(tokens, log_decay, beta, state):
+    q, k, v = tokens
+    return fla.product(Tokens(q, k, v, log_decay, beta), state, torch.float32)
+
+
 @pytest.mark.parametrize("width", [1, D])
 def test_the_wiring_to_their_kernels_of_decay_is_right(width, tokens, state, monkeypatch):
-    monkeypatch.setattr(flash_linear, "kernel", plain)
-    inputs = [*tokens, decays(width)]
-    ours = decayed_product(*inputs, state=state)
-    wired = flash_linear.decayed_product(*inputs, state=state, given=torch.float32)
-    close(wired, ours)
+    monkeypatch.setattr(fla, "kernel", plain)
+    log_decay = decays(width)
+    q, k, v = tokens
+    close(wired(tokens, log_decay, None, state), decayed_product(q, k, v, log_decay, state=state))
 
 
 def test_the_wiring_to_their_kernel_of_the_delta_rule_is_right(tokens, state, monkeypatch):
-    monkeypatch.setattr(flash_linear, "kernel", plain)
+    monkeypatch.setattr(fla, "kernel", plain)
+    q, k, v = tokens
     for log_decay in (decays(1), torch.zeros(1, 1, T, 1)):
-        inputs = [*tokens, rates(), log_decay]
-        ours = delta_product(*inputs, state=state)
-        wired = flash_linear.delta_product(*inputs, state=state, given=torch.float32)
-        close(wired, ours)
+        ours = delta_product(q, k, v, rates(), log_decay, state=state)
+        close(wired(tokens, log_decay, rates(), state), ours)
 
 
 @pytest.mark.parametrize(
@@ -186,5 +189,5 @@ def test_the_wiring_to_their_kernel_of_the_delta_rule_is_right(tokens, state, mo
 def test_their_kernels_take_what_we_hand_them(name, wanted):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        kernel = flash_linear.kernel(name)
+        kernel = fla.kernel(name)
     assert wanted <= inspect.signature(kernel).parameters.keys()

@@ -120,6 +120,7 @@ def compare(
             "Fits at a time. They share the cores, and disturb each other's timings a little.", panel=RUNS
         ),
     ] = COMPARISON.workers,
+    executor: Annotated[str, option("local, or what a package brings.", RUNS)] = COMPARISON.executor,
     device: Annotated[
         str, option("cpu, cuda or mps; auto takes CUDA where it is.", RUNS)
     ] = COMPARISON.device,
@@ -145,6 +146,7 @@ def compare(
         depth=depth,
         heads=heads,
         workers=workers,
+        executor=executor,
         positions=positions,
         learning_rate=learning_rate,
         weight_decay=weight_decay,
@@ -228,13 +230,12 @@ def bench(
         timeout=timeout,
     )
     with working("reading what is asked"):
-        from subquad.experiments.benchmark import plan
-        from subquad.experiments.grid import run_missing
+        from subquad.experiments.benchmark import plan, run
         from subquad.records import Store
 
         planned = plan(asked)
     with folder(out) as kept, watching(planned.specs) as observer:
-        records = run_missing(planned.specs, Store(kept), observer=observer, timeout=asked.timeout)
+        records = run(planned, asked, Store(kept), observer=observer)
     show_bench(planned.document, records, as_json=as_json)
     end(records)
 

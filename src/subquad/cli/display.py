@@ -6,12 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as Bars
 from rich.text import Text
 
+from subquad.executors import Progress
 from subquad.experiments.grid import Observer
 from subquad.experiments.spec import AnySpec, Bench, Fit
 from subquad.records import Record
@@ -42,7 +44,7 @@ class ProgressDisplay(Observer):
         self.skipped = 0  # runs found done, and not yet said so
         self.printed_at = time.monotonic()  # when the latest line was printed
         self.lock = threading.RLock()
-        self.progress = Progress(
+        self.progress = Bars(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TextColumn("{task.fields[facts]}", markup=False),
@@ -92,7 +94,7 @@ class ProgressDisplay(Observer):
             if not self.console.is_terminal:
                 self.print_line(spec, "started")
 
-    def on_progress(self, spec: AnySpec, progress: dict[str, Any]) -> None:
+    def on_progress(self, spec: AnySpec, progress: Progress) -> None:
         with self.lock:
             facts = progress["phase"]
             if progress["phase"] in {"train", "validate"}:

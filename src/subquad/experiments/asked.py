@@ -32,6 +32,7 @@ class Comparison:
     depth: int = 2
     heads: int = 4
     workers: int = 1  # fits at a time, which share the threads
+    executor: str = "local"  # what runs them: processes of this machine, or another package's by its name
     positions: str = "sinusoidal"
     learning_rate: float = 1e-3
     weight_decay: float = 0.01

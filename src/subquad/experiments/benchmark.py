@@ -5,11 +5,14 @@ from typing import Any, NamedTuple
 
 import torch
 
+from subquad.executors import Local
 from subquad.experiments.asked import Benchmark
 from subquad.experiments.device import resolve
+from subquad.experiments.grid import Observer, run_missing
 from subquad.experiments.rows import rows
 from subquad.experiments.spec import Bench, Row
 from subquad.mechanism import Dims
+from subquad.records import Record, Store
 
 
 class Plan(NamedTuple):
@@ -19,22 +22,28 @@ class Plan(NamedTuple):
     document: dict[str, Any]
 
 
-def plan(asked: Benchmark) -> Plan:
+def plan(config: Benchmark) -> Plan:
     """Raises `ValueError` for what cannot be built, before anything runs."""
-    dims = Dims(heads=asked.heads, head_dim=asked.head_dim, max_len=max(asked.lengths))
-    chosen = rows(asked.attention, dims, causal=asked.causal)
+    dims = Dims(heads=config.heads, head_dim=config.head_dim, max_len=max(config.lengths))
+    chosen = rows(config.attention, dims, causal=config.causal)
     specs = cells(
         chosen,
-        lengths=sorted(asked.lengths),
-        heads=asked.heads,
-        head_dim=asked.head_dim,
-        batch=asked.batch,
-        dtype=asked.dtype,
-        device=resolve(asked.device),
+        lengths=sorted(config.lengths),
+        heads=config.heads,
+        head_dim=config.head_dim,
+        batch=config.batch,
+        dtype=config.dtype,
+        device=resolve(config.device),
         threads=torch.get_num_threads(),
-        peers=asked.peers,
+        peers=config.peers,
     )
     return Plan(specs, {"rows": [row.to_json() for row in chosen]})
+
+
+def run(plan: Plan, config: Benchmark, store: Store, *, observer: Observer) -> list[Record]:
+    """Run what is missing of a plan, one cell at a time; the records of all."""
+    executor = Local(slots=1, timeout=config.timeout)
+    return run_missing(plan.specs, store, executor=executor, observer=observer)
 
 
 def cells(

@@ -10,19 +10,20 @@ from typing import Any
 
 import torch
 
-from subquad import tasks
+from subquad import executors, tasks
 from subquad.experiments import benchmark
 from subquad.experiments.asked import CELL, MULTIPLES, Comparison
 from subquad.experiments.device import resolve
 from subquad.experiments.grid import Observer, run_missing
 from subquad.experiments.model import build
-from subquad.experiments.rows import rows
+from subquad.experiments.rows import rows as parse_rows
 from subquad.experiments.spec import AnySpec, Baseline, Bench, Fit, Row
 from subquad.mechanism import Dims
 from subquad.records import Record, Store
 from subquad.tasks.metrics import BALANCED, LABELS, higher_is_better
 
 VALIDATIONS = 4  # in a fit
+NOT_IN_DOCUMENT = ("attention", "timeout", "executor")  # its rows stand there; the others change no result
 WARMING_UP = 10  # one step in so many
 BASELINES = {"majority": False, "boosting": True}  # whether another seed makes another one
 
@@ -41,44 +42,47 @@ class Plan:
         return (*self.baselines, *self.fits, *self.benches)
 
 
-def plan(asked: Comparison) -> Plan:
+def plan(config: Comparison) -> Plan:
     """Resolve and check everything. Raises `ValueError`, one message, for whatever cannot be done."""
-    asked = replace(asked, device=resolve(asked.device))
-    heads = Dims(heads=asked.heads, head_dim=asked.dim // asked.heads, max_len=asked.length)
-    chosen = rows(asked.attention, heads)
-    data = tasks.load(asked.task, target=asked.target, schema=asked.schema, keep=asked.length)
+    executors.find(config.executor)
+    config = replace(config, device=resolve(config.device))
+    heads = Dims(heads=config.heads, head_dim=config.dim // config.heads, max_len=config.length)
+    rows = parse_rows(config.attention, heads)
+    data = tasks.load(config.task, target=config.target, schema=config.schema, keep=config.length)
     threads = torch.get_num_threads()
-    shared = max(1, threads // asked.workers)
-    question = {
-        "task": asked.task,
+    shared = max(1, threads // config.workers)
+    data_fields = {
+        "task": config.task,
         "target": data.target.name,
-        "schema": None if asked.schema is None else str(asked.schema.absolute()),
+        "schema": None if config.schema is None else str(config.schema.absolute()),
         "data": data.fingerprint,
-        "length": min(asked.length, data.longest),
+        "length": min(config.length, data.longest),
     }
     fits = tuple(
-        fit(asked, row, question, seed=seed, threads=shared) for seed in range(asked.seeds) for row in chosen
+        fit(config, row, data_fields, seed=seed, threads=shared)
+        for seed in range(config.seeds)
+        for row in rows
     )
-    for spec in fits[: len(chosen)]:
+    for spec in fits[: len(rows)]:
         build(spec, data)  # refuses what cannot be built, before anything runs
     baselines = tuple(
-        Baseline(**question, baseline=baseline, seed=seed, threads=threads)
+        Baseline(**data_fields, baseline=baseline, seed=seed, threads=threads)
         for baseline, seeds in BASELINES.items()
-        for seed in range(asked.seeds if seeds else 1)
+        for seed in range(config.seeds if seeds else 1)
     )
-    lengths = asked.lengths or tuple(question["length"] * times for times in MULTIPLES)
+    lengths = config.lengths or tuple(data_fields["length"] * times for times in MULTIPLES)
     benches = benchmark.cells(
-        chosen,
-        lengths=sorted(lengths) if asked.bench else (),
-        heads=asked.heads,
-        head_dim=asked.dim // asked.heads,
-        device=asked.device,
+        rows,
+        lengths=sorted(lengths) if config.bench else (),
+        heads=config.heads,
+        head_dim=config.dim // config.heads,
+        device=config.device,
         threads=threads,
     )
     document = {
-        **{name: value for name, value in asdict(asked).items() if name not in {"attention", "timeout"}},
-        **question,
-        "title": f"{data.target.name} from {asked.task}",
+        **{name: value for name, value in asdict(config).items() if name not in NOT_IN_DOCUMENT},
+        **data_fields,
+        "title": f"{data.target.name} from {config.task}",
         "kind": data.kind,
         "unit": "event",
         "metric": data.metric,
@@ -86,7 +90,7 @@ def plan(asked: Comparison) -> Plan:
         "higher_is_better": higher_is_better(data.metric),
         "balanced": data.metric in BALANCED,
         "summary": dict(data.summary),
-        "rows": [row.to_json() for row in chosen],
+        "rows": [row.to_json() for row in rows],
         "lengths": sorted({spec.length for spec in benches}),
         "threads": shared,
         "keys": {
@@ -98,35 +102,39 @@ def plan(asked: Comparison) -> Plan:
     return Plan(baselines=baselines, fits=fits, benches=benches, document=document)
 
 
-def fit(asked: Comparison, row: Row, question: Mapping[str, Any], *, seed: int, threads: int) -> Fit:
+def fit(config: Comparison, row: Row, data_fields: Mapping[str, Any], *, seed: int, threads: int) -> Fit:
     return Fit(
-        **question,
+        **data_fields,
         **asdict(row),
-        dim=asked.dim,
-        depth=asked.depth,
-        heads=asked.heads,
-        positions=asked.positions,
-        batch=asked.batch,
-        steps=asked.steps,
-        validate=-(-asked.steps // VALIDATIONS),
-        learning_rate=asked.learning_rate,
-        warmup=-(-asked.steps // WARMING_UP),
-        weight_decay=asked.weight_decay,
-        clip=asked.clip,
-        accumulate=asked.accumulate,
-        dropout=asked.dropout,
-        precision=asked.precision,
-        device=asked.device,
+        dim=config.dim,
+        depth=config.depth,
+        heads=config.heads,
+        positions=config.positions,
+        batch=config.batch,
+        steps=config.steps,
+        validate=-(-config.steps // VALIDATIONS),
+        learning_rate=config.learning_rate,
+        warmup=-(-config.steps // WARMING_UP),
+        weight_decay=config.weight_decay,
+        clip=config.clip,
+        accumulate=config.accumulate,
+        dropout=config.dropout,
+        precision=config.precision,
+        device=config.device,
         seed=seed,
         threads=threads,
     )
 
 
-def run(planned: Plan, asked: Comparison, store: Store, *, observer: Observer) -> list[Record]:
+def run(plan: Plan, config: Comparison, store: Store, *, observer: Observer) -> list[Record]:
     """Do what is missing of a plan; the records of all its runs."""
-    store.put_comparison(planned.document)
-    training = (*planned.baselines, *planned.fits)
-    trained = run_missing(training, store, observer=observer, workers=asked.workers, timeout=asked.timeout)
-    benched = run_missing(planned.benches, store, observer=observer, timeout=min(asked.timeout, CELL))
-    store.put_comparison(planned.document)  # another may have been started meanwhile
+    store.put_comparison(plan.document)
+    training = (*plan.baselines, *plan.fits)
+    executor = executors.find(config.executor)
+    trained = run_missing(
+        training, store, executor=executor(slots=config.workers, timeout=config.timeout), observer=observer
+    )
+    one_at_a_time = executor(slots=1, timeout=min(config.timeout, CELL))
+    benched = run_missing(plan.benches, store, executor=one_at_a_time, observer=observer)
+    store.put_comparison(plan.document)  # another may have been started meanwhile
     return trained + benched

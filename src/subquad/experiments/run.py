@@ -1,93 +1,40 @@
-"""One run in a process of its own: `python -m subquad.experiments.run`, started by `grid`.
+"""What a spec asks for is done here, in the process that an executor gives it.
 
-The first line of standard input says what to do; the parent then keeps the pipe open, and when it closes,
-however the parent died, this process ends too, with all that it started. Standard output carries events as
-`pipe` describes them: progress, and at the end the outcome. Whatever libraries print goes to standard error.
+Each returns the parts of a record that the run itself knows: "result", "measured" and "data".
 """
 
-import json
-import os
-import signal
-import sys
-import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
-from subquad.experiments.pipe import written
-from subquad.experiments.spec import KINDS, AnySpec, Baseline, Bench, Fit
+from subquad.executors import Tell
+from subquad.experiments.spec import Baseline, Bench, Fit
 from subquad.records import Store
 
 if TYPE_CHECKING:
     from subquad.tasks.events import EventData
 
-Send = Callable[[dict[str, Any]], None]
-
-QUIET = 0.1  # seconds between two reports of the same phase
+MIN_INTERVAL_S = 0.1  # seconds between two reports of the same phase
 
 
-def main() -> None:
-    events = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    asked = json.loads(sys.stdin.readline())
-    token = asked["token"]
-    threading.Thread(target=end_with_parent, args=(sys.stdin,), daemon=True).start()
-    spec = KINDS[asked["kind"]](**asked["spec"])
-
-    def send(event: dict[str, Any]) -> None:
-        events.write(written(event, token))
-
-    try:
-        outcome = run(spec, Store(Path(asked["folder"])), send)
-        send({"event": "outcome", "status": "ok", "reason": "", **outcome})
-    except Exception as error:  # the one place that catches everything, and hands on what it caught
-        send({"event": "outcome", **failure(error)})
-        raise  # the traceback goes to standard error
-
-
-def end_with_parent(stdin: TextIO) -> None:
-    stdin.read()
-    if os.getpgrp() == os.getpid():
-        os.killpg(0, signal.SIGKILL)
-    os._exit(1)
-
-
-def run(spec: AnySpec, store: Store, send: Send) -> dict[str, Any]:
-    """The parts of a record that the run itself knows: "result", "measured" and "data"."""
-    import torch
-
-    from subquad.measure.machine import machine, versions
-
-    torch.set_num_threads(spec.threads)
-    send({"event": "start", "machine": machine(), "versions": versions()})
-    match spec:
-        case Fit():
-            return run_fit(spec, store, send)
-        case Baseline():
-            return run_baseline(spec)
-        case Bench():
-            return run_bench(spec)
-
-
-def run_fit(spec: Fit, store: Store, send: Send) -> dict[str, Any]:
+def run_fit(spec: Fit, store: Store, tell: Tell) -> dict[str, Any]:
     from subquad.experiments.fit import fit
     from subquad.experiments.trained import export
 
-    told = ("", 0.0)
+    last = ("", 0.0)
 
-    def tell(phase: str, step: int, loss: float | None) -> None:
-        nonlocal told
+    def report(phase: str, step: int, loss: float | None) -> None:
+        nonlocal last
         now = time.monotonic()
-        if phase == told[0] and now < told[1] + QUIET and step < spec.steps:
+        if phase == last[0] and now < last[1] + MIN_INTERVAL_S and step < spec.steps:
             return
-        told = (phase, now)
-        send({"event": "progress", "phase": phase, "step": step, "steps": spec.steps, "loss": loss})
+        last = (phase, now)
+        tell({"event": "progress", "phase": phase, "step": step, "steps": spec.steps, "loss": loss})
 
-    tell("data", 0, None)
+    report("data", 0, None)
     data = load(spec)
     kept = store.checkpoint_path(spec.key)
-    fitted = fit(spec, data, kept=kept, tell=tell, note=lambda text: send({"event": "note", "text": text}))
+    fitted = fit(spec, data, kept=kept, tell=report, note=lambda text: tell({"event": "note", "text": text}))
     export(fitted.model, data, spec, store.model_path(spec.key))
     return {"result": fitted.result, "measured": fitted.measured, "data": about(data)}
 
@@ -123,18 +70,3 @@ def load(spec: Fit | Baseline) -> "EventData":
 
 def about(data: "EventData") -> dict[str, Any]:
     return {"fingerprint": data.fingerprint, "summary": dict(data.summary)}
-
-
-def failure(error: Exception) -> dict[str, str]:
-    """How a run ended that could not do what was asked."""
-    import torch
-
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    if isinstance(error, FloatingPointError):
-        return {"status": "not finite", "reason": text}
-    starved = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text
-    return {"status": "out of memory" if starved else "failed", "reason": text}
-
-
-if __name__ == "__main__":
-    main()

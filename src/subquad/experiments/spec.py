@@ -6,11 +6,15 @@ threads" are resolved before a spec is made, since another machine would resolve
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from subquad import records
 from subquad.experiments.notation import Option, written
+
+if TYPE_CHECKING:
+    from subquad.executors import Tell
+
+S = TypeVar("S", bound="Spec")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +35,25 @@ class Row:
 
 
 class Spec:
-    """What all specs share: they become JSON, and JSON becomes them again."""
+    """What all specs share: they become JSON, JSON becomes them again, and an executor runs them."""
 
     kind: ClassVar[str]
     version: ClassVar[int]  # raise it when figures change their meaning: older records then lapse
+    timed: ClassVar[bool] = False  # whether the result is how long something takes
     aside: ClassVar[tuple[str, ...]] = ()  # fields that no result depends on, such as where a file lies
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)  # pyright: ignore[reportArgumentType]  # every spec is a dataclass
+
+    @classmethod
+    def from_json(cls: type[S], fields: Mapping[str, Any]) -> S:
+        return cls(**fields)
+
+    def check(self, record: records.Record) -> None:
+        """Raise `ValueError`, naming the field, for what is no record of a run."""
+        from subquad.recorded import check_record
+
+        check_record(record)
 
     @property
     def key(self) -> str:
@@ -84,6 +99,11 @@ class Fit(Spec):
     def label(self) -> str:
         return f"{Row(attention=self.attention, options=self.options).label} · seed {self.seed}"
 
+    def run(self, store: records.Store, tell: "Tell") -> dict[str, Any]:
+        from subquad.experiments.run import run_fit
+
+        return run_fit(self, store, tell)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline(Spec):
@@ -106,6 +126,11 @@ class Baseline(Spec):
     def label(self) -> str:
         return f"baseline {self.baseline} · seed {self.seed}"
 
+    def run(self, store: records.Store, tell: "Tell") -> dict[str, Any]:
+        from subquad.experiments.run import run_baseline
+
+        return run_baseline(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bench(Spec):
@@ -113,6 +138,7 @@ class Bench(Spec):
 
     kind: ClassVar = "bench"
     version: ClassVar = 2
+    timed: ClassVar = True
 
     attention: str
     options: dict[str, Option]
@@ -136,8 +162,10 @@ class Bench(Spec):
     def label(self) -> str:
         return f"bench {Row(attention=self.attention, options=self.options).label} · {self.length:,} tokens"
 
+    def run(self, store: records.Store, tell: "Tell") -> dict[str, Any]:
+        from subquad.experiments.run import run_bench
+
+        return run_bench(self)
+
 
 AnySpec = Fit | Baseline | Bench
-KINDS: Mapping[str, type[Fit] | type[Baseline] | type[Bench]] = MappingProxyType(
-    {spec.kind: spec for spec in (Fit, Baseline, Bench)}
-)

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from subquad.features.feature_map import Features, Heads, Keys
-from subquad.ops.linear_attention import Given
-from subquad.ops.native.linear import Map
+from subquad.ops.linear_attention import FeatureKind, KernelInputs
 
 LENGTHS = ("chi", "fixed")
 Scaling = Literal["root", "unit", "none"]  # what x' is: x / d^(1/4), x / |x| or x
@@ -65,12 +64,12 @@ class Projection(nn.Module):
     def forward(self, x: Heads) -> Features:
         return self.scaled(x) @ self.W.to(x.dtype).mT
 
-    def given(self, q: Heads, k: Keys, W: Rows) -> Given:
+    def given(self, q: Heads, k: Keys, W: Rows) -> KernelInputs:
         """What linear attention makes exp(W x' - |x'|^2 / 2) from, W being ours, or ours and more."""
         root = W.shape[1] ** 0.25
         if self.scaling == "unit":
             q, k = self.scaled(q) * root, self.scaled(k) * root
-        return Given(q, k, Map.FAVOR, W.to(torch.promote_types(q.dtype, torch.float32)) / root)
+        return KernelInputs(q, k, FeatureKind.FAVOR, W.to(torch.promote_types(q.dtype, torch.float32)) / root)
 
 
 class Unprojected(nn.Module):

@@ -6,8 +6,7 @@ Katharopoulos, Vyas, Pappas, Fleuret: Transformers are RNNs. ICML 2020, arXiv:20
 import torch
 
 from subquad.features.feature_map import FeatureMap, Features, Heads, Keys
-from subquad.ops.linear_attention import Given
-from subquad.ops.native.linear import Map
+from subquad.ops.linear_attention import FeatureKind, KernelInputs
 
 
 class Elu(FeatureMap):
@@ -19,5 +18,5 @@ class Elu(FeatureMap):
         # elu(x) + 1 would round to zero below -17 in float32, and a query could see no key
         return torch.where(x > 0, x + 1, x.clamp(max=0).exp())
 
-    def given(self, q: Heads, k: Keys) -> Given:
-        return Given(q, k, Map.ELU)
+    def given(self, q: Heads, k: Keys) -> KernelInputs:
+        return KernelInputs(q, k, FeatureKind.ELU)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from subquad.features.directions import Projection, gaussian, orthogonal_gaussian
 from subquad.features.feature_map import ExponentialFeatureMap, Features, Heads, Keys
-from subquad.ops.linear_attention import Given
+from subquad.ops.linear_attention import KernelInputs
 
 __all__ = ["Favor", "Hyperbolic", "RandomExponentials", "Trigonometric", "gaussian", "orthogonal_gaussian"]
 
@@ -53,7 +53,7 @@ class Favor(RandomExponentials):
         x, W = self.project.scaled(x), self.project.W
         return (x @ W.mT - x.square().sum(-1, keepdim=True) / 2).exp() / len(W) ** 0.5
 
-    def given(self, q: Heads, k: Keys) -> Given:
+    def given(self, q: Heads, k: Keys) -> KernelInputs:
         return self.project.given(q, k, self.project.W)
 
     def log_queries(self, q: Heads) -> Features:
@@ -75,7 +75,7 @@ class Hyperbolic(RandomExponentials):
         u, shrink = x @ W.mT, (-x.square().sum(-1, keepdim=True) / 2).exp()
         return torch.cat([u.exp(), (-u).exp()], -1) * shrink / (2 * len(W)) ** 0.5
 
-    def given(self, q: Heads, k: Keys) -> Given:
+    def given(self, q: Heads, k: Keys) -> KernelInputs:
         return self.project.given(q, k, torch.cat([self.project.W, -self.project.W]))
 
     def log_queries(self, q: Heads) -> Features:

@@ -6,8 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from subquad.ops.linear_attention import Given
-from subquad.ops.native.linear import Map
+from subquad.ops.linear_attention import FeatureKind, KernelInputs
 
 Heads = Float[Tensor, "b h t d"]
 Keys = Float[Tensor, "b h s d"]
@@ -29,9 +28,9 @@ class FeatureMap(nn.Module, ABC):
     def forward(self, x: Heads) -> Features:
         """phi(x), as the paper writes it."""
 
-    def given(self, q: Heads, k: Keys) -> Given:
+    def given(self, q: Heads, k: Keys) -> KernelInputs:
         """What linear attention starts from: features, or what it makes them from by itself."""
-        return Given(self(q), self(k))
+        return KernelInputs(self(q), self(k))
 
     def penalty(self) -> Float[Tensor, ""]:
         """The map's own loss term from its latest use."""
@@ -56,8 +55,8 @@ class ExponentialFeatureMap(FeatureMap):
     def log_keys(self, k: Heads) -> LogFeatures:
         """log phi(k), up to one constant for all keys; where there is an amplitude, as for queries."""
 
-    def given(self, q: Heads, k: Keys) -> Given:
-        return Given(self.log_queries(q), self.log_keys(k), Map.LOGS)
+    def given(self, q: Heads, k: Keys) -> KernelInputs:
+        return KernelInputs(self.log_queries(q), self.log_keys(k), FeatureKind.LOGS)
 
     def amplitude(self, x: Heads) -> Features | None:
         """Factors of at most about one, of either sign, for queries and keys alike; None: all are one."""

@@ -43,14 +43,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from subquad.inputs import no_autocast, zero_padding
 from subquad.mechanism import Dims, Mechanism, Outputs, Queries, Traits, Valid
 from subquad.memories.compression import KINDS, Convolution, compressor
 from subquad.memories.literal import Row, relative_attention, row_by_row
 from subquad.memories.segments import Segments, as_batch, windows
 from subquad.memories.short_term import Far, RelativeAttention
 from subquad.ops.attention import attention
-from subquad.ops.padding import zero_padding
-from subquad.ops.precision import no_autocast, wide
+from subquad.ops.precision import wide
 from subquad.ops.transforms import lasting
 
 Line = Float[Tensor, "b h _ c"]  # tokens or slots, one after the other

@@ -23,12 +23,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from subquad.inputs import no_autocast, zero_padding
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, State, Traits, Valid, Values
 from subquad.ops.allocation import concat_into
-from subquad.ops.kernel_sums import Sums, causal_average, collect, divide, read
-from subquad.ops.linear_attention import Given, linear_attention
-from subquad.ops.padding import zero_padding
-from subquad.ops.precision import no_autocast, wide
+from subquad.ops.linear_attention import KernelInputs, linear_attention
+from subquad.ops.linear_attention.sums import Sums, causal_average, collect, divide, read
+from subquad.ops.precision import wide
 from subquad.ops.scan import again, blocks, scan
 
 Angles = Float[Tensor, "#b 1 t 1"]
@@ -107,8 +107,8 @@ class CosFormer(Mechanism):
         with no_autocast(q):
             wide_q, wide_k, wide_v = wide(*zero_padding(valid, q, k, v))
             angles = math.pi / 2 / self.dims.max_len * places(valid, like=wide_q)
-            given = Given(features(wide_q, angles), features(wide_k, angles))
-            return linear_attention(given, wide_v, valid=valid, causal=True).to(v.dtype)
+            inputs = KernelInputs(features(wide_q, angles), features(wide_k, angles))
+            return linear_attention(inputs, wide_v, valid=valid, causal=True).to(v.dtype)
 
     def step(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, state: Past | None = None

@@ -4,7 +4,7 @@
 
 with q and k of length 1 after silu, v after silu, and beta = sigmoid of an input. S_(i-1)^T k_i is what the
 key recalls; a share beta of it is taken out and as much of the new value put in: one step of gradient descent
-on |S^T k_i - v_i|^2 / 2, with beta for its rate. The fast form is in `ops/delta_rule.py`.
+on |S^T k_i - v_i|^2 / 2, with beta for its rate. The fast form is in `ops/recurrence/delta_rule.py`.
 
 Schlag, Irie, Schmidhuber: Linear Transformers Are Secretly Fast Weight Programmers. ICML 2021,
 arXiv:2102.11174, section 4.2. In the form of Yang, Wang, Zhang, Shen, Kim: Parallelizing Linear Transformers
@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from subquad.inputs import zero_padding
 from subquad.mechanism import Dims, Outputs, Queries, Traits, Valid
 from subquad.mechanisms.recurrent import Memory, RecurrentAttention, Row, nothing
-from subquad.ops.padding import zero_padding
 from subquad.ops.precision import wide
 from subquad.ops.recurrence import delta_product
 
@@ -99,6 +99,6 @@ class DeltaAttention(RecurrentAttention):
         q, k, v, beta = zero_padding(valid, q, k, v, beta)
         S = nothing(k, v) if state is None else state.S
         nothing_fades = S.new_zeros(1).expand(1, 1, k.shape[2], 1)
-        around = self._around(S, unit=EPSILON, swish_values=self.swish_values)
-        out, S = delta_product(q, k, v, wide(beta)[0].sigmoid(), nothing_fades, state=S, around=around)
+        fusion = self._fusion(S, qk_l2norm_eps=EPSILON, swish_values=self.swish_values)
+        out, S = delta_product(q, k, v, wide(beta)[0].sigmoid(), nothing_fades, state=S, fusion=fusion)
         return out, Memory(S)

@@ -21,10 +21,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from subquad.inputs import zero_padding
 from subquad.mechanism import Dims, Outputs, Queries, Traits, Valid
 from subquad.mechanisms.delta import EPSILON, Rates
 from subquad.mechanisms.recurrent import Memory, RecurrentAttention, Row, kept, nothing
-from subquad.ops.padding import zero_padding
 from subquad.ops.precision import wide
 from subquad.ops.recurrence import delta_product
 
@@ -129,6 +129,6 @@ class GatedDeltaAttention(RecurrentAttention):
         S = nothing(k, v) if state is None else state.S
         beta, alpha, log_A, b = wide(beta, alpha, self.log_A, self.b)
         fading = log_A.exp()[:, None, None] * F.softplus(alpha + b[:, None, None])
-        around = self._around(S, gate, unit=EPSILON, swish_values=True)
-        out, S = delta_product(q, k, v, beta.sigmoid(), kept(-fading, valid), state=S, around=around)
+        fusion = self._fusion(S, gate, qk_l2norm_eps=EPSILON, swish_values=True)
+        out, S = delta_product(q, k, v, beta.sigmoid(), kept(-fading, valid), state=S, fusion=fusion)
         return out, Memory(S)

@@ -19,9 +19,9 @@ import math
 
 import torch
 
+from subquad.inputs import zero_padding
 from subquad.mechanism import Dims, Outputs, Queries, Traits, Valid
 from subquad.mechanisms.recurrent import Memory, RecurrentAttention, Row, nothing
-from subquad.ops.padding import zero_padding
 from subquad.ops.recurrence import decayed_product
 
 
@@ -116,6 +116,6 @@ class GatedLinearAttention(RecurrentAttention):
         if valid is not None:
             forget = forget.masked_fill(~valid[:, None, :, None], math.inf)  # nothing fades at padding
         S = nothing(k, v) if state is None else state.S
-        around = self._around(S, gate, q_scale=q.shape[-1] ** -0.5, root=1 / self.tau)
-        out, S = decayed_product(q, k, v, forget, state=S, around=around)
+        fusion = self._fusion(S, gate, q_scale=q.shape[-1] ** -0.5, gate_normalizer=self.tau)
+        out, S = decayed_product(q, k, v, forget, state=S, fusion=fusion)
         return out, Memory(S)

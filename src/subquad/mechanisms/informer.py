@@ -31,11 +31,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from subquad.inputs import no_autocast
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
 from subquad.ops.generators import seeded
 from subquad.ops.graphed import graphed
 from subquad.ops.packing import Packing, take
-from subquad.ops.precision import no_autocast, wide
+from subquad.ops.precision import wide
 
 
 class Informer(Mechanism):

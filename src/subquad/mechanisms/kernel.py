@@ -9,7 +9,7 @@ Bidirectional: the sums run over all keys, and a sequence costs O(t f e) instead
 run over j <= i, which makes (S, z) the state of a recurrent network that advances a chunk at a time.
 
 Katharopoulos, Vyas, Pappas, Fleuret: Transformers are RNNs. ICML 2020, arXiv:2006.16236, sections 3.2
-to 3.4. The sums themselves, and how they keep in range, are in `ops/kernel_sums.py`.
+to 3.4. The sums themselves, and how they keep in range, are in `ops/linear_attention/sums.py`.
 """
 
 import torch
@@ -17,13 +17,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from subquad.features.feature_map import ExponentialFeatureMap, FeatureMap
+from subquad.inputs import no_autocast, zero_padding
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, State, Traits, Valid, Values
 from subquad.ops.allocation import concat_into
-from subquad.ops.kernel_sums import (
+from subquad.ops.linear_attention import advance, fast_steps, linear_attention
+from subquad.ops.linear_attention.sums import (
     Exponentials,
     ShiftedSums,
     Sums,
-    causal_average,
     causal_exponential_average,
     collect,
     collect_exponentials,
@@ -31,9 +32,7 @@ from subquad.ops.kernel_sums import (
     read,
     read_exponentials,
 )
-from subquad.ops.linear_attention import advance, linear_attention, streams
-from subquad.ops.padding import zero_padding
-from subquad.ops.precision import no_autocast, wide
+from subquad.ops.precision import wide
 from subquad.ops.scan import BLOCK, again, blocks, scan
 
 CHUNK = 64  # tokens; measured best on CPUs over 32, 128 and 256
@@ -70,7 +69,7 @@ class KernelAttention(Mechanism):
         return divide(weights @ v, weights.sum(-1, keepdim=True))
 
     def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
-        if self.causal and (self.features.signed or (streams(q, k, v) and not self.features.fused)):
+        if self.causal and (self.features.signed or (not self.features.fused and fast_steps(q, k, v))):
             return self.step(q, k, v, valid=valid)[0]
         with no_autocast(q):
             q, k, v = zero_padding(valid, q, k, v)
@@ -103,16 +102,9 @@ class KernelAttention(Mechanism):
     def _block(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: State | None
     ) -> tuple[Outputs, State]:
-        fast = self._advance(q, k, v, valid=valid, state=state)
-        return fast or scan(self._chunk, q, k, v, valid=valid, state=state, chunk=CHUNK)
-
-    def _advance(
-        self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: State | None
-    ) -> tuple[Outputs, State] | None:
-        """The next tokens by compiled kernels; `None` where `_chunk` must do it."""
         phi = self.features
-        if phi.signed or not streams(q, k, v, before=state):
-            return None
+        if isinstance(phi, ExponentialFeatureMap) and phi.signed:
+            return scan(self._chunk, q, k, v, valid=valid, state=state, chunk=CHUNK)
         if not phi.fused:
             q, k, v = wide(q, k, v)
         q, k, v = zero_padding(valid, q, k, v)
@@ -121,11 +113,11 @@ class KernelAttention(Mechanism):
     def _chunk(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: State | None
     ) -> tuple[Outputs, State]:
+        """Of features whose sign log space cannot hold."""
+        phi = self.features
+        assert isinstance(phi, ExponentialFeatureMap)
         q, k, v = wide(*zero_padding(valid, q, k, v))
-        if isinstance(self.features, ExponentialFeatureMap):
-            phi = queries(self.features, q), keys(self.features, k)
-            return causal_exponential_average(*phi, v, valid=valid, state=state)
-        return causal_average(self.features(q), self.features(k), v, valid=valid, state=state)
+        return causal_exponential_average(queries(phi, q), keys(phi, k), v, valid=valid, state=state)
 
     def _collect(self, k: Keys, v: Values, valid: Valid | None, sums: State | None) -> Sums | ShiftedSums:
         k, v = wide(k, v)

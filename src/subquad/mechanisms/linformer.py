@@ -22,12 +22,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from subquad.inputs import no_autocast, zero_padding
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
 from subquad.ops.attention import attention
 from subquad.ops.packing import Packing
-from subquad.ops.padding import zero_padding
 from subquad.ops.pooling import Windows
-from subquad.ops.precision import by_heads, no_autocast
+from subquad.ops.precision import by_heads
 
 SHARING = ("none", "heads", "key-value", "layers")
 PROJECTIONS = ("linear", "mean", "max", "convolution")

@@ -21,11 +21,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from subquad.inputs import no_autocast
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
 from subquad.mechanisms.sparse import SparseAttention
 from subquad.ops.attention import attention
 from subquad.ops.packing import Packing, take
-from subquad.ops.precision import no_autocast, wide
+from subquad.ops.precision import wide
 from subquad.ops.scan import scan
 from subquad.patterns import Dilated, Local
 

@@ -15,10 +15,11 @@ models have no global tokens, and are `local`.
 
 import torch
 
+from subquad.inputs import no_autocast
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
 from subquad.ops.attention import attention
 from subquad.ops.packing import Packing
-from subquad.ops.precision import no_autocast, wide
+from subquad.ops.precision import wide
 from subquad.patterns import Columns, Local, attend
 
 
@@ -56,6 +57,9 @@ class LongformerAttention(Mechanism):
     def projections(self) -> dict[str, int]:
         names = ("q", "k", "v", "q_global", "k_global", "v_global")
         return dict.fromkeys(names, self.dims.head_dim)
+
+    def score_inputs(self) -> tuple[str, ...]:
+        return "q", "q_global"
 
     def definition(
         self,

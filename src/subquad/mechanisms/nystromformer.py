@@ -27,14 +27,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from subquad.inputs import no_autocast, zero_padding
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
 from subquad.ops.attention import attention
 from subquad.ops.convolution import convolve
 from subquad.ops.landmarks import Segments
 from subquad.ops.masked_softmax import masked_softmax
 from subquad.ops.packing import Packing
-from subquad.ops.padding import zero_padding
-from subquad.ops.precision import by_heads, no_autocast
+from subquad.ops.precision import by_heads
 from subquad.ops.unused import unused
 
 Row = Float[Tensor, "h n d"]

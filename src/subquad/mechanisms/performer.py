@@ -34,12 +34,11 @@ from subquad.features.directions import LENGTHS, Projection, Scaling, Unprojecte
 from subquad.features.favor import Favor, Hyperbolic, Trigonometric
 from subquad.features.feature_map import FeatureMap
 from subquad.features.generalised import FUNCTIONS, Generalised, GeneralisedExponential
-from subquad.inputs import require_inputs
+from subquad.inputs import no_autocast, require_inputs, zero_padding
 from subquad.mechanism import Dims, Keys, Queries, Valid
 from subquad.mechanisms.kernel import KERNEL, KernelAttention
 from subquad.ops.generators import seeded
-from subquad.ops.padding import zero_padding
-from subquad.ops.precision import no_autocast, wide
+from subquad.ops.precision import wide
 
 ESTIMATES: dict[str, Callable[[Projection], FeatureMap]] = {  # of the softmax kernel
     "positive": Favor,
@@ -59,7 +58,7 @@ class Performer(KernelAttention):
     "trigonometric", without sign, both of them two to a random direction, so that `features` is even; or the
     features f(W x') + `epsilon` of another kernel: relu, abs, elu, gelu, sigmoid or exp.
     `projection`: without it, the features of another kernel are f(x') + `epsilon`, as many as a head is wide.
-    `scale`: without it, x' is x there. Without both, "relu" is the Performer of the Long Range Arena.
+    `rescale`: without it, x' is x there. Without both, "relu" is the Performer of the Long Range Arena.
     `orthogonal`: directions are so within blocks of the head's width, which lowers the variance. `lengths`:
     "chi", those of Gaussian vectors, or "fixed", all sqrt(d), which lowers the variance further at the price
     of a bias (SMREG). `seed`: they are drawn from it and from the layer's number. `redraw_every`: steps of
@@ -97,7 +96,7 @@ class Performer(KernelAttention):
         lengths: str = "chi",
         epsilon: float = 1e-3,
         projection: bool = True,
-        scale: bool = True,
+        rescale: bool = True,
         normalise: bool = False,
         seed: int = 0,
         redraw_every: int = 0,
@@ -119,13 +118,13 @@ class Performer(KernelAttention):
             raise ValueError(
                 f"'performer': redraw_every must be a number of steps, 0 for never, not {redraw_every!r}"
             )
-        if map in ESTIMATES and not (projection and scale):
+        if map in ESTIMATES and not (projection and rescale):
             raise ValueError(
                 f"'performer': map={map!r} estimates softmax attention, which takes projection=True and "
-                f"scale=True; the others are {', '.join(OTHERS)}"
+                f"rescale=True; the others are {', '.join(OTHERS)}"
             )
-        if normalise and not scale:
-            raise ValueError("'performer': normalise=True is a scale by itself: leave scale=True")
+        if normalise and not rescale:
+            raise ValueError("'performer': normalise=True rescales by itself: leave rescale=True")
         drawn = {"features": features != FEATURES, "lengths": lengths != "chi", "orthogonal": not orthogonal}
         drawn |= {"seed": seed, "redraw_every": redraw_every}
         if not projection and (idle := [option for option, chosen in drawn.items() if chosen]):
@@ -133,7 +132,7 @@ class Performer(KernelAttention):
                 "'performer': projection=False leaves nothing to draw, and has as many features as a head is "
                 f"wide: leave {', '.join(idle)} at the default"
             )
-        scaling: Scaling = "unit" if normalise else "root" if scale else "none"
+        scaling: Scaling = "unit" if normalise else "root" if rescale else "none"
         project = Unprojected(scaling=scaling)
         if projection:
             project = Projection(
@@ -148,6 +147,9 @@ class Performer(KernelAttention):
         self.map = map
         self.normalise = normalise
         self.redraw_every = redraw_every
+
+    def score_inputs(self) -> tuple[str, ...]:
+        return ("q",) if self.map in ESTIMATES and not self.normalise else ()
 
     @torch.no_grad()
     def estimate_error(

@@ -25,13 +25,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from subquad.inputs import no_autocast, zero_padding
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
-from subquad.ops.bands import NEVER, banded_attention
+from subquad.ops.banded_attention import NEVER, banded_attention
 from subquad.ops.packing import Packing
-from subquad.ops.padding import zero_padding
 from subquad.ops.pooling import Pooled, Windows
-from subquad.ops.precision import no_autocast, wide
-from subquad.ops.window import window_attention
+from subquad.ops.precision import wide
+from subquad.ops.window_attention import window_attention
 
 POOLINGS = ("mean", "max", "convolution")
 
@@ -94,6 +94,9 @@ class Poolingformer(Mechanism):
             self.W_q, self.W_k, self.W_v = (nn.Parameter(torch.randn(h, d, d) * d**-0.5) for _ in range(3))
         if pooling == "convolution":
             self.D_k, self.D_v = (nn.Parameter(torch.randn(h, d, kernel) * d**-0.5) for _ in range(2))
+
+    def score_inputs(self) -> tuple[str, ...]:
+        return ("q",) if self.second == "x" else ()  # the others' second level makes queries of values
 
     def definition(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
         out = torch.zeros_like(v)

@@ -3,8 +3,8 @@
     out_i = norm(q_i^T S_i),    S_i = (what is left of S_(i-1)) + k_i (what is new)^T
 
 A member says what is left and what is new. Its definition is that recurrence, one token after the other. Its
-fast form runs by chunks of matrix products (`ops/decay.py`, `ops/delta_rule.py`), and what is done to tokens
-before and after runs with it (`ops/recurrence.py`). A stream goes on from S.
+fast form runs by chunks of matrix products, and what is done to tokens before and after runs with it
+(`ops/recurrence/`). A stream goes on from S.
 
 Weights may be of any sign, and nothing divides by their sum. Instead each head divides its output by the
 root mean square of its channels, and multiplies it by a scale for each channel, which most members learn.
@@ -19,9 +19,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from subquad.inputs import no_autocast
 from subquad.mechanism import Dims, Mechanism, Outputs, State, Valid
-from subquad.ops.precision import no_autocast, wide
-from subquad.ops.rows import Around, Gates
+from subquad.ops.precision import wide
+from subquad.ops.recurrence.rows import Fusion, Gates
 
 Inputs = Float[Tensor, "b h t _"]
 Row = Float[Tensor, "h t _"]
@@ -69,10 +70,10 @@ class RecurrentAttention(Mechanism):
         o = o / (o.square().mean(-1, keepdim=True) + self.epsilon).sqrt()
         return o if self.scale is None else o * self.scale
 
-    def _around(self, S: Matrix, gate: Gates | None = None, **before: Any) -> Around:
+    def _fusion(self, S: Matrix, gate: Gates | None = None, **before: Any) -> Fusion:
         """The norm of outputs and their gate, and what is to be done to tokens before."""
         scale = S.new_ones(S.shape[3]) if self.scale is None else wide(self.scale)[0]
-        return Around(norm=self.epsilon, scale=scale, gate=gate, **before)
+        return Fusion(rms_norm_eps=self.epsilon, scale=scale, gate=gate, **before)
 
 
 def nothing(k: Float[Tensor, "b h t d"], v: Float[Tensor, "b h t e"]) -> Matrix:

@@ -37,13 +37,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from subquad.inputs import no_autocast, zero_padding
 from subquad.mechanism import Dims, Mechanism, Outputs, Queries, Traits, Valid, Values
 from subquad.ops.bucket_attention import bucket_attention
-from subquad.ops.buckets import Buckets
+from subquad.ops.bucket_attention.sorting import Buckets
 from subquad.ops.generators import seeded
 from subquad.ops.hashing import WIDEST, hash_sizes, hashed
-from subquad.ops.padding import zero_padding
-from subquad.ops.precision import no_autocast, wide
+from subquad.ops.precision import wide
 
 Row = Float[Tensor, "h n d"]
 
@@ -149,11 +149,11 @@ class Reformer(Mechanism):
                 F.normalize(wide_q, dim=-1) * q.shape[-1] ** 0.5,  # it divides scores by that
                 wide_v,
                 order=rounds.order,
-                marks=self._marks(bucket, rounds, real),
+                labels=self._labels(bucket, rounds, real),
                 size=rounds.size,
                 causal=self.causal,
-                alone=True,
-                repeats=self.duplicates,
+                self_only_if_alone=True,
+                count_duplicates=self.duplicates,
             )
             return out.to(v.dtype)
 
@@ -161,7 +161,7 @@ class Reformer(Mechanism):
         """The bucket of each token in each round, by the number of tokens in its row (None: all)."""
         return hashed(x, self.R, count, bucket=self.bucket)
 
-    def _marks(
+    def _labels(
         self, bucket: Int[Tensor, "b h r n"], buckets: Buckets, real: Bool[Tensor, "b n"]
     ) -> Int[Tensor, "b h r n"]:
         """Numbers of which the difference is 0 or 1 just where the first token may see the second.

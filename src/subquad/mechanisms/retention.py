@@ -29,9 +29,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from subquad.inputs import zero_padding
 from subquad.mechanism import Dims, Outputs, Queries, Traits, Valid
 from subquad.mechanisms.recurrent import RecurrentAttention, Row, kept, nothing
-from subquad.ops.padding import zero_padding
 from subquad.ops.recurrence import decayed_product
 from subquad.ops.rotary import LONGEST_WAVE, turns
 
@@ -136,6 +136,6 @@ class Retention(RecurrentAttention):
         h = torch.arange(heads, device=q.device, dtype=state.S.dtype)
         log_gamma = torch.log1p(-torch.exp2(-5 - h))[:, None, None].expand(1, heads, length, 1)
         turn = turns(position, d // 2, dtype=state.S.dtype, closed=self.form == "torchscale")
-        around = self._around(state.S, gate, q_scale=d**-0.5, turn=turn)
-        out, S = decayed_product(q, k, v, kept(log_gamma, valid), state=state.S, around=around)
+        fusion = self._fusion(state.S, gate, q_scale=d**-0.5, rotary=turn)
+        out, S = decayed_product(q, k, v, kept(log_gamma, valid), state=state.S, fusion=fusion)
         return out, Turning(S, state.seen + new)

@@ -36,14 +36,14 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.nn import functional as F
 
+from subquad.inputs import no_autocast, zero_padding
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
 from subquad.ops.attention import attention
 from subquad.ops.bucket_attention import bucket_attention
-from subquad.ops.buckets import Buckets, reorder
+from subquad.ops.bucket_attention.sorting import Buckets, reorder
 from subquad.ops.generators import seeded
 from subquad.ops.graphed import graphed
-from subquad.ops.padding import zero_padding
-from subquad.ops.precision import no_autocast, wide
+from subquad.ops.precision import wide
 from subquad.ops.scan import scan
 from subquad.ops.topk import stable_topk
 from subquad.ops.transforms import lasting, passing
@@ -249,8 +249,10 @@ class RoutingAttention(Mechanism):
         """The causal form: sorted by cluster, then by time, w tokens back are at most one chunk back."""
         cluster = near.argmax(-1).masked_fill(~real[:, None], self.clusters)
         buckets = Buckets.of(cluster[:, :, None], size=self.window)
-        marks = 2 * cluster[:, :, None] + buckets.place // buckets.size
-        return bucket_attention(q, k, v, order=buckets.order, marks=marks, size=buckets.size, band=True)
+        labels = 2 * cluster[:, :, None] + buckets.place // buckets.size
+        return bucket_attention(
+            q, k, v, order=buckets.order, labels=labels, size=buckets.size, last_n_only=True
+        )
 
     def _empty(self, k: Keys, v: Values) -> Clusters:
         """What is remembered before the first token."""

@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from subquad.inputs import zero_padding
 from subquad.mechanism import Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
 from subquad.ops.attention import attention
-from subquad.ops.padding import zero_padding
 
 
 class Cache(NamedTuple):

@@ -21,9 +21,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from subquad.inputs import no_autocast
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Valid, Values
 from subquad.ops.packing import Packing, take
-from subquad.ops.precision import no_autocast, wide
+from subquad.ops.precision import wide
 from subquad.patterns import CAUSAL, Pattern, attend, attend_rows
 from subquad.patterns.flex import flex_attend, suits_flex
 

@@ -18,10 +18,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from subquad.inputs import no_autocast, zero_padding
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
 from subquad.ops.masked_softmax import masked_softmax
-from subquad.ops.padding import zero_padding
-from subquad.ops.precision import no_autocast, wide
+from subquad.ops.precision import wide
 from subquad.ops.transforms import once
 
 NO_SECOND = (

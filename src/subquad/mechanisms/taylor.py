@@ -39,3 +39,6 @@ class TaylorAttention(KernelAttention):
 
     def projections(self) -> dict[str, int]:
         return {"q": self.width, "k": self.width, "v": self.dims.head_dim}
+
+    def score_inputs(self) -> tuple[str, ...]:
+        return ("q",)

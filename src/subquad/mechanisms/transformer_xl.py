@@ -7,7 +7,7 @@ the M tokens before its segment and to its segment up to itself, by content and 
     a_ij  = ((q_i + u) . k_j + (q_i + v) . W_R r_(i-j)) / sqrt(d),    r_n: sines and cosines of n
 
 A layer reaches M tokens back, a stack of L layers L M. Work is O(n (l + M) d), and a stream keeps the last
-M tokens and the unfinished segment. `ops/relative.py` says how the term of distances becomes a product.
+M tokens and the unfinished segment. `ops/relative_attention` says how distances become a product.
 
 Dai, Yang, Yang, Carbonell, Le, Salakhutdinov: Transformer-XL: Attentive Language Models Beyond a
 Fixed-Length Context. ACL 2019, arXiv:1901.02860, sections 3.2 and 3.3. Defaults are those of the authors'
@@ -28,12 +28,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from subquad.inputs import no_autocast, zero_padding
 from subquad.mechanism import Dims, Mechanism, Outputs, Queries, Traits, Valid
 from subquad.memories.literal import Row, relative_attention, row_by_row
 from subquad.memories.segments import Segments
 from subquad.memories.short_term import RelativeAttention
-from subquad.ops.padding import zero_padding
-from subquad.ops.precision import no_autocast, wide
+from subquad.ops.precision import wide
 
 
 class Memory(NamedTuple):

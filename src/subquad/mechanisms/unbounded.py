@@ -15,14 +15,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from subquad.inputs import no_autocast, zero_padding
 from subquad.mechanism import Dims, Mechanism, Outputs, Queries, Valid
 from subquad.memories.continuous import ContinuousMemory, Signal
 from subquad.memories.literal import Density, Row, even, normal, relative_attention, row_by_row, sticky
 from subquad.memories.reads import BINS, DENSITIES, divergence, histogram, quantiles
 from subquad.memories.segments import Segments
 from subquad.memories.short_term import RelativeAttention
-from subquad.ops.padding import zero_padding
-from subquad.ops.precision import no_autocast, wide
+from subquad.ops.precision import wide
 from subquad.ops.transforms import lasting
 from subquad.ops.unused import unused
 

@@ -5,7 +5,7 @@ Each token sees the tokens remembered before its segment, and its segment up to 
     a_ij = ((q_i + u) . k_j + (q_i + v) . W_R r_(i-j)) / sqrt(d),    out_i = sum_j softmax_j(a_ij) v_j
     r_n = (sin(n w_m), cos(n w_m))_m,    w_m = 10000^(-m / (d/2)),    m = 0 .. d/2 - 1
 
-`ops/relative.py` says how it is computed.
+`ops/relative_attention` says how it is computed.
 
 Dai et al.: Transformer-XL. ACL 2019, arXiv:1901.02860, section 3.3. Departs from the paper in the width of
 r_n, a head's and not the model's, so that the product stays narrow; gradients flow into what came before.
@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from subquad.memories.segments import Segments
-from subquad.ops.relative import Layout, Lines, Weights, relative_attention
+from subquad.ops.relative_attention import Layout, Slots, Weights, relative_attention
 
 
 class Far(NamedTuple):
@@ -68,16 +68,16 @@ class RelativeAttention(nn.Module):
             memory=memory,
             reach=reach,
             missing=segments.missing(memory),
-            far=size,
+            compressed=size,
             step=step,
-            missing_far=segments.missing(size + memory * step // segments.size),
+            missing_compressed=segments.missing(size + memory * step // segments.size),
         )
         return relative_attention(
             q,
             Weights(u, v_bias, W_R),
-            Lines(k, v) if far is None else Lines(k, v, *far[:2]),
+            Slots(k, v) if far is None else Slots(k, v, *far[:2]),
             first=segments.first(),
             count=segments.queried(),
-            held=held,
+            num_held=held,
             layout=layout,
         )

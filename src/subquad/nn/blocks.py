@@ -8,14 +8,17 @@ Normalization in the Transformer Architecture. ICML 2020, arXiv:2002.04745, sect
 
 from torch import nn
 
-from subquad.mechanism import Valid
-from subquad.nn.multihead import MultiheadAttention, Stream, Tokens
+from subquad.mechanism import State
+from subquad.nn.multihead import MultiheadAttention
+from subquad.nn.sequence import Sequence, Tokens
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm block around any attention; `dropout` acts on what either part adds.
+    """Pre-norm block around any attention.
 
-    What stands at padding must be finite (the encoder sees to it), and does not matter otherwise.
+    attention: the layer whose `attend` mixes tokens.
+    mlp_ratio: the hidden width of the network for each token, over the model's width.
+    dropout: probability, from 0 to 1, of what either part adds.
     """
 
     def __init__(
@@ -30,19 +33,18 @@ class TransformerBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tokens, *, valid: Valid | None = None) -> Tokens:
-        normed = self.attention_norm(x)
-        padding = None if valid is None else ~valid
-        mixed, _ = self.attention(normed, normed, normed, key_padding_mask=padding)
-        return self._add(x, mixed)
+    def forward(self, sequence: Sequence) -> Sequence:
+        mixed = self.attention.attend(self._normed(sequence))
+        return self._add(sequence, mixed)
 
-    def step(
-        self, x: Tokens, *, valid: Valid | None = None, state: Stream | None = None
-    ) -> tuple[Tokens, Stream]:
-        """The same, for the next chunk of a stream."""
-        mixed, state = self.attention.step(self.attention_norm(x), valid=valid, state=state)
-        return self._add(x, mixed), state
+    def step(self, sequence: Sequence, state: State | None) -> tuple[Sequence, State]:
+        """The same, for the next chunk of a stream. `None` is the mechanism's state before the first."""
+        mixed, state = self.attention.advance(self._normed(sequence), state)
+        return self._add(sequence, mixed), state
 
-    def _add(self, x: Tokens, mixed: Tokens) -> Tokens:
-        x = x + self.dropout(mixed)
-        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+    def _normed(self, sequence: Sequence) -> Sequence:
+        return sequence._replace(values=self.attention_norm(sequence.values))
+
+    def _add(self, sequence: Sequence, mixed: Tokens) -> Sequence:
+        x = sequence.values + self.dropout(mixed)
+        return sequence._replace(values=x + self.dropout(self.mlp(self.mlp_norm(x))))

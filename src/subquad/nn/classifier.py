@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from subquad.mechanism import Valid
 from subquad.nn.encoder import Encoder, EncoderConfig
-from subquad.nn.multihead import MultiheadAttention, Tokens, clear
+from subquad.nn.multihead import MultiheadAttention
+from subquad.nn.sequence import Tokens, zero_padded
 
 Categorical = Int[Tensor, "b t c"]
 Numeric = Float[Tensor, "b t n"]
@@ -39,7 +40,7 @@ class EventEmbedding(nn.Module):
         ids = (categorical if valid is None else categorical.masked_fill(~valid[..., None], 0)).unbind(-1)
         parts = [table(column) for table, column in zip(self.categories, ids, strict=True)]
         if self.numbers is not None:
-            parts.append(self.numbers(clear(numeric, valid)))
+            parts.append(self.numbers(zero_padded(numeric, valid)))
         return torch.stack(parts).sum(0)
 
 
@@ -86,7 +87,7 @@ def mean(tokens: Tokens, valid: Valid | None) -> Float[Tensor, "b m"]:
     """The average of the real tokens; zero where there is none."""
     if valid is None:
         return tokens.mean(1) if tokens.shape[1] else tokens.sum(1)
-    return clear(tokens, valid).sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
+    return zero_padded(tokens, valid).sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
 
 
 def numel(module: nn.Module) -> int:

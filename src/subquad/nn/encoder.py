@@ -1,6 +1,6 @@
 """A stack of blocks with positions: whole sequences, streams, and sequences by segments with a memory."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
@@ -8,19 +8,31 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from subquad.mechanism import Mechanism, Valid
+from subquad.mechanism import Mechanism, State, Valid
 from subquad.nn import positions
 from subquad.nn import state as states
 from subquad.nn.blocks import TransformerBlock
-from subquad.nn.multihead import Causal, MultiheadAttention, Stream, Tokens, clear
+from subquad.nn.multihead import Causal, MultiheadAttention
+from subquad.nn.sequence import Sequence, Tokens, make_sequence
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """All that an encoder is built from. `options` are those of the mechanism called `attention`.
+    """All that an encoder is built from.
 
-    `max_len` is the most tokens of a sequence; learnt positions and some mechanisms ask for it. `causal=True`
-    asks for a mechanism that sees nothing of the future; "values" accepts one whose choice of keys does.
+    dim: width of the model.
+    depth: number of blocks.
+    heads: of each layer's attention; they divide `dim` among them.
+    attention: the mechanism's name.
+    options: the mechanism's own.
+    causal: True asks for a mechanism that sees nothing of the future; "values" accepts one whose choice of
+        keys does.
+    positions: "none", "learnt", "sinusoidal" or "rotary".
+    max_len: most tokens of a sequence; learnt positions and some mechanisms ask for it. None: no bound.
+    dropout: probability, from 0 to 1, of what is put into the first block and of what each part adds.
+    mlp_ratio: the hidden width of the network for each token, over `dim`.
+    kv_heads: heads of keys and values, each shared by equally many of queries. None: as many as `heads`.
+    scale: what scores q . k are multiplied by. None: what the mechanism does by itself.
     """
 
     dim: int
@@ -29,10 +41,12 @@ class EncoderConfig:
     attention: str = "softmax"
     options: Mapping[str, Any] = field(default_factory=dict)
     causal: Causal = False
-    positions: str = "none"  # or "learnt", "sinusoidal", "rotary"
+    positions: str = "none"
     max_len: int | None = None
     dropout: float = 0.0
     mlp_ratio: float = 4.0
+    kv_heads: int | None = None
+    scale: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", dict(self.options))  # ours, and JSON
@@ -42,7 +56,7 @@ class EncoderState(NamedTuple):
     """What an encoder remembers between the chunks of a stream."""
 
     offset: Int[Tensor, " b"]  # real tokens so far
-    blocks: tuple[Stream, ...]
+    blocks: tuple[State, ...]  # the mechanisms' own, layer by layer
 
 
 class Encoder(nn.Module):
@@ -68,6 +82,8 @@ class Encoder(nn.Module):
                     config.attention,
                     causal=config.causal,
                     rotary=config.positions == "rotary",
+                    kv_heads=config.kv_heads,
+                    scale=config.scale,
                     max_len=config.max_len,
                     layer=layer,
                     **config.options,
@@ -94,11 +110,10 @@ class Encoder(nn.Module):
         self.tie()
 
     def forward(self, x: Tokens, valid: Valid | None = None) -> Tokens:
-        start = torch.zeros(1, dtype=torch.int64, device=x.device)
-        x, _ = self._place(x, valid, start)
+        sequence, _ = self._begin(x, valid, None)
         for block in self.blocks:
-            x = block(x, valid=valid)
-        return self.norm(x)
+            sequence = block(sequence)
+        return self.norm(sequence.values)
 
     def step(
         self, x: Tokens, *, valid: Valid | None = None, state: EncoderState | None = None
@@ -108,15 +123,14 @@ class Encoder(nn.Module):
         Chunks of any sizes give what `forward` gives on the whole.
         """
         states.require_own(state, EncoderState, rows=len(x))
-        start = torch.zeros(len(x), dtype=torch.int64, device=x.device) if state is None else state.offset
-        blocks = cast(Sequence[TransformerBlock], self.blocks)
-        memories = [None] * len(blocks) if state is None else state.blocks
-        x, offset = self._place(x, valid, start)
-        streams = []
-        for block, memory in zip(blocks, memories, strict=True):
-            x, stream = block.step(x, valid=valid, state=memory)
-            streams.append(stream)
-        return self.norm(x), EncoderState(offset, tuple(streams))
+        offset = x.new_zeros(len(x), dtype=torch.int64) if state is None else state.offset
+        memories = [None] * len(self.blocks) if state is None else state.blocks
+        sequence, offset = self._begin(x, valid, offset)
+        later = []
+        for block, memory in zip(self._blocks(), memories, strict=True):
+            sequence, memory = block.step(sequence, memory)
+            later.append(memory)
+        return self.norm(sequence.values), EncoderState(offset, tuple(later))
 
     def segments(self, x: Tokens, *, valid: Valid | None = None, segment: int, detach: bool = True) -> Tokens:
         """The whole sequence, `segment` tokens at a time, with the memory carried along.
@@ -152,10 +166,14 @@ class Encoder(nn.Module):
 
     def mechanisms(self) -> Iterator[Mechanism]:
         """Those of all layers, from the first to the last."""
-        return (block.attention.mechanism for block in cast(Sequence[TransformerBlock], self.blocks))
+        return (block.attention.mechanism for block in self._blocks())
 
-    def _place(
-        self, x: Tokens, valid: Valid | None, offset: Int[Tensor, " #b"]
-    ) -> tuple[Tokens, Int[Tensor, " #b"]]:
-        ordinals, offset = positions.count(x.shape[1], valid=valid, offset=offset)
-        return self.dropout(self.positions(clear(x, valid), ordinals)), offset
+    def _blocks(self) -> list[TransformerBlock]:
+        return [cast(TransformerBlock, block) for block in self.blocks]
+
+    def _begin(
+        self, x: Tokens, valid: Valid | None, offset: Int[Tensor, " #b"] | None
+    ) -> tuple[Sequence, Int[Tensor, " #b"]]:
+        sequence, offset = make_sequence(x, valid=valid, offset=offset)
+        placed = self.positions(sequence.values, sequence.positions)
+        return sequence._replace(values=self.dropout(placed)), offset

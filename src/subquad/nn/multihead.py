@@ -6,7 +6,7 @@ weights; `subquad.replace_attention` puts it there. What most mechanisms cannot 
 attention maps, dropout on them, arbitrary masks.
 """
 
-from collections.abc import Callable
+import math
 from operator import attrgetter
 from typing import Any, Literal, NamedTuple
 
@@ -16,16 +16,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from subquad.mechanism import Dims, Mechanism, State, Valid
-from subquad.nn.positions import count
+from subquad.nn.sequence import Sequence, Tokens, finite_queries, make_sequence, zero_padded
 from subquad.nn.sources import require_one
 from subquad.nn.state import require_own
 from subquad.nn.torch_layer import (
     CARRIED,
     WEIGHTS,
+    axes_swapped,
     blocked,
+    each,
     mechanism_name,
     no_dropout,
     own_options,
+    require_causal_mask,
     unsupported,
     watch_assignments,
 )
@@ -34,9 +37,9 @@ from subquad.registry import build
 
 Heads = Float[Tensor, "b h t e"]
 Inputs = dict[str, Float[Tensor, "b h _ _"]]  # q has as many tokens as queries, the others as keys
-Tokens = Float[Tensor, "b t m"]
 Causal = bool | Literal["values"]  # "values": a choice of keys that sees the future is accepted
 Keyed = Float[Tensor, "b s m"]
+KeyPositions = Int[Tensor, "#b s"]
 
 ONE = "pass one tensor as query, key and value"
 
@@ -49,20 +52,36 @@ class Stream(NamedTuple):
 
 
 class MultiheadAttention(nn.Module):
-    """Multi-head attention by the mechanism called `attention`; `options` are the mechanism's own.
+    """Multi-head attention by the mechanism called `attention`.
 
-    Arguments are torch's but for the third, the mechanism's name; those behind it go by name. Inputs are
-    `(batch, time, features)` unless `batch_first=False`: torch's default is the other.
+    `forward` is called as torch's layer is, `attend` with what an encoder has made once, `step` with the next
+    chunk of a stream.
 
-    `causal` and `rotary` are how the layer is built. `is_causal` and `attn_mask` of `forward` can only say
-    again that it is causal. Some mechanisms are causal in their values only: which keys a query sees depends
-    on later tokens, and a language model would learn to read them from that; `causal=True` refuses these, and
-    `causal="values"` takes them. `rotary` turns queries and keys with their positions, before any feature
-    map. Mechanisms with weights per position need `max_len`, the longest sequence; those that differ from
-    layer to layer look at `layer`, counted from 0.
+    embed_dim: width of the inputs and of the output.
+    num_heads: heads of queries; they divide `embed_dim` among them.
+    attention: the mechanism's name, and the last argument by position.
+    dropout: 0; weights are never formed, to be dropped.
+    bias: whether projections add one.
+    batch_first: inputs are (batch, time, features), and (time, batch, features) without; torch's default is
+        the other.
+    device, dtype: of the weights. None: torch's defaults.
+    causal: a query sees nothing later. `is_causal` and `attn_mask` of `forward` can only say so again. Some
+        mechanisms are causal in their values only: which keys a query sees depends on later tokens, and a
+        language model would learn to read them from that. True refuses these, "values" takes them.
+    rotary: queries and keys turn with their positions, before any feature map.
+    kv_heads: heads of keys and values, each shared by num_heads / kv_heads of queries: 1 is multi-query
+        attention. What else a mechanism takes stays one a head. None: num_heads. States of streams are those
+        of all heads.
+    scale: what scores q . k are multiplied by; refused by mechanisms that have no such scores. None: what the
+        mechanism does by itself, 1 / sqrt(d) for queries of width d.
+    max_len: the longest sequence, for mechanisms with weights per position. None: no bound.
+    layer: the layer's number in its network, from 0, for mechanisms that differ from layer to layer.
+    options: the mechanism's own.
 
     The rows of `in_proj_weight` make the mechanism's inputs in its own order: q, k and v, as in torch, and
     after them what else it wants.
+
+    Ainslie et al.: GQA. EMNLP 2023, arXiv:2305.13245, section 2, is about sharing keys and values.
     """
 
     _qkv_same_embed_dim = False  # else torch's encoder layers take their fused softmax and never call us
@@ -80,6 +99,8 @@ class MultiheadAttention(nn.Module):
         dtype: torch.dtype | None = None,
         causal: Causal = False,
         rotary: bool = False,
+        kv_heads: int | None = None,
+        scale: float | None = None,
         max_len: int | None = None,
         layer: int = 0,
         **options: Any,
@@ -99,8 +120,12 @@ class MultiheadAttention(nn.Module):
         self.num_heads = num_heads
         self.head_dim = embed_dim // num_heads
         self.batch_first = batch_first
+        self.kv_heads = num_heads if kv_heads is None else kv_heads
+        if self.kv_heads < 1 or num_heads % self.kv_heads:
+            raise ValueError(f"num_heads={num_heads} do not share kv_heads={kv_heads} evenly: take a divisor")
         self.causal = bool(causal)
         self.rotary = rotary
+        self.scale = scale
         self.max_len = max_len
         self.layer = layer
         self.mechanism = self.build_mechanism()
@@ -112,7 +137,13 @@ class MultiheadAttention(nn.Module):
         self.widths = self.mechanism.projections()
         if rotary:
             self._check_rotary()
-        rows = num_heads * sum(self.widths.values())
+        if self.kv_heads != num_heads and "k" not in self.widths:
+            raise ValueError(
+                f"{attention!r} makes its keys of queries, and cannot share them: leave out kv_heads"
+            )
+        if scale is not None:
+            self._check_scale(scale)
+        rows = sum(self._rows())
         self.in_proj_weight = nn.Parameter(torch.empty(rows, embed_dim))
         if bias:
             self.in_proj_bias = nn.Parameter(torch.empty(rows))
@@ -131,6 +162,7 @@ class MultiheadAttention(nn.Module):
         *,
         causal: Causal = False,
         rotary: bool = False,
+        scale: float | None = None,
         max_len: int | None = None,
         layer: int = 0,
         **options: Any,
@@ -144,6 +176,11 @@ class MultiheadAttention(nn.Module):
             raise ValueError("; ".join(problems))
         for name in CARRIED & options.keys():
             raise ValueError(f"{name} is carried over from torch's layer: leave it out")
+        if options.get("kv_heads") not in (None, theirs.num_heads):
+            raise ValueError(
+                f"torch's weights make keys and values for each of {theirs.num_heads} heads: leave out "
+                "kv_heads, or build a layer anew"
+            )
         ours = cls(
             theirs.embed_dim,
             theirs.num_heads,
@@ -154,6 +191,7 @@ class MultiheadAttention(nn.Module):
             dtype=theirs.out_proj.weight.dtype,
             causal=causal,
             rotary=rotary,
+            scale=scale,
             max_len=max_len,
             layer=layer,
             **options,
@@ -177,9 +215,17 @@ class MultiheadAttention(nn.Module):
         return build(self.attention, dims, causal=self.causal, **self.options)
 
     def reset_parameters(self) -> None:
-        """Draw the projections anew, each by itself, so that q, k and v do not depend on what comes after."""
-        for weight in self.in_proj_weight.split(self._rows()):
-            nn.init.xavier_uniform_(weight, gain=2**-0.5)  # torch's bound for q, k and v drawn together
+        """Draw the projections anew, each by itself, so that q, k and v do not depend on what comes after.
+
+        Heads that are shared are drawn as if all of them were there.
+        """
+        for rows, (name, width) in zip(
+            self.in_proj_weight.split(self._rows()), self.widths.items(), strict=True
+        ):
+            unshared = self.embed_dim + self.num_heads * width
+            here = self.embed_dim + self._heads(name) * width
+            # torch's bound for q, k and v drawn together
+            nn.init.xavier_uniform_(rows, gain=2**-0.5 * (here / unshared) ** 0.5)
         for bias in (self.in_proj_bias, self.out_proj.bias):
             if bias is not None:
                 nn.init.zeros_(bias)
@@ -219,7 +265,7 @@ class MultiheadAttention(nn.Module):
         elif not self.batch_first:
             query, key, value = each(axes_swapped, query, key, value)
         if attn_mask is not None:
-            self._check_mask(attn_mask, length=query.shape[1])
+            require_causal_mask(attn_mask, causal=self.causal, length=query.shape[1])
         if valid is not None and valid.shape != key.shape[:2]:
             raise ValueError(f"padding of shape {tuple(valid.shape)} for keys of {tuple(key.shape[:2])}")
         out = self._attend(query, key, value, valid)
@@ -237,27 +283,41 @@ class MultiheadAttention(nn.Module):
         if not self.batch_first:
             x = axes_swapped(x)
         require_own(state, Stream, rows=len(x))
-        x = clear(x, valid)
-        offset = torch.zeros(len(x), dtype=torch.int64, device=x.device) if state is None else state.offset
-        memory = None if state is None else state.memory
-        ordinals, offset = count(x.shape[1], valid=valid, offset=offset)
-        mixed, memory = self.mechanism.step(**self._project(x, x, x, ordinals), valid=valid, state=memory)
-        out = self._merge(mixed)
+        offset = x.new_zeros(len(x), dtype=torch.int64) if state is None else state.offset
+        sequence, offset = make_sequence(x, valid=valid, offset=offset)
+        out, memory = self.advance(sequence, None if state is None else state.memory)
         return (out if self.batch_first else axes_swapped(out)), Stream(offset, memory)
 
+    def attend(self, sequence: Sequence) -> Tokens:
+        """Self-attention within a sequence, whatever `batch_first`: without torch's conventions."""
+        x = sequence.values
+        return self._mix(x, x, x, sequence.valid, sequence.positions)
+
+    def advance(self, sequence: Sequence, memory: State | None) -> tuple[Tokens, State]:
+        """The next chunk of a stream, whose positions go on, and the mechanism's state, at first None."""
+        x = sequence.values
+        inputs = self._project(x, x, x, sequence.positions)
+        mixed, memory = self.mechanism.step(**inputs, valid=sequence.valid, state=memory)
+        return self._merge(mixed), memory
+
     def extra_repr(self) -> str:
-        options = "".join(f", {name}={value!r}" for name, value in self.options.items())
-        axes = "" if self.batch_first else ", batch_first=False"
-        return f"{self.embed_dim}, {self.num_heads}, {self.attention!r}, causal={self.causal}{axes}{options}"
+        special = {} if self.batch_first else {"batch_first": False}
+        special |= {} if self.kv_heads == self.num_heads else {"kv_heads": self.kv_heads}
+        special |= {} if self.scale is None else {"scale": self.scale}
+        options = "".join(f", {name}={value!r}" for name, value in (special | self.options).items())
+        return f"{self.embed_dim}, {self.num_heads}, {self.attention!r}, causal={self.causal}{options}"
 
     def _attend(self, query: Tokens, key: Keyed, value: Keyed, valid: Valid | None) -> Tokens:
         self._check_sources(query, key, value)
-        k = clear(key, valid)
-        q = k if key is query else finite(query, valid)
-        v = k if value is key else clear(value, valid)
-        start = torch.zeros(1, dtype=torch.int64, device=query.device)
-        ordinals, _ = count(key.shape[1], valid=valid, offset=start)
-        return self._merge(self.mechanism(**self._project(q, k, v, ordinals), valid=valid))
+        keys, _ = make_sequence(key, valid=valid)
+        if key is query and value is key:
+            return self.attend(keys)
+        q = keys.values if key is query else finite_queries(query, valid)
+        v = keys.values if value is key else zero_padded(value, valid)
+        return self._mix(q, keys.values, v, valid, keys.positions)
+
+    def _mix(self, q: Tokens, k: Keyed, v: Keyed, valid: Valid | None, positions: KeyPositions) -> Tokens:
+        return self._merge(self.mechanism(**self._project(q, k, v, positions), valid=valid))
 
     def _attend_nested(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Torch's encoder packs sequences so in eval mode, when it is told their padding."""
@@ -269,7 +329,7 @@ class MultiheadAttention(nn.Module):
         out = self._attend(x, x, x, torch.arange(x.shape[1], device=x.device) < ends[:, None])
         return torch.nested.as_nested_tensor([row[:n] for row, n in zip(out, lengths, strict=True)])
 
-    def _project(self, q: Tokens, k: Keyed, v: Keyed, ordinals: Int[Tensor, "#b s"]) -> Inputs:
+    def _project(self, q: Tokens, k: Keyed, v: Keyed, positions: KeyPositions) -> Inputs:
         if k is q and v is k:
             projected = F.linear(q, self.in_proj_weight, self.in_proj_bias).split(self._rows(), dim=-1)
         else:
@@ -278,17 +338,28 @@ class MultiheadAttention(nn.Module):
             no_bias = [None] * len(weights)
             biases = no_bias if self.in_proj_bias is None else self.in_proj_bias.split(self._rows())
             projected = map(F.linear, sources, weights, biases)
-        heads = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in projected)
-        inputs = dict(zip(self.widths, heads, strict=True))
+        inputs = {
+            name: x.unflatten(-1, (self._heads(name), width)).transpose(1, 2)
+            for (name, width), x in zip(self.widths.items(), projected, strict=True)
+        }
         if self.rotary:
-            inputs |= {name: rotate(inputs[name], ordinals) for name in "qk"}
+            inputs |= {name: rotate(inputs[name], positions) for name in "qk"}
+        if self.scale is not None:
+            own = self.widths["q"] ** -0.5
+            inputs |= {name: inputs[name] * (self.scale / own) for name in self.mechanism.score_inputs()}
+        if (sharing := self.num_heads // self.kv_heads) > 1:
+            inputs |= {name: inputs[name].repeat_interleave(sharing, 1) for name in "kv"}
         return inputs
 
     def _merge(self, mixed: Heads) -> Tokens:
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
+    def _heads(self, name: str) -> int:
+        """Of the input called so. All that is no key or value is one a head."""
+        return self.kv_heads if name in ("k", "v") else self.num_heads
+
     def _rows(self) -> list[int]:
-        return [self.num_heads * width for width in self.widths.values()]
+        return [self._heads(name) * width for name, width in self.widths.items()]
 
     def _check_rotary(self) -> None:
         if list(self.widths) != list("qkv"):
@@ -300,6 +371,15 @@ class MultiheadAttention(nn.Module):
             raise ValueError(
                 f"rotary positions turn pairs, and heads are {self.widths['q']} wide: choose an even "
                 "embed_dim / num_heads, or other positions"
+            )
+
+    def _check_scale(self, scale: float) -> None:
+        if isinstance(scale, bool) or not 0 < scale < math.inf:
+            raise ValueError(f"scale multiplies scores, and is a positive number or None, not {scale!r}")
+        if not self.mechanism.score_inputs():
+            raise ValueError(
+                f"{self.attention!r} with these options does not weigh keys by scores q . k, which a scale "
+                "would multiply: leave out scale, or take a mechanism that does, such as 'softmax'"
             )
 
     def _check_sources(self, query: Tokens, key: Keyed, value: Keyed) -> None:
@@ -315,43 +395,3 @@ class MultiheadAttention(nn.Module):
             require_one(query, key, otherwise=apart or mixed)
         if mixed:
             require_one(query, value, otherwise=mixed)
-
-    def _check_mask(self, attn_mask: Tensor, *, length: int) -> None:
-        if not self.causal:
-            raise ValueError(
-                "attn_mask is not supported: give padding as key_padding_mask, and for a causal layer build "
-                "it with causal=True"
-            )
-        future = torch.ones(length, length, dtype=torch.bool, device=attn_mask.device).triu(1)
-        if not torch.equal(blocked(attn_mask, name="attn_mask"), future):
-            raise ValueError(
-                "attn_mask is not the square causal mask, the only one supported: leave it out, since this "
-                "layer was built causal, and give padding as key_padding_mask"
-            )
-
-
-def each(change: Callable[[Tensor], Tensor], q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
-    """The three after the change. One tensor stays one, since one product then makes all inputs."""
-    queries = change(q)
-    keys = queries if k is q else change(k)
-    return queries, keys, keys if v is k else change(v)
-
-
-def axes_swapped(x: Tensor) -> Tensor:
-    """(t b m) for (b t m), and back."""
-    return x.transpose(0, 1)
-
-
-def clear(x: Keyed, valid: Valid | None) -> Keyed:
-    """`x` with zeros at padding: NaN times a gradient of zero would be NaN in the gradients of weights."""
-    return x if valid is None else x.masked_fill(~valid[..., None], 0)
-
-
-def finite(query: Tokens, valid: Valid | None) -> Tokens:
-    """`query` with zeros for tokens at padding that are not finite: it may be a copy of the keys.
-
-    In cross-attention the mask says nothing of finite queries, as in `ops.padding.zero_padding`.
-    """
-    if valid is None or query.shape[1] != valid.shape[1]:
-        return query
-    return query.masked_fill(~valid[..., None] & ~query.isfinite().all(-1, keepdim=True), 0)

@@ -3,6 +3,7 @@
 Each refusal names what to do instead. Nothing that torch would heed is dropped without a word.
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -121,3 +122,30 @@ def blocked(mask: Tensor, *, name: str) -> Bool[Tensor, "..."]:
     if not mask.is_floating_point() or not (forbidden | (mask == 0)).all():
         raise ValueError(f"{name} may hold 0 and -inf only: give a boolean mask, True where not to look")
     return forbidden
+
+
+def require_causal_mask(attn_mask: Tensor, *, causal: bool, length: int) -> None:
+    """Raise `ValueError` unless torch's mask says of a causal layer that it is causal."""
+    if not causal:
+        raise ValueError(
+            "attn_mask is not supported: give padding as key_padding_mask, and for a causal layer build "
+            "it with causal=True"
+        )
+    future = torch.ones(length, length, dtype=torch.bool, device=attn_mask.device).triu(1)
+    if not torch.equal(blocked(attn_mask, name="attn_mask"), future):
+        raise ValueError(
+            "attn_mask is not the square causal mask, the only one supported: leave it out, since this "
+            "layer was built causal, and give padding as key_padding_mask"
+        )
+
+
+def each(change: Callable[[Tensor], Tensor], q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+    """The three after the change. One tensor stays one, since one product then makes all inputs."""
+    queries = change(q)
+    keys = queries if k is q else change(k)
+    return queries, keys, keys if v is k else change(v)
+
+
+def axes_swapped(x: Tensor) -> Tensor:
+    """(t b m) for (b t m), and back."""
+    return x.transpose(0, 1)

@@ -29,13 +29,18 @@ def call_op(operator: CustomOpDef, *given: Any) -> Any:
 
     The dispatcher's way to the body takes as long as attention among some sixty tokens.
     """
-    if not needs_dispatcher() and all(type(x) in PLAIN or not isinstance(x, Tensor) for x in given):
+    if not dispatched(*given):
         return operator._init_fn(*given)
     if not transformed():
         return operator(*given)
     if torch.compiler.is_compiling():  # which runs what raises without compiling it
         raise ValueError("no graph can hold a transform of torch.func here: compile without fullgraph=True")
     return under_transforms(operator).apply(*given)
+
+
+def dispatched(*inputs: Any) -> bool:
+    """Whether a call with these inputs goes through PyTorch's dispatcher, which would else cost time only."""
+    return needs_dispatcher() or not all(type(x) in PLAIN or not isinstance(x, Tensor) for x in inputs)
 
 
 def needs_dispatcher() -> bool:

@@ -1,8 +1,6 @@
 """In which precision sums are kept."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +9,7 @@ from subquad.ops.allocation import LARGE, concat_into
 from subquad.ops.operator import needs_dispatcher
 
 NARROW = (torch.float16, torch.bfloat16)
-TOGETHER = 2**18
+MAX_ELEMENTS = 2**18
 
 
 def wide(*inputs: Tensor) -> tuple[Tensor, ...]:
@@ -35,14 +33,8 @@ def by_heads(compute: Callable[..., Tensor], q: Tensor, *keyed: Tensor) -> Tenso
     if not v.is_cpu or (v.dtype not in NARROW and (needs_dispatcher() or v.nbytes < LARGE)):
         return compute(slice(None), *wide(q, *keyed)).to(v.dtype)
     heads = q.shape[1]
-    step = max(1, TOGETHER // max(1, v[:, :1].numel()))
+    step = max(1, MAX_ELEMENTS // max(1, v[:, :1].numel()))
     slices = [slice(first, first + step) for first in range(0, heads, step)]
     parts = zip(slices, *(x.split(step, 1) for x in (q, *keyed)), strict=True)
     outs = (compute(own, *wide(*part)) for own, *part in parts)
     return concat_into(outs, v, *q.shape[:3], v.shape[3], dim=1)
-
-
-def no_autocast(x: Tensor) -> Any:
-    """A context in which `torch.autocast` does not narrow matrix products on the device of `x`."""
-    device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()

@@ -10,13 +10,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from subquad.ops import tiles, window
+from subquad.ops import tile_attention, window_attention
 from subquad.ops.operator import call_op, differentiable_once
 from subquad.ops.precision import wide, widened
+from subquad.ops.tile_attention import TileCall, TileResult
+from subquad.ops.window_attention import WindowCall, WindowResult, require_tokens, window_call
 from subquad.patterns.grammar import read_again
 from subquad.patterns.layout import layout
 
-INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? n, str pattern"
+SCHEMA = "Tensor q, Tensor k, Tensor v, Tensor? n, str pattern"
 
 
 def pattern_attention(
@@ -28,58 +30,69 @@ def pattern_attention(
     pattern: str,
 ) -> Float[Tensor, "b h s e"]:
     """`patterns.attend` by the pattern that is written so."""
-    window.require_rows(q, k, v, n)
-    return call_op(forward, q, k, v, n, pattern)[0]
+    require_tokens(q, k, v, n)
+    return call_op(pattern_op, q, k, v, n, pattern)[0]
 
 
-@torch.library.custom_op("subquad::pattern", mutates_args=(), schema=f"({INPUTS}) -> (Tensor, Tensor)")
-def forward(q: Tensor, k: Tensor, v: Tensor, n: Tensor | None, pattern: str) -> tuple[Tensor, Tensor]:
+def pattern_call(q: Tensor, k: Tensor, v: Tensor, n: Tensor | None, pattern: str) -> WindowCall | TileCall:
+    """What the pattern comes to: a window, or tiles."""
     band, tilings = layout(read_again(pattern), q.shape[2], n, q.device)
     if band is not None and not tilings:
-        return window.attended(q, k, v, n, *band)
-    out, lse = tiles.forward._init_fn(*wide(q, k, v), *tiles.apart(tilings), n, *(band or (None, None)))
-    return out.to(v.dtype), lse
+        return window_call(q, k, v, n, *band)
+    return TileCall(*wide(q, k, v), tilings, n, band)
+
+
+@torch.library.custom_op(
+    "subquad::pattern", mutates_args=(), schema=f"({SCHEMA}) -> (Tensor out, Tensor lse, Tensor backend)"
+)
+def pattern_op(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    call = pattern_call(*inputs)
+    if isinstance(call, WindowCall):
+        backend, result = window_attention.BACKENDS.run("forward", call)
+    else:
+        backend, result = tile_attention.BACKENDS.run("forward", call)
+    return result.out.to(inputs[2].dtype), result.lse, torch.tensor(backend)
 
 
 @torch.library.custom_op(
     "subquad::pattern_backward",
     mutates_args=(),
-    schema=f"(Tensor grad, Tensor out, Tensor lse, {INPUTS}) -> (Tensor, Tensor, Tensor)",
+    schema=f"(Tensor grad, Tensor out, Tensor lse, Tensor backend, {SCHEMA}) -> (Tensor, Tensor, Tensor)",
 )
-def backward(
-    grad: Tensor, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, n: Tensor | None, pattern: str
+def pattern_backward_op(
+    grad: Tensor, out: Tensor, lse: Tensor, backend: Tensor, *inputs: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    band, tilings = layout(read_again(pattern), q.shape[2], n, q.device)
-    if band is not None and not tilings:
-        return window.pulled_back(grad, torch.zeros_like(lse), out, lse, q, k, v, n, *band)
-    grad, out, wide_q, wide_k, wide_v = wide(grad, out, q, k, v)
-    found = tiles.backward._init_fn(
-        grad, out, lse, wide_q, wide_k, wide_v, *tiles.apart(tilings), n, *(band or (None, None))
-    )
-    dq, dk, dv = (x.to(v.dtype) for x in found)
+    call = pattern_call(*inputs)
+    if isinstance(call, WindowCall):
+        grads = WindowResult(grad, torch.zeros_like(lse))
+        return window_attention.BACKENDS[backend].backward(grads, call, WindowResult(out, lse))
+    grad, out = wide(grad, out)
+    gradients = tile_attention.BACKENDS[backend].backward(grad, call, TileResult(out, lse))
+    dq, dk, dv = (x.to(inputs[2].dtype) for x in gradients)
     return dq, dk, dv
 
 
-@forward.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return v.new_empty(v.shape), v.new_empty(v.shape[:3], dtype=widened(v.dtype))
+@pattern_op.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    lse = v.new_empty(v.shape[:3], dtype=widened(v.dtype))
+    return v.new_empty(v.shape), lse, torch.empty((), dtype=torch.int64)
 
 
-@backward.register_fake
+@pattern_backward_op.register_fake
 def _(
-    grad: Tensor, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any
+    grad: Tensor, out: Tensor, lse: Tensor, backend: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
-def remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def save_pattern(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     *tensors, ctx.pattern = inputs
     ctx.save_for_backward(*output, *tensors)
 
 
-def gradients(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return *call_op(backward, grad, *ctx.saved_tensors, ctx.pattern), None, None
+def pattern_gradients(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    return *call_op(pattern_backward_op, grad, *ctx.saved_tensors, ctx.pattern), None, None
 
 
-forward.register_autograd(gradients, setup_context=remember)
-differentiable_once(backward)
+pattern_op.register_autograd(pattern_gradients, setup_context=save_pattern)
+differentiable_once(pattern_backward_op)

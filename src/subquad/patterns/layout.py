@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from subquad.ops.tiles import Tiling
+from subquad.ops.tile_attention import Tiling
 from subquad.ops.transforms import passing
 from subquad.patterns.parts import Banded, Part, Picked, Scattered
 from subquad.patterns.pattern import Pattern

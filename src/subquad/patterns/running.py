@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from subquad.ops.precision import wide
-from subquad.ops.tiles import tile_attention
-from subquad.ops.window import window_attention
+from subquad.ops.tile_attention import tile_attention
+from subquad.ops.window_attention import window_attention
 from subquad.patterns.graph import pattern_attention
 from subquad.patterns.layout import layout
 from subquad.patterns.parts import Part, Scattered

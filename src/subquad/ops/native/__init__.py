@@ -2,10 +2,10 @@
 
 They compute in float32; some read and write half precision too (`half.h`).
 
-`backend()` says what is in use and why. The wrappers take tensors as they come from projections, with any
-strides but the last, and check nothing: the functions in `ops/` that call them do.
+`subquad.backend()` says what is in use and why. The wrappers take tensors as they come from projections, with
+any strides but the last, and check nothing: the functions in `ops/` that call them do.
 """
 
-from subquad.ops.native.library import Backend, backend, usable
+from subquad.ops.native.library import kernels_in_use, usable
 
-__all__ = ["Backend", "backend", "usable"]
+__all__ = ["kernels_in_use", "usable"]

@@ -267,15 +267,15 @@ struct Kernel {
 
 }  // namespace
 
-extern "C" int bucketed(const Bucketed *given) {
-    Kernel k(*given);
-    Scratch totals(k.heads * given->length);
-    std::fill(given->lse, given->lse + k.heads * given->length, NOTHING);
+extern "C" int bucketed(const Bucketed *call) {
+    Kernel k(*call);
+    Scratch totals(k.heads * call->length);
+    std::fill(call->lse, call->lse + k.heads * call->length, NOTHING);
     k.everywhere(totals);
     return 0;
 }
 
-extern "C" int bucketed_backward(const Bucketed *given) {
-    Kernel(*given).everywhere(nullptr);
+extern "C" int bucketed_backward(const Bucketed *call) {
+    Kernel(*call).everywhere(nullptr);
     return 0;
 }

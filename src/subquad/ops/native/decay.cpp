@@ -1,4 +1,4 @@
-// Causal linear products whose past fades: see ops/decay.py.
+// Causal linear products whose past fades: see ops/recurrence/decay.py.
 //
 //     out_i = sum_(j <= i) (sum_c q_ic a_ijc k_jc) v_j,    a_ij the product of the decays after j, up to i
 //
@@ -47,9 +47,9 @@ struct Decayed : Sequences {
 
     // Products of decays are as exact as exponentials of sums within a chunk, and cost next to nothing.
     void read_channels(Tiles &w, long head, long t, int n) const {
-        const float *given = where(p.log_decay, p.log_decay_stride, head, t, n, p.d, d, w.log, p.given_decays);
+        const float *decays = where(p.log_decay, p.log_decay_stride, head, t, n, p.d, d, w.log, p.decays_dtype);
         for (int x = 0; x < n * d; x += LANES) {
-            vec log = load(given + x);
+            vec log = load(decays + x);
             store(w.alpha + x, exp(p.root ? log_sigmoid(log) * p.root : log));
         }
         std::fill(w.alpha + n * d, w.alpha + C * d, 1.0f);
@@ -315,6 +315,6 @@ struct Decayed : Sequences {
 
 }  // namespace
 
-extern "C" int decayed(const Recurrence *given) { return each_head<Decayed, Tiles>(*given, false); }
+extern "C" int decayed(const Recurrence *call) { return each_head<Decayed, Tiles>(*call, false); }
 
-extern "C" int decayed_backward(const Recurrence *given) { return each_head<Decayed, Tiles>(*given, true); }
+extern "C" int decayed_backward(const Recurrence *call) { return each_head<Decayed, Tiles>(*call, true); }

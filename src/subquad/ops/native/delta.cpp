@@ -1,4 +1,4 @@
-// The delta rule on a memory that fades: see ops/delta_rule.py.
+// The delta rule on a memory that fades: see ops/recurrence/delta_rule.py.
 //
 //     out_i = q_i^T S_i,    S_i = alpha_i S_(i-1) + k_i u_i^T,    u_i = beta_i (v_i - alpha_i S_(i-1)^T k_i)
 //
@@ -245,6 +245,6 @@ struct Delta : Sequences {
 
 }  // namespace
 
-extern "C" int delta(const Recurrence *given) { return each_head<Delta, Tiles>(*given, false); }
+extern "C" int delta(const Recurrence *call) { return each_head<Delta, Tiles>(*call, false); }
 
-extern "C" int delta_backward(const Recurrence *given) { return each_head<Delta, Tiles>(*given, true); }
+extern "C" int delta_backward(const Recurrence *call) { return each_head<Delta, Tiles>(*call, true); }

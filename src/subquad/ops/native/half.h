@@ -4,7 +4,7 @@
 
 #include "simd.h"
 
-enum Precision { FLOAT32, BFLOAT16, FLOAT16 };  // of what is given and wanted: `given` in kernels.h
+enum Precision { FLOAT32, BFLOAT16, FLOAT16 };  // of what is read and written: `dtype` in kernels.h
 
 typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
 typedef uint16_t halves_anywhere __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
@@ -56,29 +56,29 @@ INLINE void narrow_row(const float *from, int n, Precision precision, uint16_t *
     std::memcpy(to + c, &narrowed, sizeof(uint16_t) * (n - c));
 }
 
-// n numbers, the first of which is number `at` of what was given.
-INLINE void read_row(const float *from, int64_t at, int n, int given, float *to) {
+// n numbers, the first of which is number `at` of `from`.
+INLINE void read_row(const float *from, int64_t at, int n, int dtype, float *to) {
     const uint16_t *halves = (const uint16_t *)from + at;
-    if (given == BFLOAT16) widen_row(halves, n, BFLOAT16, to);
-    else if (given == FLOAT16) widen_row(halves, n, FLOAT16, to);
+    if (dtype == BFLOAT16) widen_row(halves, n, BFLOAT16, to);
+    else if (dtype == FLOAT16) widen_row(halves, n, FLOAT16, to);
     else copy(to, from + at, n);
 }
 
-INLINE void write_row(const float *from, int n, int given, float *to, int64_t at) {
+INLINE void write_row(const float *from, int n, int dtype, float *to, int64_t at) {
     uint16_t *halves = (uint16_t *)to + at;
-    if (given == BFLOAT16) narrow_row(from, n, BFLOAT16, halves);
-    else if (given == FLOAT16) narrow_row(from, n, FLOAT16, halves);
+    if (dtype == BFLOAT16) narrow_row(from, n, BFLOAT16, halves);
+    else if (dtype == FLOAT16) narrow_row(from, n, FLOAT16, halves);
     else copy(to + at, from, n);
 }
 
 // A row where it lies, if it is float32, and else widened into `room`.
-INLINE const float *row_of(const float *from, int64_t at, int n, int given, float *room) {
-    if (given == FLOAT32) return from + at;
-    read_row(from, at, n, given, room);
+INLINE const float *row_of(const float *from, int64_t at, int n, int dtype, float *room) {
+    if (dtype == FLOAT32) return from + at;
+    read_row(from, at, n, dtype, room);
     return room;
 }
 
-INLINE void clear_row(float *to, int64_t at, int n, int given) {
-    if (given == FLOAT32) std::memset(to + at, 0, sizeof(float) * n);
+INLINE void clear_row(float *to, int64_t at, int n, int dtype) {
+    if (dtype == FLOAT32) std::memset(to + at, 0, sizeof(float) * n);
     else std::memset((uint16_t *)to + at, 0, sizeof(uint16_t) * n);
 }

@@ -4,20 +4,20 @@
 
 #include <cstdint>
 
-enum Map {
-    GIVEN,  // inputs are features
-    ELU,    // elu(x) + 1
-    FAVOR,  // exp(W x - |x|^2 / (2 sqrt(d)))
-    LOGS    // inputs are the logarithms of features
+enum FeatureKind {
+    FEATURES,  // inputs are features
+    ELU,       // elu(x) + 1
+    FAVOR,     // exp(W x - |x|^2 / (2 sqrt(d)))
+    LOGS       // inputs are the logarithms of features
 };
 
-// One call; mirrored field by field in linear.py. Strides count numbers, of batch, head and token; the last
+// One call; mirrored field by field in ops/linear_attention/cpu.py, as the others are in their operators'. Strides count numbers, of batch, head and token; the last
 // dimension is contiguous, and so is all that is not strided. Pointers may be null where they are optional.
 struct Linear {
     int64_t batch, heads, queries, keys;
     int32_t d, m, e;      // widths of inputs, features and values
-    int32_t map, threads;
-    int32_t given;        // numbers of q, k, v and out, and of grad, dq, dk and dv (half.h)
+    int32_t kind, threads;
+    int32_t dtype;        // numbers of q, k, v and out, and of grad, dq, dk and dv (half.h)
     float half;           // of 1 / sqrt(d), for FAVOR
     const float *q, *k, *v;
     int64_t q_stride[3], k_stride[3], v_stride[3];
@@ -34,7 +34,7 @@ struct Linear {
 struct Window {
     int64_t batch, heads, length, left, right;
     int32_t d, e, threads;
-    int32_t given;                     // numbers of q, k, v and out, and of grad and dq (half.h)
+    int32_t dtype;                     // numbers of q, k, v and out, and of grad and dq (half.h)
     float scale;
     const float *q, *k, *v;
     int64_t q_stride[3], k_stride[3], v_stride[3];
@@ -81,7 +81,7 @@ struct Recurrence {
     int64_t turn_stride[3], gate_stride[3];
     float *raw;                        // (heads length e), outputs before the norm; backward reads them
     float *dgate, *dscale;             // (heads length e), (heads e)
-    int32_t given, given_decays;       // forward: numbers of q, k, v, gate and out, and of decays by channel (half.h)
+    int32_t dtype, decays_dtype;       // forward: numbers of q, k, v, gate and out, and of decays by channel (half.h)
 };
 
 // Softmax attention within buckets: in each round tokens stand in an order, cut into chunks, and query i sees key j of
@@ -104,6 +104,7 @@ struct Bucketed {
 extern "C" {
 #pragma GCC visibility push(default)
 int digest();
+int size_of(const char *);  // bytes of the struct of that name
 int linear(const Linear *);
 int linear_backward(const Linear *);
 int linear_causal(const Linear *);

@@ -2,12 +2,14 @@
 
 import ctypes
 import os
+from collections.abc import Callable
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from subquad.ops.backends import wanted, warn_once
 from subquad.ops.native import build
 
 Strides = ctypes.c_int64 * 3
@@ -16,7 +18,7 @@ PRECISIONS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # `Precisi
 SETS = {"AVX512": ("avx512", "avx2", "baseline"), "AVX2": ("avx2", "baseline")}
 
 
-class Backend(NamedTuple):
+class Kernels(NamedTuple):
     """What computes on the CPU, in float32 and half precision."""
 
     name: Literal["native", "torch"]
@@ -26,43 +28,67 @@ class Backend(NamedTuple):
         return f"{self.name}: {self.reason}"
 
 
-def backend() -> Backend:
+def kernels_in_use() -> Kernels:
     """What computes on the CPU, subquad's own kernels or PyTorch's operators, and why.
 
     Kernels take float32, and half precision as it is or widened; float64 takes the operators. The
-    environment's SUBQUAD_NATIVE=0 switches the kernels off, at any time.
+    environment's SUBQUAD_NATIVE=0 switches the kernels off.
     """
+    reason = missing()
+    return Kernels("native", load()[1]) if reason is None else Kernels("torch", reason)
+
+
+def missing() -> str | None:
+    """Why there are no kernels."""
     if os.environ.get("SUBQUAD_NATIVE") == "0":
-        return Backend("torch", "SUBQUAD_NATIVE=0 switches the kernels off")
-    loaded, told = load()
-    return Backend("torch" if loaded is None else "native", told)
+        return "SUBQUAD_NATIVE=0 switches the kernels off"
+    library, reason = load()
+    return reason if library is None else None
+
+
+def why_not_float32(*inputs: Tensor | None) -> str | None:
+    """Why the kernels cannot take these inputs, which must be of float32, on the CPU; None: they can."""
+    for x in inputs:
+        if x is not None and (x.dtype != torch.float32 or not x.is_cpu):
+            return f"it takes float32 on the CPU, not {x.dtype} on {x.device.type}"
+    return missing()
+
+
+def why_not_half(*inputs: Tensor | None) -> str | None:
+    """The same for kernels that read half precision too: inputs are of one dtype."""
+    first = None
+    for x in inputs:
+        if x is None:
+            continue
+        if first is None:
+            first = x.dtype
+            if first not in PRECISIONS:
+                return f"it takes float32 and half precision, not {first}"
+        if x.dtype != first:
+            return f"it takes inputs of one dtype, not {first} beside {x.dtype}"
+        if not x.is_cpu:
+            return f"it takes tensors on the CPU, not on {x.device.type}"
+    return missing()
 
 
 def usable(*inputs: Tensor | None) -> bool:
-    """Whether the kernels can take these inputs: CPU, float32, and there are kernels."""
-    for x in inputs:
-        if x is not None and (x.dtype != torch.float32 or not x.is_cpu):
-            return False
-    return kernels() is not None
+    return wanted() != "reference" and why_not_float32(*inputs) is None
 
 
 def readable(*inputs: Tensor) -> bool:
-    """Whether the kernels that read half precision can take these inputs: CPU, and all of one dtype."""
-    first = inputs[0].dtype
-    for x in inputs:
-        if x.dtype != first or not x.is_cpu:
-            return False
-    return first in PRECISIONS and kernels() is not None
-
-
-def kernels() -> ctypes.CDLL | None:
-    """The library, unless there is none or it is switched off."""
-    return None if os.environ.get("SUBQUAD_NATIVE") == "0" else load()[0]
+    return wanted() != "reference" and why_not_half(*inputs) is None
 
 
 @cache
 def load() -> tuple[ctypes.CDLL | None, str]:
     """The library, if there is one, and what is to be said of it."""
+    library, reason = find()
+    if library is None and os.environ.get("SUBQUAD_NATIVE") != "0":
+        warn_once("cpu", reason)
+    return library, reason
+
+
+def find() -> tuple[ctypes.CDLL | None, str]:
     for name in SETS.get(torch.backends.cpu.get_cpu_capability(), ("baseline",)):
         path = build.library(name)
         if path.exists():
@@ -81,7 +107,7 @@ def rows(*names: str) -> list[tuple[str, type]]:
     return [*((name, ctypes.c_void_p) for name in names), *((f"{name}_stride", Strides) for name in names)]
 
 
-class Call(ctypes.Structure):
+class KernelCall(ctypes.Structure):
     """What a kernel is called with: a struct of kernels.h, with the tensors that it points to."""
 
     def __init__(self, **fields: Any) -> None:
@@ -107,10 +133,19 @@ class Call(ctypes.Structure):
 
     def run(self, kernel: str) -> bool:
         """Whether the outputs can be used."""
-        library, _ = load()
-        assert library is not None
-        return not getattr(library, kernel)(ctypes.byref(self))
+        return not function(type(self), kernel)(ctypes.byref(self))
 
     def _hold(self, name: str, x: Tensor) -> None:
         self.held.append(x)
         setattr(self, name, x.data_ptr())
+
+
+@cache
+def function(struct: type[KernelCall], kernel: str) -> Callable[..., int]:
+    """The kernel of that name, whose struct is as long as ours: with another it would read beyond it."""
+    library, _ = load()
+    assert library is not None
+    theirs, ours = library.size_of(struct.__name__.encode()), ctypes.sizeof(struct)
+    if theirs != ours:
+        raise RuntimeError(f"{struct.__name__} has {ours} bytes in Python and {theirs} in kernels.h")
+    return getattr(library, kernel)

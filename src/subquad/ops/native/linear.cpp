@@ -1,4 +1,4 @@
-// Averages of values under a kernel that factorises, a(q, k) = phi(q) . phi(k): see ops/kernel_sums.py.
+// Averages of values under a kernel that factorises, a(q, k) = phi(q) . phi(k): see ops/linear_attention/sums.py.
 //
 //     out_i = sum_j a(q_i, k_j) v_j / sum_j a(q_i, k_j)
 //
@@ -172,7 +172,7 @@ void unkey(const Kernel &k, Tiles &w, const Sums &r, long head, long t, int n, b
     float ones[C];
     std::fill(ones, ones + C, 1.0f);
     Result dk = k.pull_back(w, w.phi_k, r.z, ones, first, n, k.p.dk);
-    for (int i = 0; i < n && k.p.map == FAVOR; i++) {  // through -|k|^2 / (2 sqrt(d))
+    for (int i = 0; i < n && k.p.kind == FAVOR; i++) {  // through -|k|^2 / (2 sqrt(d))
         vec total = vec{};
         for (int j = 0; j < k.m; j += LANES) total += load(w.change + i * k.f + j);
         float *own = dk.p + i * dk.row;
@@ -184,18 +184,18 @@ void unkey(const Kernel &k, Tiles &w, const Sums &r, long head, long t, int n, b
 
 }  // namespace
 
-extern "C" int linear(const Linear *given) {
-    Kernel k(*given);
-    long parts = parts_of(k, given->keys), q_parts = parts_of(k, given->queries);
+extern "C" int linear(const Linear *call) {
+    Kernel k(*call);
+    long parts = parts_of(k, call->keys), q_parts = parts_of(k, call->queries);
     Stored sums(k, k.heads * parts);
-#pragma omp parallel num_threads(given->threads)
+#pragma omp parallel num_threads(call->threads)
     {
         Tiles w(k.d, k.m, k.e, k.f);
 #pragma omp for
         for (long i = 0; i < k.heads * parts; i++) {
             Sums s = sums[i];
             clear(k, s);
-            Part range = part(i % parts, parts, given->keys);
+            Part range = part(i % parts, parts, call->keys);
             for (long t = range.first; t < range.last; t += C) {
                 int n = std::min<long>(C, range.last - t);
                 k.values(w, i / parts, t, n);
@@ -212,7 +212,7 @@ extern "C" int linear(const Linear *given) {
         for (long i = 0; i < k.heads * q_parts; i++) {
             long head = i / q_parts;
             Sums s = sums[head * parts];
-            Part range = part(i % q_parts, q_parts, given->queries);
+            Part range = part(i % q_parts, q_parts, call->queries);
             for (long t = range.first; t < range.last; t += C) {
                 int n = std::min<long>(C, range.last - t);
                 k.queries(w, head, t, n, s.c);
@@ -223,11 +223,11 @@ extern "C" int linear(const Linear *given) {
     return 0;
 }
 
-extern "C" int linear_backward(const Linear *given) {
-    Kernel k(*given);
-    long parts = parts_of(k, given->keys), q_parts = parts_of(k, given->queries);
+extern "C" int linear_backward(const Linear *call) {
+    Kernel k(*call);
+    long parts = parts_of(k, call->keys), q_parts = parts_of(k, call->queries);
     Stored sums(k, k.heads), pulls(k, k.heads * q_parts);
-#pragma omp parallel num_threads(given->threads)
+#pragma omp parallel num_threads(call->threads)
     {
         Tiles w(k.d, k.m, k.e, k.f);
 #pragma omp for
@@ -238,7 +238,7 @@ extern "C" int linear_backward(const Linear *given) {
             Sums s = sums[head], pull = pulls[i];
             clear(k, pull);
             turn(k, w, s);
-            Part range = part(i % q_parts, q_parts, given->queries);
+            Part range = part(i % q_parts, q_parts, call->queries);
             for (long t = range.first; t < range.last; t += C) {
                 int n = std::min<long>(C, range.last - t);
                 k.queries(w, head, t, n, s.c);
@@ -258,7 +258,7 @@ extern "C" int linear_backward(const Linear *given) {
             Scratch c(k.m);
             std::memcpy(c.p, s.c, sizeof(float) * k.m);
             turn(k, w, pull);
-            Part range = part(i % parts, parts, given->keys);
+            Part range = part(i % parts, parts, call->keys);
             for (long t = range.first; t < range.last; t += C) {
                 int n = std::min<long>(C, range.last - t);
                 k.values(w, head, t, n);
@@ -271,12 +271,12 @@ extern "C" int linear_backward(const Linear *given) {
     return 0;
 }
 
-extern "C" int linear_causal(const Linear *given) {
-    Kernel k(*given);
-    long parts = parts_of(k, given->keys);
+extern "C" int linear_causal(const Linear *call) {
+    Kernel k(*call);
+    long parts = parts_of(k, call->keys);
     Stored sums(k, k.heads * parts);
     int failed = 0;
-#pragma omp parallel num_threads(given->threads) reduction(| : failed)
+#pragma omp parallel num_threads(call->threads) reduction(| : failed)
     {
         Tiles w(k.d, k.m, k.e, k.f);
         start_parts(k, sums, parts, w);
@@ -285,7 +285,7 @@ extern "C" int linear_causal(const Linear *given) {
             long head = i / parts;
             Sums s = sums[i];
             bool any = any_key(k, s);
-            Part range = part(i % parts, parts, given->keys);
+            Part range = part(i % parts, parts, call->keys);
             for (long t = range.first; t < range.last; t += C) {
                 int n = std::min<long>(C, range.last - t);
                 k.values(w, head, t, n);
@@ -302,12 +302,12 @@ extern "C" int linear_causal(const Linear *given) {
     return failed;
 }
 
-extern "C" int linear_causal_backward(const Linear *given) {
-    Kernel k(*given);
-    long parts = parts_of(k, given->keys), chunks = (given->keys + C - 1) / C;
+extern "C" int linear_causal_backward(const Linear *call) {
+    Kernel k(*call);
+    long parts = parts_of(k, call->keys), chunks = (call->keys + C - 1) / C;
     Stored sums(k, k.heads * parts), pulls(k, k.heads * parts);
     Scratch shifts(k.heads * chunks * k.m);
-#pragma omp parallel num_threads(given->threads)
+#pragma omp parallel num_threads(call->threads)
     {
         Tiles w(k.d, k.m, k.e, k.f);
         start_parts(k, sums, parts, w);
@@ -315,7 +315,7 @@ extern "C" int linear_causal_backward(const Linear *given) {
         for (long i = 0; i < k.heads * parts; i++) {
             long head = i / parts;
             Sums s = sums[i];
-            Part range = part(i % parts, parts, given->keys);
+            Part range = part(i % parts, parts, call->keys);
             for (long t = range.first; t < range.last; t += C) {
                 int n = std::min<long>(C, range.last - t);
                 k.values(w, head, t, n);
@@ -326,7 +326,7 @@ extern "C" int linear_causal_backward(const Linear *given) {
                 mix(k, w);
                 turn(k, w, s);
                 through(k, w, {w.g, k.e});
-                product<true, LEFT_LOWER>(C, given->m, C, {w.A, 1, C}, {w.phi_k, k.f, N_R}, {w.change, k.f, N_R});
+                product<true, LEFT_LOWER>(C, call->m, C, {w.A, 1, C}, {w.phi_k, k.f, N_R}, {w.change, k.f, N_R});
                 unquery(k, w, s, head, t, n);
                 k.remember(w, s);
             }
@@ -336,7 +336,7 @@ extern "C" int linear_causal_backward(const Linear *given) {
             long head = i / parts;
             Sums r = pulls[i];
             clear(k, r);
-            Part range = part(i % parts, parts, given->keys);
+            Part range = part(i % parts, parts, call->keys);
             if (i % parts == 0) continue;
             for (long t = (range.last - 1) / C * C; t >= range.first && range.last > range.first; t -= C) {
                 int n = std::min<long>(C, range.last - t);
@@ -353,10 +353,10 @@ extern "C" int linear_causal_backward(const Linear *given) {
             Stored own(k, 1);
             Sums r = own[0];
             clear(k, r);
-            Part range = part(i % parts, parts, given->keys);
+            Part range = part(i % parts, parts, call->keys);
             for (long later = parts - 1; later > i % parts; later--) {
                 Sums theirs = pulls[head * parts + later];
-                Part there = part(later, parts, given->keys);
+                Part there = part(later, parts, call->keys);
                 if (there.last == there.first) continue;
                 lower(k, r, shifts + (head * chunks + there.first / C) * k.m);
                 for (long x = 0; x < (long)k.m * k.e; x++) r.S[x] += theirs.S[x];
@@ -376,7 +376,7 @@ extern "C" int linear_causal_backward(const Linear *given) {
                 mix(k, w);
                 turn(k, w, r);
                 through(k, w, w.v);
-                product<true, LEFT_UPPER>(C, given->m, C, {w.A, C, 1}, {w.phi_q, k.f, N_R}, {w.change, k.f, N_R});
+                product<true, LEFT_UPPER>(C, call->m, C, {w.A, C, 1}, {w.phi_q, k.f, N_R}, {w.change, k.f, N_R});
                 unkey(k, w, r, head, t, n, true);
                 recall(k, w, r);
             }

@@ -40,8 +40,8 @@ struct Kernel {
     Scratch weights, turned_weights;  // W, padded: (m d), and its transpose, panel by panel
     explicit Kernel(const Linear &p)
         : p(p), d(round_up(p.d, N_R)), m(round_up(p.m, N_R)), e(round_up(p.e, N_R)), f(m + LANES), heads(p.batch * p.heads),
-          weights(p.map == FAVOR ? (size_t)m * d : 1), turned_weights(p.map == FAVOR ? (size_t)d * m : 1) {
-        if (p.map != FAVOR) return;
+          weights(p.kind == FAVOR ? (size_t)m * d : 1), turned_weights(p.kind == FAVOR ? (size_t)d * m : 1) {
+        if (p.kind != FAVOR) return;
         for (int c = 0; c < p.m; c++) std::memcpy(weights + (long)c * d, p.W + (long)c * p.d, sizeof(float) * p.d);
         for (int c = 0; c < m; c += N_R) transpose(weights + (long)c * d, d, N_R, d, turned_weights + (long)c * d, N_R);
     }
@@ -49,9 +49,9 @@ struct Kernel {
     // Up to C tokens: where they lie, if they fill a tile, and else in a copy with zeros around them.
     View tile_of(const float *from, const int64_t *stride, long head, long t, int n, int width, int padded, float *copy) const {
         const int64_t first = head / p.heads * stride[0] + head % p.heads * stride[1] + t * stride[2];
-        if (!p.given && n == C && width == padded) return {from + first, stride[2]};
+        if (!p.dtype && n == C && width == padded) return {from + first, stride[2]};
         for (int i = 0; i < n; i++) {
-            read_row(from, first + i * stride[2], width, p.given, copy + (long)i * padded);
+            read_row(from, first + i * stride[2], width, p.dtype, copy + (long)i * padded);
             std::memset(copy + (long)i * padded + width, 0, sizeof(float) * (padded - width));
         }
         std::memset(copy + (long)n * padded, 0, sizeof(float) * (C - n) * padded);
@@ -60,12 +60,12 @@ struct Kernel {
 
     bool seen(long head, long t) const { return !p.valid || p.valid[head / p.heads * p.keys + t]; }
 
-    bool exponential() const { return p.map == FAVOR || p.map == LOGS; }
+    bool exponential() const { return p.kind == FAVOR || p.kind == LOGS; }
 
     // Features, or their logarithms where they are exponentials.
     void project(View x, float *to) const {
-        if (p.map == FAVOR) product<false>(C, p.m, p.d, {x.p, x.row, 1}, {turned_weights, N_R, (long)d * N_R}, {to, f, N_R});
-        else if (p.map == ELU) each(x, to, [](vec y) { return elu_plus_one(y); });
+        if (p.kind == FAVOR) product<false>(C, p.m, p.d, {x.p, x.row, 1}, {turned_weights, N_R, (long)d * N_R}, {to, f, N_R});
+        else if (p.kind == ELU) each(x, to, [](vec y) { return elu_plus_one(y); });
         else each(x, to, [](vec y) { return y; });
         for (int i = 0; i < C && p.m < m; i++) std::fill(to + i * f + p.m, to + i * f + m, nothing());
     }
@@ -102,7 +102,7 @@ struct Kernel {
             if (i >= n || !seen(head, t + i)) std::fill(w.phi_k + i * f, w.phi_k + i * f + m, nothing());
         if (!exponential()) return;
         float norm[C] = {};
-        for (int i = 0; i < n && p.map == FAVOR; i++) norm[i] = dot(w.k.p + i * w.k.row, w.k.p + i * w.k.row, p.d) * p.half;
+        for (int i = 0; i < n && p.kind == FAVOR; i++) norm[i] = dot(w.k.p + i * w.k.row, w.k.p + i * w.k.row, p.d) * p.half;
         for (int j = 0; j < m; j += LANES) {
             vec before = load(c + j), top = before;
             for (int i = 0; i < C; i++) {
@@ -158,13 +158,13 @@ struct Kernel {
 
     // Rows of a product: where they belong, if they fill a tile.
     Result result(float *to, int width, int padded, long first, int n, float *room) const {
-        if (!p.given && n == C && width == padded) return {to + first * width, width, N_R};
+        if (!p.dtype && n == C && width == padded) return {to + first * width, width, N_R};
         return {room, padded, N_R};
     }
 
     // And from there to where they belong.
     void deliver(Result rows, const float *room, int width, long first, int n, float *to) const {
-        for (int i = 0; i < n && rows.p == room; i++) write_row(room + i * rows.row, width, p.given, to, (first + i) * width);
+        for (int i = 0; i < n && rows.p == room; i++) write_row(room + i * rows.row, width, p.dtype, to, (first + i) * width);
     }
 
     // out = (phi_q S + P v) / (phi_q z + P 1); true where a query that sees keys has a denominator in range.
@@ -208,9 +208,9 @@ struct Kernel {
         for (int i = 0; i < n; i++) {
             float *g = w.g + (long)i * e;
             const long at = (first + i) * p.e;
-            scale(g, row_of(p.grad, at, p.e, p.given, g), inverse[i], p.e);
+            scale(g, row_of(p.grad, at, p.e, p.dtype, g), inverse[i], p.e);
             std::fill(g + p.e, g + e, 0.0f);
-            w.gd[i] = -dot(g, row_of(p.out, at, p.e, p.given, w.out), p.e);
+            w.gd[i] = -dot(g, row_of(p.out, at, p.e, p.dtype, w.out), p.e);
         }
         std::memset(w.g + (long)n * e, 0, sizeof(float) * (C - n) * e);
         std::fill(w.gd + n, w.gd + C, 0.0f);
@@ -221,14 +221,14 @@ struct Kernel {
     Result pull_back(Tiles &w, const float *phi, const float *z, const float *weight, long first, int n, float *to) const {
         Result own = result(to, p.d, d, first, n, w.out);
         for (int i = 0; i < C; i++) {
-            float *rows = p.map == FAVOR ? w.change + i * f : own.p + i * own.row;
+            float *rows = p.kind == FAVOR ? w.change + i * f : own.p + i * own.row;
             for (int j = 0; j < m; j += LANES) {
                 vec y = load(phi + i * f + j), x = load(w.change + i * f + j) + load(z + j) * weight[i];
-                bool linear = p.map == GIVEN;
-                store(rows + j, linear ? x : p.map == ELU ? (y < 1.0f ? x * y : x) : x * y);
+                bool linear = p.kind == FEATURES;
+                store(rows + j, linear ? x : p.kind == ELU ? (y < 1.0f ? x * y : x) : x * y);
             }
         }
-        if (p.map == FAVOR) product<false>(C, p.d, p.m, {w.change, f, 1}, {weights, d, N_R}, own);
+        if (p.kind == FAVOR) product<false>(C, p.d, p.m, {w.change, f, 1}, {weights, d, N_R}, own);
         return own;
     }
 };

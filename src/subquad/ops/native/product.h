@@ -52,10 +52,10 @@ INLINE void tile(int first, int last, const float *a, long a_row, long a_column,
 }
 
 template <bool add, int rows = M_R>
-INLINE void tiles(int given, int first, int last, const float *a, long a_row, long a_column, const float *b, long ldb, float *c, long ldc) {
+INLINE void tiles(int count, int first, int last, const float *a, long a_row, long a_column, const float *b, long ldb, float *c, long ldc) {
     if constexpr (rows > 0) {
-        if (given == rows) tile<rows, add>(first, last, a, a_row, a_column, b, ldb, c, ldc);
-        else tiles<add, rows - 1>(given, first, last, a, a_row, a_column, b, ldb, c, ldc);
+        if (count == rows) tile<rows, add>(first, last, a, a_row, a_column, b, ldb, c, ldc);
+        else tiles<add, rows - 1>(count, first, last, a, a_row, a_column, b, ldb, c, ldc);
     }
 }
 

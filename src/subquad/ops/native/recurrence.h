@@ -1,6 +1,6 @@
 // What the gated recurrences share: a chunk of tokens in tiles, and what decays leave of one token at another.
 //
-// Every exponent is a sum of logarithms of decays, never a difference: see ops/decay.py.
+// Every exponent is a sum of logarithms of decays, never a difference: see ops/recurrence/decay.py.
 
 #pragma once
 
@@ -48,26 +48,26 @@ struct Sequences {
     }
 
     // n tokens as rows of `to`, which are `padded` wide, and zeros around them.
-    void tokens(const float *from, const int64_t *stride, long head, long t, int n, int width, int padded, float *to, int given = FLOAT32) const {
+    void tokens(const float *from, const int64_t *stride, long head, long t, int n, int width, int padded, float *to, int dtype = FLOAT32) const {
         const int64_t first = row(from, stride, head, t) - from;
         for (int i = 0; i < n; i++) {
-            read_row(from, first + i * stride[2], width, given, to + (long)i * padded);
+            read_row(from, first + i * stride[2], width, dtype, to + (long)i * padded);
             for (int c = width; c < padded; c++) to[(long)i * padded + c] = 0;
         }
         std::memset(to + (long)n * padded, 0, sizeof(float) * (C - n) * padded);
     }
 
     // The same where nothing is to be changed: where they lie, if they lie as the copy would.
-    const float *where(const float *from, const int64_t *stride, long head, long t, int n, int width, int padded, float *room, int given) const {
-        if (!given && n == C && width == padded && stride[2] == width) return row(from, stride, head, t);
-        tokens(from, stride, head, t, n, width, padded, room, given);
+    const float *where(const float *from, const int64_t *stride, long head, long t, int n, int width, int padded, float *room, int dtype) const {
+        if (!dtype && n == C && width == padded && stride[2] == width) return row(from, stride, head, t);
+        tokens(from, stride, head, t, n, width, padded, room, dtype);
         return room;
     }
 
     // Queries or keys, as the recurrence takes them.
     void ready(const float *from, const int64_t *stride, float scale, long head, long t, int n, float *to) const {
-        const bool copied = p.given || p.d != d;
-        if (copied) tokens(from, stride, head, t, n, p.d, d, to, p.given);
+        const bool copied = p.dtype || p.d != d;
+        if (copied) tokens(from, stride, head, t, n, p.d, d, to, p.dtype);
         const float *first = copied ? to : row(from, stride, head, t);
         const float *angles = p.turn ? row(p.turn, p.turn_stride, head, t) : nullptr;
         const int64_t apart = copied ? d : stride[2], turn_apart = p.turn_stride[2];
@@ -85,8 +85,8 @@ struct Sequences {
     void keys(long head, long t, int n, float *to) const { ready(p.k, p.k_stride, 1, head, t, n, to); }
 
     const float *values(long head, long t, int n, float *room) const {
-        if (!p.swish_values) return where(p.v, p.v_stride, head, t, n, p.e, e, room, p.given);
-        tokens(p.v, p.v_stride, head, t, n, p.e, e, room, p.given);
+        if (!p.swish_values) return where(p.v, p.v_stride, head, t, n, p.e, e, room, p.dtype);
+        tokens(p.v, p.v_stride, head, t, n, p.e, e, room, p.dtype);
         swish_row(room, n * e, room);
         return room;
     }
@@ -104,13 +104,13 @@ struct Sequences {
     // Outputs, normed and gated where that is asked for; `room` is for gates.
     void answer(float *out, float *room, long head, long t, int n) const {
         if (p.raw) write(out, e, head, t, n, p.e, p.raw);
-        const float *gate = p.gate ? where(p.gate, p.gate_stride, head, t, n, p.e, e, room, p.given) : nullptr;
-        const bool at_once = p.norm && !p.given && p.e == e;
+        const float *gate = p.gate ? where(p.gate, p.gate_stride, head, t, n, p.e, e, room, p.dtype) : nullptr;
+        const bool at_once = p.norm && !p.dtype && p.e == e;
         for (int i = 0; i < n && p.norm; i++) {
             float *x = out + i * e, *to = at_once ? p.out + (head * p.length + t + i) * e : x;
             finish_row(x, e, p.e, p.norm, scale, gate ? gate + i * e : nullptr, to);
         }
-        for (int i = 0; i < n && !at_once; i++) write_row(out + i * e, p.e, p.given, p.out, (head * p.length + t + i) * p.e);
+        for (int i = 0; i < n && !at_once; i++) write_row(out + i * e, p.e, p.dtype, p.out, (head * p.length + t + i) * p.e);
     }
 
     // The gradients of outputs before the norm; those of gate and scale are written.
@@ -125,7 +125,7 @@ struct Sequences {
         if (p.gate) write(gate, e, head, t, n, p.e, p.dgate);
     }
 
-    // From the gradients of queries or keys to those of what was given for them, which are written.
+    // From the gradients of queries or keys to those of the inputs, which are written.
     void write_pulled(float *rows, float *room, const float *from, const int64_t *stride, float scale, long head, long t, int n, float *to) const {
         if (p.unit) tokens(from, stride, head, t, n, p.d, d, room);
         for (int i = 0; i < n; i++) {
@@ -237,9 +237,9 @@ INLINE void add_to(float *a, const float *b, int n) {
 }
 
 // A kernel over all heads, forward or backward, with tiles for each thread.
-template <class Kernel, class Tiles> static int each_head(const Recurrence &given, bool backward) {
-    Kernel k(given);
-#pragma omp parallel num_threads(given.threads)
+template <class Kernel, class Tiles> static int each_head(const Recurrence &call, bool backward) {
+    Kernel k(call);
+#pragma omp parallel num_threads(call.threads)
     {
         Flushed flushed;
         Tiles w(k.d, k.e, backward);

@@ -1,6 +1,6 @@
 // Rows on their way into a recurrence and out of it: turned by position, brought to length 1, normed and gated.
 //
-// Rows are padded with zeros to whole vectors, and stay so. See ops/rows.py.
+// Rows are padded with zeros to whole vectors, and stay so. See ops/recurrence/rows.py.
 
 #pragma once
 

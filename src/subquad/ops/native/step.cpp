@@ -10,7 +10,7 @@ namespace {
 
 // One token, widened into `room` where it is narrow.
 const float *at(const Linear &p, const float *from, const int64_t *stride, long head, long t, int n, float *room) {
-    return row_of(from, head / p.heads * stride[0] + head % p.heads * stride[1] + t * stride[2], n, p.given, room);
+    return row_of(from, head / p.heads * stride[0] + head % p.heads * stride[1] + t * stride[2], n, p.dtype, room);
 }
 
 // W x for the queries and keys of all heads at once, feature by token: by itself each token would read all of W.
@@ -18,9 +18,9 @@ struct Projected {
     long tokens, row;
     Scratch x, logs;
     explicit Projected(const Linear &p)
-        : tokens(p.batch * p.heads * p.keys), row(p.map == FAVOR ? round_up(2 * tokens, N_R) : 0), x(p.d * row),
+        : tokens(p.batch * p.heads * p.keys), row(p.kind == FAVOR ? round_up(2 * tokens, N_R) : 0), x(p.d * row),
           logs(p.m * row) {
-        if (p.map != FAVOR) return;
+        if (p.kind != FAVOR) return;
         Scratch rooms(2 * p.d);
         for (long i = 0; i < tokens; i++) {
             const float *q = at(p, p.q, p.q_stride, i / p.keys, i % p.keys, p.d, rooms);
@@ -41,7 +41,7 @@ struct Stream {
     float *q_room, *k_room, *v_room, *out_room;
     Scratch phi_q, phi_k, left, shift;
     Stream(const Linear &p, const Projected &projected)
-        : p(p), projected(projected), exponential(p.map == FAVOR || p.map == LOGS), room(2 * (p.d + p.e)),
+        : p(p), projected(projected), exponential(p.kind == FAVOR || p.kind == LOGS), room(2 * (p.d + p.e)),
           q_room(room), k_room(q_room + p.d), v_room(k_room + p.d), out_room(v_room + p.e), phi_q(p.m + LANES),
           phi_k(p.m + LANES), left(p.m + LANES), shift(p.m + LANES) {
         std::fill(left + 0, left + p.m, 1.0f);
@@ -50,7 +50,7 @@ struct Stream {
     // Features; of exponential ones the logarithms, up to what is the same for all of a query.
     void features(long head, long t) {
         const float *q = at(p, p.q, p.q_stride, head, t, p.d, q_room), *k = at(p, p.k, p.k_stride, head, t, p.d, k_room);
-        if (p.map == FAVOR) {
+        if (p.kind == FAVOR) {
             float norm = p.half * dot(k, k, p.d);
             for (int f = 0; f < p.m; f++) {
                 phi_q[f] = projected.query(head * p.keys + t, f);
@@ -60,7 +60,7 @@ struct Stream {
         }
         std::memcpy(phi_q.p, q, sizeof(float) * p.m);
         std::memcpy(phi_k.p, k, sizeof(float) * p.m);
-        for (int f = 0; f < p.m && p.map == ELU; f += LANES) {
+        for (int f = 0; f < p.m && p.kind == ELU; f += LANES) {
             store(phi_q + f, elu_plus_one(load(phi_q + f)));
             store(phi_k + f, elu_plus_one(load(phi_k + f)));
         }
@@ -95,7 +95,7 @@ struct Stream {
             den += z[f] * phi_q[f];
         }
         const long first = (head * p.queries + t) * p.e;
-        float *out = p.given ? out_room : p.out + first, share = den == 0 ? 0 : 1 / den;
+        float *out = p.dtype ? out_room : p.out + first, share = den == 0 ? 0 : 1 / den;
         int c = 0;
         for (; c + 4 * LANES <= p.e; c += 4 * LANES) columns<4>(c, S0, v, S, share, out);
         for (; c + LANES <= p.e; c += LANES) columns<1>(c, S0, v, S, share, out);
@@ -107,7 +107,7 @@ struct Stream {
             }
             out[c] = sum * share;
         }
-        if (p.given) write_row(out, p.e, p.given, p.out, first);
+        if (p.dtype) write_row(out, p.e, p.dtype, p.out, first);
     }
 
     // Some columns of S with the token in them, and what the query reads there, which stays in registers.
@@ -147,13 +147,13 @@ struct Stream {
 
 }  // namespace
 
-extern "C" int linear_step(const Linear *given) {
-    long heads = given->batch * given->heads;
-    int threads = heads * given->m * given->e < 1 << 18 ? 1 : given->threads;  // waking a thread costs microseconds
-    Projected projected(*given);
+extern "C" int linear_step(const Linear *call) {
+    long heads = call->batch * call->heads;
+    int threads = heads * call->m * call->e < 1 << 18 ? 1 : call->threads;  // waking a thread costs microseconds
+    Projected projected(*call);
 #pragma omp parallel num_threads(threads)
     {
-        Stream stream(*given, projected);
+        Stream stream(*call, projected);
 #pragma omp for
         for (long head = 0; head < heads; head++) stream.run(head);
     }

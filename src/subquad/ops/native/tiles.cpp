@@ -274,33 +274,33 @@ struct Kernel {
 
 }  // namespace
 
-extern "C" int tiled(const Tiled *given) {
-    Kernel k(*given);
-    long heads = given->batch * given->heads;
-#pragma omp parallel num_threads(given->threads)
+extern "C" int tiled(const Tiled *call) {
+    Kernel k(*call);
+    long heads = call->batch * call->heads;
+#pragma omp parallel num_threads(call->threads)
     {
-        Space w(k.d, k.e, given->columns, false);
+        Space w(k.d, k.e, call->columns, false);
 #pragma omp for schedule(dynamic, k.alone() ? 64 : 1)
-        for (long i = 0; i < heads * given->tiles; i++)
-            if (k.alone()) k.single(w, i / given->tiles, i % given->tiles, false);
+        for (long i = 0; i < heads * call->tiles; i++)
+            if (k.alone()) k.single(w, i / call->tiles, i % call->tiles, false);
             else
-                for (int start = 0; start < given->width; start += C) k.forward(w, i / given->tiles, i % given->tiles, start);
+                for (int start = 0; start < call->width; start += C) k.forward(w, i / call->tiles, i % call->tiles, start);
     }
     return 0;
 }
 
-extern "C" int tiled_backward(const Tiled *given) {
-    Kernel k(*given);
-    long heads = given->batch * given->heads;
-#pragma omp parallel num_threads(given->threads)
+extern "C" int tiled_backward(const Tiled *call) {
+    Kernel k(*call);
+    long heads = call->batch * call->heads;
+#pragma omp parallel num_threads(call->threads)
     {
-        Space w(k.d, k.e, given->columns, true);
+        Space w(k.d, k.e, call->columns, true);
 #pragma omp for schedule(dynamic)
         for (long head = 0; head < heads; head++)  // whose tiles add to the same keys
-            for (long tile = 0; tile < given->tiles; tile++)
+            for (long tile = 0; tile < call->tiles; tile++)
                 if (k.alone()) k.single(w, head, tile, true);
                 else
-                    for (int start = 0; start < given->width; start += C) k.backward(w, head, tile, start);
+                    for (int start = 0; start < call->width; start += C) k.backward(w, head, tile, start);
     }
     return 0;
 }

@@ -73,13 +73,13 @@ struct Kernel {
 
     // A token as a row of `to`, with zeros up to `ld`.
     void token(const float *from, const int64_t *stride, long head, long t, int width, float *to, int ld) const {
-        read_row(from, place(stride, head, t), width, p.given, to);
+        read_row(from, place(stride, head, t), width, p.dtype, to);
         std::memset(to + width, 0, sizeof(float) * (ld - width));
     }
 
     // Keys or values of a block: where they are, if their width fills whole panels.
     Right right(const float *from, const int64_t *stride, long head, const Block &b, int width, Rows &rows) const {
-        if (!p.given && width == rows.ld) return {from + place(stride, head, b.first), (long)stride[2], N_R};
+        if (!p.dtype && width == rows.ld) return {from + place(stride, head, b.first), (long)stride[2], N_R};
         auto make = [&](long t, float *to) { token(from, stride, head, t, width, to, rows.ld); };
         return {rows.of(head, b.first, b.last, make), rows.ld, N_R};
     }
@@ -151,12 +151,12 @@ struct Kernel {
             for (int i = 0; i < b.n; i++) {
                 float s = total[i / LANES][i % LANES];
                 scale(w.out + i * e, w.out + i * e, 1 / s, p.e);
-                write_row(w.out + i * e, p.e, p.given, p.out, (here + i) * p.e);
+                write_row(w.out + i * e, p.e, p.dtype, p.out, (here + i) * p.e);
                 p.lse[here + i] = top[i / LANES][i % LANES] + std::log(s);
             }
         }
         for (long i = b.n; i < C && t + i < p.length; i++) {  // padding
-            clear_row(p.out, (here + i) * p.e, p.e, p.given);
+            clear_row(p.out, (here + i) * p.e, p.e, p.dtype);
             p.lse[here + i] = -INFINITY;
         }
     }
@@ -164,7 +164,7 @@ struct Kernel {
     void backward(Tiles &w, long head, long t) const {
         Block b = block(head, t);
         long keys = b.last - b.first, here = head * p.length + t;
-        for (long i = b.n; i < C && t + i < p.length; i++) clear_row(p.dq, (here + i) * p.d, p.d, p.given);
+        for (long i = b.n; i < C && t + i < p.length; i++) clear_row(p.dq, (here + i) * p.d, p.d, p.dtype);
         if (b.n == 0) return;
         scores(w, head, t, b);
         std::memset(w.g.p, 0, sizeof(float) * C * e);
@@ -172,8 +172,8 @@ struct Kernel {
             w.delta[i] = 0, w.lse[i] = 0;
             if (i >= b.n) continue;
             const long at = (here + i) * p.e;
-            read_row(p.grad, at, p.e, p.given, w.g + i * e);
-            w.delta[i] = dot(w.g + i * e, row_of(p.out, at, p.e, p.given, w.out), p.e) - (p.grad_lse ? p.grad_lse[here + i] : 0);
+            read_row(p.grad, at, p.e, p.dtype, w.g + i * e);
+            w.delta[i] = dot(w.g + i * e, row_of(p.out, at, p.e, p.dtype, w.out), p.e) - (p.grad_lse ? p.grad_lse[here + i] : 0);
             w.lse[i] = p.lse[here + i];
         }
         transpose(w.g, C, e, w.gT);
@@ -196,7 +196,7 @@ struct Kernel {
         }
         for (int i = 0; i < b.n; i++) {
             scale(w.out + i * d, w.out + i * d, p.scale, p.d);
-            write_row(w.out + i * d, p.d, p.given, p.dq, (here + i) * p.d);
+            write_row(w.out + i * d, p.d, p.dtype, p.dq, (here + i) * p.d);
         }
         Band queries = {b.first - p.right - t, b.first + p.left - t};
         add(keys, w.dP, queries, w.q, d, p.dk + (head * p.length + b.first) * p.d, p.d, w.between);
@@ -222,10 +222,10 @@ struct Kernel {
 
 }  // namespace
 
-extern "C" int window(const Window *given) {
-    Kernel k(*given);
-    long blocks = (given->length + C - 1) / C;
-#pragma omp parallel num_threads(given->threads)
+extern "C" int window(const Window *call) {
+    Kernel k(*call);
+    long blocks = (call->length + C - 1) / C;
+#pragma omp parallel num_threads(call->threads)
     {
         Tiles w(k.d, k.e, k.most, false);
 #pragma omp for schedule(static)
@@ -234,13 +234,13 @@ extern "C" int window(const Window *given) {
     return 0;
 }
 
-extern "C" int window_backward(const Window *given) {
-    Kernel k(*given);
-    long blocks = (given->length + C - 1) / C, reach = (k.most + C - 1) / C;
+extern "C" int window_backward(const Window *call) {
+    Kernel k(*call);
+    long blocks = (call->length + C - 1) / C, reach = (k.most + C - 1) / C;
     // Parts of a sequence add to keys that they share with their neighbours, so even parts go before odd ones.
-    long wanted = k.heads >= given->threads ? 1 : 2 * given->threads;
+    long wanted = k.heads >= call->threads ? 1 : 2 * call->threads;
     long parts = std::max(1L, std::min(wanted, blocks / (reach + 1)));
-#pragma omp parallel num_threads(given->threads)
+#pragma omp parallel num_threads(call->threads)
     {
         Tiles w(k.d, k.e, k.most, true);
         for (long odd = 0; odd < std::min(parts, 2L); odd++) {

@@ -9,9 +9,9 @@ left of S, the u solve a triangular system:
     u_i + sum_(j < i) beta_i a_ij (k_i . k_j) u_j = beta_i (v_i - a_i S^T k_i)
 
 Solved once for both parts of the right side, u = u_own - w S is one product once S is known, and the chunk
-behaves as in `ops/decay.py` with u for v: the WY form of a product of Householder matrices.
+behaves as in `decay.py` with u for v: the WY form of a product of Householder matrices.
 
-`ops/recurrence.py` runs it over blocks of tokens; the compiled kernels are in `native/delta.cpp`.
+`blocks.py` runs it over blocks of tokens; the compiled kernels are in native/delta.cpp.
 
 Yang, Wang, Zhang, Shen, Kim: Parallelizing Linear Transformers with the Delta Rule over Sequence Length.
 NeurIPS 2024, arXiv:2406.06484, section 3. Yang, Kautz, Hatamizadeh: Gated Delta Networks. ICLR 2025,
@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from subquad.ops.decay import (
+from subquad.ops.recurrence.decay import (
     Fading,
     Matrix,
     Queries,
@@ -89,7 +89,7 @@ class Chunks(NamedTuple):
         return cls(k, beta, fading, left, alike, inverse, recalling, kept, r, u, S, state)
 
 
-def pull_back(
+def backward(
     grad: Values,
     grad_state: Matrix,
     q: Queries,
@@ -100,7 +100,7 @@ def pull_back(
     *,
     state: Matrix,
 ) -> tuple[Queries, Queries, Values, Betas, LogDecays, Matrix]:
-    """Gradients of what `advance` is given. That of a log_decay is as in `ops/decay.py`."""
+    """Gradients of what `advance` is given. That of a log_decay is as in `decay.py`."""
     chunk, length = Chunks.of(k, v, beta, log_decay, state=state), q.shape[2]
     q, grad, k, fading, left = chunked(q), chunked(grad), chunk.k, chunk.fading, chunk.left
     weights = (q @ k.mT).mul_(left)

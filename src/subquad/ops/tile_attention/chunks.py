@@ -1,7 +1,6 @@
-"""Tiles a few at a time, in PyTorch's operators: what `native/tiles.cpp` does, for any device and precision.
+"""Tiles a few at a time: as many tiles of as many heads as fit in cache together.
 
-A chunk is as many tiles of as many heads as fit in cache together; `ops/tiles.py` says what is computed.
-Chunks take the same memory one after the other: new memory, page by page, costs as much as the products.
+Chunks reuse one buffer: new memory, page by page, costs as much as the products.
 """
 
 import math
@@ -11,36 +10,28 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from subquad.ops.tile_attention import Tiling
+
 HIGHEST = 80.0  # a score that takes its query's sum out of range as surely as a higher one
-TILE_NUMBERS = 2**20  # that the tiles taken at once may hold: more leaves the cache
-
-
-class Tiling(NamedTuple):
-    """Tiles of one shape. Places below zero, or behind the last token, hold none."""
-
-    queries: Int[Tensor, "#b tiles a"] | None  # None: tile after tile, all tokens in order
-    keys: Int[Tensor, "#b tiles c"]  # in units: key c stands for tokens c * unit to (c + 1) * unit - 1
-    seen: Bool[Tensor, "#b tiles A C"]  # pairs; one of `seen` may stand for several queries or keys in a row
-    width: int  # a, the queries of a tile
-    unit: int
+MAX_ELEMENTS = 2**20  # that the tiles taken at once may hold: more leaves the cache
 
 
 @dataclass(eq=False)
-class Memory:
-    """For what a chunk makes: each thing where the last chunk had it."""
+class Buffers:
+    """Memory that each chunk takes where the last one had it, by what it is for."""
 
     like: Tensor
-    held: dict[str, Tensor] = field(default_factory=dict)
+    taken: dict[str, Tensor] = field(default_factory=dict)
 
     def take(self, name: str, *shape: int) -> Tensor:
         numbers = math.prod(shape)
-        if name not in self.held or self.held[name].numel() < numbers:
-            self.held[name] = self.like.new_empty(numbers)
-        return self.held[name][:numbers].view(shape)
+        if name not in self.taken or self.taken[name].numel() < numbers:
+            self.taken[name] = self.like.new_empty(numbers)
+        return self.taken[name][:numbers].view(shape)
 
 
 def in_units(x: Tensor, unit: int) -> Tensor:
@@ -48,7 +39,7 @@ def in_units(x: Tensor, unit: int) -> Tensor:
     return F.pad(x, (0, 0, 0, -x.shape[2] % unit)) if x.shape[2] % unit else x
 
 
-class Row(NamedTuple):
+class RowTiles(NamedTuple):
     """Tiles of heads that share them: of one sequence where sequences differ, else of several."""
 
     tensors: tuple[Tensor, ...]  # (heads tokens _) each, and q, k, v are the first; k and v are whole units
@@ -58,15 +49,15 @@ class Row(NamedTuple):
     width: int
     unit: int
     length: Tensor | None
-    memory: Memory
+    buffers: Buffers
 
     def chunks(self) -> Iterator["Chunk"]:
         """A few tiles of a few heads at once; the last tile may have fewer queries."""
         q, _, v, *_ = self.tensors
         (count, c), t = self.keys.shape, q.shape[1]
         each = self.width * c * self.unit + (self.width + c * self.unit) * (q.shape[2] + v.shape[2])
-        heads = max(1, TILE_NUMBERS // each)
-        step = max(1, TILE_NUMBERS // (each * min(heads, len(q))))
+        heads = max(1, MAX_ELEMENTS // each)
+        step = max(1, MAX_ELEMENTS // (each * min(heads, len(q))))
         whole = count if self.queries is not None else t // self.width
         position = (self.keys[..., None] * self.unit + torch.arange(self.unit, device=q.device)).flatten(1)
         real = (position >= 0) & (position < (t if self.length is None else self.length))
@@ -85,11 +76,11 @@ class Row(NamedTuple):
             else:
                 known, a = exists[start:stop].flatten(), self.width
                 at = self.queries[start:stop].flatten().clamp(0, t - 1)
-            pairs = None if all(full[start:stop]) else visible(seen, here, known, self.width, a, like=q)
+            pairs = None if all(full[start:stop]) else pair_mask(seen, here, known, self.width, a, like=q)
             near = side_by_side(keys.flatten().clamp(0, (t - 1) // self.unit), self.unit, tiles=stop - start)
             for first in range(0, len(q), heads):
                 some = tuple(x[first : first + heads] for x in self.tensors)
-                yield Chunk(some, at, known, a, stop - start, near, self.unit, pairs, self.memory)
+                yield Chunk(some, at, known, a, stop - start, near, self.unit, pairs, self.buffers)
 
     def used(self, real: Tensor) -> Tensor:
         """Which units any query of a tile sees (tiles c), or the first if there is none."""
@@ -118,7 +109,7 @@ def side_by_side(units: Tensor, unit: int, *, tiles: int) -> slice | Tensor:
     return slice(first * unit, (last + 1) * unit)
 
 
-def visible(
+def pair_mask(
     seen: Tensor, real: Tensor, exists: Tensor | None, width: int, a: int, *, like: Tensor
 ) -> Tensor | None:
     """One for a pair of (tiles a c) that counts, else zero; None where all do."""
@@ -142,14 +133,14 @@ class Chunk(NamedTuple):
     near: slice | Tensor  # the keys: tokens of one tile, or units
     unit: int
     pairs: Tensor | None  # one where a pair counts, else zero; None: all count
-    memory: Memory
+    buffers: Buffers
 
     def gathered(self, name: str, x: Tensor) -> Tensor:
         """(heads tiles c _)"""
         if isinstance(self.near, slice):
             return x[:, None, self.near]
         u, c = self.unit, x.shape[2]
-        into = self.memory.take(name, len(x), len(self.near), u * c)
+        into = self.buffers.take(name, len(x), len(self.near), u * c)
         torch.index_select(x.unflatten(1, (-1, u)).flatten(2), 1, self.near, out=into)
         return into.view(len(x), self.tiles, -1, c)
 
@@ -159,8 +150,8 @@ class Chunk(NamedTuple):
         return found.unflatten(1, (self.tiles, self.a))
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
-        into = self.memory.take("scores", *q.shape[:3], k.shape[2])
-        return scalar(q, k, into, scale=q.shape[-1] ** -0.5)
+        into = self.buffers.take("scores", *q.shape[:3], k.shape[2])
+        return inner(q, k, into, scale=q.shape[-1] ** -0.5)
 
     def sum_up(self) -> None:
         """Adds to the sums of exp(s_ij) v_j, and of exp(s_ij), what these tiles have of them."""
@@ -171,7 +162,7 @@ class Chunk(NamedTuple):
         else:  # a hidden pair must come to zero, and infinity times zero is none
             weights.clamp_(max=HIGHEST).exp_().mul_(self.pairs)
         y = self.gathered("near", v)
-        found = mixed(weights, y, self.memory.take("found", *weights.shape[:3], y.shape[3]))
+        found = average(weights, y, self.buffers.take("found", *weights.shape[:3], y.shape[3]))
         self.add_to_queries(numerator, found.flatten(1, 2))
         self.add_to_queries(total, weights.sum(-1).flatten(1, 2))
 
@@ -183,10 +174,10 @@ class Chunk(NamedTuple):
         lse = scores.logsumexp(-1)
         weights = scores.sub_(lse.masked_fill(lse == -torch.inf, 0)[..., None]).exp_()
         y = self.gathered("near", self.tensors[2])
-        out = mixed(weights, y, self.memory.take("found", *weights.shape[:3], y.shape[3]))
+        out = average(weights, y, self.buffers.take("found", *weights.shape[:3], y.shape[3]))
         return out.flatten(1, 2), lse.flatten(1, 2)
 
-    def pull(self, grad: Tensor, lse: Tensor, delta: Tensor, dq: Tensor, dk: Tensor, dv: Tensor) -> None:
+    def backward(self, grad: Tensor, lse: Tensor, delta: Tensor, dq: Tensor, dk: Tensor, dv: Tensor) -> None:
         """Adds to the gradients what passes through these tiles."""
         q, k, grad = self.of(self.tensors[0]), self.gathered("keys", self.tensors[1]), self.of(grad)
         weights = self.scores(q, k).sub_(self.of(lse)[..., None])
@@ -195,12 +186,12 @@ class Chunk(NamedTuple):
         if self.pairs is not None:
             weights.mul_(self.pairs)
         values = self.gathered("near", self.tensors[2])
-        change = scalar(grad, values, self.memory.take("change", *weights.shape))
+        change = inner(grad, values, self.buffers.take("change", *weights.shape))
         change.sub_(self.of(delta)[..., None]).mul_(weights)
-        self.add(dv, spread(weights, grad, self.memory.take("near", *values.shape)))
-        scale, found = q.shape[-1] ** -0.5, self.memory.take("found", *q.shape)
-        self.add_to_queries(dq, mixed(change, k, found, scale=scale).flatten(1, 2))
-        self.add(dk, spread(change, q, self.memory.take("keys", *k.shape), scale=scale))
+        self.add(dv, spread(weights, grad, self.buffers.take("near", *values.shape)))
+        scale, found = q.shape[-1] ** -0.5, self.buffers.take("found", *q.shape)
+        self.add_to_queries(dq, average(change, k, found, scale=scale).flatten(1, 2))
+        self.add(dk, spread(change, q, self.buffers.take("keys", *k.shape), scale=scale))
 
     def add_to_queries(self, to: Tensor, found: Tensor) -> None:
         if isinstance(self.at, slice):
@@ -220,7 +211,7 @@ class Chunk(NamedTuple):
 # Products of a single query with its own keys go faster number by number than as matrices of one row.
 
 
-def scalar(
+def inner(
     x: Float[Tensor, "h tiles a w"],
     y: Float[Tensor, "h tiles c w"],
     into: Float[Tensor, "h tiles a c"],
@@ -230,7 +221,7 @@ def scalar(
     return (x * y).sum(-1)[:, :, None].mul_(scale) if x.shape[2] == 1 else product(x, y.mT, into, scale)
 
 
-def mixed(
+def average(
     weights: Float[Tensor, "h tiles a c"],
     y: Float[Tensor, "h tiles c w"],
     into: Float[Tensor, "h tiles a w"],
@@ -263,20 +254,22 @@ def product(
     return into
 
 
-def rows(tiling: Tiling, lengths: Tensor | None, *tensors: Tensor) -> Iterator[Row]:
+def rows(tiling: Tiling, lengths: Tensor | None, *tensors: Tensor) -> Iterator[RowTiles]:
     """The tiles of each sequence, or of all at once where sequences do not differ."""
     queries, keys, seen, width, unit = tiling
     q, k, v, *others = tensors
     tensors = (q, in_units(k, unit), in_units(v, unit), *others)
-    memory = Memory(q)
+    buffers = Buffers(q)
     if lengths is None and len(keys) == len(seen) == 1 and (queries is None or len(queries) == 1):
         heads = tuple(x.flatten(0, 1) for x in tensors)
-        yield Row(heads, None if queries is None else queries[0], keys[0], seen[0], width, unit, None, memory)
+        yield RowTiles(
+            heads, None if queries is None else queries[0], keys[0], seen[0], width, unit, None, buffers
+        )
         return
     for b in range(len(tensors[0])):
         index = None if queries is None else queries[min(b, len(queries) - 1)]
         key, pairs = (x[min(b, len(x) - 1)] for x in (keys, seen))
-        yield Row(
+        yield RowTiles(
             tuple(x[b] for x in tensors),
             index,
             key,
@@ -284,7 +277,7 @@ def rows(tiling: Tiling, lengths: Tensor | None, *tensors: Tensor) -> Iterator[R
             width,
             unit,
             None if lengths is None else lengths[b],
-            memory,
+            buffers,
         )
 
 

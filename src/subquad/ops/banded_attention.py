@@ -17,7 +17,7 @@ from subquad.ops.operator import needs_dispatcher
 from subquad.ops.shapes import require_places, require_shape, require_together
 
 NEVER = 2**62  # the last token of a key that nobody sees
-TOGETHER = 2**18  # numbers of queries that are taken at once, at least a chunk's
+MAX_ELEMENTS = 2**18  # numbers of queries that are taken at once, at least a chunk's
 
 
 def banded_attention(
@@ -81,7 +81,7 @@ def banded(
     whole = (batch, q.shape[1], chunks * chunk, v.shape[3])
     if needs_dispatcher():
         return mixed(i, j, end, queries, by_chunk(k), by_chunk(v))[:, :, :length]
-    some = max(1, TOGETHER // max(1, queries[:, 0].numel()))
+    some = max(1, MAX_ELEMENTS // max(1, queries[:, 0].numel()))
     places = (i.split(some), j.split(some), end.split(some, 1))
     parts = zip(*places, *(x.split(some, 1) for x in (queries, by_chunk(k), by_chunk(v))), strict=True)
     return concat_into((mixed(*part) for part in parts), v, *whole, dim=2)[:, :, :length]

@@ -18,7 +18,7 @@ would add up their roundings from chunk to chunk.
                              that at a query of the second half. The halves are halved again; all levels
                              together cost half of one full product
 
-`ops/recurrence.py` runs it over blocks of tokens; the compiled kernels are in `native/decay.cpp`.
+`blocks.py` runs it over blocks of tokens; the compiled kernels are in native/decay.cpp.
 
 Sun et al.: Retentive Network. arXiv:2307.08621, section 2.1. Yang et al.: Gated Linear Attention Transformers
 with Hardware-Efficient Training. ICML 2024, arXiv:2312.06635, section 4.3, whose secondary chunks are one
@@ -68,7 +68,7 @@ def advance(
     return joined(read(weights, v, q * fading.since_start, torch.stack(found, 2)), length), state
 
 
-def pull_back(
+def backward(
     grad: Values,
     grad_state: Matrix,
     q: Queries,
@@ -108,7 +108,7 @@ def pull_back(
         dk += of_weights.mT @ q
     else:
         weights, _ = weights_by_halves(q, k, log_decay)
-        pull_back_by_halves(of_weights, q, k, log_decay, dq, dk, flow)
+        backward_by_halves(of_weights, q, k, log_decay, dq, dk, flow)
     dv = read(weights.mT, grad, kept, after)
     dq, dk, dv, flow = (joined(x, length) for x in (dq, dk, dv, flow))
     return dq, dk, dv, flow.sum_to_size(like), grad_state
@@ -172,7 +172,7 @@ def weights_by_halves(
     return weights, Fading(start, end, log_decay.sum(-2).exp()[..., None])
 
 
-def pull_back_by_halves(
+def backward_by_halves(
     of_weights: Float[Tensor, "b h n c c"],
     q: Float[Tensor, "b h n c d"],
     k: Float[Tensor, "b h n c d"],

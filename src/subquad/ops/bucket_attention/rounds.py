@@ -1,4 +1,4 @@
-"""Attention within buckets, in PyTorch: a round's tokens in chunks, and the weights of a block of chunks.
+"""A round's tokens in chunks, and the weights of a block of chunks.
 
 Rows are gathered whole, and scores live in one block that stays in the cache.
 """
@@ -11,16 +11,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from subquad.ops.native.bucket import Sight
+from subquad.ops.bucket_attention import Visibility
 
 Chunked = Float[Tensor, "w c d"]
 Scores = Float[Tensor, "x c k"]  # of a block of chunks
 
 ALONE = -1e5  # the score of a token with itself, where it should see itself only for want of others
 HIDDEN = -1e30  # the score of a key that is not seen
-NOWHERE = -8  # the mark of a free place; below it and above -2, marks are the caller's
-TOKENS = 2048  # that are gathered at once, at least a head's
-SCORES = 2**18  # that are in the cache at once, at least a chunk's
+NOWHERE = -8  # the label of a free place; below it and above -2, labels are the caller's
+MAX_TOKENS = 2048  # that are gathered at once, at least a head's
+MAX_SCORES = 2**18  # that are in the cache at once, at least a chunk's
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,9 +29,9 @@ class Round:
 
     source: Int[Tensor, " s"]  # the token at each place, of all the heads' tokens
     free: Bool[Tensor, "w c 1"]  # places without a token
-    marks: Int[Tensor, "r w c"]  # of the rounds before, and of this one
+    labels: Int[Tensor, "r w c"]  # of the rounds before, and of this one
     position: Int[Tensor, "w c"]
-    sight: Sight
+    visibility: Visibility
 
     def take(self, x: Float[Tensor, "t d"], into: Chunked) -> Chunked:
         """Rows of `x` in this order, chunk by chunk."""
@@ -41,7 +41,7 @@ class Round:
     def blocks(self) -> Iterator[slice]:
         """Chunks in blocks, from the second."""
         chunks, c = self.position.shape
-        step = max(1, SCORES // (2 * c * c))
+        step = max(1, MAX_SCORES // (2 * c * c))
         for start in range(1, chunks, step):
             yield slice(start, min(start + step, chunks))
 
@@ -52,7 +52,7 @@ class Round:
         softmax is not.
         """
         scores = torch.bmm(q[here], windows(k, here).mT).mul_(q.shape[-1] ** -0.5)
-        if self.sight.alone:
+        if self.visibility.self_only_if_alone:
             itself(scores).fill_(ALONE)
         top = scores.masked_fill_(self.hidden(here), HIDDEN).amax(-1, keepdim=True)
         weights = torch.softmax(scores, -1, out=scores)
@@ -60,21 +60,21 @@ class Round:
 
     def hidden(self, here: slice) -> Bool[Tensor, "x c k"]:
         """Which keys a query does not see."""
-        *earlier, own = self.marks
+        *earlier, own = self.labels
         hidden = apart(own, here) != 1
-        if earlier and not self.sight.repeats:
-            hidden |= reduce(torch.minimum, (apart(marks, here) for marks in earlier)) == 1
-        if self.sight.causal:
+        if earlier and not self.visibility.count_duplicates:
+            hidden |= reduce(torch.minimum, (apart(labels, here) for labels in earlier)) == 1
+        if self.visibility.causal:
             hidden |= self.position[here, :, None] < windows(self.position, here)[:, None]
-        if self.sight.band:
+        if self.visibility.last_n_only:
             row, column = (torch.arange(size, device=hidden.device) for size in hidden.shape[1:])
             hidden |= (column <= row[:, None]) | (column > row[:, None] + len(row))
         return hidden
 
 
-def apart(marks: Int[Tensor, "w c"], here: slice) -> Int[Tensor, "x c k"]:
-    """An odd number, 1 where the difference of marks is 0 or 1."""
-    return ((2 * marks[here] - 1)[..., None] - windows(2 * marks, here)[:, None]).abs_()
+def apart(labels: Int[Tensor, "w c"], here: slice) -> Int[Tensor, "x c k"]:
+    """An odd number, 1 where the difference of labels is 0 or 1."""
+    return ((2 * labels[here] - 1)[..., None] - windows(2 * labels, here)[:, None]).abs_()
 
 
 def windows(x: Tensor, here: slice) -> Tensor:
@@ -98,34 +98,34 @@ def spread(x: Chunked, by: Float[Tensor, "x k d"], here: slice) -> None:
 
 def slices(heads: int, length: int) -> Iterator[slice]:
     """Heads in slices."""
-    step = max(1, TOKENS // length)
+    step = max(1, MAX_TOKENS // length)
     for start in range(0, heads, step):
         yield slice(start, min(start + step, heads))
 
 
-def rounds(order: Int[Tensor, "g r n"], marks: Int[Tensor, "g r n"], sight: Sight) -> list[Round]:
+def rounds(order: Int[Tensor, "g r n"], labels: Int[Tensor, "g r n"], visibility: Visibility) -> list[Round]:
     """The rounds of some heads."""
     heads, count, length = order.shape
-    size, chunks = sight.size, 1 + -(-length // sight.size)
+    size, chunks = visibility.size, 1 + -(-length // visibility.size)
     places = order[..., :1].expand(-1, -1, chunks * size).clone()  # free places repeat a token of the row
     places[..., size : size + length] = order
     first = length * torch.arange(heads, device=order.device)[:, None]
     free = torch.ones(heads, chunks * size, dtype=torch.bool, device=order.device)
     free[:, size : size + length] = False
-    if marks.is_cpu and 2 * marks.amax() < torch.iinfo(torch.int16).max + 2 * NOWHERE:
-        marks = marks.to(torch.int16)  # compared in half the time
-    marks, free = marks.transpose(0, 1).flatten(1), free.flatten()
+    if labels.is_cpu and 2 * labels.amax() < torch.iinfo(torch.int16).max + 2 * NOWHERE:
+        labels = labels.to(torch.int16)  # compared in half the time
+    labels, free = labels.transpose(0, 1).flatten(1), free.flatten()
     found = []
     for number in range(count):
         source = (places[:, number] + first).flatten()
-        here = marks[: number + 1].index_select(1, source).masked_fill_(free, NOWHERE)
+        here = labels[: number + 1].index_select(1, source).masked_fill_(free, NOWHERE)
         found.append(
             Round(
                 source=source,
                 free=free.view(-1, size, 1),
-                marks=here.unflatten(1, (-1, size)),
+                labels=here.unflatten(1, (-1, size)),
                 position=places[:, number].to(torch.int32).view(-1, size),
-                sight=sight,
+                visibility=visibility,
             )
         )
     return found

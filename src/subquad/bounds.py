@@ -1,0 +1,64 @@
+"""What an option must be, said once, where it is declared.
+
+    Kind = Annotated[str, one_of("mean", "max")]
+
+    def __init__(self, dims: Dims, *, causal: bool, rank: Count = 256, kind: Kind = "mean") -> None: ...
+
+`Mechanism` holds each option that a constructor is given against its type and its bound. What options must be
+to each other stays in the constructor.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Annotated, Any, get_type_hints
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What holds of a value that is possible; its `words` end the sentence "it must be ..."."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+def one_of(*names: str) -> Bound:
+    return Bound(f"one of {', '.join(names)}", lambda name: name in names)
+
+
+Count = Annotated[int, Bound("at least 1", lambda n: n >= 1)]
+CountOrZero = Annotated[int, Bound("at least 0", lambda n: n >= 0)]
+EvenCount = Annotated[int, Bound("even and at least 2", lambda n: n >= 2 and n % 2 == 0)]
+OddCount = Annotated[int, Bound("odd and at least 1", lambda n: n >= 1 and n % 2 == 1)]
+Steps = Annotated[int, Bound("a number of steps, 0 for never", lambda n: n >= 0)]
+Positive = Annotated[float, Bound("a positive number", lambda x: 0 < x < math.inf)]
+PositiveOrZero = Annotated[float, Bound("zero or a positive number", lambda x: 0 <= x < math.inf)]
+Share = Annotated[float, Bound("between 0 and 1", lambda x: 0 <= x <= 1)]
+OpenShare = Annotated[float, Bound("between 0 and 1, both excluded", lambda x: 0 < x < 1)]
+
+TYPES = {
+    bool: Bound("True or False", lambda x: isinstance(x, bool)),
+    int: Bound("a whole number", lambda x: isinstance(x, Integral) and not isinstance(x, bool)),
+    float: Bound("a number", lambda x: isinstance(x, Real) and not isinstance(x, bool)),
+    str: Bound("a string", lambda x: isinstance(x, str)),
+}
+
+
+def require_bounds(mechanism: str, constructor: Callable[..., None], options: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for the first of the `options` that is not what the constructor's signature says."""
+    try:
+        declared = get_type_hints(constructor, include_extras=True)
+    except NameError:  # a type that only type checkers import
+        return
+    for option, value in options.items():
+        for bound in bounds(declared.get(option)):
+            if not bound.holds(value):
+                raise ValueError(f"{mechanism!r}: {option} must be {bound.words}, not {value!r}")
+
+
+def bounds(declared: Any) -> list[Bound]:
+    """Those of a type as it stands in a signature, that of its kind first."""
+    kind = TYPES.get(getattr(declared, "__origin__", declared))
+    own = [mark for mark in getattr(declared, "__metadata__", ()) if isinstance(mark, Bound)]
+    return own if kind is None else [kind, *own]

@@ -1,0 +1,62 @@
+"""The outcome of a run, success or failure, and the record that it makes."""
+
+import json
+import time
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+from subquad.executors.events import Tell
+from subquad.executors.executor import Spec
+from subquad.records import Record, Store
+
+LOG_CHARACTERS = 4000  # kept of what a failed run printed last
+NOTHING: Mapping[str, Any] = {"result": {}, "measured": {}, "data": {}}
+
+
+def run_here(spec: Spec, store: Store, tell: Tell) -> Record:
+    """Run a spec in this process, whatever comes of it."""
+    start = time.monotonic()
+    told = {**surroundings(spec), **outcome(spec, store, tell)}
+    return make_record(spec, told, seconds=time.monotonic() - start)
+
+
+def surroundings(spec: Spec) -> dict[str, Any]:
+    """The machine and the versions of packages, for a run that is about to begin with its threads."""
+    import torch
+
+    from subquad.measure.machine import machine, versions
+
+    torch.set_num_threads(spec.threads)
+    return {"machine": machine(), "versions": versions()}
+
+
+def outcome(spec: Spec, store: Store, tell: Tell) -> dict[str, Any]:
+    """Status, reason and what was found, as JSON; with the traceback as "log" where there is one."""
+    try:
+        found = {"status": "ok", "reason": "", **spec.run(store, tell)}
+        return json.loads(json.dumps(found, allow_nan=False))
+    except Exception as error:  # the one place that catches everything, and writes down what it caught
+        return {**failure(error), "log": traceback.format_exc()[-LOG_CHARACTERS:]}
+
+
+def failure(error: Exception) -> dict[str, str]:
+    """Status and reason of a run that raised."""
+    import torch
+
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, FloatingPointError):
+        return {"status": "not finite", "reason": text}
+    starved = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text
+    return {"status": "out of memory" if starved else "failed", "reason": text}
+
+
+def make_record(spec: Spec, told: Mapping[str, Any], *, seconds: float) -> Record:
+    """The record of what a run told; of a failure where that is no result."""
+    identity = {"key": spec.key, "kind": spec.kind, "version": spec.version, "spec": spec.to_json()}
+    record: Record = {"machine": {}, "versions": {}, **NOTHING, **told, **identity, "seconds": seconds}
+    try:
+        spec.check(record)
+    except ValueError as error:
+        record |= {"status": "failed", "reason": f"its outcome is no result: {error}", **NOTHING}
+    return record

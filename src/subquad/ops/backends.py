@@ -1,0 +1,219 @@
+"""Which backend serves a call of an operator, and why the others refuse: one place.
+
+An operator is a folder of `ops/`, and its backends are modules in it:
+
+    __init__.py     the function, the type of its calls, its custom op, and the order of its backends
+    reference.py    the backend in PyTorch, for any device and dtype, which all others are held against
+    cpu.py, ...     faster ones, which refuse what they cannot do
+
+    BACKENDS = Backends[Call](__name__, "cpu", "reference")
+
+    @torch.library.custom_op("subquad::linear_attention", mutates_args=())
+    def _forward(q, k, v, causal):
+        index, result = BACKENDS.run("forward", Call(q, k, v, causal))
+        return *result, torch.tensor(index)
+
+    @torch.library.custom_op("subquad::linear_attention_backward", mutates_args=())
+    def _backward(grad, q, k, v, causal, out, lse, index):
+        return BACKENDS[index].backward(grad, Call(q, k, v, causal), Result(out, lse))
+
+The choice is made in the operator's body, at run time, compiled or not. Its index is one of the operator's
+outputs (of fake tensors `torch.empty((), dtype=torch.int64)`), by which the backward pass has the same one.
+
+Another package adds a backend by an entry point, named after the operator. It is asked before ours:
+
+    [project.entry-points."subquad.backends"]
+    "linear_attention.mine" = "my_package.my_module"
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache, cached_property
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, overload, runtime_checkable
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from subquad.ops.native.library import Kernels
+
+Call = TypeVar("Call")
+
+_wanted: ContextVar[str | None] = ContextVar("wanted", default=None)
+_choices: ContextVar["list[Choice] | None"] = ContextVar("choices", default=None)
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """A module, or any object, that computes an operator, whose own types calls and results are of."""
+
+    def refuses(self, call: Any) -> str | None:
+        """Why it cannot serve this call, and the remedy where there is one; None: it can."""
+        ...
+
+    def forward(self, call: Any) -> Any:
+        """The result; None where only its numbers tell that another backend has to do it."""
+        ...
+
+    def backward(self, grad: Any, call: Any, result: Any) -> Any:
+        """The gradients of the call's inputs, from those of its outputs."""
+        ...
+
+
+class Unavailable(Exception):
+    """Raised by a backend that cannot be built on this machine: the next one serves, with one warning."""
+
+
+class Choice(NamedTuple):
+    """Which backend served a call, and why those before it refused."""
+
+    operator: str
+    backend: str
+    refusals: dict[str, str]
+
+    def __str__(self) -> str:
+        refusals = (f"\n  {name} refuses: {reason}" for name, reason in self.refusals.items())
+        return f"{self.operator}: {self.backend}" + "".join(refusals)
+
+
+class Choices(tuple[Choice, ...]):
+    """What `backend` found, to be printed."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self))
+
+    __repr__ = __str__
+
+
+class Backends(Generic[Call]):
+    """The backends of an operator in the order in which they are asked; they are loaded at the first call."""
+
+    def __init__(self, package: str, *names: str) -> None:
+        """`names` are modules of the operator's `package`; the last one takes every call."""
+        self.package, self.names = package, names
+        self.operator = package.rpartition(".")[2]
+
+    def run(self, form: str, call: Call, *more: Any) -> tuple[int, Any]:
+        """What the first backend that does not refuse gives as its `form`, and the index of that backend."""
+        refusals = {}
+        for index, (name, backend) in enumerate(self.loaded):
+            try:
+                reason = refusal(name, backend, form, call)
+                if reason is None:
+                    result = getattr(backend, form)(call, *more)
+                    if result is not None:
+                        if (choices := _choices.get()) is not None:
+                            choices.append(Choice(self.operator, name, refusals))
+                        return index, result
+                    reason = "these numbers leave the range in which it is exact"
+            except Unavailable as error:
+                self.loaded[index] = name, Lost(reason := str(error))
+                warn_once(name, reason)
+            refusals[name] = reason
+        raise ValueError("no backend serves this call of " + str(Choice(self.operator, "none", refusals)))
+
+    def first(self, form: str, call: Call) -> str | None:
+        """The name of the backend that `run` would begin with."""
+        names = (name for name, backend in self.loaded if refusal(name, backend, form, call) is None)
+        return next(names, None)
+
+    def __getitem__(self, index: int | Tensor) -> Backend:
+        """The backend with the index that `run` gave."""
+        return self.loaded[int(index)][1]
+
+    @cached_property
+    def loaded(self) -> list[tuple[str, Backend]]:
+        plugins = (loaded_plugin(name, entry) for name, entry in plugins_of(self.operator))
+        return [*plugins, *((name, self.module(name)) for name in self.names)]
+
+    def module(self, name: str) -> Any:
+        return import_module(f"{self.package}.{name}")
+
+
+def refusal(name: str, backend: Backend, form: str, call: Any) -> str | None:
+    """Why a backend does not serve, for its own reasons or for ours."""
+    wanted = _wanted.get()
+    if wanted is not None and name != wanted:
+        return f"using({wanted!r}) asks for another"
+    return backend.refuses(call) if hasattr(backend, form) else f"it has no {form!r}"
+
+
+class Lost:
+    """In the place of a backend that could not be loaded or built."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+    def refuses(self, call: Any) -> str:
+        return self.reason
+
+    def forward(self, call: Any) -> None:
+        raise AssertionError("a backend that is lost refuses every call")
+
+    backward: Any = forward
+
+
+def plugins_of(operator: str) -> list[tuple[str, EntryPoint]]:
+    """The backends that other packages add to an operator, by name, not loaded as yet."""
+    split = ((entry.name.rpartition("."), entry) for entry in entry_points(group="subquad.backends"))
+    return sorted((name, entry) for (whose, _, name), entry in split if whose == operator)
+
+
+def loaded_plugin(name: str, entry: EntryPoint) -> tuple[str, Backend]:
+    """Other people's code may fail in any way: then the rest works."""
+    try:
+        backend = entry.load()
+        if isinstance(backend, Backend):
+            return name, backend
+        reason = f"{entry.value!r} is no backend, which has `refuses`, `forward` and `backward`"
+    except Exception as error:
+        reason = f"{entry.value!r} cannot be loaded: {error}"
+    warn_once(name, reason)
+    return name, Lost(reason)
+
+
+@cache
+def warn_once(name: str, reason: str) -> None:
+    """Say what is lost, and by which remedy it is not."""
+    warnings.warn(f"slower without the backend {name!r}: {reason}", RuntimeWarning, stacklevel=2)
+
+
+@contextmanager
+def using(name: str) -> Iterator[None]:
+    """Within, in this thread, every call is served by the backend called `name`, "reference" for example.
+
+    A call that it refuses, or whose operator has none of that name, raises `ValueError`.
+    """
+    token = _wanted.set(name)
+    try:
+        yield
+    finally:
+        _wanted.reset(token)
+
+
+def wanted() -> str | None:
+    """The name that `using` asks for here."""
+    return _wanted.get()
+
+
+@overload
+def backend() -> "Kernels": ...
+@overload
+def backend(function: Callable[..., Any], *inputs: Any, **named: Any) -> Choices: ...
+def backend(function: Callable[..., Any] | None = None, *inputs: Any, **named: Any) -> "Kernels | Choices":
+    """Which backend serves a call of an operator, a mechanism or a model, and why the others refuse.
+
+    `backend(function, *inputs, **named)` calls the function, and gives the choices that operators made on the
+    way, once each. `backend()` says what computes on this machine's CPU, compiled kernels or PyTorch.
+    """
+    if function is None:
+        return import_module("subquad.ops.native.library").kernels_in_use()
+    token = _choices.set(made := [])
+    try:
+        function(*inputs, **named)
+    finally:
+        _choices.reset(token)
+    return Choices(choice for n, choice in enumerate(made) if choice not in made[:n])

@@ -1,0 +1,200 @@
+"""Linear attention as one operator, with features made where they are used and a backward pass of its own.
+
+    out_i = sum_j a(q_i, k_j) v_j / sum_j a(q_i, k_j),    a(q, k) = phi(q) . phi(k)
+
+Forward and backward keep the inputs, the outputs, one number a query and one set of sums, so that memory is
+O(n d) however many features there are.
+
+Inside a causal chunk all keys share one shift a feature, where `sums.py` gives each key its own. That is as
+exact unless a later key of the chunk is so large that a query's own keys vanish beside it. Denominators tell,
+and then the whole is done again in shorter chunks, at last of single tokens, which are always exact.
+"""
+
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from subquad.ops.backends import Backends
+from subquad.ops.linear_attention.sums import ShiftedSums, Sums
+from subquad.ops.operator import call_op, differentiable_once, dispatched
+from subquad.ops.padding import require_mask
+from subquad.ops.precision import wide
+from subquad.ops.shapes import require_dtype, require_shape, require_together
+
+
+class FeatureKind(IntEnum):
+    """How features come from queries and keys; the numbers are those of native/kernels.h."""
+
+    FEATURES = 0  # they are features already
+    ELU = 1  # elu(x) + 1
+    FAVOR = 2  # exp(W x - |x|^2 / (2 sqrt(d)))
+    LOGS = 3  # they are logarithms of features
+
+    @property
+    def exponential(self) -> bool:
+        """Whether features are exponentials, whose sums have shifts."""
+        return self in (FeatureKind.FAVOR, FeatureKind.LOGS)
+
+
+class KernelInputs(NamedTuple):
+    """What linear attention starts from: queries and keys, and how features come from them."""
+
+    q: Float[Tensor, "b h t d"]
+    k: Float[Tensor, "b h s d"]
+    kind: FeatureKind = FeatureKind.FEATURES
+    W: Float[Tensor, "f d"] | None = None  # for FAVOR, scaled by d^(-1/4)
+
+
+class LinearCall(NamedTuple):
+    """What a backend is called with; values and keys hold zeros at padding."""
+
+    q: Float[Tensor, "b h t d"]
+    k: Float[Tensor, "b h s d"]
+    v: Float[Tensor, "b h s e"]
+    W: Float[Tensor, "f d"] | None
+    valid: Bool[Tensor, "b s"] | None
+    kind: FeatureKind
+    causal: bool
+    before: Sums | ShiftedSums | None = None  # of `step`: the sums before the first key
+
+    @property
+    def features(self) -> int:
+        """How many there are."""
+        return self.q.shape[-1] if self.W is None else self.W.shape[0]
+
+
+class LinearResult(NamedTuple):
+    """Outputs, and what the backward pass needs beside them."""
+
+    out: Float[Tensor, "b h t e"]
+    denominator: Float[Tensor, "b h t"]
+    sums: ShiftedSums  # over all keys; the shifts of features that are no exponentials have no meaning
+    chunk: int  # tokens of a causal chunk
+
+
+BACKENDS = Backends[LinearCall](__name__, "cpu", "reference")
+
+
+def linear_attention(
+    inputs: KernelInputs, v: Float[Tensor, "b h s e"], *, valid: Bool[Tensor, "b s"] | None, causal: bool
+) -> Float[Tensor, "b h t e"]:
+    """The averages of values, for inputs that hold zeros at padding; sums are in float32 at least.
+
+    Raises `ValueError` for inputs whose shapes or dtypes do not fit one another.
+    """
+    q, k, kind, W = inputs
+    require_fit(inputs, v, valid, causal=causal)
+    if not dispatched(q, k, v, W):
+        return BACKENDS.run("forward", LinearCall(q, k, v, W, valid, kind, causal))[1].out
+    return call_op(_forward, q, k, v, W, valid, int(kind), causal)[0]
+
+
+def advance(
+    inputs: KernelInputs,
+    v: Float[Tensor, "b h t e"],
+    *,
+    valid: Bool[Tensor, "b t"] | None,
+    before: Sums | ShiftedSums | None,
+) -> tuple[Float[Tensor, "b h t e"], Sums | ShiftedSums]:
+    """The next tokens of a stream, and the sums after them: `ShiftedSums` of exponentials, `Sums` of others.
+
+    Gradients flow through outputs and sums.
+    """
+    q, k, kind, W = inputs
+    require_fit(inputs, v, valid, causal=True)
+    step = LinearCall(q, k, v, W, valid, kind, True, before)
+    if before is not None:
+        if isinstance(before, ShiftedSums) != kind.exponential:
+            wanted = ShiftedSums if kind.exponential else Sums
+            raise ValueError(f"sums of {kind.name} are {wanted.__name__}, not {type(before).__name__}")
+        (b, h), e, wider = q.shape[:2], v.shape[3], wide(v[:0])[0].dtype
+        require_shape("sums", before.S, b, h, step.features, e)
+        require_shape("sums of keys", before.z, b, h, step.features, 1)
+        if isinstance(before, ShiftedSums):
+            require_shape("shifts", before.c, b, h, 1, step.features)
+        for x in before:
+            require_dtype("sums", x, wider)
+    if dispatched(q, k, v):  # gradients flow through PyTorch's operators
+        return BACKENDS.module("reference").step(step)
+    return BACKENDS.run("step", step)[1]
+
+
+def fast_steps(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether another backend than PyTorch, where there are no gradients, would `advance` by these inputs."""
+    if dispatched(q, k, v):
+        return False
+    return BACKENDS.first("step", LinearCall(q, k, v, None, None, FeatureKind.FEATURES, True)) != "reference"
+
+
+def require_fit(inputs: KernelInputs, v: Tensor, valid: Tensor | None, *, causal: bool) -> None:
+    """Raise `ValueError` for what does not fit together."""
+    require_together(inputs.q, inputs.k, v)
+    b, h, t, d = inputs.q.shape
+    require_shape("keys", inputs.k, b, h, t if causal else inputs.k.shape[2], d)
+    if inputs.W is not None:
+        require_shape("directions", inputs.W, inputs.W.shape[0], d)
+    if valid is not None:
+        require_mask(valid, inputs.k)
+
+
+@torch.library.custom_op("subquad::linear_attention", mutates_args=())
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, W: Tensor | None, valid: Tensor | None, kind: int, causal: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Outputs, denominators, the sums over all keys; the backend's index, and its chunk's tokens."""
+    index, result = BACKENDS.run("forward", LinearCall(q, k, v, W, valid, FeatureKind(kind), causal))
+    out, denominator, (S, z, c), chunk = result
+    return out, denominator, S, z, c, torch.tensor([index, chunk])
+
+
+@_forward.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, W: Tensor | None, *_: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    b, h, t, d = q.shape
+    f, e, (sums,) = d if W is None else W.shape[0], v.shape[3], wide(v)
+    S, z, c = sums.new_empty(b, h, f, e), sums.new_empty(b, h, f, 1), sums.new_empty(b, h, 1, f)
+    return v.new_empty(b, h, t, e), sums.new_empty(b, h, t), S, z, c, torch.empty(2, dtype=torch.int64)
+
+
+@torch.library.custom_op("subquad::linear_attention_backward", mutates_args=())
+def _backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    W: Tensor | None,
+    valid: Tensor | None,
+    out: Tensor,
+    denominator: Tensor,
+    S: Tensor,
+    z: Tensor,
+    c: Tensor,
+    choice: Tensor,
+    kind: int,
+    causal: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    index, chunk = choice.tolist()
+    made = LinearCall(q, k, v, W, valid, FeatureKind(kind), causal)
+    return BACKENDS[index].backward(grad, made, LinearResult(out, denominator, ShiftedSums(S, z, c), chunk))
+
+
+@_backward.register_fake
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _remember(ctx, inputs, output) -> None:
+    q, k, v, W, valid, ctx.kind, ctx.causal = inputs
+    ctx.save_for_backward(q, k, v, W, valid, *output)
+
+
+def _gradients(ctx, grad, *_) -> tuple[Tensor | None, ...]:
+    return *call_op(_backward, grad, *ctx.saved_tensors, ctx.kind, ctx.causal), None, None, None, None
+
+
+_forward.register_autograd(_gradients, setup_context=_remember)
+differentiable_once(_backward)

@@ -1,0 +1,91 @@
+"""The Triton kernels of flash-linear-attention, for half precision on CUDA, where that is installed.
+
+Speed and precision there have not been measured by us; the tests hold only the wiring against `fla`'s plain
+PyTorch. Its tensors are (batch, time, heads, width) and its states (batch, heads, d, e), in float32, as ours.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from subquad.ops.graphed import recording
+from subquad.ops.precision import NARROW, wide
+from subquad.ops.recurrence import RecurrenceCall, RecurrenceResult, rows
+from subquad.ops.recurrence.rows import Fusion, Gradients, Tokens
+
+WIDEST = 256  # keys, in the kernels
+
+
+def refuses(call: RecurrenceCall) -> str | None:
+    q = call.tokens.q
+    if not q.is_cuda or q.dtype not in NARROW:
+        return f"it takes half precision on CUDA, not {q.dtype} on {q.device.type}"
+    if q.shape[2] == 0 or q.shape[3] > WIDEST:
+        return f"it takes a token or more, with keys of at most {WIDEST}, not {q.shape[2]} of {q.shape[3]}"
+    return None if installed() else "it is not installed (pip install fla-core triton)"
+
+
+@cache
+def installed() -> bool:
+    return find_spec("fla") is not None
+
+
+def forward(call: RecurrenceCall) -> RecurrenceResult:
+    v = call.tokens.v
+    raw, last = product(rows.preprocess(call.tokens.each(widened), call.fusion), call.state, v.dtype)
+    out = rows.postprocess(raw, fusion_of(call)).to(v.dtype)
+    keeps_raw = call.needs_grad and call.fusion.rms_norm_eps
+    return RecurrenceResult(out, raw if keeps_raw else raw.new_empty(0), last)
+
+
+def backward(grads: tuple[Tensor, Tensor], call: RecurrenceCall, raw: Tensor) -> Gradients:
+    """By the kernels' own gradients, for which the forward pass is done again."""
+    with recording():
+        tokens, state = call.tokens.each(leaf), leaf(call.state)
+        scale, gate = (None if x is None else leaf(x) for x in (call.fusion.scale, call.fusion.gate))
+        fusion = call.fusion._replace(scale=scale, gate=gate)
+        out, _, last = forward(call._replace(tokens=tokens, state=state, fusion=fusion))
+        inputs = (*tokens, state, scale, gate)
+        present = [x for x in inputs if x is not None]
+        found = iter(torch.autograd.grad((out, last), present, grads, materialize_grads=True))
+    nothing = call.state.new_empty(0)
+    dq, dk, dv, dlog_decay, dbeta, *others = (nothing if x is None else next(found) for x in inputs)
+    return Gradients(Tokens(dq, dk, dv, dlog_decay, dbeta), *others)
+
+
+def widened(x: Tensor) -> Tensor:
+    return wide(x)[0]
+
+
+def leaf(x: Tensor) -> Tensor:
+    return x.detach().requires_grad_()
+
+
+def fusion_of(call: RecurrenceCall) -> Fusion:
+    gate = call.fusion.gate
+    return call.fusion._replace(gate=None if gate is None else wide(gate)[0])
+
+
+def product(tokens: Tokens, state: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Outputs in float32 and the last state, by kernels that take `dtype`."""
+    *_, log_decay, beta = tokens
+    q, k, v = (x.to(dtype).transpose(1, 2) for x in tokens[:3])
+    g = log_decay.expand(*tokens.q.shape[:3], -1).transpose(1, 2)
+    options = {"scale": 1.0, "initial_state": state, "output_final_state": True}
+    if beta is not None:
+        beta = beta[..., 0].transpose(1, 2).to(dtype)
+        out, state = kernel("gated_delta_rule")(q, k, v, g[..., 0], beta, **options)
+    elif g.shape[-1] == 1:
+        out, state = kernel("simple_gla")(q, k, v, g=g[..., 0], **options)
+    else:
+        out, state = kernel("gla")(q, k, v, g=g, **options)
+    return out.transpose(1, 2).to(state.dtype), state
+
+
+def kernel(name: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    """`fla` is no dependency: it is looked up when it is called."""
+    return getattr(import_module(f"fla.ops.{name}"), f"chunk_{name}")
