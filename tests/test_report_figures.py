@@ -13,10 +13,10 @@ from subquad.report.figures import drawing
 from subquad.report.figures.figure import Disc, Figure, Level, Line, Mark, Name, Sign, Whisker, ticks
 from subquad.report.figures.names import WIDE, WIDTHS, Room, short
 from subquad.report.findings import Findings
-from subquad.report.looks import looks
 from subquad.report.sections.cost import CROSS, RING, cost_by_length, interpolated, logarithmic_ticks
 from subquad.report.sections.learning import learning_figure, running_mean
 from subquad.report.sections.quality import quality_against_speed
+from subquad.report.styles import styles_of
 
 STYLE = (Path(subquad.report.__file__).parent / "page.css").read_text("utf-8")
 
@@ -48,9 +48,9 @@ def drawn(found: Findings) -> dict[str, Figure]:
 
 def figures(result: Findings) -> dict[str, Figure | None]:
     return {
-        "quality": quality_against_speed(result.rows, result.looks, result.question),
-        "learning": learning_figure(result.learning, result.looks, result.question.metric.label),
-        "cost": cost_by_length(result.cost_curves, result.looks),
+        "quality": quality_against_speed(result.rows, result.styles, result.question),
+        "learning": learning_figure(result.learning, result.styles, result.question.metric.label),
+        "cost": cost_by_length(result.cost_curves, result.styles),
     }
 
 
@@ -120,7 +120,7 @@ def test_a_whisker_short_of_the_best_means_told_apart(found: Findings, drawn: di
     assert whiskers.keys() == {row.label for row in found.rows if row.costs} - {best.label}
     short = {row for row, whisker in whiskers.items() if whisker.high < best.score.mean}
     assert "infinity" in short
-    assert all(best.against[row].told for row in short)
+    assert all(best.against[row].significant for row in short)
 
 
 @pytest.mark.parametrize("rows", [made_up.ROWS, made_up.TWELVE])
@@ -172,8 +172,8 @@ def test_ticks_are_round_and_all_within(low: float, high: float) -> None:
 
 
 def test_twenty_mechanisms_all_look_different() -> None:
-    found = looks(["softmax", *map(str, range(20))])
-    assert len({(look.colour, look.marker) for look in found.values()}) == 21
+    found = styles_of(["softmax", *map(str, range(20))])
+    assert len({(style.colour, style.marker) for style in found.values()}) == 21
     assert next(iter(found)) == "softmax"
     assert found["softmax"].colour == "var(--row-0)"
 

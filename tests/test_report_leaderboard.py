@@ -7,12 +7,12 @@ import pytest
 import report_samples as made_up
 
 from subquad.records import Record
-from subquad.report.leaderboard import Row, near_baselines
+from subquad.report.leaderboard import BoardRow, near_baselines
 from subquad.report.question import question_of
 from subquad.report.scores import independent
 
 
-def rows(setting: dict[str, Any] | None = None, **options: Any) -> dict[str, Row]:
+def rows(setting: dict[str, Any] | None = None, **options: Any) -> dict[str, BoardRow]:
     setting = setting or made_up.comparison()
     return {row.label: row for row in made_up.findings(setting, made_up.sample(setting, **options)).rows}
 
@@ -104,7 +104,7 @@ def test_a_failed_seed_is_told_and_does_not_count_in_the_mean() -> None:
     found = rows()["reformer:hashes=4"]
     assert found.score is not None
     assert len(found.score.scores) == 2
-    assert (found.asked, found.finished, found.missing) == (3, 2, 0)
+    assert (found.planned, found.finished, found.missing) == (3, 2, 0)
     assert [failure.status for failure in found.failures] == ["not finite"]
     assert found.group == ""
 

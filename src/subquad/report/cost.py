@@ -87,7 +87,7 @@ def part(cell: Cell, quantity: str) -> float | None:
 def curves(entries: Sequence[Entry], records: Sequence[Record]) -> list[Curve]:
     """The curve of each row that has been benched, in the order asked."""
     benches = [record for record in records if record["kind"] == "bench"]
-    found = []
+    benched = []
     for entry in entries:
         mine = [record for record in benches if identity(record["spec"]) == entry.identity]
         mine.sort(key=lambda record: record["spec"]["length"])
@@ -103,16 +103,16 @@ def curves(entries: Sequence[Entry], records: Sequence[Record]) -> list[Curve]:
             failed_lengths=tuple(record["spec"]["length"] for record in failed),
             machines=tuple(sorted({str(fingerprint(record)) for record in done})),
         )
-        found.append(curve)
-    return found
+        benched.append(curve)
+    return benched
 
 
-def references(found: Sequence[Curve], quantity: str) -> dict[str, list[tuple[int, float]]]:
+def references(benched: Sequence[Curve], quantity: str) -> dict[str, list[tuple[int, float]]]:
     """Fused softmax itself, by form: the median over the cells of each length."""
     lines = {}
-    for form in dict.fromkeys(curve.form for curve in found):
+    for form in dict.fromkeys(curve.form for curve in benched):
         values: dict[int, list[float]] = {}
-        for curve in found:
+        for curve in benched:
             if curve.form == form:
                 for length, value in curve.points(quantity, reference=True):
                     values.setdefault(length, []).append(value)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from subquad.records import Record
-from subquad.report import units
+from subquad.report import formats
 from subquad.report.question import Identity, Question, identity
 
 EQUAL: dict[str, tuple[str, ...]] = {  # what fits must share, and the fields of their specs that say so
@@ -72,10 +72,10 @@ def _same_seeds(fits: Sequence[Record]) -> Equality:
 
 def _equality(what: str, records: Sequence[Record], value: Callable[[Record], str | None]) -> Equality:
     values = dict.fromkeys(each for record in records if (each := value(record)) is not None)
-    evidence = f"equal in {units.plural(len(records), 'run')}" if values else "not known"
+    evidence = f"equal in {formats.plural(len(records), 'run')}" if values else "not known"
     return Equality(
         what=what,
-        value=" | ".join(values) or units.ABSENT,
+        value=" | ".join(values) or formats.ABSENT,
         evidence="differs" if len(values) > 1 else evidence,
     )
 
@@ -100,4 +100,4 @@ def _leaves(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 def _examples(record: Record) -> str | None:
     curve = record["result"].get("curve")
-    return units.count(curve[-1]["examples"]) if curve else None
+    return formats.count(curve[-1]["examples"]) if curve else None

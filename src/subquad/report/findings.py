@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from subquad.records import Record, Store
-from subquad.report import units
+from subquad.report import formats
 from subquad.report.answer import Answer, answer
 from subquad.report.cost import Curve, curves
 from subquad.report.fairness import Equality, equalities
-from subquad.report.leaderboard import Row, leaderboard
+from subquad.report.leaderboard import BoardRow, leaderboard
 from subquad.report.learning import LearningCurve, learning_curves
 from subquad.report.literature import Publication, published
-from subquad.report.looks import Look, looks
 from subquad.report.question import Question, question_of
 from subquad.report.runs import FailedRun, Machine, failed_runs, machines, versions
+from subquad.report.styles import Style, styles_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,14 +32,14 @@ class Findings:
     `cost_curves`: time and memory by length, of what was benched.
     `learning`: learning curves by the label of their row.
     `publications`: published results for this task; they come from elsewhere, and nothing is set beside them.
-    `looks`: how each mechanism is drawn, by label.
+    `styles`: how each mechanism is drawn, by label.
     """
 
     comparison: Mapping[str, Any]
     records: Sequence[Record]
     missing: int
     question: Question
-    rows: Sequence[Row]
+    rows: Sequence[BoardRow]
     cost_curves: Sequence[Curve]
     learning: Mapping[str, Sequence[LearningCurve]]
     answer: Answer
@@ -48,12 +48,12 @@ class Findings:
     machines: Sequence[Machine]
     versions: Mapping[str, str]
     publications: Sequence[Publication]
-    looks: Mapping[str, Look]
+    styles: Mapping[str, Style]
 
     @property
     def incomplete(self) -> str:
         """How many runs are missing, and what to do."""
-        runs = units.plural(len(self.records) + self.missing, "run")
+        runs = formats.plural(len(self.records) + self.missing, "run")
         return (
             f"{self.missing:,} of {runs} {'is' if self.missing == 1 else 'are'} missing: the same command, "
             "started again, does what is missing."
@@ -78,7 +78,7 @@ def findings_of(comparison: Mapping[str, Any], records: Sequence[Record]) -> Fin
         machines=machines(records),
         versions=versions(records),
         publications=published(question),
-        looks=looks([entry.label for entry in question.entries]),
+        styles=styles_of([entry.label for entry in question.entries]),
     )
 
 

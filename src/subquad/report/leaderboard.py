@@ -11,16 +11,16 @@ from statistics import median
 from typing import Any, Literal
 
 from subquad.records import Record
-from subquad.report.letters import letters
+from subquad.report.groups import group_letters
 from subquad.report.question import Entry, Question, identity
 from subquad.report.runs import fingerprint
 from subquad.report.scores import compared, independent, scores
-from subquad.report.statistics import ENOUGH, Difference, Scores, Summary, summary
+from subquad.report.statistics import MIN_SEEDS, Difference, SeedScores, Summary, summary
 
 REFERENCE = "softmax"
-MARKED = 0.10  # parameters beyond the reference's, as a fraction, from which a row is marked
+MARKED_ABOVE = 0.10  # parameters beyond the reference's, as a fraction, from which a row is marked
 
-NEAR = 0.5  # of what is drawn: a baseline no farther off is drawn too
+NEAR_RANGES = 0.5  # of what is drawn: a baseline no farther off is drawn too
 
 Standing = Literal["above", "below", "not told apart"]  # a row beside the best baseline
 
@@ -47,7 +47,7 @@ class Parameters:
     @property
     def marked(self) -> bool:
         """Whether the row has so many more that its score is not the mechanism's merit alone."""
-        return self.beyond_reference is not None and self.beyond_reference > MARKED
+        return self.beyond_reference is not None and self.beyond_reference > MARKED_ABOVE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +74,12 @@ class Ratios:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class BoardRow:
     kind: Literal["mechanism", "baseline"]
     label: str  # "performer:features=128", "gradient boosting"
     form: Literal["bidirectional", "causal"] | None  # None: a baseline
     options: dict[str, Any] = field(default_factory=dict)  # all of them, defaults too, once a run is done
-    asked: int  # runs, one a seed
+    planned: int  # runs, one a seed
     finished: int
     failures: tuple[Failure, ...] = ()
     score: Summary | None = None  # of the metric on the test split
@@ -97,23 +97,23 @@ class Row:
     @property
     def missing(self) -> int:
         """Runs without a record."""
-        return self.asked - self.finished - len(self.failures)
+        return self.planned - self.finished - len(self.failures)
 
 
-def leaderboard(question: Question, records: Sequence[Record]) -> list[Row]:
+def leaderboard(question: Question, records: Sequence[Record]) -> list[BoardRow]:
     """The rows of a comparison from those of its records that exist, best first."""
     metric, higher = question.metric.name, question.metric.higher_is_better
-    kept = {entry.label: _of(entry, records) for entry in question.entries}
-    reached = {label: scores(mine, metric) for label, mine in kept.items()}
+    fits = {entry.label: _of(entry, records) for entry in question.entries}
+    seed_scores = {label: scores(mine, metric) for label, mine in fits.items()}
     baselines = _baselines(question, [record for record in records if record["kind"] == "baseline"])
     against = compared(
-        {label: found for label, found in reached.items() if found.seeds},
-        {row.label: found for row, found in baselines if found.seeds},
+        {label: each for label, each in seed_scores.items() if each.seeds},
+        {row.label: each for row, each in baselines if each.seeds},
     )
     rows = []
     for entry in question.entries:
         label = entry.label
-        row = _row(entry, kept[label], reached[label], question)
+        row = _row(entry, fits[label], seed_scores[label], question)
         rows.append(replace(row, against=against.get(label, {})))
     alone = [row for row, _ in baselines]
     rows = [_beside_baselines(row, alone, higher) for row in _beside_reference(rows)]
@@ -125,7 +125,7 @@ def leaderboard(question: Question, records: Sequence[Record]) -> list[Row]:
     return [replace(row, group=groups.get(row.label, "")) for row in ranked] + unscored
 
 
-def near_baselines(rows: Sequence[Row]) -> list[Row]:
+def near_baselines(rows: Sequence[BoardRow]) -> list[BoardRow]:
     """The best baseline, and those others that lie near what is drawn anyway; one far off would squash it."""
     baselines = [row for row in rows if row.kind == "baseline" and row.score]
     drawn = [
@@ -137,7 +137,7 @@ def near_baselines(rows: Sequence[Row]) -> list[Row]:
     if not drawn:
         return []
     low, high = min(drawn), max(drawn)
-    reach = NEAR * (high - low)
+    reach = NEAR_RANGES * (high - low)
     return baselines[:1] + [
         row for row in baselines[1:] if row.score and low - reach <= row.score.mean <= high + reach
     ]
@@ -164,17 +164,17 @@ def _of(entry: Entry, records: Sequence[Record]) -> list[Record]:
     ]
 
 
-def _row(entry: Entry, records: Sequence[Record], reached: Scores, question: Question) -> Row:
+def _row(entry: Entry, records: Sequence[Record], seed_scores: SeedScores, question: Question) -> BoardRow:
     done = [record for record in records if record["status"] == "ok"]
-    return Row(
+    return BoardRow(
         kind="mechanism",
         label=entry.label,
         form=entry.form,
         options=done[0]["result"].get("options", entry.options) if done else dict(entry.options),
-        asked=question.seeds,
+        planned=question.seeds,
         finished=len(done),
         failures=_failures(records),
-        score=_summary(reached, question),
+        score=_summary(seed_scores, question),
         cut_short=sum(_cut_short(record) for record in done),
         epochs=_epochs(done, question),
         parameters=Parameters(**done[0]["result"]["parameters"]) if done else None,
@@ -182,11 +182,11 @@ def _row(entry: Entry, records: Sequence[Record], reached: Scores, question: Que
     )
 
 
-def _summary(reached: Scores, question: Question) -> Summary | None:
-    if not reached.seeds:
+def _summary(seed_scores: SeedScores, question: Question) -> Summary | None:
+    if not seed_scores.seeds:
         return None
     return summary(
-        reached,
+        seed_scores,
         higher_is_better=question.metric.higher_is_better,
         independent=independent(question),
     )
@@ -203,35 +203,35 @@ def _epochs(records: Sequence[Record], question: Question) -> float | None:
     return question.train_epochs(max(seen)) if seen else None
 
 
-def _groups(ranked: Sequence[Row]) -> dict[str, str]:
+def _groups(ranked: Sequence[BoardRow]) -> dict[str, str]:
     """Letters for the mechanisms that have seeds enough to say anything of others."""
     able = [
-        row for row in ranked if row.kind == "mechanism" and row.score and len(row.score.scores) >= ENOUGH
+        row for row in ranked if row.kind == "mechanism" and row.score and len(row.score.scores) >= MIN_SEEDS
     ]
     apart = {
         (row.label, other.label)
         for row, other in combinations(able, 2)
-        if (beside := row.against.get(other.label)) and beside.told and beside.seeds >= ENOUGH
+        if (beside := row.against.get(other.label)) and beside.significant and beside.seeds >= MIN_SEEDS
     }
-    return letters([row.label for row in able], apart)
+    return group_letters([row.label for row in able], apart)
 
 
-def _baselines(question: Question, records: Sequence[Record]) -> list[tuple[Row, Scores]]:
+def _baselines(question: Question, records: Sequence[Record]) -> list[tuple[BoardRow, SeedScores]]:
     rows = []
     names: list[str] = [record["spec"]["baseline"] for record in records]
     for name in dict.fromkeys(names):
         mine = [record for record in records if record["spec"]["baseline"] == name]
-        reached = scores(mine, question.metric.name)
-        row = Row(
+        seed_scores = scores(mine, question.metric.name)
+        row = BoardRow(
             kind="baseline",
             label=BASELINES.get(name, name),
             form=None,
-            asked=len(mine),
-            finished=len(reached.seeds),
+            planned=len(mine),
+            finished=len(seed_scores.seeds),
             failures=_failures(mine),
-            score=_summary(reached, question),
+            score=_summary(seed_scores, question),
         )
-        rows.append((row, reached))
+        rows.append((row, seed_scores))
     return rows
 
 
@@ -243,13 +243,13 @@ def _failures(records: Sequence[Record]) -> tuple[Failure, ...]:
 
 def _costs(records: Sequence[Record]) -> Costs:
     measured = [record["measured"] for record in records]
-    latencies = [found["latency_ms"] for found in measured if found.get("latency_ms")]
+    latencies = [run["latency_ms"] for run in measured if run.get("latency_ms")]
 
     def middle(values: list[float]) -> float | None:
         return median(values) if values else None
 
     def known(name: str) -> list[float]:
-        return [found[name] for found in measured if found.get(name) is not None]
+        return [run[name] for run in measured if run.get(name) is not None]
 
     return Costs(
         units_per_second=middle(known("train_units_per_second")),
@@ -263,7 +263,7 @@ def _costs(records: Sequence[Record]) -> Costs:
     )
 
 
-def _beside_reference(rows: Sequence[Row]) -> list[Row]:
+def _beside_reference(rows: Sequence[BoardRow]) -> list[BoardRow]:
     """The rows with parameters and costs relative to plain softmax, of the same form where there is one."""
     references = [row for row in rows if row.label == REFERENCE and row.finished]
     if not references:
@@ -274,7 +274,7 @@ def _beside_reference(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def _relative(row: Row, base: Row) -> Row:
+def _relative(row: BoardRow, base: BoardRow) -> BoardRow:
     if row.parameters is None or base.parameters is None or row.costs is None or base.costs is None:
         return row
     parameters = replace(row.parameters, beyond_reference=row.parameters.total / base.parameters.total - 1)
@@ -295,7 +295,7 @@ def _ratio(value: float | None, base: float | None) -> float | None:
     return value / base if value is not None and base else None
 
 
-def _beside_baselines(row: Row, baselines: Sequence[Row], higher: bool) -> Row:
+def _beside_baselines(row: BoardRow, baselines: Sequence[BoardRow], higher: bool) -> BoardRow:
     """The row with its distance from the best baseline, and how many of its runs did not leave the lowest."""
     known = {baseline.label: baseline.score.mean for baseline in baselines if baseline.score is not None}
     if row.score is None or not known:
@@ -304,7 +304,7 @@ def _beside_baselines(row: Row, baselines: Sequence[Row], higher: bool) -> Row:
     best = max(known, key=lambda label: sign * known[label])
     beside = row.against.get(best)
     standing: Standing = "not told apart"
-    if beside and beside.told:
+    if beside and beside.significant:
         standing = "above" if sign * beside.value > 0 else "below"
     stuck = None
     if BASELINES["majority"] in known:
@@ -314,7 +314,7 @@ def _beside_baselines(row: Row, baselines: Sequence[Row], higher: bool) -> Row:
     return replace(row, over_baseline=over_baseline, beside_baseline=standing, stuck=stuck)
 
 
-def _rank(row: Row, higher: bool) -> tuple[float, bool]:
+def _rank(row: BoardRow, higher: bool) -> tuple[float, bool]:
     """Best first; a baseline before what only equals it."""
     assert row.score is not None
     return (-row.score.mean if higher else row.score.mean), row.kind == "mechanism"

@@ -13,7 +13,7 @@ from string import Template
 
 from subquad.files import write_whole
 from subquad.records import Store, comparison_key
-from subquad.report import sections, units
+from subquad.report import formats, sections
 from subquad.report.findings import Findings
 from subquad.report.markup import Markup, element, join
 from subquad.report.section import Section
@@ -75,7 +75,7 @@ def _header(findings: Findings) -> Markup:
     question, splits = findings.question, findings.question.splits
     text = f"{question.text[:1].upper()}{question.text[1:]} " if question.text else ""
     text += (
-        f"{units.plural(len(question.entries), 'attention mechanism')} in the same model, trained alike on "
+        f"{formats.plural(len(question.entries), 'attention mechanism')} in the same model, trained alike on "
         f"sequences of at most {question.length:,} {question.units}, judged by {question.metric.label}"
     )
     if "test" in splits:
@@ -88,12 +88,12 @@ def _header(findings: Findings) -> Markup:
     facts = {
         "Target": question.target,
         "Examples to train, validate, test": " · ".join(
-            units.count(split.examples) for split in splits.values()
+            formats.count(split.examples) for split in splits.values()
         ),
         "Budget": ""
         if question.steps is None or question.step_examples is None
         else f"{question.steps:,} steps of {question.step_examples:,}",
-        "Seeds": units.count(question.seeds),
+        "Seeds": formats.count(question.seeds),
         "Runs": f"{runs:,} of {runs + findings.missing:,}",
         "Machine": " | ".join(dict.fromkeys(machines)),
     }
@@ -137,7 +137,7 @@ def _section(shown: tuple[Section, Markup]) -> Markup:
 def _footer(findings: Findings) -> Markup:
     version = findings.versions.get("subquad")
     made = f"Made by subquad {version}" if version else "Made by subquad"
-    records = units.plural(len(findings.records), "record")
+    records = formats.plural(len(findings.records), "record")
     return element("footer", f"{made} from {records}. This file is whole: it needs no network.")
 
 

@@ -114,7 +114,7 @@ def question_of(comparison: Mapping[str, Any]) -> Question:
 
 
 def entries_of(rows: Sequence[Mapping[str, Any]]) -> tuple[Entry, ...]:
-    """The rows of a comparison's or a benchmark's document, which are each a `recorded.Row`."""
+    """The rows of a comparison's or a benchmark's document, which are each a `recorded.BoardRow`."""
     return tuple(
         Entry(label=row["label"], identity=identity(row), options=row["options"], causal=row["causal"])
         for row in rows

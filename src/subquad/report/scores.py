@@ -9,10 +9,10 @@ import numpy as np
 
 from subquad.records import Record
 from subquad.report.question import Question
-from subquad.report.statistics import Difference, Pair, Scores, corrected, difference
+from subquad.report.statistics import Difference, Pair, SeedScores, difference, holm_corrected
 
 
-def scores(records: Sequence[Record], metric: str) -> Scores:
+def scores(records: Sequence[Record], metric: str) -> SeedScores:
     """Of the runs of one row that came to their end."""
     done = [record for record in records if record["status"] == "ok"]
     examples = {
@@ -21,9 +21,9 @@ def scores(records: Sequence[Record], metric: str) -> Scores:
         if "examples" in record["result"]
     }
     known = next(iter(examples.values()), {"group": []})
-    return Scores(
+    return SeedScores(
         seeds={record["spec"]["seed"]: record["result"]["test"][metric] for record in done},
-        parts={seed: np.array(kept["contribution"]) for seed, kept in examples.items()},
+        parts={seed: np.array(each["contribution"]) for seed, each in examples.items()},
         group=np.array(known["group"], dtype=int),
     )
 
@@ -42,29 +42,29 @@ def independent(question: Question) -> float:
 
 
 def compared(
-    found: Mapping[str, Scores], baselines: Mapping[str, Scores]
+    rows: Mapping[str, SeedScores], baselines: Mapping[str, SeedScores]
 ) -> dict[str, dict[str, Difference]]:
     """Each row's difference from every other row and from each baseline; by label, where there is one.
 
     The pairs among the rows are corrected for their number, and so are those with each baseline.
     """
-    among = {pair: difference(found[pair[0]], found[pair[1]]) for pair in combinations(found, 2)}
-    against: dict[str, dict[str, Difference]] = {row: {} for row in found}
+    among = {pair: difference(rows[pair[0]], rows[pair[1]]) for pair in combinations(rows, 2)}
+    against: dict[str, dict[str, Difference]] = {row: {} for row in rows}
     for (first, second), made in _corrected(among).items():
         against[first][second] = made
         against[second][first] = made.reversed()
     for baseline, reached in baselines.items():
-        beside = {(row, baseline): difference(mine, _for_all(reached, mine)) for row, mine in found.items()}
+        beside = {(row, baseline): difference(mine, _for_all(reached, mine)) for row, mine in rows.items()}
         for (row, _), made in _corrected(beside).items():
             against[row][baseline] = made
     return against
 
 
 def _corrected(pairs: Mapping[Pair, Difference | None]) -> dict[Pair, Difference]:
-    return corrected({pair: made for pair, made in pairs.items() if made is not None})
+    return holm_corrected({pair: made for pair, made in pairs.items() if made is not None})
 
 
-def _for_all(baseline: Scores, row: Scores) -> Scores:
+def _for_all(baseline: SeedScores, row: SeedScores) -> SeedScores:
     """A baseline that was found once knows no chance, and stands beside each of the row's seeds."""
     if len(baseline.seeds) > 1:
         return baseline

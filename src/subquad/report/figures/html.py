@@ -2,8 +2,8 @@
 
 from subquad.report.figures import drawing
 from subquad.report.figures.figure import Figure
-from subquad.report.looks import grey_line
 from subquad.report.markup import Markup, element
+from subquad.report.styles import grey_line
 from subquad.report.table import download
 
 
@@ -11,14 +11,14 @@ def figure_html(figure: Figure) -> Markup:
     buttons = (
         element(
             "button",
-            look.drawn(line=figure.line),
+            style.drawn(line=figure.line),
             element("span", label),
             type="button",
             aria_pressed="true",
             data_hides=label,
             disabled=True,  # page.js enables it
         )
-        for label, look in figure.legend
+        for label, style in figure.legend
     )
     reference = element("span", grey_line(), figure.reference, class_="reference")
     panels = (

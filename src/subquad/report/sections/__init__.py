@@ -16,19 +16,17 @@ from importlib.metadata import entry_points
 from subquad.report.findings import Findings
 from subquad.report.markup import Markup
 from subquad.report.section import Section
-from subquad.report.sections import (
-    configuration,
-    cost,
-    failures,
-    fairness,
-    leaderboard,
-    learning,
-    literature,
-    quality,
-)
+from subquad.report.sections.configuration import CONFIGURATION
+from subquad.report.sections.cost import COST
+from subquad.report.sections.failures import FAILURES
+from subquad.report.sections.fairness import FAIRNESS
+from subquad.report.sections.leaderboard import LEADERBOARD
+from subquad.report.sections.learning import LEARNING
+from subquad.report.sections.literature import LITERATURE
+from subquad.report.sections.quality import QUALITY
 
-MEASURED = (leaderboard.SECTION, quality.SECTION, learning.SECTION, cost.SECTION)
-EVIDENCE = (fairness.SECTION, failures.SECTION, configuration.SECTION, literature.SECTION)
+MEASURED = (LEADERBOARD, QUALITY, LEARNING, COST)
+EVIDENCE = (FAIRNESS, FAILURES, CONFIGURATION, LITERATURE)
 RESERVED = {"answer", "filter"}  # ids of the page's own
 
 

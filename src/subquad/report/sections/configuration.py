@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from subquad.records import Record, comparison_key
-from subquad.report import units
+from subquad.report import formats
 from subquad.report.findings import Findings
-from subquad.report.leaderboard import Row
+from subquad.report.leaderboard import BoardRow
 from subquad.report.markup import Markup, element, join
 from subquad.report.section import Section
 from subquad.report.table import Table, download
@@ -24,7 +24,7 @@ REPEATED = (  # options of the command, as comparison.json names them
 )
 
 
-def content(findings: Findings) -> Markup:
+def configuration_content(findings: Findings) -> Markup:
     comparison = findings.comparison
     settings = {name: value for name, value in comparison.items() if name not in ELSEWHERE}
     data = {"fingerprint": comparison.get("data"), **_flat(comparison.get("summary", {}))}
@@ -32,7 +32,7 @@ def content(findings: Findings) -> Markup:
         join(
             (
                 element("h3", "Machine"),
-                _pairs({"runs": units.count(machine.runs), **_labelled(machine.description)}),
+                _pairs({"runs": formats.count(machine.runs), **_labelled(machine.description)}),
             )
         )
         for machine in findings.machines
@@ -88,7 +88,7 @@ def command(comparison: Mapping[str, Any]) -> str:
     return shlex.join(words)
 
 
-def _options(rows: Sequence[Row]) -> Table:
+def _options(rows: Sequence[BoardRow]) -> Table:
     """Every option of every mechanism, defaults too."""
     cells = tuple(
         (
@@ -128,32 +128,32 @@ def _pairs(pairs: Mapping[str, str]) -> Markup:
 
 def _labelled(values: Mapping[str, object]) -> dict[str, str]:
     return {
-        LABELS.get(name, name.replace("_", " ")): _text(value)
+        LABELS.get(name, name.replace("_", " ")): _value_text(value)
         for name, value in values.items()
         if value is not None
     }
 
 
-def _text(value: object) -> str:
+def _value_text(value: object) -> str:
     """A JSON value as people read it; what stands within what is in brackets."""
     match value:
         case bool():
             return "yes" if value else "no"
         case int():
-            return units.count(value)
+            return formats.count(value)
         case float():
             return f"{value:,g}"
         case Mapping():
             return ", ".join(f"{name} {_nested(each)}" for name, each in value.items())
         case Sequence() if not isinstance(value, str):
-            return ", ".join(map(_text, value))
+            return ", ".join(map(_value_text, value))
         case _:
             return str(value)
 
 
 def _nested(value: object) -> str:
     plain = isinstance(value, str) or not isinstance(value, Mapping | Sequence)
-    return _text(value) if plain else f"({_text(value)})"
+    return _value_text(value) if plain else f"({_value_text(value)})"
 
 
 def _flat(summary: Mapping[str, object]) -> dict[str, object]:
@@ -163,4 +163,4 @@ def _flat(summary: Mapping[str, object]) -> dict[str, object]:
     return {**rest, **splits} if isinstance(splits, Mapping) else rest
 
 
-SECTION = Section(id="configuration", title="Configuration and machine", of=content)
+CONFIGURATION = Section(id="configuration", title="Configuration and machine", of=configuration_content)

@@ -4,14 +4,14 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from subquad.report import units
+from subquad.report import formats
 from subquad.report.cost import QUANTITIES, Curve, part, references
 from subquad.report.figures.figure import Axis, Figure, Line, Mark, Panel, Point, Sign, line, sign
 from subquad.report.figures.html import figure_html
 from subquad.report.findings import Findings
-from subquad.report.looks import Look
 from subquad.report.markup import Markup, element, join
 from subquad.report.section import Section
+from subquad.report.styles import Style
 from subquad.report.table import Cell, Table, scrolling
 
 UNITS = {"forward_ms": "ms", "forward_backward_ms": "ms", "peak_mb": "MB"}
@@ -24,40 +24,40 @@ SCALED = ("exponent", "crossover", "ratio")
 Points = Sequence[Point]
 
 
-def content(findings: Findings) -> Markup | None:
-    figure = cost_by_length(findings.cost_curves, findings.looks)
+def cost_content(findings: Findings) -> Markup | None:
+    figure = cost_by_length(findings.cost_curves, findings.styles)
     return join((figure_html(figure), _scaling(findings.cost_curves))) if figure else None
 
 
-def cost_by_length(found: Sequence[Curve], looks: Mapping[str, Look]) -> Figure | None:
+def cost_by_length(curves: Sequence[Curve], styles: Mapping[str, Style]) -> Figure | None:
     """A panel for each quantity; None where nothing was measured."""
     panels = [
-        _panel(found, looks, quantity)
+        _panel(curves, styles, quantity)
         for quantity in QUANTITIES
-        if any(y > 0 for curve in found for _, y in curve.points(quantity))
+        if any(y > 0 for curve in curves for _, y in curve.points(quantity))
     ]
     if not panels:
         return None
-    said = [
+    sentences = [
         "One attention layer at growing lengths, both axes logarithmic. Fused softmax is timed in turns with "
         "each mechanism, in the same process. A ring is a crossover: from there on the mechanism stays ahead."
     ]
-    if len({curve.form for curve in found}) > 1:
-        said.append("Causal mechanisms stand beside the causal form of it, which is dotted.")
-    if any(cell.roofline for curve in found for cell in curve.cells):
-        said.append(
+    if len({curve.form for curve in curves}) > 1:
+        sentences.append("Causal mechanisms stand beside the causal form of it, which is dotted.")
+    if any(cell.roofline for curve in curves for cell in curve.cells):
+        sentences.append(
             "A thin dotted line is a mechanism's roofline: its own products at the machine's highest rates."
         )
-    if any(curve.failures for curve in found):
-        said.append("A cross at the top is a length at which it failed.")
-    if len({machine for curve in found for machine in curve.machines}) > 1:
-        said.append("The cells come from different machines; compare lines of one machine only.")
-    table = _table(found)
+    if any(curve.failures for curve in curves):
+        sentences.append("A cross at the top is a length at which it failed.")
+    if len({machine for curve in curves for machine in curve.machines}) > 1:
+        sentences.append("The cells come from different machines; compare lines of one machine only.")
+    table = _table(curves)
     return Figure(
         name="cost",
-        caption=" ".join(said),
+        caption=" ".join(sentences),
         panels=tuple(panels),
-        legend=tuple((curve.label, looks[curve.label]) for curve in found),
+        legend=tuple((curve.label, styles[curve.label]) for curve in curves),
         line=True,
         reference="fused softmax (PyTorch)",
         table=table,
@@ -65,14 +65,14 @@ def cost_by_length(found: Sequence[Curve], looks: Mapping[str, Look]) -> Figure 
     )
 
 
-def _table(found: Sequence[Curve]) -> Table:
+def _table(curves: Sequence[Curve]) -> Table:
     columns = ["mechanism", "tokens"]
     for quantity, words in QUANTITIES.items():
         columns += [f"{words}, {UNITS[quantity]}", f"fused softmax, {UNITS[quantity]}"]
-    timed = [quantity for quantity in QUANTITIES if any(curve.rooflines(quantity) for curve in found)]
+    timed = [quantity for quantity in QUANTITIES if any(curve.rooflines(quantity) for curve in curves)]
     columns += [f"{QUANTITIES[quantity]}, of the roofline" for quantity in timed]
     rows: list[tuple[Cell, ...]] = []
-    for curve in found:
+    for curve in curves:
         for cell in curve.cells:
             pairs = [(cell.values.get(name), cell.reference.get(name)) for name in QUANTITIES]
             parts = [part(cell, quantity) for quantity in timed]
@@ -86,47 +86,47 @@ def _table(found: Sequence[Curve]) -> Table:
     )
 
 
-def _panel(found: Sequence[Curve], looks: Mapping[str, Look], quantity: str) -> Panel:
+def _panel(curves: Sequence[Curve], styles: Mapping[str, Style], quantity: str) -> Panel:
     unit = UNITS[quantity]
     title = f"{QUANTITIES[quantity].capitalize()}, {unit}"
     marks: list[Mark] = []
-    said, heights = [], []
-    softmax_lines = references(found, quantity)
+    sentences, heights = [], []
+    softmax_lines = references(curves, quantity)
     for form, points in softmax_lines.items():
         name = "fused softmax" if len(softmax_lines) == 1 else f"fused softmax, {form}"
         solid = form == "bidirectional" or len(softmax_lines) == 1
         marks.append(_reference(name, [(x, y) for x, y in points if y > 0], unit, solid=solid))
         heights += [y for _, y in points if y > 0]
-    for curve in found:
+    for curve in curves:
         points = [(x, y) for x, y in curve.points(quantity) if y > 0]
         if not points:
             continue
-        look = looks[curve.label]
+        style = styles[curve.label]
         heights += [y for _, y in points]
-        marks.append(line(curve.label, look, points, words=f"{curve.label}: {_ends(points, unit)}"))
-        marks += [sign(curve.label, look, at, _words(curve.label, at, unit)) for at in points]
+        marks.append(line(curve.label, style, points, words=f"{curve.label}: {_ends(points, unit)}"))
+        marks += [sign(curve.label, style, at, _words(curve.label, at, unit)) for at in points]
         if roofline := curve.rooflines(quantity):
-            marks.append(_roofline(curve.label, look, roofline, unit))
+            marks.append(_roofline(curve.label, style, roofline, unit))
             heights += [y for _, y in roofline]
-        said.append(f"{curve.label}: {_ends(points, unit)}")
+        sentences.append(f"{curve.label}: {_ends(points, unit)}")
         scaling = curve.scaling(quantity)
         if scaling and scaling.crossover and not scaling.crossover.at_or_below:
             at = scaling.crossover.length
-            marks.append(_ring(curve.label, look, (at, interpolated(points, at))))
-            said.append(f"{curve.label} crosses fused softmax at {at:,.0f} tokens")
+            marks.append(_ring(curve.label, style, (at, interpolated(points, at))))
+            sentences.append(f"{curve.label} crosses fused softmax at {at:,.0f} tokens")
     low, high = min(heights), max(heights)
-    for curve in found:
+    for curve in curves:
         for length, failure in zip(curve.failed_lengths, curve.failures, strict=True):
-            look = looks[curve.label]
-            marks.append(_cross(curve.label, look, (length, 1.6 * high), failure.status))
-            said.append(f"{curve.label}: {failure.status} at {length:,} tokens")
-    lengths = sorted({cell.length for curve in found for cell in curve.cells})
-    lengths = sorted({*lengths, *(length for curve in found for length in curve.failed_lengths)})
+            style = styles[curve.label]
+            marks.append(_cross(curve.label, style, (length, 1.6 * high), failure.status))
+            sentences.append(f"{curve.label}: {failure.status} at {length:,} tokens")
+    lengths = sorted({cell.length for curve in curves for cell in curve.cells})
+    lengths = sorted({*lengths, *(length for curve in curves for length in curve.failed_lengths)})
     every = -(-len(lengths) // MOST)
     bottom, top = low / 1.25, 2.1 * high
     return Panel(
         title=title,
-        description=f"{title}. {'; '.join(said)}.",
+        description=f"{title}. {'; '.join(sentences)}.",
         x=Axis(
             title="tokens",
             low=lengths[0] / 1.15,
@@ -152,11 +152,11 @@ def _reference(label: str, points: Points, unit: str, *, solid: bool) -> Line:
     )
 
 
-def _roofline(label: str, look: Look, points: Points, unit: str) -> Line:
+def _roofline(label: str, style: Style, points: Points, unit: str) -> Line:
     """The machine's own limit for a mechanism: thin and dotted, in its colour."""
     words = f"roofline of {label}: {_ends(points, unit)}"
     return Line(
-        row=label, points=tuple(_seen(points)), colour=look.colour, width=1, dash="1.5 2.5", words=words
+        row=label, points=tuple(_seen(points)), colour=style.colour, width=1, dash="1.5 2.5", words=words
     )
 
 
@@ -167,17 +167,17 @@ def _seen(points: Points) -> Points:
 
 
 def _words(label: str, at: Point, unit: str) -> str:
-    return f"{label}: {units.significant(at[1])} {unit} at {at[0]:,.0f} tokens"
+    return f"{label}: {formats.significant(at[1])} {unit} at {at[0]:,.0f} tokens"
 
 
-def _ring(label: str, look: Look, at: Point) -> Sign:
+def _ring(label: str, style: Style, at: Point) -> Sign:
     words = f"{label} stays ahead from here on, from {at[0]:,.0f} tokens"
-    return Sign(row=label, at=at, path=RING, colour=look.colour, words=words, hollow=True)
+    return Sign(row=label, at=at, path=RING, colour=style.colour, words=words, hollow=True)
 
 
-def _cross(label: str, look: Look, at: Point, status: str) -> Sign:
+def _cross(label: str, style: Style, at: Point, status: str) -> Sign:
     words = f"{label}: {status} at {at[0]:,.0f} tokens"
-    return Sign(row=label, at=at, path=CROSS, colour=look.colour, words=words, hollow=True)
+    return Sign(row=label, at=at, path=CROSS, colour=style.colour, words=words, hollow=True)
 
 
 def interpolated(points: Points, x: float) -> float:
@@ -193,13 +193,12 @@ def logarithmic_ticks(low: float, high: float) -> tuple[tuple[float, str], ...]:
     """1, 2 and 5 of each power of ten between, or the powers alone where they are many."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     steps = (1.0, 2.0, 5.0) if math.log10(high / low) < FEW else (1.0,)
-    found = [step * 10.0**power for power in powers for step in steps]
-    return tuple((tick, f"{tick:,g}") for tick in found if low <= tick <= high)
+    values = [step * 10.0**power for power in powers for step in steps]
+    return tuple((tick, f"{tick:,g}") for tick in values if low <= tick <= high)
 
 
 def _ends(points: Points, unit: str) -> str:
-    (x0, y0), (x1, y1) = points[0], points[-1]
-    return f"{units.significant(y0)} {unit} at {x0:,} tokens, {units.significant(y1)} {unit} at {x1:,} tokens"
+    return ", ".join(f"{formats.significant(y)} {unit} at {x:,} tokens" for x, y in (points[0], points[-1]))
 
 
 def _scaling(curves: Sequence[Curve]) -> Markup:
@@ -248,9 +247,9 @@ def _reach(curve: Curve) -> str:
 def _scaled(curve: Curve, quantity: str) -> list[str]:
     scaling = curve.scaling(quantity)
     if scaling is None:
-        return [units.ABSENT] * len(SCALED)
+        return [formats.ABSENT] * len(SCALED)
     slope = scaling.note if scaling.exponent is None else f"{scaling.exponent:.2f}"
-    return [slope, str(scaling.crossover) if scaling.crossover else "none", units.times(scaling.at_longest)]
+    return [slope, str(scaling.crossover) if scaling.crossover else "none", formats.times(scaling.at_longest)]
 
 
-SECTION = Section(id="cost", title="Cost by length", of=content)
+COST = Section(id="cost", title="Cost by length", of=cost_content)

@@ -1,6 +1,6 @@
 """Every run that ended without a result, and why."""
 
-from subquad.report import units
+from subquad.report import formats
 from subquad.report.findings import Findings
 from subquad.report.markup import Markup, element, join
 from subquad.report.section import Section
@@ -9,17 +9,17 @@ from subquad.report.table import Table
 NOTE = "A run that exhausts memory, time or numbers is a result. The others went on without it."
 
 
-def content(findings: Findings) -> Markup | None:
+def failures_content(findings: Findings) -> Markup | None:
     if not findings.failures:
         return None
     table = Table(
         caption="Runs without a result",
         columns=("run", "status", "reason", "after"),
         rows=tuple(
-            (run.label, run.status, run.reason, units.duration(run.seconds)) for run in findings.failures
+            (run.label, run.status, run.reason, formats.duration(run.seconds)) for run in findings.failures
         ),
     )
     return join((element("p", NOTE), table.html()))
 
 
-SECTION = Section(id="failures", title="Failures", of=content)
+FAILURES = Section(id="failures", title="Failures", of=failures_content)

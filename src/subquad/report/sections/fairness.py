@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from subquad.report import units
+from subquad.report import formats
 from subquad.report.fairness import Equality
 from subquad.report.findings import Findings
-from subquad.report.leaderboard import Row
+from subquad.report.leaderboard import BoardRow
 from subquad.report.markup import Markup, element, join
 from subquad.report.section import Section
 from subquad.report.table import Cell, Table, scrolling
@@ -17,7 +17,7 @@ PARAMETERS = (
 )
 
 
-def content(findings: Findings) -> Markup | None:
+def fairness_content(findings: Findings) -> Markup | None:
     if not findings.equalities:
         return None
     parts = [element("p", f"{_verdict(findings.equalities)} {EVIDENCE}"), _table(findings.equalities)]
@@ -31,7 +31,7 @@ def _verdict(equalities: Sequence[Equality]) -> str:
     broken = [each.what for each in equalities if each.broken]
     if not broken:
         return "The mechanism is all that differed."
-    return f"Not all was equal: {units.listed(broken)}. Scores may differ for that reason."
+    return f"Not all was equal: {formats.listed(broken)}. Scores may differ for that reason."
 
 
 def _table(equalities: Sequence[Equality]) -> Markup:
@@ -51,7 +51,7 @@ def _table(equalities: Sequence[Equality]) -> Markup:
     return scrolling(table, label=caption)
 
 
-def _parameters(rows: Sequence[Row]) -> Table:
+def _parameters(rows: Sequence[BoardRow]) -> Table:
     cells: list[tuple[Cell, ...]] = []
     for row in rows:
         if row.parameters is None:
@@ -74,4 +74,4 @@ def _parameters(rows: Sequence[Row]) -> Table:
     )
 
 
-SECTION = Section(id="fairness", title="Fairness", of=content)
+FAIRNESS = Section(id="fairness", title="Fairness", of=fairness_content)

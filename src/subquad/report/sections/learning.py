@@ -3,14 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
-from subquad.report import units
+from subquad.report import formats
 from subquad.report.figures.figure import Axis, Figure, Mark, Panel, Point, line, sign, ticks
 from subquad.report.figures.html import figure_html
 from subquad.report.findings import Findings
 from subquad.report.learning import LearningCurve, LearningPoint
-from subquad.report.looks import Look
 from subquad.report.markup import Markup
 from subquad.report.section import Section
+from subquad.report.styles import Style
 from subquad.report.table import Table
 
 SMOOTH = 30  # points of a curve to each point of the window of its running mean
@@ -20,12 +20,12 @@ Curves = Mapping[str, Sequence[LearningCurve]]  # by mechanism
 Value = Callable[[LearningPoint], float | None]
 
 
-def content(findings: Findings) -> Markup | None:
-    figure = learning_figure(findings.learning, findings.looks, findings.question.metric.label)
+def learning_content(findings: Findings) -> Markup | None:
+    figure = learning_figure(findings.learning, findings.styles, findings.question.metric.label)
     return figure_html(figure) if figure else None
 
 
-def learning_figure(curves: Curves, looks: Mapping[str, Look], metric: str) -> Figure | None:
+def learning_figure(curves: Curves, styles: Mapping[str, Style], metric: str) -> Figure | None:
     """Two panels, training loss and validation metric: each seed thin, their mean bold."""
     if not curves:
         return None
@@ -48,12 +48,12 @@ def learning_figure(curves: Curves, looks: Mapping[str, Look], metric: str) -> F
         name="learning",
         caption=" ".join(caption),
         panels=(
-            _panel("Training loss", curves, looks, lambda point: point.loss, window=window, marks=False),
+            _panel("Training loss", curves, styles, lambda point: point.loss, window=window, marks=False),
             _panel(
-                f"Validation {metric}", curves, looks, lambda point: point.validation, window=1, marks=True
+                f"Validation {metric}", curves, styles, lambda point: point.validation, window=1, marks=True
             ),
         ),
-        legend=tuple((label, looks[label]) for label in curves),
+        legend=tuple((label, styles[label]) for label in curves),
         line=True,
         table=Table(
             caption="Where validation was measured; the download has every point",
@@ -65,27 +65,27 @@ def learning_figure(curves: Curves, looks: Mapping[str, Look], metric: str) -> F
 
 
 def _panel(
-    title: str, curves: Curves, looks: Mapping[str, Look], value: Value, *, window: int, marks: bool
+    title: str, curves: Curves, styles: Mapping[str, Style], value: Value, *, window: int, marks: bool
 ) -> Panel:
     drawn: list[Mark] = []
-    said, heights, end = [], [], 1.0
+    sentences, heights, end = [], [], 1.0
     for label, seeds in curves.items():
-        look, lines = looks[label], [_line(curve, value, window) for curve in seeds]
+        style, lines = styles[label], [_line(curve, value, window) for curve in seeds]
         heights += [y for points in lines for _, y in points]
         end = max([end, *(x for points in lines for x, _ in points)])
         bold, what = lines, [f"seed {curve.seed}" for curve in seeds]
         if len(lines) > 1 and all(_places(points) == _places(lines[0]) for points in lines):
-            drawn += [line(label, look, points, thin=True) for points in lines if points]
+            drawn += [line(label, style, points, thin=True) for points in lines if points]
             bold, what = [_mean(lines)], ["mean of seeds"]
         for name, points in zip(what, bold, strict=True):
             if not points:
                 continue
-            course = f"from {units.score(points[0][1])} to {units.score(points[-1][1])}"
-            drawn.append(line(label, look, points, words=f"{label}, {name}: {course}"))
-            said.append(f"{label}: {course}")
+            course = f"from {formats.score(points[0][1])} to {formats.score(points[-1][1])}"
+            drawn.append(line(label, style, points, words=f"{label}, {name}: {course}"))
+            sentences.append(f"{label}: {course}")
             if marks:
                 drawn += [
-                    sign(label, look, (x, y), f"{label}, {name}: {units.score(y)} after {x:,.0f} examples")
+                    sign(label, style, (x, y), f"{label}, {name}: {formats.score(y)} after {x:,.0f} examples")
                     for x, y in points
                 ]
     low, high = (min(heights), max(heights)) if heights else (0.0, 1.0)
@@ -93,7 +93,7 @@ def _panel(
     low, high, end = low - margin, high + margin, 1.03 * end
     return Panel(
         title=title,
-        description=f"{title}. {'; '.join(said)}.",
+        description=f"{title}. {'; '.join(sentences)}.",
         x=Axis(title="examples seen", low=0, high=end, ticks=ticks(0, end, most=5)),
         y=Axis(low=low, high=high, ticks=ticks(low, high)),
         marks=tuple(drawn),
@@ -119,4 +119,4 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
     return [fmean(values[max(0, i - before) : i + after + 1]) for i in range(len(values))]
 
 
-SECTION = Section(id="learning", title="Learning curves", of=content)
+LEARNING = Section(id="learning", title="Learning curves", of=learning_content)

@@ -12,7 +12,7 @@ NOTE = (
 )
 
 
-def content(findings: Findings) -> Markup | None:
+def literature_content(findings: Findings) -> Markup | None:
     publications = findings.publications
     if not publications:
         return None
@@ -32,4 +32,4 @@ def _source(publication: Publication) -> str:
     return "; ".join(filter(None, (f"{publication.name}: {publication.source}", publication.note)))
 
 
-SECTION = Section(id="literature", title="Literature", of=content)
+LITERATURE = Section(id="literature", title="Literature", of=literature_content)

@@ -25,7 +25,7 @@ def score(value: float | None) -> str:
     return _minus(f"{value:.3f}") if abs(value) < 10 else significant(value, digits=4)
 
 
-def spread(mean: float, deviation: float | None) -> str:
+def mean_deviation(mean: float, deviation: float | None) -> str:
     """A mean with the deviation about it, to as many decimals: 0.691 ± 0.004, 12.18 ± 0.40."""
     shown = score(mean)
     decimals = len(shown.partition(".")[2])
