@@ -68,7 +68,7 @@ def comparison(
         "attention": [asked["label"] for asked in rows],
         "task": "transactions",
         "target": "churn",
-        "schema": None,
+        "targets": ["churn", "spend"],
         "data": "feed0made0up0000",
         "length": 512,
         "steps": 400,
@@ -89,7 +89,7 @@ def comparison(
         "lengths": list(LENGTHS),
         "timeout": 21600.0,
         "title": "churn from transactions (made-up figures)",
-        "kind": "binary",
+        "objective": "binary",
         "unit": "event",
         "metric": metric,
         "metric_label": {"auc": "AUC", "mae": "mean absolute error"}.get(metric, metric),
@@ -209,7 +209,7 @@ def fit(asked: Mapping[str, Any], seed: int, setting: Mapping[str, Any], *, scor
 
 
 def baseline(name: str, seed: int, setting: Mapping[str, Any], *, score: float) -> Record:
-    question = {key: setting[key] for key in ("task", "target", "schema", "data", "length", "threads")}
+    question = {key: setting[key] for key in ("task", "target", "data", "length", "threads")}
     return {
         **_asked("baseline", {**question, "baseline": name, "seed": seed}),
         "status": "ok",
@@ -363,7 +363,7 @@ def _named(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 def _shared(setting: Mapping[str, Any]) -> dict[str, Any]:
     names = (
-        "task target schema data length dim depth heads positions batch steps learning_rate weight_decay "
+        "task target data length dim depth heads positions batch steps learning_rate weight_decay "
         "clip accumulate dropout precision device threads"
     )
     steps = setting["steps"]

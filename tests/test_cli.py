@@ -19,7 +19,7 @@ from own_sample import write
 
 from subquad.__main__ import main
 from subquad.experiments.asked import Comparison
-from subquad.experiments.trained import load
+from subquad.experiments.predictor import load
 from subquad.records import Store
 from subquad.registry import catalog
 
@@ -99,9 +99,9 @@ def test_without_its_extra_the_command_says_what_to_install(missing):
         ("compare --dim 30 --heads 4", "dim must be a multiple of heads, and 30 is none of 4"),
         ("compare --target chrun", "'transactions' has no target 'chrun'; did you mean 'churn'?"),
         ("compare nothing", "unknown task 'nothing'"),
-        ("compare own", "give a schema file (--data schema.toml)"),
+        ("compare custom", "give a schema file (--data schema.toml)"),
         ("compare --data no.toml", "no.toml: no such file"),
-        ("compare transactions --data no.toml", "leave the schema 'no.toml' out"),
+        ("compare transactions --data no.toml", "'transactions' has no option 'schema'"),
         ("bench infinity --dtype int8", "unknown dtype 'int8'; there are float32, bfloat16"),
         ("bench --length 8 --length 8", "give each length once, not [8, 8]"),
         ("compare --lengths 64,x", "--lengths takes whole numbers of at least 1, not 'x'"),

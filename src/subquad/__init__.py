@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from subquad.experiments.trained import load
+    from subquad.experiments.predictor import load
     from subquad.mechanism import Dims, Mechanism, Traits
     from subquad.nn.multihead import MultiheadAttention
     from subquad.nn.replace import replace_attention
@@ -23,7 +23,7 @@ _HOME = {
     "options": "registry",
     "MultiheadAttention": "nn.multihead",
     "replace_attention": "nn.replace",
-    "load": "experiments.trained",
+    "load": "experiments.predictor",
 }
 
 __all__ = [

@@ -225,7 +225,7 @@ class Comparison(TypedDict):
     title: str
     task: str
     target: str
-    schema: NotRequired[str | None]
+    targets: NotRequired[list[str]]  # that --target may name
     data: NotRequired[str]
     unit: NotRequired[str]  # what a sequence is made of: "event", "token"; none: "event"
     metric: str

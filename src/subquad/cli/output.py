@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from subquad.records import Record
     from subquad.report import Findings
     from subquad.report.cost import Curve
+    from subquad.task import Task
 
 
 def show_comparison(findings: "Findings", folder: Path, page: Path, *, as_json: bool) -> None:
@@ -105,6 +106,13 @@ def described(cls: type["Mechanism"]) -> dict[str, Any]:
     claims = {field.name: getattr(cls.traits, field.name) for field in fields(cls.traits)}
     plain = {name: dict(claim) if isinstance(claim, Mapping) else claim for name, claim in claims.items()}
     return {"kind": "mechanism", **plain, "options": options(cls)}
+
+
+def described_task(cls: type["Task"]) -> dict[str, Any]:
+    """A task's traits and options as JSON."""
+    from subquad.tasks import options
+
+    return {"kind": "task", **asdict(cls.traits), "options": options(cls)}
 
 
 def print_json(document: object) -> None:

@@ -138,7 +138,7 @@ def options(known: Sequence[Mapping[str, Any]]) -> Table:
 def tasks(known: Sequence[Mapping[str, Any]]) -> Table:
     made = table("tasks", "name", "targets", "what it is", left=3)
     for each in known:
-        made.add_row(each["name"], ", ".join(each["targets"]) or "as the schema says", each["description"])
+        made.add_row(each["name"], ", ".join(each["targets"]) or "as the data say", each["description"])
     return made
 
 

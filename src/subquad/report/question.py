@@ -54,6 +54,7 @@ class Question:
     """What is compared, on what, and how.
 
     `text`: the task's question in words; "" where it states none.
+    `task`: its name, without options.
     `unit`: what a sequence is made of, in the singular: "event", "token", "byte".
     `length`: units of a sequence at most.
     `seeds`: fits of each mechanism.
@@ -94,7 +95,7 @@ def question_of(comparison: Mapping[str, Any]) -> Question:
     batch = comparison.get("batch")
     return Question(
         title=comparison["title"],
-        task=comparison["task"],
+        task=comparison["task"].partition(":")[0],
         target=comparison["target"],
         text=summary.get("question", ""),
         unit=comparison.get("unit", "event"),

@@ -14,7 +14,7 @@ from subquad.report.section import Section
 from subquad.report.table import Table, download
 
 ELSEWHERE = {  # fields of comparison.json that other parts of the page show
-    *("title", "attention", "rows", "keys", "summary", "data", "schema", "target", "kind"),
+    *("title", "attention", "rows", "keys", "summary", "data", "target", "targets", "objective"),
     *("unit", "metric", "metric_label", "balanced"),
 }
 LABELS = {"memory_gb": "memory, GB", "timeout": "time-out, s", "os": "system", "dim": "width"}
@@ -71,11 +71,9 @@ def configuration_content(findings: Findings) -> Markup:
 
 def command(comparison: Mapping[str, Any]) -> str:
     """What to type to do the same again."""
-    words = ["subquad", "compare"]
-    if comparison.get("schema"):
-        words += ["--data", comparison["schema"]]
-    else:
-        words += [comparison["task"], "--target", comparison["target"]]
+    words = ["subquad", "compare", comparison["task"]]
+    if comparison["target"] in comparison.get("targets", ()):
+        words += ["--target", comparison["target"]]
     for row in comparison["rows"]:
         words += ["--attention", row["label"]]
     for name in REPEATED:
