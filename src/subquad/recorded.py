@@ -220,7 +220,7 @@ class DataSummary(TypedDict, total=False):
 
 
 class Comparison(TypedDict):
-    """What comparison.json holds: what was asked, and the runs that answer it."""
+    """What comparison.json holds: the settings of a comparison, and the keys of its runs."""
 
     title: str
     task: str
