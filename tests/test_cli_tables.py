@@ -1,14 +1,18 @@
-"""The tables of the terminal say everything within 80 columns, whatever they are given."""
+"""The terminal says everything within 80 columns, whatever it is given, and JSON says the same."""
 
 import io
+import json
 import re
+from pathlib import Path
 
 import pytest
 from report_samples import TWELVE, comparison, findings, row, sample
 from rich.console import Console
 
 from subquad.cli import tables
+from subquad.cli.output import show_comparison
 from subquad.report.cost import QUANTITIES
+from subquad.report.page import render
 
 HOSTILE = "[red]mine[/red]"
 
@@ -84,3 +88,21 @@ def test_two_lengths_have_no_exponent_and_the_table_says_why():
     text = " ".join(shown(*tables.lengths(findings(setting, records).cost_curves, "forward_ms")).split())
     assert "exponent needs" in text
     assert "three" in text
+
+
+def test_json_terminal_and_page_say_the_same(capsys):
+    setting = comparison()
+    result = findings(setting, sample(setting))
+    show_comparison(result, Path("runs"), Path("page.html"), as_json=True)
+    document = json.loads(capsys.readouterr().out)
+    show_comparison(result, Path("runs"), Path("page.html"), as_json=False)
+    text, page = " ".join(capsys.readouterr().out.split()), render(result)
+    assert document["answer"]["sentence"] in text
+    for each in document["rows"]:
+        if each["score"]:
+            shown_score = f"{each['score']['mean']:.3f}"
+            assert shown_score in text
+            assert f"<b>{shown_score}</b>" in page
+    for curve in document["costs"]:
+        assert f"{curve['scaling']['forward_ms']['exponent']:.2f}" in page
+    assert document["failed"] == len(document["failures"]) == len(result.failures)
