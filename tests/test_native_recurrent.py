@@ -16,7 +16,7 @@ from subquad.ops.backends import using
 from subquad.ops.native.library import missing
 from subquad.ops.recurrence import NOTHING, blocks, decayed_product, delta_product, rows
 from subquad.ops.recurrence.rows import Fusion
-from subquad.ops.rotary import turns
+from subquad.ops.shared.rotary import turns
 
 RULES = ("one decay", "decay by channel", "delta")
 B, H = 2, 3

@@ -21,9 +21,9 @@ from subquad.ops.backends import Refused, using
 from subquad.ops.bucket_attention import bucket_attention
 from subquad.ops.bucket_attention.sorting import Buckets
 from subquad.ops.linear_attention import FeatureKind, KernelInputs, advance, linear_attention
-from subquad.ops.precision import NARROW, widened
 from subquad.ops.recurrence import decayed_product, delta_product
 from subquad.ops.recurrence.rows import Fusion
+from subquad.ops.shared.precision import NARROW, widened
 from subquad.ops.tile_attention import Tiling, tile_attention
 from subquad.ops.window_attention import window_attention
 

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from subquad.ops.backends import Backends
 from subquad.ops.linear_attention.sums import ShiftedSums, Sums
-from subquad.ops.operator import call_op, differentiable_once, dispatched
-from subquad.ops.padding import require_mask
-from subquad.ops.precision import wide, widened
-from subquad.ops.shapes import require_dtype, require_shape, require_together
+from subquad.ops.shared.operator import call_op, differentiable_once, dispatched
+from subquad.ops.shared.padding import require_mask
+from subquad.ops.shared.precision import wide, widened
+from subquad.ops.shared.shapes import require_dtype, require_shape, require_together
 
 
 class FeatureKind(IntEnum):

@@ -8,10 +8,10 @@ from ctypes import c_float, c_int32, c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from subquad.ops.allocation import empty_result
 from subquad.ops.native.library import PRECISIONS, KernelCall, rows, why_not_float32, why_not_half
 from subquad.ops.recurrence import RecurrenceCall, RecurrenceResult, blocks
 from subquad.ops.recurrence.rows import Gradients, Tokens
+from subquad.ops.shared.allocation import empty_result
 
 
 class Recurrence(KernelCall):

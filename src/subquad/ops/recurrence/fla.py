@@ -12,10 +12,10 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from subquad.ops.graphed import recording
-from subquad.ops.precision import NARROW, wide
 from subquad.ops.recurrence import RecurrenceCall, RecurrenceResult, rows
 from subquad.ops.recurrence.rows import Fusion, Gradients, Tokens
+from subquad.ops.shared.graphed import recording
+from subquad.ops.shared.precision import NARROW, wide
 
 WIDEST = 256  # keys, in the kernels
 
