@@ -12,7 +12,7 @@ from subquad.mechanism import Dims
 from subquad.mechanisms.delta import DeltaAttention
 from subquad.mechanisms.gated_delta import GatedDeltaAttention
 from subquad.mechanisms.gated_linear import GatedLinearAttention
-from subquad.mechanisms.retention import Retention, Turning
+from subquad.mechanisms.retention import Retention, RetentionState
 from subquad.ops.recurrence import blocks, decay, decayed_product, delta_product
 
 DIMS = Dims(heads=2, head_dim=4)
@@ -136,7 +136,7 @@ def test_retention_sees_differences_of_positions_only():
     inputs = sequence(mechanism, 40)
     nothing = torch.zeros(2, 2, 4, 4).double()
     for start in (1, 1000):
-        late, _ = mechanism.step(**inputs, state=Turning(nothing, torch.tensor([start, 3 * start])))
+        late, _ = mechanism.step(**inputs, state=RetentionState(nothing, torch.tensor([start, 3 * start])))
         assert_close(late, mechanism(**inputs))
 
 
