@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "registry": {"mechanism", "mechanisms", "plugins"},
     "nn": {"mechanism", "registry", "plugins", "ops", "files", "documents"},
     "measure": {"mechanism", "registry", "ops"},
-    "testing": {"mechanism", "measure"},
+    "testing": {"mechanism", "measure", "ops"},
     "files": set(),
     "tasks": {"plugins"},
     "documents": {"files"},

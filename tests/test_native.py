@@ -223,8 +223,8 @@ def test_the_environment_switches_the_kernels_off(monkeypatch):
 def test_kernels_are_for_float32_on_the_cpu():
     assert subquad.backend().name == "native"
     assert library.why_not_float32(torch.zeros(1), None) is None
-    assert "not torch.float64" in library.why_not_float32(torch.zeros(1), torch.zeros(1).double())
-    assert "on meta" in library.why_not_half(torch.zeros(1, device="meta"))
+    assert "not torch.float64" in str(library.why_not_float32(torch.zeros(1), torch.zeros(1).double()))
+    assert "on meta" in str(library.why_not_half(torch.zeros(1, device="meta")))
 
 
 def test_without_a_library_the_operators_do_it(monkeypatch, tmp_path):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from subquad.ops.backends import Backends
 from subquad.ops.shared.operator import call_op, differentiable_once
+from subquad.ops.shared.precision import wide
 from subquad.ops.shared.shapes import require_dtype, require_places, require_shape, require_together
 
 Rounds = Int[Tensor, "b h r n"]
@@ -65,7 +66,7 @@ def bucket_attention(
 ) -> Float[Tensor, "b h n e"]:
     """What each token gets from those it sees, of which there must be one, in chunks of `size` tokens.
 
-    q, k     (batch, heads, tokens, d), v (batch, heads, tokens, e): one floating dtype
+    q, k     (batch, heads, tokens, d), v (batch, heads, tokens, e): one dtype, widened if it is half
     order    int64 (batch, heads, rounds, tokens): the token at each sorted place
     labels   int32 or int64 (batch, heads, rounds, tokens): of each token, from -4 up
 
@@ -85,7 +86,7 @@ def bucket_attention(
     if q.shape[2] == 0:
         return v
     options = (size, causal, last_n_only, self_only_if_alone, count_duplicates)
-    return call_op(buckets_op, q, k, v, order, labels.to(torch.int32), *options)[0]
+    return call_op(buckets_op, *wide(q, k, v), order, labels.to(torch.int32), *options)[0].to(v.dtype)
 
 
 def bucket_call(
