@@ -7,9 +7,9 @@ from subquad.mechanisms.compressive import CompressiveAttention
 from subquad.mechanisms.infinity import InfinityAttention
 from subquad.mechanisms.transformer_xl import TransformerXL
 from subquad.ops.relative_attention import reference
-from subquad.testing.cases import make, random_inputs
-from subquad.testing.meaning import check_matches_definition
-from subquad.testing.order import check_stream_equals_sequence
+from subquad.testing.mechanism.cases import make, random_inputs
+from subquad.testing.mechanism.causality import check_stream_equals_sequence
+from subquad.testing.mechanism.meaning import check_matches_definition
 
 SAME_LENGTH = {"segment": 5, "memory": 7, "same_length": True}
 
