@@ -8,6 +8,8 @@ from torch.testing import assert_close
 
 from subquad.ops.backends import using
 from subquad.ops.native.library import missing
+from subquad.ops.tile_attention import BACKENDS as TILES
+from subquad.ops.window_attention import BACKENDS as WINDOWS
 from subquad.ops.window_attention import window_attention
 from subquad.patterns import CAUSAL, Blocks, Dilated, Fixed, Global, Local, Random, attend
 
@@ -199,3 +201,22 @@ def test_what_is_known_of_a_pattern_in_inference_serves_training():
     after = attend(pattern, q, k, v, n=None)
     after.sum().backward()
     assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("name", ["cpu", "reference"])
+@pytest.mark.parametrize(
+    ("operator", "pattern"),
+    [(WINDOWS, Local(4)), (TILES, Local(4) | Global(1))],
+    ids=["window", "tiles"],
+)
+def test_the_backward_pass_keeps_the_backend_of_the_forward_pass(operator, pattern, name, monkeypatch):
+    if name == "cpu" and missing() is not None:
+        pytest.skip("no kernels were compiled")
+    q, k, v = (x.detach().float().requires_grad_() for x in inputs(40, e=5))
+    with using(name):
+        out = attend(pattern, q, k, v, n=None)
+    served, backend = [], dict(operator.loaded)[name]
+    backward = backend.backward
+    monkeypatch.setattr(backend, "backward", lambda *given: served.append(name) or backward(*given))
+    out.sum().backward()
+    assert served == [name]
