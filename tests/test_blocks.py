@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from subquad import Dims, build
 from subquad.mechanisms import kernel
-from subquad.ops import scan
+from subquad.ops.shared import scan
 
 DIMS = Dims(heads=2, head_dim=4, max_len=64)
 CASES = [

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from subquad.mechanisms.compressive import CompressiveAttention, CompressiveState
 from subquad.mechanisms.transformer_xl import TransformerXL
-from subquad.testing.cases import LENGTH, make, random_inputs, stream
+from subquad.testing.mechanism.cases import LENGTH, make, random_inputs, stream
 
 TINY = dict(CompressiveAttention.traits.tiny)
 KINDS = ("mean", "max", "convolution")

@@ -12,7 +12,7 @@ from subquad.features.directions import Projection
 from subquad.features.favor import Favor
 from subquad.features.spectral import FourierSpectral, Mixture, PositiveSpectral
 from subquad.mechanisms.spectral import SpectralAttention
-from subquad.ops.generators import seeded
+from subquad.ops.shared.generators import seeded
 from subquad.testing import contract
 
 HEAD_DIM = 6
@@ -65,7 +65,7 @@ def expected(mechanism, q, k, form):
     return (pi * exponent.exp()).sum(-1)
 
 
-COSTLY = ("check_work", "check_memory")  # run for the positive form, on the same sums
+COSTLY = ("check_flop_growth", "check_memory_growth")  # run for the positive form, on the same sums
 CHECKS = [
     check
     for check in contract(FourierSpectralAttention)

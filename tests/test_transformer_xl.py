@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from subquad.mechanisms.transformer_xl import TransformerXL, TransformerXLState
-from subquad.testing.cases import LENGTH, make, random_inputs, stream
+from subquad.testing.mechanism.cases import LENGTH, make, random_inputs, stream
 
 
 def mechanism(**options) -> Any:

@@ -79,7 +79,7 @@ MUTANTS = [
     ),
     Mutant(
         "linear",
-        "a_row_of_padding_gives_zeros",
+        "all_padding_gives_zeros",
         "a query without keys is divided by zero",
         "seen",
         "return denominator.masked_fill(denominator == 0, 1)",
@@ -103,7 +103,7 @@ MUTANTS = [
     ),
     Mutant(
         "linear",
-        "work",
+        "flop_growth",
         "quadratic work behind a linear claim",
         "averages",
         "torch.div(phi_q @ sums.S, seen(total)",
@@ -111,7 +111,7 @@ MUTANTS = [
     ),
     Mutant(
         "linear",
-        "memory",
+        "memory_growth",
         "one chunk as long as the sequence",
         "CHUNKS",
         "CHUNKS = (64, 8, 1)",
@@ -127,7 +127,7 @@ MUTANTS = [
     ),
     Mutant(
         "linear",
-        "batch_mates_do_not_matter",
+        "batch_invariance",
         "a statistic over the batch",
         "KernelAttention.forward",
         "self.average(q, k, v, ",
@@ -151,7 +151,7 @@ MUTANTS = [
     ),
     Mutant(
         "linear",
-        "refuses_bad_masks",
+        "rejects_bad_masks",
         "a mask of floats is taken",
         "inputs.require_mask",
         "valid.dtype != torch.bool or valid.shape",
@@ -159,7 +159,7 @@ MUTANTS = [
     ),
     Mutant(
         "linear",
-        "state_goes_by_row",
+        "state_is_batch_first",
         "rows share their sums",
         "collect",
         "Sums(sums.S + S, sums.z + z)",

@@ -69,7 +69,7 @@ MUTANTS = [
     ),
     Mutant(
         "infinity",
-        "every_weight_takes_part",
+        "no_unused_parameters",
         "weights of a memory that holds nothing are left out of the graph",
         "UnboundedAttention._read_and_write",
         "unused(*lines, *self.parameters())",
@@ -93,7 +93,7 @@ MUTANTS = [
     ),
     Mutant(
         "transformer-xl",
-        "gradients_when_checkpointed",
+        "gradient_checkpointing",
         "what was saved is unpacked twice",
         "relative_gradients",
         "inputs = saved[2 : 2 + LEARNT]",
@@ -127,7 +127,7 @@ MUTANTS = [
         "transformer-xl",
         "weights_sum_to_one",
         "free slots of the memory are seen as zeros",
-        "blocks",
+        "query_blocks",
         "start = max(-held,",
         "start = max(-held - 1,",
     ),

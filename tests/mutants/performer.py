@@ -53,7 +53,7 @@ MUTANTS = [
     ),
     Mutant(
         "performer",
-        "memory",
+        "memory_growth",
         "the kernel is formed for all pairs",
         "averages",
         "torch.div(phi_q @ sums.S, seen(total)",

@@ -45,7 +45,7 @@ MUTANTS = [
     ),
     Mutant(
         "retention",
-        "memory",
+        "memory_growth",
         "one chunk as long as the sequence",
         "decay.CHUNK",
         "CHUNK = 64",
@@ -125,7 +125,7 @@ MUTANTS = [
     ),
     Mutant(
         "gated-delta",
-        "state_goes_by_row",
+        "state_is_batch_first",
         "rows share their memory",
         "GatedDeltaAttention._advance",
         "else state.S",

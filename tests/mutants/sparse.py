@@ -53,7 +53,7 @@ MUTANTS = [
     ),
     Mutant(
         "local",
-        "work",
+        "flop_growth",
         "one tile for the whole sequence",
         "band",
         "if before + 1 + after >= -(-own // block):",

@@ -49,8 +49,8 @@ from subquad.memories.literal import Row, relative_attention, row_by_row
 from subquad.memories.segments import Segments, as_batch, windows
 from subquad.memories.short_term import Far, RelativeAttention
 from subquad.ops.attention import attention
-from subquad.ops.precision import wide
-from subquad.ops.transforms import lasting
+from subquad.ops.shared.precision import wide
+from subquad.ops.shared.transforms import lasting
 
 Compression = Annotated[str, one_of(*KINDS)]
 Line = Float[Tensor, "b h _ c"]  # tokens or slots, one after the other

@@ -24,11 +24,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, State, Traits, Valid, Values
-from subquad.ops.allocation import concat_into
 from subquad.ops.linear_attention import KernelInputs, linear_attention
 from subquad.ops.linear_attention.sums import Sums, causal_average, collect, divide, read
-from subquad.ops.precision import wide
-from subquad.ops.scan import again, blocks, scan
+from subquad.ops.shared.allocation import concat_into
+from subquad.ops.shared.precision import wide
+from subquad.ops.shared.scan import again, blocks, scan
 
 Angles = Float[Tensor, "#b 1 t 1"]
 

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from subquad.mechanism import Dims, Keys, Outputs, Queries, Traits, Valid, Values
 from subquad.mechanisms.recurrent import RecurrentAttention, RecurrentState, initial
-from subquad.ops.precision import wide
 from subquad.ops.recurrence import delta_product
+from subquad.ops.shared.precision import wide
 
 EPSILON = 1e-6  # under the length of queries and keys, in the authors' code
 

@@ -21,8 +21,8 @@ from subquad.features.directions import Projection
 from subquad.features.optimal import OptimalFavor
 from subquad.mechanism import Dims, Keys, Queries
 from subquad.mechanisms.kernel import KERNEL, KernelAttention
-from subquad.ops.generators import seeded
-from subquad.ops.precision import wide
+from subquad.ops.shared.generators import seeded
+from subquad.ops.shared.precision import wide
 
 
 class FavorPlusPlus(KernelAttention):

@@ -25,8 +25,8 @@ from torch.nn import functional as F
 from subquad.mechanism import Dims, Keys, Outputs, Queries, Traits, Valid, Values
 from subquad.mechanisms.delta import EPSILON, Rates
 from subquad.mechanisms.recurrent import RecurrentAttention, RecurrentState, initial, mask_decay
-from subquad.ops.precision import wide
 from subquad.ops.recurrence import delta_product
+from subquad.ops.shared.precision import wide
 
 
 class GatedDeltaInputs(NamedTuple):

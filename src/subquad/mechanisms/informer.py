@@ -33,10 +33,10 @@ from torch import Tensor
 
 from subquad.bounds import Count
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
-from subquad.ops.generators import seeded
-from subquad.ops.graphed import graphed
-from subquad.ops.packing import Packing, take
-from subquad.ops.precision import wide
+from subquad.ops.shared.generators import seeded
+from subquad.ops.shared.graphed import graphed
+from subquad.ops.shared.packing import Packing, take
+from subquad.ops.shared.precision import wide
 
 
 class Informer(Mechanism):

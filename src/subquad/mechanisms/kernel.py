@@ -18,7 +18,6 @@ from torch import Tensor
 
 from subquad.features.feature_map import ExponentialFeatureMap, FeatureMap
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, State, Traits, Valid, Values
-from subquad.ops.allocation import concat_into
 from subquad.ops.linear_attention import advance, fast_steps, linear_attention
 from subquad.ops.linear_attention.sums import (
     Exponentials,
@@ -31,8 +30,9 @@ from subquad.ops.linear_attention.sums import (
     read,
     read_exponentials,
 )
-from subquad.ops.precision import wide
-from subquad.ops.scan import BLOCK, again, blocks, scan
+from subquad.ops.shared.allocation import concat_into
+from subquad.ops.shared.precision import wide
+from subquad.ops.shared.scan import BLOCK, again, blocks, scan
 
 CHUNK = 64  # tokens; measured best on CPUs over 32, 128 and 256
 MAX_SAVED = 2**23  # numbers; where queries have more, their features are recomputed in the backward pass

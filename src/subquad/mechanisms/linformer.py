@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from subquad.bounds import Count, one_of
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
 from subquad.ops.attention import attention
-from subquad.ops.packing import Packing
-from subquad.ops.pooling import Windows
-from subquad.ops.precision import by_heads
+from subquad.ops.shared.packing import Packing
+from subquad.ops.shared.pooling import Windows
+from subquad.ops.shared.precision import by_heads
 
 Sharing = Annotated[str, one_of("none", "heads", "key-value", "layers")]
 Projection = Annotated[str, one_of("linear", "mean", "max", "convolution")]

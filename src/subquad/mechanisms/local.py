@@ -25,9 +25,9 @@ from subquad.bounds import Count
 from subquad.mechanism import Dims, Keys, Outputs, Queries, Traits, Valid, Values
 from subquad.mechanisms.sparse import SparseAttention
 from subquad.ops.attention import attention
-from subquad.ops.packing import Packing, take
-from subquad.ops.precision import wide
-from subquad.ops.scan import scan
+from subquad.ops.shared.packing import Packing, take
+from subquad.ops.shared.precision import wide
+from subquad.ops.shared.scan import scan
 from subquad.patterns import Dilated, Local
 
 SMALLEST_CHUNK = 64  # tokens of a stream taken at once, even where the window is narrower

@@ -21,8 +21,8 @@ from torch import Tensor
 from subquad.bounds import Count, EvenCount
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
 from subquad.ops.attention import attention
-from subquad.ops.packing import Packing
-from subquad.ops.precision import wide
+from subquad.ops.shared.packing import Packing
+from subquad.ops.shared.precision import wide
 from subquad.patterns import Columns, Local, attend
 
 

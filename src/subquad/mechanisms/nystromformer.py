@@ -33,11 +33,11 @@ from subquad.bounds import Bound, Count
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
 from subquad.ops.attention import attention
 from subquad.ops.convolution import convolve
-from subquad.ops.landmarks import Segments
-from subquad.ops.masked_softmax import masked_softmax
-from subquad.ops.packing import Packing
-from subquad.ops.precision import by_heads
-from subquad.ops.unused import unused
+from subquad.ops.shared.landmarks import Segments
+from subquad.ops.shared.masked_softmax import masked_softmax
+from subquad.ops.shared.packing import Packing
+from subquad.ops.shared.precision import by_heads
+from subquad.ops.shared.unused import unused
 
 Kernel = Annotated[int, Bound("odd, or 0 for none", lambda n: n == 0 or (n > 0 and n % 2 == 1))]
 Row = Float[Tensor, "h n d"]

@@ -38,8 +38,8 @@ from subquad.features.generalised import FUNCTIONS, Generalised, GeneralisedExpo
 from subquad.inputs import no_autocast, require_inputs, zero_padding
 from subquad.mechanism import Dims, Keys, Queries, Valid
 from subquad.mechanisms.kernel import KERNEL, KernelAttention
-from subquad.ops.generators import seeded
-from subquad.ops.precision import wide
+from subquad.ops.shared.generators import seeded
+from subquad.ops.shared.precision import wide
 
 ESTIMATES: dict[str, Callable[[Projection], FeatureMap]] = {  # of the softmax kernel
     "positive": Favor,

@@ -30,9 +30,9 @@ from torch import Tensor, nn
 from subquad.bounds import Count, CountOrZero, one_of
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
 from subquad.ops.banded_attention import NEVER, banded_attention
-from subquad.ops.packing import Packing
-from subquad.ops.pooling import Pooled, Windows
-from subquad.ops.precision import wide
+from subquad.ops.shared.packing import Packing
+from subquad.ops.shared.pooling import Pooled, Windows
+from subquad.ops.shared.precision import wide
 from subquad.ops.window_attention import window_attention
 
 Pooling = Annotated[str, one_of("mean", "max", "convolution")]

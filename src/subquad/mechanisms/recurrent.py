@@ -20,8 +20,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from subquad.mechanism import Dims, Mechanism, Outputs, State, Valid, Values
-from subquad.ops.precision import wide
 from subquad.ops.recurrence.rows import Fusion, Gates
+from subquad.ops.shared.precision import wide
 
 Matrix = Float[Tensor, "b h d e"]
 

@@ -44,9 +44,9 @@ from subquad.inputs import zero_padding
 from subquad.mechanism import Dims, Mechanism, Outputs, Queries, Traits, Valid, Values
 from subquad.ops.bucket_attention import bucket_attention
 from subquad.ops.bucket_attention.sorting import Buckets
-from subquad.ops.generators import seeded
 from subquad.ops.hashing import WIDEST, hash_sizes, hashed
-from subquad.ops.precision import wide
+from subquad.ops.shared.generators import seeded
+from subquad.ops.shared.precision import wide
 
 Row = Float[Tensor, "h n d"]
 

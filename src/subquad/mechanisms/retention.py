@@ -33,7 +33,7 @@ from subquad.bounds import one_of
 from subquad.mechanism import Dims, Keys, Outputs, Queries, Traits, Valid, Values
 from subquad.mechanisms.recurrent import RecurrentAttention, initial, mask_decay
 from subquad.ops.recurrence import decayed_product
-from subquad.ops.rotary import LONGEST_WAVE, turns
+from subquad.ops.shared.rotary import LONGEST_WAVE, turns
 
 FORMS = {"torchscale": 1e-6, "fla": 1e-5}  # and their epsilons
 

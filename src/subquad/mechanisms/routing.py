@@ -42,12 +42,12 @@ from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Traits, V
 from subquad.ops.attention import attention
 from subquad.ops.bucket_attention import bucket_attention
 from subquad.ops.bucket_attention.sorting import Buckets, reorder
-from subquad.ops.generators import seeded
-from subquad.ops.graphed import graphed
-from subquad.ops.precision import wide
-from subquad.ops.scan import scan
-from subquad.ops.topk import stable_topk
-from subquad.ops.transforms import lasting, passing
+from subquad.ops.shared.generators import seeded
+from subquad.ops.shared.graphed import graphed
+from subquad.ops.shared.precision import wide
+from subquad.ops.shared.scan import scan
+from subquad.ops.shared.topk import stable_topk
+from subquad.ops.shared.transforms import lasting, passing
 
 CHUNK = 32  # tokens of a stream at a time
 

@@ -6,7 +6,7 @@ S_i, the keys that query i sees, depend on positions only, and a key that severa
 Work and memory grow with the pairs (`patterns/running.py` says how). Positions count real tokens, row by row,
 and what depends on the length depends on each row's own.
 
-On CUDA, sequences without padding go through FlexAttention, which sees the same pairs.
+On CUDA FlexAttention sees the same pairs (`patterns/flex.py`).
 
 A stream keeps all keys and values, since a pattern may reach back to the first, but reads only those that the
 new queries see.
@@ -22,10 +22,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, State, Valid, Values
-from subquad.ops.packing import Packing, take
-from subquad.ops.precision import wide
+from subquad.ops.shared.packing import Packing, take
+from subquad.ops.shared.precision import wide
 from subquad.patterns import CAUSAL, Pattern, attend, attend_rows
-from subquad.patterns.flex import flex_attend, suits_flex
 
 CHUNK = 128  # rows of a stream that are read at once
 
@@ -68,8 +67,6 @@ class SparseAttention(Mechanism):
         return out
 
     def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
-        if valid is None and suits_flex(q):
-            return flex_attend(self.pattern, q, k, v)
         packing = Packing.of(valid, like=k)
         packed = (packing.pack(x) for x in (q, k, v))
         out = attend(self.pattern, *packed, n=None if valid is None else packing.count)

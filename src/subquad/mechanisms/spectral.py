@@ -25,7 +25,7 @@ from subquad.bounds import Count, Steps, one_of
 from subquad.features.spectral import FourierSpectral, Mixture, PositiveSpectral
 from subquad.mechanism import Dims
 from subquad.mechanisms.kernel import KERNEL, KernelAttention
-from subquad.ops.generators import seeded
+from subquad.ops.shared.generators import seeded
 
 FORMS = MappingProxyType({"positive": PositiveSpectral, "fourier": FourierSpectral})
 

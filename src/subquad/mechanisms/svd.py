@@ -20,9 +20,9 @@ from torch import Tensor
 
 from subquad.bounds import Count
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
-from subquad.ops.masked_softmax import masked_softmax
-from subquad.ops.precision import wide
-from subquad.ops.transforms import once
+from subquad.ops.shared.masked_softmax import masked_softmax
+from subquad.ops.shared.precision import wide
+from subquad.ops.shared.transforms import once
 
 NO_SECOND = (
     "'svd' holds its singular vectors constant in the gradient, so that there is no second derivative: take "

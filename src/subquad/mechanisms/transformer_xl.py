@@ -33,7 +33,7 @@ from subquad.mechanism import Dims, Mechanism, Outputs, Queries, State, Traits, 
 from subquad.memories.literal import Row, relative_attention, row_by_row
 from subquad.memories.segments import Segments
 from subquad.memories.short_term import RelativeAttention
-from subquad.ops.precision import wide
+from subquad.ops.shared.precision import wide
 
 
 class TransformerXLState(NamedTuple):

@@ -21,9 +21,9 @@ from subquad.memories.literal import Density, Row, even, normal, relative_attent
 from subquad.memories.reads import BINS, DENSITIES, divergence, histogram, quantiles
 from subquad.memories.segments import Segments
 from subquad.memories.short_term import RelativeAttention
-from subquad.ops.precision import wide
-from subquad.ops.transforms import lasting
-from subquad.ops.unused import unused
+from subquad.ops.shared.precision import wide
+from subquad.ops.shared.transforms import lasting
+from subquad.ops.shared.unused import unused
 
 DensityName = Annotated[str, one_of(*DENSITIES)]
 Tokens = Float[Tensor, "b h l c"]  # k, v and what is remembered in the long term, side by side
