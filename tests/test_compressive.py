@@ -298,7 +298,7 @@ def test_a_mechanism_that_was_used_can_be_copied():
         ({"rate": 0}, "rate must be at least 1, not 0"),
         ({"segment": 9}, "segment must be a multiple of rate=2, .* not 9: take 10, or another rate"),
         ({"memory": 1}, "memory must be a multiple of rate=2, .* not 1: take 2, or another rate"),
-        ({"compression": "median"}, "unknown compression 'median'; it is one of mean, max, convolution"),
+        ({"compression": "median"}, "compression must be one of mean, max, convolution, not 'median'"),
         ({"weight": -1.0}, "weight must be zero or a positive number, not -1.0"),
         ({"weight": math.inf}, "weight must be zero or a positive number, not inf"),
     ],

@@ -91,7 +91,7 @@ def test_features_are_positive(activation, gate):
         ({"gate": "gru"}, "gate must be one of none, glu, not 'gru'"),
         ({"layers": 4}, "layers must be from 1 to 3, not 4"),
         ({"activation": "relu"}, "activation must be one of softplus, gelu, sigmoid, not 'relu'"),
-        ({"gate_rank": 0.0}, "gate_rank is a share of the head's width, above 0 and up to 1, not 0.0"),
+        ({"gate_rank": 0.0}, "gate_rank must be a share of the head's width, above 0 and up to 1, not 0.0"),
         ({"strength": -1.0}, "strength must be zero or a positive number, not -1.0"),
     ],
 )

@@ -301,7 +301,7 @@ def test_a_mechanism_that_was_used_can_be_copied():
         ({"wide": math.inf}, "wide must be a positive number, not inf"),
         ({"ridge": -0.5}, "ridge must be a positive number, not -0.5"),
         ({"deviation": math.nan}, "deviation must be a positive number, not nan"),
-        ({"tau": 1.0}, "tau must lie between 0 and 1, both excluded, not 1.0"),
+        ({"tau": 1.0}, "tau must be between 0 and 1, both excluded, not 1.0"),
         ({"kl_weight": -1.0}, "kl_weight must be zero or a positive number, not -1.0"),
     ],
 )

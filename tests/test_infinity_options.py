@@ -119,7 +119,7 @@ def test_shared_reads_are_two_vectors_whatever_the_heads():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"density": "softmax"}, "unknown density 'softmax'; it is one of gaussian, sparsemax"),
+        ({"density": "softmax"}, "density must be one of gaussian, sparsemax, not 'softmax'"),
         ({"smallest_variance": 0.0}, "smallest_variance must be a positive number, not 0.0"),
     ],
 )
