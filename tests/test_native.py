@@ -11,7 +11,7 @@ from torch.testing import assert_close
 import subquad
 from subquad.ops.linear_attention import BACKENDS, FeatureKind, LinearCall, reference
 from subquad.ops.linear_attention import cpu as kernels
-from subquad.ops.native import build, library, usable
+from subquad.ops.native import build, library
 from subquad.registry import catalog
 from subquad.testing import contract
 from subquad.testing.mechanism.cases import precision
@@ -216,16 +216,15 @@ def test_the_contract_holds_on_the_kernels(name, check):
 
 def test_the_environment_switches_the_kernels_off(monkeypatch):
     monkeypatch.setenv("SUBQUAD_NATIVE", "0")
-    assert subquad.backend() == ("torch", "SUBQUAD_NATIVE=0 switches the kernels off")
-    assert not usable(torch.zeros(1))
+    assert library.load.__wrapped__() == (None, "SUBQUAD_NATIVE=0 switches the kernels off")
 
 
 @needs_kernels
 def test_kernels_are_for_float32_on_the_cpu():
     assert subquad.backend().name == "native"
-    assert usable(torch.zeros(1), None)
-    assert not usable(torch.zeros(1), torch.zeros(1).double())
-    assert not usable(torch.zeros(1, device="meta"))
+    assert library.why_not_float32(torch.zeros(1), None) is None
+    assert "not torch.float64" in str(library.why_not_float32(torch.zeros(1), torch.zeros(1).double()))
+    assert "on meta" in str(library.why_not_half(torch.zeros(1, device="meta")))
 
 
 def test_without_a_library_the_operators_do_it(monkeypatch, tmp_path):

@@ -16,7 +16,7 @@ SAME_LENGTH = {"segment": 5, "memory": 7, "same_length": True}
 
 @pytest.fixture(params=[(1, 1), (3, 1), (2, 40)], ids=str)
 def small_blocks(request, monkeypatch):
-    for name, size in zip(("BLOCK", "MAX_SCORES"), request.param, strict=True):
+    for name, size in zip(("BLOCK_QUERIES", "MAX_SCORES"), request.param, strict=True):
         monkeypatch.setattr(reference, name, size)
 
 

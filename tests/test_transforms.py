@@ -6,8 +6,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 
 from subquad import MultiheadAttention, catalog
-from subquad.ops.operator import call_op
-from subquad.ops.transforms import lasting
+from subquad.ops.shared.operator import call_op
+from subquad.ops.shared.transforms import lasting
 from subquad.ops.window_attention import window_op
 from subquad.testing.mechanism import transforms
 from subquad.testing.mechanism.cases import precision

@@ -107,22 +107,24 @@ class FitMeasured(TypedDict):
     training_peak_mb: NotRequired[Amount | None]
 
 
+class Timed(TypedDict):
+    """Milliseconds of a call, and of fused attention with the same causality."""
+
+    ms: Timing
+    reference_ms: Timing
+    roofline_ms: NotRequired[Amount]
+    peers_ms: NotRequired[dict[str, Timing]]
+
+
+class Memory(TypedDict):
+    mb: Amount
+    reference_mb: Amount
+
+
 class BenchMeasured(TypedDict):
-    forward_ms: Timing
-    reference_forward_ms: Timing
-    forward_baseline_ms: NotRequired[Amount]
-    forward_backward_ms: NotRequired[Timing]
-    reference_forward_backward_ms: NotRequired[Timing]
-    forward_backward_baseline_ms: NotRequired[Amount]
-    peak_mb: Amount
-    reference_peak_mb: Amount
-    peers: NotRequired[dict[str, dict[str, Timing]]]
-
-
-def beside_reference(measured: BenchMeasured) -> BenchMeasured:
-    if ("forward_backward_ms" in measured) != ("reference_forward_backward_ms" in measured):
-        raise ValueError("forward_backward_ms and its reference should stand together")
-    return measured
+    forward: Timed
+    forward_backward: NotRequired[Timed]
+    memory: Memory
 
 
 class Machine(TypedDict):
@@ -156,7 +158,7 @@ class BaselineRecord(Recorded):
 class BenchRecord(Recorded):
     spec: BenchAsked
     result: dict[str, Any]
-    measured: Annotated[BenchMeasured, AfterValidator(beside_reference)]
+    measured: BenchMeasured
 
 
 class Failed(Recorded):

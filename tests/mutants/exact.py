@@ -39,9 +39,9 @@ MUTANTS = [
         "softmax",
         "rejects_unsupported_forms",
         "the bidirectional form streams",
-        "SoftmaxAttention.step",
-        "        if not self.causal:\n            return super().step(q, k, v, valid=valid, state=state)\n",
-        "",
+        "checked",
+        'if name == "step" and not self.causal:',
+        "if False:",
     ),
     Mutant(
         "softmax",

@@ -88,7 +88,7 @@ MUTANTS = [
         "matches_definition",
         "global tokens have the ordinary query",
         "LongformerAttention.forward",
-        "attention(packed[3][:, :, : self.globals]",
-        "attention(packed[0][:, :, : self.globals]",
+        "attention(q_global[:, :, : self.globals]",
+        "attention(q[:, :, : self.globals]",
     ),
 ]

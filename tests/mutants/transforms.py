@@ -24,7 +24,7 @@ MUTANTS = [
         "second_derivatives",
         "what is held constant in the gradient is held constant in the gradient's gradient",
         "SvdAttention.forward",
-        "A, wide_v = once(A, NO_SECOND), once(wide_v, NO_SECOND)\n",
+        "A, v = once(A, NO_SECOND), once(v, NO_SECOND)\n",
         "pass\n",
     ),
     Mutant(

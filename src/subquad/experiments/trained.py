@@ -78,7 +78,7 @@ class Trained:
 
 
 def export(model: SequenceClassifier, data: EventData, spec: Fit, folder: Path) -> None:
-    """Write a model so that `load` finds all it needs; nothing is pickled."""
+    """Write a model so that `load_model` finds all it needs; nothing is pickled."""
     extra = {
         "encoding": data.encoding.to_json(),
         "target": data.target.to_json(),
@@ -97,7 +97,7 @@ class Beside(TypedDict):
     fit: dict[str, Any]
 
 
-def load(folder: str | Path) -> Trained:
+def load_model(folder: str | Path) -> Trained:
     """The trained model that a comparison left in DIR/models/KEY.
 
     Raises `ValueError` where the folder holds none, or what it holds does not go together.

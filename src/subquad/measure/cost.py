@@ -13,7 +13,7 @@ from subquad.measure.flops import count_flops
 from subquad.measure.memory import peak_memory
 from subquad.measure.peers import installed_peers
 from subquad.measure.roofline import Work, rates
-from subquad.measure.timing import interleaved
+from subquad.measure.timing import Timing, interleaved
 from subquad.mechanism import Dims, Mechanism
 from subquad.registry import build
 
@@ -21,6 +21,32 @@ WARMUP_TOKENS = 64  # are run first, so that libraries are loaded when memory is
 COUNTED = (1024, 2048)  # tokens at which work is counted, where sequences are longer
 RATES_S = 0.5  # seconds at most in which the machine's rates are measured
 LIMIT = 3  # timing ends after this many times the seconds asked for, however few the rounds
+
+OURS, REFERENCE = "ours", "reference"  # among those who are timed in turns; peers go by their packages' names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """Milliseconds of a call: median, quartiles, rounds.
+
+    reference_ms: of fused attention with the same causality.
+    roofline_ms: the least time for the same work at this machine's rates, see `measure.roofline`.
+    peers_ms: of the installed packages that have the mechanism too and can do this; none unless asked for.
+    """
+
+    ms: Timing
+    reference_ms: Timing
+    roofline_ms: float
+    peers_ms: Mapping[str, Timing]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Peak memory in 10 ** 6 bytes, beyond inputs and weights, and how it was measured: `measure.memory`."""
+
+    mb: float
+    reference_mb: float
+    method: str
 
 
 def cost(
@@ -43,13 +69,9 @@ def cost(
     Both get normal inputs and are timed in turns in this process. Give each cell a process of its own: memory
     is measured first, and exactly only in a process that has freed little before.
 
-    forward_ms            without a graph, in eval mode: median, quartiles, rounds
-    forward_backward_ms   with the gradients of all inputs and parameters; only if `backward`
-    peak_mb               peak memory of the larger of the two, beyond inputs and weights
-    peak_method           how it was measured, see `subquad.measure.memory.peak_memory`
-    reference_...         the same three of fused attention
-    ..._roofline_ms       the least time for the same work at this machine's rates, see `measure.roofline`
-    peers                 only if `peers`: the timings, by name, of the installed packages that have it too
+    forward            a `Timed`, without a graph, in eval mode
+    forward_backward   a `Timed`, with the gradients of all inputs and parameters; only if `backward`
+    memory             a `Memory`, of the larger of the two
 
     Each timing takes about `seconds`; where calls are slow it has fewer rounds, and "repeats" says how
     many. The threads are torch's (`torch.set_num_threads`). Raises `ValueError` for what cannot be built,
@@ -86,7 +108,6 @@ def cost(
         for peer in (installed_peers(mechanism) if peers else [])
     }
     result: dict[str, Any] = {}
-    of_peers: dict[str, dict[str, Any]] = {name: {} for name in others}
     machine = rates(seconds=min(seconds, RATES_S), device=device)
     for name, operation in operations.items():
         mechanism.train(operation is not Candidate.forward)
@@ -94,8 +115,8 @@ def cost(
         able = {peer: candidate for peer, candidate in others.items() if runs(operation, candidate)}
         timings = interleaved(
             {
-                f"{name}_ms": partial(operation, ours),
-                f"reference_{name}_ms": partial(operation, reference),
+                OURS: partial(operation, ours),
+                REFERENCE: partial(operation, reference),
                 **{peer: partial(operation, candidate) for peer, candidate in able.items()},
             },
             seconds=seconds,
@@ -103,12 +124,15 @@ def cost(
             warmup=0,
             device=device,
         )
-        for peer in able:
-            of_peers[peer][f"{name}_ms"] = asdict(timings.pop(peer))
-        result |= {key: asdict(timing) for key, timing in timings.items()}
-        result[f"{name}_roofline_ms"] = 1e3 * least
-    result |= {"peak_mb": peak.mb, "reference_peak_mb": reference_peak.mb, "peak_method": peak.method}
-    return result | ({"peers": of_peers} if peers else {})
+        timed = Timed(
+            ms=timings[OURS],
+            reference_ms=timings[REFERENCE],
+            roofline_ms=1e3 * least,
+            peers_ms={peer: timings[peer] for peer in able},
+        )
+        result[name] = asdict(timed)
+    memory = Memory(mb=peak.mb, reference_mb=reference_peak.mb, method=peak.method)
+    return result | {"memory": asdict(memory)}
 
 
 Operation = Callable[["Candidate"], object]

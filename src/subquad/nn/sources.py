@@ -8,7 +8,7 @@ compiler three inputs of a graph.
 import torch
 from torch import Tensor
 
-from subquad.ops.operator import PLAIN
+from subquad.ops.shared.operator import PLAIN
 from subquad.torch_internals import assert_async, current_dispatch_mode, is_batched, is_wrapped, jit_tracing
 
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of a number

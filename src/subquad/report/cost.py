@@ -9,11 +9,12 @@ from subquad.measure.scaling import MIN_LENGTHS, Crossover, crossover, exponent
 from subquad.records import Record
 from subquad.report.leaderboard import Failure, failure, identity, machine
 
-QUANTITIES = {  # names in the records, and what they are called
+QUANTITIES = {  # what they are called
     "forward_ms": "forward",
     "forward_backward_ms": "forward and backward",
     "peak_mb": "memory",
 }
+TIMED = {"forward_ms": "forward", "forward_backward_ms": "forward_backward"}  # fields of the records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,22 +123,21 @@ def references(found: Sequence[Curve], quantity: str) -> dict[str, list[tuple[in
 
 def _cell(record: Record) -> Cell:
     measured = record["measured"]
-    present = [name for name in QUANTITIES if measured.get(name) is not None]
+    timed = {name: measured[field] for name, field in TIMED.items() if field in measured}
+    peers: dict[str, dict[str, float]] = {}
+    for name, each in timed.items():
+        for peer, timing in each.get("peers_ms", {}).items():
+            peers.setdefault(peer, {})[name] = timing["median"]
     return Cell(
         length=record["spec"]["length"],
-        values={name: _value(measured[name]) for name in present},
-        reference={name: _value(measured[f"reference_{name}"]) for name in present},
-        roofline={
-            name: measured[roofline]
-            for name in present
-            if measured.get(roofline := name.replace("_ms", "_roofline_ms")) and roofline != name
+        values={
+            **{name: each["ms"]["median"] for name, each in timed.items()},
+            "peak_mb": measured["memory"]["mb"],
         },
-        peers={
-            peer: {name: _value(timing) for name, timing in timings.items()}
-            for peer, timings in measured.get("peers", {}).items()
+        reference={
+            **{name: each["reference_ms"]["median"] for name, each in timed.items()},
+            "peak_mb": measured["memory"]["reference_mb"],
         },
+        roofline={name: each["roofline_ms"] for name, each in timed.items() if each.get("roofline_ms")},
+        peers=peers,
     )
-
-
-def _value(measured: Mapping[str, float] | float) -> float:
-    return measured["median"] if isinstance(measured, Mapping) else measured

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function
 
-from subquad.ops.transforms import PLAINLY, transformed
+from subquad.ops.shared.transforms import PLAINLY, transformed
 from subquad.torch_internals import (
     CustomOpDef,
     current_dispatch_mode,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from subquad.ops.operator import call_op, differentiable_once
+from subquad.ops.shared.operator import call_op, differentiable_once
 from subquad.torch_internals import recording
 
 Shape = tuple[int, ...]
