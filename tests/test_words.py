@@ -38,7 +38,6 @@ STILL = {
     "CHUNK": 6,
     "DTYPES": 4,
     "Heads": 4,
-    "LENGTHS": 4,
     "Row": 8,
     "Tokens": 6,
     "build": 4,
@@ -48,17 +47,8 @@ STILL = {
 }
 # retired words that name something yet: delete what is no longer needed
 STILL_RETIRED = {
-    "AT_ONCE",
-    "FEW",
-    "Map",
-    "Trained",
-    "again",
-    "beside",
-    "hidden",
-    "joined",
-    "opened",
-    "refuse_strangers",
-    "require_together",
+    *("AT_ONCE", "FEW", "Map", "Trained", "again", "beside", "hidden", "joined", "opened"),
+    *("refuse_strangers", "require_together"),
 }
 
 
