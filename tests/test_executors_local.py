@@ -292,7 +292,7 @@ def test_a_run_killed_in_the_middle_and_started_again_ends_like_an_undisturbed_o
     from subquad import tasks
 
     schema = write(tmp_path / "own")
-    spec = replace(quick(schema, tasks.load("own", schema=schema)), steps=400, validate=100)
+    spec = replace(quick(schema, tasks.load("custom", schema=str(schema))), steps=400, validate=100)
     disturbed, undisturbed = Store(tmp_path / "disturbed"), Store(tmp_path / "undisturbed")
     first, other = start(spec, disturbed), start(spec, undisturbed)
     kept = disturbed.checkpoint_path(spec.key)

@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
 
 from subquad.measure.scaling import MIN_LENGTHS, Crossover, crossover, exponent
 from subquad.records import Record
-from subquad.report.leaderboard import Failure, failure, identity, machine
+from subquad.report.leaderboard import Failure, failure
+from subquad.report.question import Entry, identity
+from subquad.report.runs import fingerprint
 
 QUANTITIES = {  # what they are called
     "forward_ms": "forward",
@@ -84,35 +85,35 @@ def part(cell: Cell, quantity: str) -> float | None:
     return roofline / measured if roofline and measured else None
 
 
-def curves(comparison: Mapping[str, Any], records: Sequence[Record]) -> list[Curve]:
+def curves(entries: Sequence[Entry], records: Sequence[Record]) -> list[Curve]:
     """The curve of each row that has been benched, in the order asked."""
     benches = [record for record in records if record["kind"] == "bench"]
-    found = []
-    for asked in comparison["rows"]:
-        mine = [record for record in benches if identity(record["spec"]) == identity(asked)]
+    benched = []
+    for entry in entries:
+        mine = [record for record in benches if identity(record["spec"]) == entry.identity]
         mine.sort(key=lambda record: record["spec"]["length"])
         done = [record for record in mine if record["status"] == "ok"]
         failed = [record for record in mine if record["status"] != "ok"]
         if not mine:
             continue
         curve = Curve(
-            label=asked["label"],
-            form="causal" if asked["causal"] else "bidirectional",
+            label=entry.label,
+            form=entry.form,
             cells=tuple(map(_cell, done)),
             failures=tuple(failure(record, f"{record['spec']['length']:,} tokens") for record in failed),
             failed_lengths=tuple(record["spec"]["length"] for record in failed),
-            machines=tuple(sorted({str(machine(record)) for record in done})),
+            machines=tuple(sorted({str(fingerprint(record)) for record in done})),
         )
-        found.append(curve)
-    return found
+        benched.append(curve)
+    return benched
 
 
-def references(found: Sequence[Curve], quantity: str) -> dict[str, list[tuple[int, float]]]:
+def references(benched: Sequence[Curve], quantity: str) -> dict[str, list[tuple[int, float]]]:
     """Fused softmax itself, by form: the median over the cells of each length."""
     lines = {}
-    for form in dict.fromkeys(curve.form for curve in found):
+    for form in dict.fromkeys(curve.form for curve in benched):
         values: dict[int, list[float]] = {}
-        for curve in found:
+        for curve in benched:
             if curve.form == form:
                 for length, value in curve.points(quantity, reference=True):
                     values.setdefault(length, []).append(value)

@@ -1,11 +1,12 @@
 """A certificate, line by line: which checks a mechanism passed, and what failed and why."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from subquad.mechanism import Mechanism
-from subquad.testing.mechanism.contract import Check, contract
+from subquad.testing.mechanism.contract import contract
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +26,11 @@ def certify(cls: type[Mechanism]) -> Iterator[Outcome]:
         yield outcome(check, cls)
 
 
-def outcome(check: Check, cls: type[Mechanism]) -> Outcome:
+def outcome(check: Callable[[Any], None], subject: Any) -> Outcome:
     """Run one check. Whatever it raises is a failure with its reason."""
     start, reason = time.perf_counter(), ""
     try:
-        check(cls)
+        check(subject)
     except AssertionError as error:
         reason = one_line(str(error)) or "failed"
     except Exception as error:

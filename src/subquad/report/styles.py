@@ -33,7 +33,7 @@ DASHES = (  # as SVG has them
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class Style:
     colour: str  # a variable of page.css
     place: int  # which marker and dash
 
@@ -69,19 +69,19 @@ class Look:
 
 
 def grey_line() -> Markup:
-    """What fused softmax looks like, which no marker stands on."""
-    line = element("line", x1=-14, x2=14, stroke="var(--baseline)", stroke_width=6, stroke_opacity=0.45)
+    """What fused softmax styles like, which no marker stands on."""
+    line = element("line", x1=-14, x2=14, stroke="var(--grey)", stroke_width=6, stroke_opacity=0.45)
     return element(
         "svg", line, class_="swatch", viewBox="-15 -7 30 14", width=30, height=14, aria_hidden="true"
     )
 
 
-def looks(labels: Sequence[str]) -> dict[str, Look]:
-    """The look of each mechanism, by its place among those asked for."""
+def styles_of(labels: Sequence[str]) -> dict[str, Style]:
+    """The style of each mechanism, by its place among those asked for."""
     others = [label for label in labels if label != REFERENCE]
     return {
-        label: Look(colour="var(--row-0)", place=0)
+        label: Style(colour="var(--row-0)", place=0)
         if label == REFERENCE
-        else Look(colour=f"var(--row-{others.index(label) % HUES + 1})", place=others.index(label) + 1)
+        else Style(colour=f"var(--row-{others.index(label) % HUES + 1})", place=others.index(label) + 1)
         for label in labels
     }

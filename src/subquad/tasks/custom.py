@@ -12,59 +12,95 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from subquad.fields import SPLITS
+from subquad.task import Task, TaskTraits
 from subquad.tasks import answers, schema
 from subquad.tasks.columns import clock_of
 from subquad.tasks.encoding import ENTITY, Encoding, Histories, vocabularies
-from subquad.tasks.events import EventData, Examples
+from subquad.tasks.errors import DataError
+from subquad.tasks.events import EventData
+from subquad.tasks.examples import Examples
 from subquad.tasks.fingerprint import fingerprint
 from subquad.tasks.schema import Schema
 from subquad.tasks.source import Source, opened, readable
-from subquad.tasks.splits import SPLITS, members
+from subquad.tasks.splits import members
 from subquad.tasks.summary import described
 
 ROWS_AT_ONCE = 5_000_000  # about a gigabyte while they are sorted
 
 
-def load(path: Path, *, keep: int | None = None, rows_at_once: int = ROWS_AT_ONCE) -> EventData:
+class Custom(Task):
     """The task that a schema file describes; see `subquad.tasks.schema`.
+
+    `schema`: its path.
+    """
+
+    traits = TaskTraits(
+        name="custom",
+        description="your own events and answers, CSV or Parquet, as --data schema.toml describes them",
+        targets=(),
+        unit="event",
+        length=512,
+        source="the files that the schema names",
+    )
+    encoding = Encoding
+
+    def __init__(self, *, schema: str = "") -> None:
+        if not schema:
+            raise DataError(
+                "the task 'custom' needs to know your tables: give a schema file (--data schema.toml)"
+            )
+        self.schema = Path(schema)
+
+    def load(self, *, target: str | None = None, length: int | None = None) -> EventData:
+        if target is not None:
+            raise DataError(
+                f"target {target!r} cannot be chosen for own data: the schema's [target] names it"
+            )
+        return load(self.schema, keep=length)
+
+
+def load(path: Path, *, keep: int | None = None, rows_at_once: int = ROWS_AT_ONCE) -> EventData:
+    """The data that a schema file describes.
 
     `keep` is how many of the last events of each entity are kept; None keeps them all. About
     `rows_at_once` events are sorted in memory at a time (more only where one entity has more).
 
     Raises `DataError`, one message with file, column and first rows, where anything is amiss.
     """
-    asked = schema.read(path)
-    events, target = asked.events, asked.target
+    config = schema.read(path)
+    events, target = config.events, config.target
     with (
         opened(events.path, events.columns, encoding=events.encoding, decimal=events.decimal) as source,
-        opened(target.path, target.columns, encoding=target.encoding, decimal=target.decimal) as told,
+        opened(target.path, target.columns, encoding=target.encoding, decimal=target.decimal) as labels,
     ):
-        return _loaded(asked, source, told, keep, rows_at_once)
+        return _loaded(config, source, labels, keep, rows_at_once)
 
 
-def _loaded(asked: Schema, source: Source, told: Source, keep: int | None, rows_at_once: int) -> EventData:
-    blank = _without_statistics(source, asked)
+def _loaded(config: Schema, source: Source, labels: Source, keep: int | None, rows_at_once: int) -> EventData:
+    blank = _without_statistics(source, config)
     source.refuse_empty()
     events = source.checked(blank.readings(source))
     with readable(source.name):
         counts = events.group_by(ENTITY).len().collect(engine="streaming")
-    answered = answers.read(told, asked.target)
-    answers.refuse_strangers(told, asked.target, answered, counts)
+    answered = answers.read(labels, config.target)
+    answers.require_events_for_targets(labels, config.target, answered, counts)
     groups = members(answered[ENTITY])
-    target, values = answers.numbered(asked.target, answered, groups)
+    objective, values = answers.encode_targets(config.target, answered, groups)
 
     with readable(source.name):
-        learnt = _of(events, groups["train"])
+        learnt = of_entities(events, groups["train"])
         encoding = replace(blank, vocabularies=vocabularies(learnt, len(blank.categorical)))
         kept = counts.join(answered, on=ENTITY, how="semi").sort(ENTITY)
         histories = Histories.joined(
             [
-                _last(encoding.histories(_of(events, share).collect(engine="streaming")), keep)
+                keep_last(encoding.histories(of_entities(events, share).collect(engine="streaming")), keep)
                 for share in shares(kept, rows_at_once)
             ]
         )
     parts = {
-        split: _examples(histories, groups[split], values, integral=bool(target.classes)) for split in SPLITS
+        split: _examples(histories, groups[split], values, integral=not objective.quantity)
+        for split in SPLITS
     }
     train = parts["train"]
     encoding = encoding.standardised(histories, train.start, train.stop, train.until)
@@ -73,14 +109,15 @@ def _loaded(asked: Schema, source: Source, told: Source, keep: int | None, rows_
         histories=histories,
         **parts,
         encoding=encoding,
-        target=target,
-        fingerprint=fingerprint([asked.events.path, asked.target.path], asked.definition),
+        target=config.target.column,
+        objective=objective,
+        fingerprint=fingerprint([config.events.path, config.target.path], config.definition),
         summary={
-            "task": "own",
-            "question": f"{asked.target.column} of each {asked.events.entity}",
-            "events file": asked.events.path.name,
-            "target file": asked.target.path.name,
-            **described(histories, encoding, target, parts),
+            "task": "custom",
+            "question": f"{config.target.column} of each {config.events.entity}",
+            "events file": config.events.path.name,
+            "target file": config.target.path.name,
+            **described(histories, encoding, config.target.column, objective, parts),
             "entities without an answer, left out": len(ignored),
             "events of these": int(ignored["len"].sum()),
             "events kept of an entity": "all" if keep is None else keep,
@@ -88,8 +125,8 @@ def _loaded(asked: Schema, source: Source, told: Source, keep: int | None, rows_
     )
 
 
-def _without_statistics(source: Source, asked: Schema) -> Encoding:
-    columns = asked.events
+def _without_statistics(source: Source, config: Schema) -> Encoding:
+    columns = config.events
     for column in columns.columns:
         source.place(column)  # all the names before any value
     return Encoding(
@@ -104,7 +141,7 @@ def _without_statistics(source: Source, asked: Schema) -> Encoding:
     )
 
 
-def _of(events: pl.LazyFrame, entities: Sequence[str] | pl.Series) -> pl.LazyFrame:
+def of_entities(events: pl.LazyFrame, entities: Sequence[str] | pl.Series) -> pl.LazyFrame:
     return events.join(pl.LazyFrame({ENTITY: entities}), on=ENTITY, how="semi")
 
 
@@ -115,7 +152,7 @@ def shares(counts: pl.DataFrame, rows_at_once: int) -> Iterator[pl.Series]:
         yield share[ENTITY]
 
 
-def _last(histories: Histories, keep: int | None) -> Histories:
+def keep_last(histories: Histories, keep: int | None) -> Histories:
     """The last events of each entity alone."""
     if keep is None:
         return histories

@@ -4,13 +4,6 @@ import math
 
 ABSENT = "–"
 
-METRICS = {"auc": "AUC", "accuracy": "accuracy", "macro_f1": "macro F1", "mae": "mean absolute error"}
-
-
-def metric(name: str) -> str:
-    """What the metric is called in a sentence."""
-    return METRICS.get(name, name)
-
 
 def significant(value: float | None, *, digits: int = 3) -> str:
     """To so many digits: 41,200, 4.13, 0.0582, 1.23e-07."""
@@ -32,7 +25,7 @@ def score(value: float | None) -> str:
     return _minus(f"{value:.3f}") if abs(value) < 10 else significant(value, digits=4)
 
 
-def spread(mean: float, deviation: float | None) -> str:
+def mean_deviation(mean: float, deviation: float | None) -> str:
     """A mean with the deviation about it, to as many decimals: 0.691 ± 0.004, 12.18 ± 0.40."""
     shown = score(mean)
     decimals = len(shown.partition(".")[2])

@@ -8,9 +8,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from subquad.report import units
+from subquad.report import formats
 from subquad.report.cost import QUANTITIES, Curve, Scaling
-from subquad.report.leaderboard import Row
+from subquad.report.leaderboard import BoardRow
+from subquad.report.question import Question
 
 COLUMNS_OF_COST = {
     "forward_ms": "forward",
@@ -34,12 +35,12 @@ def table(title: str, *columns: str, left: int = 1) -> Table:
     return made
 
 
-def quality(comparison: Mapping[str, Any], rows: Sequence[Row]) -> Table:
+def quality(question: Question, rows: Sequence[BoardRow]) -> Table:
     """Scores beside baselines, best first."""
     claims = any(row.score and row.score.interval for row in rows)
     grouped = any(row.group for row in rows)
     scores = ["95 % interval"] * claims + ["group"] * grouped
-    made = table(str(comparison["title"]), "attention", units.metric(comparison["metric"]), *scores)
+    made = table(question.title, "attention", question.metric.label, *scores)
     made.add_column("", overflow="fold")
     for row in rows:
         cells = [row.label, _score(row)]
@@ -48,19 +49,18 @@ def quality(comparison: Mapping[str, Any], rows: Sequence[Row]) -> Table:
     return made
 
 
-def costs(comparison: Mapping[str, Any], rows: Sequence[Row]) -> Table:
+def costs(question: Question, rows: Sequence[BoardRow]) -> Table:
     """What each row takes at the comparison's length."""
-    made = table(
-        f"cost at {comparison['length']:,} events", "attention", "training", "latency", "memory", "weights"
-    )
+    title = f"cost at {question.length:,} {question.units}"
+    made = table(title, "attention", "training", "latency", "memory", "weights")
     for row in rows:
         if row.costs and row.parameters:
             made.add_row(
                 Text(row.label),
-                f"{units.significant(row.costs.events_per_second)} events/s",
-                f"{units.significant(row.costs.latency_ms)} ms",
-                f"{units.significant(row.costs.training_peak_mb)} MB",
-                units.count(row.parameters.total),
+                f"{formats.significant(row.costs.units_per_second)} {question.units}/s",
+                f"{formats.significant(row.costs.latency_ms)} ms",
+                f"{formats.significant(row.costs.training_peak_mb)} MB",
+                formats.count(row.parameters.total),
             )
     return made
 
@@ -72,8 +72,8 @@ def lengths(curves: Sequence[Curve], quantity: str) -> list[Table]:
     """
     unit = "MB" if quantity.endswith("mb") else "ms"
     roofline = any(curve.rooflines(quantity) for curve in curves)
-    said = "ratio to torch's fused softmax" + (", of the machine's roofline" if roofline else "")
-    title = f"{QUANTITIES[quantity]}, {unit} ({said})"
+    notes = "ratio to torch's fused softmax" + (", of the machine's roofline" if roofline else "")
+    title = f"{QUANTITIES[quantity]}, {unit} ({notes})"
     return [
         _lengths(title, curves[first : first + ABREAST], quantity) for first in range(0, len(curves), ABREAST)
     ]
@@ -95,11 +95,11 @@ def _lengths(title: str, curves: Sequence[Curve], quantity: str) -> Table:
         )
         made.add_row(f"{n:,}", *cells)
     _add_peers(made, curves, quantity, lengths)
-    found = [curve.scaling(quantity) for curve in curves]
+    scalings = [curve.scaling(quantity) for curve in curves]
     made.add_section()
-    made.add_row("exponent", *(_exponent(scaling) if scaling else "" for scaling in found))
+    made.add_row("exponent", *(_exponent(scaling) if scaling else "" for scaling in scalings))
     made.add_row(
-        "crossover", *(str(scaling.crossover or units.ABSENT) if scaling else "" for scaling in found)
+        "crossover", *(str(scaling.crossover or formats.ABSENT) if scaling else "" for scaling in scalings)
     )
     made.add_row("form", *(curve.form for curve in curves), style="dim")
     return made
@@ -111,19 +111,17 @@ def mechanisms(known: Sequence[Mapping[str, Any]]) -> Table:
     made.collapse_padding = True  # so that it fits into 80 columns
     for column in made.columns:
         column.no_wrap = True
-    for found in known:
+    for each in known:
         forms = (
             "both"
-            if found["bidirectional"] and found["causal"]
+            if each["bidirectional"] and each["causal"]
             else "causal"
-            if found["causal"]
+            if each["causal"]
             else "bidirectional"
         )
-        state = found["state"] or units.ABSENT
-        paper = found["paper"].removeprefix("arXiv:")
-        made.add_row(
-            *map(Text, (found["name"], found["family"], forms, state, f"n^{found['cost']:g}", paper))
-        )
+        state = each["state"] or formats.ABSENT
+        paper = each["paper"].removeprefix("arXiv:")
+        made.add_row(*map(Text, (each["name"], each["family"], forms, state, f"n^{each['cost']:g}", paper)))
     return made
 
 
@@ -131,18 +129,16 @@ def options(known: Sequence[Mapping[str, Any]]) -> Table:
     """What can be said of a mechanism behind its name, with the defaults."""
     made = table("options", "name", "as in NAME:option=value,…", left=2)
     made.columns[0].no_wrap = True
-    for found in known:
-        if found["options"]:
-            made.add_row(
-                found["name"], " ".join(f"{name}={value}" for name, value in found["options"].items())
-            )
+    for each in known:
+        if each["options"]:
+            made.add_row(each["name"], " ".join(f"{name}={value}" for name, value in each["options"].items()))
     return made
 
 
 def tasks(known: Sequence[Mapping[str, Any]]) -> Table:
     made = table("tasks", "name", "targets", "what it is", left=3)
-    for found in known:
-        made.add_row(found["name"], ", ".join(found["targets"]) or "as the schema says", found["description"])
+    for each in known:
+        made.add_row(each["name"], ", ".join(each["targets"]) or "as the data say", each["description"])
     return made
 
 
@@ -150,7 +146,7 @@ def _add_peers(made: Table, curves: Sequence[Curve], quantity: str, lengths: Seq
     """A row for each other package and length at which it was timed."""
     for name in dict.fromkeys(name for curve in curves for cell in curve.cells for name in cell.peers):
         made.add_section()
-        found = [
+        rows = [
             {
                 cell.length: _cell(cell.peers[name].get(quantity), cell.reference.get(quantity))
                 for cell in curve.cells
@@ -159,43 +155,43 @@ def _add_peers(made: Table, curves: Sequence[Curve], quantity: str, lengths: Seq
             for curve in curves
         ]
         for n in lengths:
-            if quantity.endswith("_ms") and any(n in cells for cells in found):
-                made.add_row(f"{name} {n:,}", *(cells.get(n, "") for cells in found))
+            if quantity.endswith("_ms") and any(n in cells for cells in rows):
+                made.add_row(f"{name} {n:,}", *(cells.get(n, "") for cells in rows))
 
 
 def _cell(ours: float | None, theirs: float | None, roofline: float | None = None) -> str:
     if ours is None:
-        return units.ABSENT
-    said = [units.times(ours / theirs)] if theirs else []
-    said += [f"{roofline / ours:.0%}"] if roofline else []
-    return f"{units.significant(ours)} ({', '.join(said)})" if said else units.significant(ours)
+        return formats.ABSENT
+    notes = [formats.times(ours / theirs)] if theirs else []
+    notes += [f"{roofline / ours:.0%}"] if roofline else []
+    return f"{formats.significant(ours)} ({', '.join(notes)})" if notes else formats.significant(ours)
 
 
 def _exponent(scaling: Scaling) -> str:
-    return scaling.note or units.significant(scaling.exponent)
+    return scaling.note or formats.significant(scaling.exponent)
 
 
-def _score(row: Row) -> str:
+def _score(row: BoardRow) -> str:
     if row.score is None:
-        return units.ABSENT
-    spread = "" if row.score.deviation is None else f" ± {units.score(row.score.deviation)}"
-    return units.score(row.score.mean) + spread
+        return formats.ABSENT
+    spread = "" if row.score.deviation is None else f" ± {formats.score(row.score.deviation)}"
+    return formats.score(row.score.mean) + spread
 
 
-def _interval(row: Row) -> str:
+def _interval(row: BoardRow) -> str:
     if row.score is None or row.score.interval is None:
-        return units.ABSENT
-    return f"{units.score(row.score.interval.low)}–{units.score(row.score.interval.high)}"
+        return formats.ABSENT
+    return f"{formats.score(row.score.interval.low)}–{formats.score(row.score.interval.high)}"
 
 
-def _note(row: Row) -> str:
+def _note(row: BoardRow) -> str:
     notes = ["baseline"] if row.kind == "baseline" else ["causal"] if row.form == "causal" else []
     if row.beside_baseline in ("below", "not told apart"):
         notes.append("below baseline" if row.beside_baseline == "below" else "≈ baseline")
     if row.parameters and row.parameters.marked:
-        notes.append(f"{units.percent(row.parameters.beyond_reference or 0.0)} weights")
+        notes.append(f"{formats.percent(row.parameters.beyond_reference or 0.0)} weights")
     for status, runs in Counter(failure.status for failure in row.failures).items():
-        notes.append(f"{runs} of {units.plural(row.asked, 'run')} {status}")
+        notes.append(f"{runs} of {formats.plural(row.planned, 'run')} {status}")
     if row.missing:
-        notes.append(f"{units.plural(row.missing, 'run')} missing")
+        notes.append(f"{formats.plural(row.missing, 'run')} missing")
     return ", ".join(notes)

@@ -1,21 +1,21 @@
-"""Baselines: what a score must clear before it says anything about a model.
+"""Gradient boosted trees: the cheap reader that transactions are usually given to, as a baseline.
 
-`majority` reads nothing. `boosting` is the cheap reader that transactions are usually given to: gradient
-boosted trees on recency, frequency, amounts and category counts of the same last events that the models
-see. Trees are counted off on validation; both baselines are scored on test.
+They read recency, frequency, amounts and category counts of the same last events that the models see. How
+many trees there are is chosen on validation.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 
+from subquad.fields import SPLITS, Split
+from subquad.metrics import score
+from subquad.objectives import Supervised
 from subquad.tasks.encoding import Histories, spread
-from subquad.tasks.events import EventData, Examples
-from subquad.tasks.metrics import contributions, higher_is_better, score
-from subquad.tasks.splits import SPLITS
+from subquad.tasks.examples import Examples
 
 TREES = 200  # the most of them
 VISITS = (1, 2, 4, 8, 16, 32)  # whose ages are features, from the last one back
@@ -24,52 +24,39 @@ COUNTED = 64  # categories of each column that are counted one by one
 _PIECE = 2048  # examples whose events are laid out at a time
 
 
-def majority(data: EventData) -> dict[str, Any]:
-    """What one answer for all reaches: the commonest class in training, or the median quantity."""
-    learnt, truth = data.train.target, data.test.target
-    if data.kind == "regression":
-        output = np.full(len(truth), float(np.median(learnt)))
-    elif data.kind == "binary":
-        output = np.full(len(truth), learnt.mean() - 0.5)
-    else:
-        output = np.tile(np.bincount(learnt, minlength=data.outputs).astype(np.float64), (len(truth), 1))
-    return _result(data, output)
-
-
-def boosting(data: EventData, *, length: int, seed: int) -> dict[str, Any]:
-    """What gradient boosted trees reach on `features` of the last `length` events."""
+def boosting(
+    histories: Histories,
+    examples: Mapping[Split, Examples],
+    sizes: tuple[int, ...],
+    objective: Supervised,
+    *,
+    length: int,
+    seed: int,
+) -> np.ndarray:
+    """What gradient boosted trees say of test, by `features` of the last `length` events."""
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
     from threadpoolctl import threadpool_limits
 
-    oldest = float((data.train.until - data.histories.time[data.train.start]).max())
+    learnt = examples["train"]
+    oldest = float((learnt.until - histories.time[learnt.start]).max())
     train, validation, test = (
-        features(data.histories, data.examples(split), data.encoding.sizes, length=length, oldest=oldest)
-        for split in SPLITS
+        features(histories, examples[split], sizes, length=length, oldest=oldest) for split in SPLITS
     )
     known = np.isfinite(train).any(0)  # scikit-learn cannot bin a column without a number
     train, validation, test = train[:, known], validation[:, known], test[:, known]
     shape: dict[str, Any] = {"max_iter": TREES, "learning_rate": 0.05, "max_leaf_nodes": 15}
     shape |= {"early_stopping": False, "random_state": seed}
-    if data.kind == "regression":
+    if objective.quantity:
         trees = HistGradientBoostingRegressor(loss="absolute_error", **shape)
         stages = trees.staged_predict
     else:
         trees = HistGradientBoostingClassifier(**shape)
         stages = trees.staged_decision_function
     with threadpool_limits(1):  # the same sums on any machine; and on tables of this size, sooner
-        trees.fit(train, data.train.target)
-        best = _best(data, stages(validation))
+        trees.fit(train, learnt.target)
+        best = _best(objective, examples["validation"].target, stages(validation))
         chosen = next(islice(stages(test), best, None))
-    return _result(data, _flat(chosen))
-
-
-def _result(data: EventData, output: np.ndarray) -> dict[str, Any]:
-    """Of a record: "test", the metric, and "examples", each one's part in it."""
-    truth = data.test.target
-    return {
-        "test": {data.metric: score(data.metric, truth, output)},
-        "examples": data.test.judged(contributions(data.metric, truth, output)),
-    }
+    return _flat(chosen)
 
 
 def features(
@@ -151,10 +138,10 @@ def _counts(
     return np.bincount(owner * width + place, minlength=rows * width).reshape(rows, width).astype(np.float64)
 
 
-def _best(data: EventData, stages: Iterable[np.ndarray]) -> int:
+def _best(objective: Supervised, truth: Real[np.ndarray, " n"], stages: Iterable[np.ndarray]) -> int:
     """The stage with the best validation score."""
-    sign = 1 if higher_is_better(data.metric) else -1
-    scores = [sign * score(data.metric, data.validation.target, _flat(stage)) for stage in stages]
+    sign = 1 if objective.higher_is_better else -1
+    scores = [sign * score(objective.metric, truth, objective.choose(_flat(stage))) for stage in stages]
     return int(np.argmax(scores))
 
 

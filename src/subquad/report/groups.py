@@ -4,32 +4,32 @@ from collections.abc import Collection, Mapping, Sequence
 from string import ascii_letters
 
 
-def letters(rows: Sequence[str], apart: Collection[tuple[str, str]]) -> dict[str, str]:
+def group_letters(rows: Sequence[str], apart: Collection[tuple[str, str]]) -> dict[str, str]:
     """The letters of each row, in the rows' order; `apart` holds the pairs that are told apart, once each.
 
     Each letter stands for a largest set of rows of which no two are told apart. A row alone has none.
     """
-    found = dict.fromkeys(rows, "")
+    letters = dict.fromkeys(rows, "")
     if len(rows) < 2:
-        return found
+        return letters
     different = {*apart, *((second, first) for first, second in apart)}
     alike = {
         name: {other for other in rows if other != name and (name, other) not in different} for name in rows
     }
     for index, clique in enumerate(sorted(_cliques(alike), key=lambda names: [*map(rows.index, names)])):
         for name in clique:
-            found[name] += _letter(index)
-    return found
+            letters[name] += _letter(index)
+    return letters
 
 
 def _cliques(alike: Mapping[str, set[str]]) -> list[list[str]]:
     """The largest sets of mutually alike names, each in the mapping's order (Bron and Kerbosch 1973)."""
     order = list(alike)
-    found: list[list[str]] = []
+    cliques: list[list[str]] = []
 
     def grow(clique: list[str], possible: list[str], done: set[str]) -> None:
         if not possible and not done:
-            found.append(sorted(clique, key=order.index))
+            cliques.append(sorted(clique, key=order.index))
         while possible:
             name = possible.pop(0)
             near = alike[name]
@@ -37,7 +37,7 @@ def _cliques(alike: Mapping[str, set[str]]) -> list[list[str]]:
             done = done | {name}
 
     grow([], order.copy(), set())
-    return found
+    return cliques
 
 
 def _letter(index: int) -> str:

@@ -1,20 +1,36 @@
 """The leaderboard as a table of the page: every score with its seeds drawn beside it, failures in place."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-from subquad.report import units
-from subquad.report.leaderboard import REFERENCE, Row, extent, near_baselines
-from subquad.report.looks import Look
-from subquad.report.markup import Markup, element
-from subquad.report.statistics import ENOUGH, Summary
+from subquad.report import formats
+from subquad.report.findings import Findings
+from subquad.report.leaderboard import REFERENCE, BoardRow, extent, near_baselines
+from subquad.report.markup import Markup, element, join
+from subquad.report.question import Question
+from subquad.report.section import Section
+from subquad.report.statistics import MIN_SEEDS, Summary
+from subquad.report.styles import Style
 from subquad.report.table import scrolling
 
 WIDTH, HEIGHT = 200, 26  # of the drawing of a score, in pixels
 COSTS = 4  # columns: training speed, latency, memory, parameters
+SEVERAL_MACHINES = (
+    "The runs come from different machines. Scores can be compared; speeds and memory cannot, and no ratio "
+    "of them is given."
+)
 
 
-def filtering() -> Markup:
+def leaderboard_content(findings: Findings) -> Markup:
+    question, rows = findings.question, findings.rows
+    notes = []
+    if findings.missing:
+        notes.append(element("p", findings.incomplete))
+    if len({machine for row in rows if row.costs for machine in row.costs.machines}) > 1:
+        notes.append(element("p", SEVERAL_MACHINES))
+    return join((*notes, _filter(), _board(question, rows, findings.styles), _key(question, rows)))
+
+
+def _filter() -> Markup:
     """Where rows are asked for by name; of no use without JavaScript, and hidden until it is there."""
     return element(
         "div",
@@ -26,14 +42,14 @@ def filtering() -> Markup:
     )
 
 
-def board(comparison: Mapping[str, Any], rows: Sequence[Row], looks: Mapping[str, Look]) -> Markup:
-    metric = units.metric(comparison["metric"])
+def _board(question: Question, rows: Sequence[BoardRow], styles: Mapping[str, Style]) -> Markup:
+    metric = question.metric.label
     lettered = any(row.group for row in rows)
     drawn = [row for row in rows if row.kind == "mechanism"] + near_baselines(rows)
     across = _scale(drawn)
     baselines = [row.score.mean for row in near_baselines(rows) if row.score]
     claims = any(row.score and row.score.interval for row in rows)
-    best = "descending" if comparison["higher_is_better"] else "ascending"  # comes first
+    best = "descending" if question.metric.higher_is_better else "ascending"  # comes first
     head = [
         element("th", "Mechanism", scope="col", data_first="ascending"),
         element(
@@ -50,17 +66,17 @@ def board(comparison: Mapping[str, Any], rows: Sequence[Row], looks: Mapping[str
         ),
         element("th", "Alike", _small("share a letter"), scope="col", class_="letters") if lettered else "",
         _head("Above baseline", "the best one", first="descending"),
-        _head("Training", "events/s", first="descending"),
-        _head("Latency", "ms a history", first="ascending"),
+        _head("Training", f"{question.units}/s", first="descending"),
+        _head("Latency", "ms a sequence", first="ascending"),
         _head("Memory", "MB in training", first="ascending"),
         _head("Parameters", "in all", first="ascending"),
     ]
     body = [
         element(
             "tr",
-            element("th", *_name(row, looks), scope="row", data_value=row.label),
+            element("th", *_name(row, styles), scope="row", data_value=row.label),
             *(
-                _cells(row, looks, across if row in drawn else None, baselines, lettered=lettered)
+                _cells(row, styles, across if row in drawn else None, baselines, lettered=lettered)
                 if row.score
                 else [_unscored(row, lettered)]
             ),
@@ -85,16 +101,16 @@ def _head(name: str, unit: str, *, first: str) -> Markup:
     return element("th", name, _small(unit), scope="col", class_="number", data_first=first)
 
 
-def _name(row: Row, looks: Mapping[str, Look]) -> list[str]:
+def _name(row: BoardRow, styles: Mapping[str, Style]) -> list[str]:
     if row.kind == "baseline":
         return [element("span", row.label, class_="name"), _small("baseline")]
     name, _, options = row.label.partition(":")
-    said = [options] if options else []
-    said.append(row.form or "")
+    under = [options] if options else []
+    under.append(row.form or "")
     if row.missing:
-        said.append(f"{row.missing} of {units.plural(row.asked, 'run')} missing")
-    named = element("span", looks[row.label].drawn(line=False), element("span", name), class_="name")
-    notes = [_small(", ".join(said))]
+        under.append(f"{row.missing} of {formats.plural(row.planned, 'run')} missing")
+    named = element("span", styles[row.label].drawn(line=False), element("span", name), class_="name")
+    notes = [_small(", ".join(under))]
     if row.score:
         notes += [_failure_mark(row)] if row.failures else []
         if row.stuck:
@@ -103,74 +119,76 @@ def _name(row: Row, looks: Mapping[str, Look]) -> list[str]:
 
 
 def _cells(
-    row: Row,
-    looks: Mapping[str, Look],
+    row: BoardRow,
+    styles: Mapping[str, Style],
     across: Callable[[float], float] | None,
     baselines: Sequence[float],
     *,
     lettered: bool,
 ) -> list[Markup]:
     assert row.score
-    mean, sign, spread = units.spread(row.score.mean, row.score.deviation).partition(" ± ")
-    best = f"best {units.score(row.score.best)}" if row.score.deviation is not None else ""
+    mean, sign, spread = formats.mean_deviation(row.score.mean, row.score.deviation).partition(" ± ")
+    best = f"best {formats.score(row.score.best)}" if row.score.deviation is not None else ""
     shown = (element("b", mean), sign + spread, _small(best))
     score = element("td", *shown, class_="number score", data_value=row.score.mean)
-    colour = looks[row.label].colour if row.label in looks else None
+    colour = styles[row.label].colour if row.label in styles else None
     picture = _drawing(row.score, across, baselines, colour) if across else ""
     strip = element("td", picture, _interval(row), class_="strip")
-    letters = [element("td", row.group or units.ABSENT, class_="letters")] if lettered else []
+    letters = [element("td", row.group or formats.ABSENT, class_="letters")] if lettered else []
     if row.kind == "baseline":
         return [score, strip, *letters, *[element("td", class_="number")] * (1 + COSTS)]
     return [score, strip, *letters, _against_baseline(row), *_costs(row)]
 
 
-def _against_baseline(row: Row) -> Markup:
+def _against_baseline(row: BoardRow) -> Markup:
     if row.over_baseline is None:
         return element("td", "no baseline", class_="number")
     mark = _mark(row.beside_baseline) if row.beside_baseline in ("below", "not told apart") else ""
-    return element("td", units.signed(row.over_baseline), mark, class_="number", data_value=row.over_baseline)
+    return element(
+        "td", formats.signed(row.over_baseline), mark, class_="number", data_value=row.over_baseline
+    )
 
 
-def _costs(row: Row) -> list[Markup]:
+def _costs(row: BoardRow) -> list[Markup]:
     costs, parameters, ratios = row.costs, row.parameters, row.ratios
     assert costs
     assert parameters
     quartiles = ""
     if costs.latency_low_ms is not None and costs.latency_high_ms is not None:
-        low, high = units.significant(costs.latency_low_ms), units.significant(costs.latency_high_ms)
+        low, high = formats.significant(costs.latency_low_ms), formats.significant(costs.latency_high_ms)
         quartiles = f"{low} – {high}"
 
     def cell(value: float | None, *notes: str) -> Markup:
-        said = (_small(note) for note in notes if note)
-        return element("td", units.significant(value), *said, class_="number", data_value=value)
+        small = (_small(note) for note in notes if note)
+        return element("td", formats.significant(value), *small, class_="number", data_value=value)
 
     def beside(ratio: float | None) -> str:
-        return "" if ratio is None or row.label == REFERENCE else f"{units.times(ratio)} softmax"
+        return "" if ratio is None or row.label == REFERENCE else f"{formats.times(ratio)} softmax"
 
     grown = ""
     if parameters.beyond_reference is not None and row.label != REFERENCE:
-        grown = _mark(units.percent(parameters.beyond_reference)) if parameters.marked else ""
+        grown = _mark(formats.percent(parameters.beyond_reference)) if parameters.marked else ""
     return [
-        cell(costs.events_per_second, beside(ratios and ratios.events_per_second)),
+        cell(costs.units_per_second, beside(ratios and ratios.units_per_second)),
         cell(costs.latency_ms, quartiles),
         cell(costs.training_peak_mb, beside(ratios and ratios.training_peak_mb)),
-        element("td", units.count(parameters.total), grown, class_="number", data_value=parameters.total),
+        element("td", formats.count(parameters.total), grown, class_="number", data_value=parameters.total),
     ]
 
 
-def _unscored(row: Row, lettered: bool) -> Markup:
+def _unscored(row: BoardRow, lettered: bool) -> Markup:
     """One cell over the whole width: why there is no score."""
     if not row.failures:
-        said: list[str] = ["not run yet"]
+        parts: list[str] = ["not run yet"]
     else:
         reasons = dict.fromkeys(failure.reason for failure in row.failures if failure.reason)
-        said = [_failure_mark(row), element("span", "; ".join(reasons), class_="reason")]
-    return element("td", *said, colspan=3 + COSTS + lettered, class_="unscored")
+        parts = [_failure_mark(row), element("span", "; ".join(reasons), class_="reason")]
+    return element("td", *parts, colspan=3 + COSTS + lettered, class_="unscored")
 
 
-def _failure_mark(row: Row) -> Markup:
-    kinds = units.listed(list(dict.fromkeys(failure.status for failure in row.failures)))
-    return _mark(f"{kinds}, {len(row.failures)} of {units.plural(row.asked, 'run')}")
+def _failure_mark(row: BoardRow) -> Markup:
+    kinds = formats.listed(list(dict.fromkeys(failure.status for failure in row.failures)))
+    return _mark(f"{kinds}, {len(row.failures)} of {formats.plural(row.planned, 'run')}")
 
 
 def _drawing(
@@ -199,33 +217,33 @@ def _drawing(
     )
 
 
-def _interval(row: Row) -> Markup:
+def _interval(row: BoardRow) -> Markup:
     score = row.score
     if score is None or (row.kind == "baseline" and score.interval is None):
         return Markup()
     seeds = "one seed" if len(score.scores) == 1 else f"{len(score.scores)} seeds"
     if score.interval is None:
         return _small(f"{seeds}, no interval")
-    shown = f"{units.score(score.interval.low)} – {units.score(score.interval.high)}"
+    shown = f"{formats.score(score.interval.low)} – {formats.score(score.interval.high)}"
     return _small(f"{shown}, {seeds}" if row.kind == "mechanism" and score.over == "examples" else shown)
 
 
-def _axis(rows: Sequence[Row]) -> Markup:
+def _axis(rows: Sequence[BoardRow]) -> Markup:
     if not any(row.score for row in rows):
         return Markup()
     low, high = _ends(rows)
     return element(
-        "small", element("span", units.score(low)), element("span", units.score(high)), class_="axis"
+        "small", element("span", formats.score(low)), element("span", formats.score(high)), class_="axis"
     )
 
 
-def _scale(rows: Sequence[Row]) -> Callable[[float], float]:
+def _scale(rows: Sequence[BoardRow]) -> Callable[[float], float]:
     """From a score to its place in the drawing."""
     low, high = _ends(rows)
     return lambda score: round(6 + (WIDTH - 12) * (score - low) / (high - low), 1)
 
 
-def _ends(rows: Sequence[Row]) -> tuple[float, float]:
+def _ends(rows: Sequence[BoardRow]) -> tuple[float, float]:
     values = [value for row in rows if row.score for value in extent(row.score)] or [0.0]
     low, high = min(values), max(values)
     return (low, high) if high > low else (low - 0.5, high + 0.5)
@@ -240,7 +258,7 @@ def _mark(text: str) -> Markup:
     return element("span", element("span", "▲ ", aria_hidden="true"), text, class_="mark")
 
 
-def key(rows: Sequence[Row]) -> Markup:
+def _key(question: Question, rows: Sequence[BoardRow]) -> Markup:
     """How to read the table."""
     scored = [row.score for row in rows if row.kind == "mechanism" and row.score]
     by_example = not any(score.over == "seeds" for score in scored)
@@ -259,16 +277,20 @@ def key(rows: Sequence[Row]) -> Markup:
             f"rows that share a letter cannot be told apart. They are judged by their differences {alike}, "
             "in which what is hard for both cancels, corrected for the number of pairs (Holm)."
         )
-    if any(len(score.scores) < ENOUGH for score in scored):
+    if any(len(score.scores) < MIN_SEEDS for score in scored):
         claims["Seeds"] = "fewer than three say nothing of other seeds, and no row is better for certain."
     notes = {
         "Baseline": "what is reached without any attention. A row is marked unless it is above it for "
         "certain, by the same comparison.",
-        "Training": "events per second through forward, backward and optimiser, after the first step.",
-        "Latency": "one history of full length through the trained model, with quartiles.",
+        "Training": f"{question.units} per second through forward, backward and optimiser, after the first "
+        "step.",
+        "Latency": "one sequence of full length through the trained model, with quartiles.",
         "Memory": "what one training step takes beyond what was in use before it.",
         "Parameters": "marked where they are over 10 % more than those of softmax: the score may be theirs.",
     }
     notes = claims | notes
     pairs = (element("div", element("dt", name), element("dd", text)) for name, text in notes.items())
     return element("dl", *pairs, class_="key")
+
+
+LEADERBOARD = Section(id="leaderboard", title="Leaderboard", of=leaderboard_content)

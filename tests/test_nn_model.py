@@ -1,25 +1,30 @@
-"""The classifier of event sequences."""
+"""The model of sequences."""
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from subquad.nn.classifier import ClassifierConfig, EventEmbedding, SequenceClassifier
+from subquad.fields import Events, Readout
 from subquad.nn.encoder import EncoderConfig
+from subquad.nn.model import ModelConfig, SequenceModel
 from subquad.registry import catalog
 
 VALID = torch.tensor([[False, True, True, False, True], [True] * 5, [False] * 5])
 
 
-def classifier(attention: str = "softmax", *, vocabularies=(4, 7), numeric=2, **chosen) -> SequenceClassifier:
+def classifier(attention: str = "softmax", *, vocabularies=(4, 7), numeric=2, **chosen) -> SequenceModel:
     torch.manual_seed(0)
     cls = catalog()[attention]
     asked = {"dim": 8, "depth": 2, "heads": 2, "positions": "learnt", "max_len": 5, **chosen}
     encoder = EncoderConfig(
         attention=attention, causal=not cls.traits.bidirectional, options=dict(cls.traits.tiny), **asked
     )
-    return SequenceClassifier(
-        ClassifierConfig(vocabularies=vocabularies, numeric=numeric, outputs=3, encoder=encoder)
+    return SequenceModel(
+        ModelConfig(
+            fields=Events(vocabularies=vocabularies, numeric=numeric),
+            readout=Readout(outputs=3),
+            encoder=encoder,
+        )
     )
 
 
@@ -35,11 +40,11 @@ def test_padding_anywhere_counts_as_absent(attention):
     model, (categorical, numeric) = classifier(attention), events()
     dirty_ids = categorical.masked_fill(~VALID[..., None], 99)
     dirty_numbers = numeric.masked_fill(~VALID[..., None], torch.nan)
-    out = model(dirty_ids, dirty_numbers, VALID)
+    out = model((dirty_ids, dirty_numbers), VALID)
     out.square().sum().backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
     real = VALID[0]
-    alone = model(categorical[:1, real], numeric[:1, real], VALID[:1, real])
+    alone = model((categorical[:1, real], numeric[:1, real]), VALID[:1, real])
     assert out.shape == (3, 3)
     assert_close(out[0], alone[0])
 
@@ -47,7 +52,7 @@ def test_padding_anywhere_counts_as_absent(attention):
 @pytest.mark.parametrize("attention", sorted(catalog()))
 def test_a_sequence_without_events_gives_finite_logits_and_gradients(attention):
     model, (categorical, numeric) = classifier(attention), events()
-    out = model(categorical, numeric, torch.zeros_like(VALID))
+    out = model((categorical, numeric), torch.zeros_like(VALID))
     out.square().sum().backward()
     assert out.isfinite().all()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
@@ -56,26 +61,26 @@ def test_a_sequence_without_events_gives_finite_logits_and_gradients(attention):
 @pytest.mark.parametrize(("vocabularies", "numeric"), [((), 2), ((4,), 0), ((4, 7), 2)])
 def test_events_may_have_categories_or_numbers_or_both(vocabularies, numeric):
     model = classifier(vocabularies=vocabularies, numeric=numeric)
-    out = model(*events(vocabularies, numeric), VALID)
+    out = model(events(vocabularies, numeric), VALID)
     out.square().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in model.embedding.parameters())
 
 
 def test_events_without_columns_are_refused():
     with pytest.raises(ValueError, match="events have no column"):
-        EventEmbedding((), 0, 8)
+        Events(vocabularies=(), numeric=0)
 
 
 def test_every_column_changes_the_answer():
     model, (categorical, numeric) = classifier(), events()
-    before = model(categorical, numeric, VALID)
+    before = model((categorical, numeric), VALID)
     for column in range(2):
         other = categorical.clone()
         other[..., column] = (other[..., column] + 1) % 4
-        assert (model(other, numeric, VALID)[:2] - before[:2]).abs().amax(1).min() > 1e-5
+        assert (model((other, numeric), VALID)[:2] - before[:2]).abs().amax(1).min() > 1e-5
         other = numeric.clone()
         other[..., column] += 1
-        assert (model(categorical, other, VALID)[:2] - before[:2]).abs().amax(1).min() > 1e-5
+        assert (model((categorical, other), VALID)[:2] - before[:2]).abs().amax(1).min() > 1e-5
 
 
 def test_parameters_are_counted_by_part():

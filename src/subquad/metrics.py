@@ -1,19 +1,19 @@
-"""Metrics: which fit which kind of question, which way is better, their value, and each example's part in it.
+"""Metrics: which way is better, their value, and each example's part in it.
 
-A model's raw output is scored as it is: a logit for `binary` (n,), logits for `multiclass`
-(n, classes), the quantity itself for `regression` (n,).
+`chosen` is one number an example: a score for auc, the number of a class for accuracy and macro_f1, a
+quantity for mae.
 """
 
 import numpy as np
 from jaxtyping import Float, Int, Real
 
-# the first is the default
-METRICS: dict[str, tuple[str, ...]] = {
-    "binary": ("auc", "accuracy", "macro_f1"),
-    "multiclass": ("accuracy", "macro_f1"),
-    "regression": ("mae",),
+LABELS = {  # what metrics are called in sentences
+    "auc": "AUC",
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "mae": "mean absolute error",
 }
-DEFAULT_METRIC = {kind: metrics[0] for kind, metrics in METRICS.items()}
+BALANCED = ("auc", "macro_f1")  # those that weigh classes alike, however rare one is
 
 
 def higher_is_better(metric: str) -> bool:
@@ -21,40 +21,34 @@ def higher_is_better(metric: str) -> bool:
     return metric != "mae"
 
 
-def score(
-    metric: str, target: Real[np.ndarray, " n"], output: Float[np.ndarray, " n"] | Float[np.ndarray, "n k"]
-) -> float:
-    """The metric of a model's raw outputs against the truth.
+def score(metric: str, target: Real[np.ndarray, " n"], chosen: Real[np.ndarray, " n"]) -> float:
+    """The metric of what was chosen against the truth.
 
     auc is the area under the ROC curve; macro_f1 the plain mean of the classes' F1, 0 for a class that
-    is never given; mae the mean absolute error, in the target's own units. A binary logit above 0 says
-    the second class.
+    is never given; mae the mean absolute error, in the target's own units.
 
-    Raises `ValueError` where the metric is unknown, an output is not finite, or auc sees one class only.
+    Raises `ValueError` where the metric is unknown, a number is not finite, or auc sees one class only.
     """
     from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error, roc_auc_score
 
-    if not np.isfinite(output).all():
-        raise ValueError(
-            f"cannot take {metric!r}: {int((~np.isfinite(output)).sum())} outputs are not finite"
-        )
+    if not np.isfinite(chosen).all():
+        raise ValueError(f"cannot take {metric!r}: {int((~np.isfinite(chosen)).sum())} are not finite")
     if metric == "auc" and len(np.unique(target)) < 2:
         raise ValueError("cannot take 'auc': every target is of one class")
-    chosen = _chosen(output)
     match metric:
         case "auc":
-            return float(roc_auc_score(target, output))
+            return float(roc_auc_score(target, chosen))
         case "accuracy":
             return float(accuracy_score(target, chosen))
         case "macro_f1":
             return float(f1_score(target, chosen, average="macro"))
         case "mae":
-            return float(mean_absolute_error(target, output))
+            return float(mean_absolute_error(target, chosen))
     raise ValueError(f"unknown metric {metric!r}; there are 'auc', 'accuracy', 'macro_f1' and 'mae'")
 
 
 def contributions(
-    metric: str, target: Real[np.ndarray, " n"], output: Float[np.ndarray, " n"] | Float[np.ndarray, "n k"]
+    metric: str, target: Real[np.ndarray, " n"], chosen: Real[np.ndarray, " n"]
 ) -> Float[np.ndarray, " n"]:
     """What each example adds to the metric: their mean is `score`, and their variance over n is its variance.
 
@@ -65,16 +59,16 @@ def contributions(
 
     Takes what `score` takes, and raises what it raises.
     """
-    value = score(metric, target, output)
+    value = score(metric, target, chosen)
     match metric:
         case "auc":
-            return value + _placed(target, output, value)
+            return value + _placed(target, chosen, value)
         case "accuracy":
-            return (_chosen(output) == target).astype(np.float64)
+            return (chosen == target).astype(np.float64)
         case "macro_f1":
-            return value + _parts_of_f1(target, _chosen(output))
+            return value + _parts_of_f1(target, chosen)
         case _:
-            return np.abs(target - output).astype(np.float64)
+            return np.abs(target - chosen).astype(np.float64)
 
 
 def _placed(
@@ -101,7 +95,3 @@ def _parts_of_f1(target: Real[np.ndarray, " n"], chosen: Int[np.ndarray, " n"]) 
         both, hit = said.astype(np.float64) + true, said & true
         parts += (2 * hit - 2 * hit.mean() / both.mean() * both) / both.mean()
     return parts / len(classes)
-
-
-def _chosen(output: Float[np.ndarray, " n"] | Float[np.ndarray, "n k"]) -> Int[np.ndarray, " n"]:
-    return output.argmax(1) if output.ndim == 2 else (output > 0).astype(np.int64)
