@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from trial import trial
+from isolated import run_isolated
 
 import subquad
 from subquad import catalog
@@ -33,7 +33,7 @@ def test_compiles_whole(name):
     # in a process of its own: the tests' run-time type checks are no part of what users compile. One of each
     # family goes down to machine code; of the others the graph and its gradients, in a quarter of the time
     compiler = {} if name in FAMILIES.values() else {"CXX": "none"}
-    passed, reason = trial(Path(subquad.__file__).parents[1], name, "compiles", **compiler)
+    passed, reason = run_isolated(Path(subquad.__file__).parents[1], name, "compiles", **compiler)
     assert passed, reason
 
 
@@ -41,7 +41,7 @@ def test_compiles_whole(name):
 @pytest.mark.parametrize("check", ["exports_with_free_lengths", "compiles_once_for_several_lengths"])
 @pytest.mark.parametrize("name", FILES)
 def test_one_graph_serves_all_lengths(name, check):
-    passed, reason = trial(Path(subquad.__file__).parents[1], name, check)
+    passed, reason = run_isolated(Path(subquad.__file__).parents[1], name, check)
     assert passed, reason
 
 

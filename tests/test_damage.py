@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 import report_samples as made_up
 import torch
-from damages import damage, mended
+from corruption import corrupt, restore
 from experiments_sample import quick
 from own_sample import write
 
@@ -57,7 +57,7 @@ def test_a_damaged_record_or_comparison_is_one_line_of_report_and_nothing_is_los
     before = {path: path.read_bytes() for path in paths}
     for _ in range(TRIALS // 2):
         path = chance.choice(paths)
-        how = damage(path, chance)
+        how = corrupt(path, chance)
         status, said = call("report", str(folder), *([key] if path.stem == key else []))
         assert status in {0, 1, 2}
         if status == 2:
@@ -66,7 +66,7 @@ def test_a_damaged_record_or_comparison_is_one_line_of_report_and_nothing_is_los
             assert "defect" not in said[0], (path, how, said)
             assert path.name in said[0] or "comparison" in said[0], (path, how, said)
             assert len(said[0]) < 1000, (path, how, said)
-        mended(path, before[path])
+        restore(path, before[path])
         assert {each: each.read_bytes() for each in paths} == before
     assert call("report", str(folder))[0] == 1
 
@@ -101,7 +101,7 @@ def test_a_damaged_model_is_refused_in_one_line_or_answers(tmp_path, schema, dat
     chance = random.Random(0)
     for _ in range(TRIALS):
         path = chance.choice((config, config, config, weights))
-        how = damage(path, chance)
+        how = corrupt(path, chance)
         if path is weights and weights.is_file() and weights.stat().st_size:  # as if it was written so
             digest = hashlib.sha256(weights.read_bytes()).hexdigest()
             config.write_text(json.dumps({**json.loads(config.read_text()), "weights": digest}))
@@ -110,7 +110,7 @@ def test_a_damaged_model_is_refused_in_one_line_or_answers(tmp_path, schema, dat
         if said is None and path is config and load_model(folder).encoding == encoding:
             assert len(load_model(folder).predict(events)), how
         for each in paths:
-            mended(each, before[each])
+            restore(each, before[each])
 
 
 def test_a_damaged_checkpoint_is_damaged_or_what_was_written(tmp_path):
@@ -120,13 +120,13 @@ def test_a_damaged_checkpoint_is_damaged_or_what_was_written(tmp_path):
     before = path.read_bytes()
     chance = random.Random(0)
     for _ in range(5 * TRIALS):
-        how = damage(path, chance)
+        how = corrupt(path, chance)
         said = refused(lambda: checkpoint.read(path))
         if said is None:
             assert not path.exists() or path.read_bytes() == before, how
         else:
             assert said.startswith(f"{str(path)!r} is damaged"), how
-        mended(path, before)
+        restore(path, before)
 
 
 @pytest.mark.parametrize("name", ["schema.toml", "events.csv", "owners.csv"])
@@ -135,7 +135,7 @@ def test_a_damaged_schema_or_table_is_refused_in_one_line_or_read(tmp_path, name
     before = path.read_bytes()
     chance = random.Random(0)
     for _ in range(TRIALS // 2):
-        how = damage(path, chance)
+        how = corrupt(path, chance)
         said = refused(lambda: tasks.load("custom", schema=str(tmp_path / "schema.toml")))
         assert said is None or len(said) < 2000, how
-        mended(path, before)
+        restore(path, before)

@@ -8,9 +8,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from isolated import run_isolated
 from mutants import MUTANTS
 from mutants.mutant import plant
-from trial import trial
 
 import subquad
 from subquad.registry import find
@@ -41,6 +41,6 @@ def test_a_planted_bug_is_caught(mutant, tmp_path):
     copy = tmp_path / "subquad"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     plant(mutant, copy)
-    passed, reason = trial(tmp_path, mutant.mechanism, mutant.check)
+    passed, reason = run_isolated(tmp_path, mutant.mechanism, mutant.check)
     assert not passed, "survived"
     assert reason

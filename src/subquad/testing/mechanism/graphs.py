@@ -11,7 +11,7 @@ from subquad.testing.mechanism.cases import DIMS, Tensors, assert_close, each_fo
 
 TRACED = (3, 21)  # batch and length that a graph is traced with
 SERVED = ((2, 5), (4, 90), (2, 200))  # and those that it has to serve
-LENGTHS = (21, 33, 40, 55, 17)
+COMPILED_LENGTHS = (21, 33, 40, 55, 17)
 MAX_GRAPHS = 3  # for five lengths: one for the first, one for all, one spare
 
 
@@ -45,10 +45,10 @@ def check_compiles_with_dynamic_lengths(cls: type[Mechanism]) -> None:
         torch.compiler.reset()
         graphs: list[Any] = []
         compiled = torch.compile(mechanism, fullgraph=True, backend=recording_compiler(graphs))
-        for length in LENGTHS:
+        for length in COMPILED_LENGTHS:
             inputs = random_inputs(mechanism, length=length)
             assert_close(compiled(**inputs), mechanism(**inputs))
-        assert len(graphs) <= MAX_GRAPHS, f"{len(graphs)} graphs for {len(LENGTHS)} lengths"
+        assert len(graphs) <= MAX_GRAPHS, f"{len(graphs)} graphs for {len(COMPILED_LENGTHS)} lengths"
 
 
 def exported(mechanism: Mechanism) -> Iterator[tuple[Exportable, Callable[..., Tensor]]]:

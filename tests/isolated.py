@@ -9,27 +9,27 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-SECONDS = 300
+TIMEOUT_S = 300
 
 forks = get_context("forkserver")
 forks.set_forkserver_preload(["jaxtyping", "torch._inductor.compile_fx"])
 
 
-def trial(package: Path, mechanism: str, check: str, **environment: str) -> tuple[bool, str]:
-    """Whether `check` passes on the package that lies in the folder `package`, and what it says if not."""
-    ours, theirs = forks.Pipe(duplex=False)
-    process = forks.Process(target=run, args=(str(package), mechanism, check, environment, theirs))
+def run_isolated(package: Path, mechanism: str, check: str, **environment: str) -> tuple[bool, str]:
+    """Whether `check` passes on the package in the folder `package`, and the reason if not."""
+    receiver, sender = forks.Pipe(duplex=False)
+    process = forks.Process(target=run, args=(str(package), mechanism, check, environment, sender))
     process.start()
-    theirs.close()
+    sender.close()
     try:
-        assert ours.poll(SECONDS), f"{check} took more than {SECONDS} s"
-        return ours.recv()
+        assert receiver.poll(TIMEOUT_S), f"{check} took more than {TIMEOUT_S} s"
+        return receiver.recv()
     finally:
         process.kill()
         process.join()
 
 
-def run(package: str, mechanism: str, check: str, environment: dict[str, str], told: Connection) -> None:
+def run(package: str, mechanism: str, check: str, environment: dict[str, str], results: Connection) -> None:
     os.environ.update(environment)
     sys.path.insert(0, package)
     import torch
@@ -41,6 +41,6 @@ def run(package: str, mechanism: str, check: str, environment: dict[str, str], t
     assert str(subquad.__file__).startswith(package), subquad.__file__
     torch.set_num_threads(1)
     cls = find(mechanism)
-    (chosen,) = (found for found in contract(cls) if found.__name__ == f"check_{check}")
-    outcome = certificate.outcome(chosen, cls)
-    told.send((outcome.passed, outcome.reason))
+    (function,) = (x for x in contract(cls) if x.__name__ == f"check_{check}")
+    outcome = certificate.outcome(function, cls)
+    results.send((outcome.passed, outcome.reason))

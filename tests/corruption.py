@@ -1,4 +1,4 @@
-"""Many ways to damage a file, drawn at random from a seed."""
+"""Many ways to corrupt a file, drawn at random from a seed."""
 
 import json
 import os
@@ -16,28 +16,28 @@ VALUES: list[Any] = [
 ]
 
 
-def damage(path: Path, chance: random.Random) -> str:
-    """Damage a file; how, in a few words."""
-    ways: list[Callable[[Path, random.Random], str]] = [bytes_, place]
+def corrupt(path: Path, rng: random.Random) -> str:
+    """Corrupt a file; how, in a few words."""
+    methods: list[Callable[[Path, random.Random], str]] = [corrupt_bytes, replace_file]
     if path.suffix == ".json":
-        ways += [field] * 6
-    return chance.choice(ways)(path, chance)
+        methods += [corrupt_field] * 6
+    return rng.choice(methods)(path, rng)
 
 
-def bytes_(path: Path, chance: random.Random) -> str:
+def corrupt_bytes(path: Path, rng: random.Random) -> str:
     content = bytearray(path.read_bytes())
-    where = chance.randrange(len(content))
-    match chance.choice(("cut", "flip", "insert", "nothing", "noise", "twice", "mark", "zero")):
+    where = rng.randrange(len(content))
+    match rng.choice(("cut", "flip", "insert", "nothing", "noise", "twice", "mark", "zero")):
         case "cut" as way:
             content = content[:where]
         case "flip" as way:
-            content[where] ^= 1 << chance.randrange(8)
+            content[where] ^= 1 << rng.randrange(8)
         case "insert" as way:
-            content[where:where] = chance.randbytes(chance.choice((1, 3, 100)))
+            content[where:where] = rng.randbytes(rng.choice((1, 3, 100)))
         case "nothing" as way:
             content.clear()
         case "noise" as way:
-            content = bytearray(chance.randbytes(len(content)))
+            content = bytearray(rng.randbytes(len(content)))
         case "twice" as way:
             content += bytes(content)
         case "mark" as way:
@@ -48,10 +48,10 @@ def bytes_(path: Path, chance: random.Random) -> str:
     return f"{way} at {where}"
 
 
-def place(path: Path, chance: random.Random) -> str:
+def replace_file(path: Path, rng: random.Random) -> str:
     """Something else where the file was."""
     path.unlink()
-    match chance.choice(("folder", "loop", "dangling", "pipe", "device")):
+    match rng.choice(("folder", "loop", "dangling", "pipe", "device")):
         case "folder" as way:
             path.mkdir()
         case "loop" as way:
@@ -65,23 +65,23 @@ def place(path: Path, chance: random.Random) -> str:
     return f"a {way} in its place"
 
 
-def field(path: Path, chance: random.Random) -> str:
-    """A JSON document with one field that is another, missing or too many."""
+def corrupt_field(path: Path, rng: random.Random) -> str:
+    """Change or delete one field of a JSON document."""
     document = json.loads(path.read_text())
-    holder, name = chance.choice(list(fields(document)))
-    if chance.random() < 0.2:
+    holder, name = rng.choice(list(fields(document)))
+    if rng.random() < 0.2:
         del holder[name]
-        said = "missing"
-    elif chance.random() < 0.3:
-        raw = chance.choice(RAW)
+        change = "missing"
+    elif rng.random() < 0.3:
+        raw = rng.choice(RAW)
         holder[name] = "RAW"
         path.write_text(json.dumps(document).replace('"RAW"', raw))
         return f"{name!r} is {raw[:20]}"
     else:
-        holder[name] = chance.choice(VALUES)
-        said = repr(holder[name])[:40]
+        holder[name] = rng.choice(VALUES)
+        change = repr(holder[name])[:40]
     path.write_text(json.dumps(document))
-    return f"{name!r} is {said}"
+    return f"{name!r} is {change}"
 
 
 def fields(document: Any):
@@ -93,8 +93,7 @@ def fields(document: Any):
             yield from fields(document[name])
 
 
-def mended(path: Path, content: bytes) -> None:
-    """As it was before."""
+def restore(path: Path, content: bytes) -> None:
     if path.is_dir() and not path.is_symlink():
         path.rmdir()
     else:
