@@ -4,12 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from subquad.experiments.spec import Fit
-from subquad.tasks.events import EventData
+from subquad.task import Dataset
 
 QUICK = Fit(
-    task="own",
+    task="custom",
     target="over_55",
-    schema=None,
+    task_options={},
     data="",
     length=20,
     attention="linear",
@@ -35,6 +35,6 @@ QUICK = Fit(
 )
 
 
-def quick(schema: Path, data: EventData) -> Fit:
+def quick(schema: Path, data: Dataset) -> Fit:
     """The spec of a fit on the data that the schema describes."""
-    return replace(QUICK, target=data.target.name, schema=str(schema), data=data.fingerprint)
+    return replace(QUICK, target=data.target, task_options={"schema": str(schema)}, data=data.fingerprint)

@@ -25,7 +25,7 @@ CASES = [
 def short_blocks(monkeypatch):
     for module in (scan, kernel):
         monkeypatch.setattr(module, "BLOCK", 8)
-    monkeypatch.setattr(kernel, "KEPT", 0)
+    monkeypatch.setattr(kernel, "MAX_SAVED", 0)
 
 
 def tokens(count, *, dtype):

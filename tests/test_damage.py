@@ -21,7 +21,7 @@ from subquad import tasks
 from subquad.__main__ import main
 from subquad.experiments import checkpoint
 from subquad.experiments.model import build
-from subquad.experiments.trained import export, load_model
+from subquad.experiments.predictor import export, load_model
 from subquad.records import Store, comparison_key
 
 TRIALS = 100
@@ -78,7 +78,7 @@ def schema(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(schema):
-    return tasks.load("own", schema=schema)
+    return tasks.load("custom", schema=str(schema))
 
 
 def refused(act):
@@ -136,6 +136,6 @@ def test_a_damaged_schema_or_table_is_refused_in_one_line_or_read(tmp_path, name
     chance = random.Random(0)
     for _ in range(TRIALS // 2):
         how = damage(path, chance)
-        said = refused(lambda: tasks.load("own", schema=tmp_path / "schema.toml"))
+        said = refused(lambda: tasks.load("custom", schema=str(tmp_path / "schema.toml")))
         assert said is None or len(said) < 2000, how
         mended(path, before)

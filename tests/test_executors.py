@@ -11,6 +11,7 @@ from subquad.executors import Local, outcome
 from subquad.experiments.asked import Comparison
 from subquad.experiments.comparison import plan, run
 from subquad.experiments.grid import Observer
+from subquad.experiments.notation import written
 from subquad.records import Store
 
 INLINE = """
@@ -80,8 +81,7 @@ def package(tmp_path, monkeypatch):
 @pytest.fixture
 def config(tmp_path):
     return Comparison(
-        task="own",
-        schema=write(tmp_path / "own"),
+        task=written("custom", {"schema": str(write(tmp_path / "own"))}),
         attention=("linear",),
         dim=8,
         depth=1,
@@ -111,7 +111,7 @@ def test_an_executor_of_another_package_runs_a_comparison_and_finds_what_ours_fi
 
 def test_an_unknown_executor_is_refused_before_anything_is_read(config):
     with pytest.raises(ValueError, match="unknown executor 'locl'; did you mean 'local'"):
-        plan(replace(config, schema=config.schema.parent / "none.toml", executor="locl"))
+        plan(replace(config, task="custom:schema=none.toml", executor="locl"))
 
 
 def test_where_a_comparison_ran_does_not_change_what_it_is(package, config):

@@ -9,13 +9,17 @@ from own_sample import write
 from subquad.experiments import benchmark
 from subquad.experiments.asked import MULTIPLES, Benchmark, Comparison
 from subquad.experiments.comparison import plan
+from subquad.experiments.notation import written
+
+
+def custom(schema):
+    return written("custom", {"schema": str(schema)})
 
 
 @pytest.fixture
 def asked(tmp_path):
     return Comparison(
-        task="own",
-        schema=write(tmp_path / "own"),
+        task=custom(write(tmp_path / "own")),
         attention=("linear", "infinity"),
         dim=8,
         heads=2,
@@ -57,11 +61,11 @@ def test_more_seeds_or_rows_keep_the_runs_of_fewer(asked):
 
 
 def test_where_own_data_lie_does_not_matter_and_what_they_hold_does(asked, tmp_path):
-    moved = plan(replace(asked, schema=write(tmp_path / "elsewhere")))
+    moved = plan(replace(asked, task=custom(write(tmp_path / "elsewhere"))))
     assert [fit.key for fit in moved.fits] == [fit.key for fit in plan(asked).fits]
     events = tmp_path / "elsewhere" / "events.csv"
     events.write_text(events.read_text() + "a0,2024-12-31,in,3.0\n")
-    changed = plan(replace(asked, schema=tmp_path / "elsewhere" / "schema.toml"))
+    changed = plan(replace(asked, task=custom(tmp_path / "elsewhere" / "schema.toml")))
     assert not {fit.key for fit in changed.fits} & {fit.key for fit in moved.fits}
 
 

@@ -130,9 +130,16 @@ def test_a_run_that_another_process_has_claimed_is_waited_for_and_not_done_twice
     assert observer.of("started") == []
 
 
-def test_where_data_lie_and_how_fast_a_floor_is_found_do_not_change_its_key(tmp_path):
+def test_where_data_lie_and_how_fast_a_baseline_is_found_do_not_change_its_key(tmp_path):
     baseline = Baseline(
-        task="own", target="a", schema="/here", data="d", length=5, baseline="majority", seed=0, threads=1
+        task="custom",
+        target="a",
+        task_options={"schema": "/here"},
+        data="d",
+        length=5,
+        baseline="majority",
+        seed=0,
+        threads=1,
     )
-    assert replace(baseline, schema="/there", threads=2).key == baseline.key
+    assert replace(baseline, task_options={"schema": "/there"}, threads=2).key == baseline.key
     assert replace(baseline, data="e").key != baseline.key

@@ -12,7 +12,7 @@ from polars.testing import assert_frame_equal
 import subquad
 from subquad import tasks
 from subquad.experiments.model import build
-from subquad.experiments.trained import export
+from subquad.experiments.predictor import export
 from subquad.tasks import DataError
 from subquad.tasks.source import rows_of
 
@@ -20,7 +20,7 @@ from subquad.tasks.source import rows_of
 def loaded(folder, *, column, kind):
     """A model as it begins, and the events that its task was made of."""
     schema = write(folder, column=column, kind=kind)
-    data = tasks.load("own", schema=schema)
+    data = tasks.load("custom", schema=str(schema))
     spec = quick(schema, data)
     export(build(spec, data), data, spec, folder / "model")
     return subquad.load_model(folder / "model"), pl.read_csv(folder / "events.csv")
@@ -91,9 +91,9 @@ def test_numbers_of_entities_come_in_order_with_their_own_answers(model, events)
 
 def test_an_answer_names_the_class_that_a_probability_is_for(model, events):
     answers = model.predict(events)
-    chances = answers.select(f"probability of {name}" for name in model.target.classes).to_numpy()
+    chances = answers.select(f"probability of {name}" for name in model.objective.classes).to_numpy()
     np.testing.assert_allclose(chances.sum(1), 1)
-    assert answers["class"].to_list() == [model.target.classes[place] for place in chances.argmax(1)]
+    assert answers["class"].to_list() == [model.objective.classes[place] for place in chances.argmax(1)]
 
 
 def test_an_entity_column_keeps_its_name_beside_answers_of_the_same(model, events):

@@ -17,7 +17,7 @@ from subquad import tasks
 from subquad.experiments import checkpoint
 from subquad.experiments.fit import fit
 from subquad.experiments.model import build
-from subquad.experiments.trained import export
+from subquad.experiments.predictor import export
 from subquad.experiments.training import Training, learning_rate
 
 REGIONS = ("east", "north", "west")
@@ -38,7 +38,7 @@ def schema(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(schema):
-    return tasks.load("own", schema=schema)
+    return tasks.load("custom", schema=str(schema))
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_an_interrupted_training_ends_like_an_undisturbed_one(spec, data, tmp_pa
     resumed.run()
     assert resumed.course.curve == undisturbed.course.curve
     assert_close(checkpoint.weights(resumed.model), checkpoint.weights(undisturbed.model), rtol=0, atol=0)
-    assert resumed.evaluate("test") == undisturbed.evaluate("test")
+    assert resumed.evaluate("test").scores == undisturbed.evaluate("test").scores
 
 
 def cut(path):
@@ -145,7 +145,7 @@ def test_the_best_weights_so_far_survive_an_interruption(spec, data, tmp_path):
     resumed = Training(spec, data, kept=tmp_path / "kept.safetensors", tell=silent)
     assert resumed.course.best_step == 20
     resumed.model.load_state_dict(resumed.best)
-    assert resumed.evaluate("validation") == resumed.course.best
+    assert resumed.evaluate("validation").scores == resumed.course.best
 
 
 def test_an_epoch_takes_every_example_once(spec, data, tmp_path):
@@ -162,11 +162,11 @@ def test_the_weights_that_were_best_on_validation_are_kept(spec, data, tmp_path)
     seen = [point["validation"] for point in training.course.curve if "validation" in point]
     assert len(seen) == 3
     assert training.course.best == max(seen, key=lambda found: (found["auc"], -found["loss"]))
-    assert training.evaluate("validation") == training.course.best
+    assert training.evaluate("validation").scores == training.course.best
 
 
 def test_less_is_better_where_the_metric_is_an_error(tmp_path, spec):
-    data = tasks.load("own", schema=write(tmp_path / "own", column="age", kind="regression"))
+    data = tasks.load("custom", schema=str(write(tmp_path / "own", column="age", kind="regression")))
     training = trained(spec, data, tmp_path)
     seen = [point["validation"]["mae"] for point in training.course.curve if "validation" in point]
     assert training.course.best["mae"] == min(seen)
@@ -176,7 +176,7 @@ def test_less_is_better_where_the_metric_is_an_error(tmp_path, spec):
     ("column", "kind"), [("over_55", "binary"), ("region", "multiclass"), ("age", "regression")]
 )
 def test_every_kind_of_target_is_learnt(tmp_path, spec, column, kind):
-    data = tasks.load("own", schema=write(tmp_path / "own", column=column, kind=kind))
+    data = tasks.load("custom", schema=str(write(tmp_path / "own", column=column, kind=kind)))
     curve = trained(spec, data, tmp_path).course.curve
     assert curve[-1]["loss"] < curve[0]["loss"]
 
@@ -201,22 +201,19 @@ def test_the_test_split_is_read_once_and_last(spec, data, tmp_path):
 
 @pytest.mark.parametrize(("column", "kind"), [("region", "multiclass"), ("age", "regression")])
 def test_what_each_example_adds_is_kept_in_the_order_of_the_split(tmp_path, spec, column, kind):
-    data = tasks.load("own", schema=write(tmp_path / "own", column=column, kind=kind))
+    data = tasks.load("custom", schema=str(write(tmp_path / "own", column=column, kind=kind)))
     training = trained(replace(spec, steps=3, batch=7), data, tmp_path)
-    answers = training.answers("test")
-    kept = training.contributions(answers)["contribution"]
-    assert sum(kept) / len(kept) == pytest.approx(training.judged(answers)[data.metric])
-    one_by_one = trained(replace(spec, steps=3, batch=7), data, tmp_path / "again")
-    one_by_one.spec = replace(spec, batch=1)
-    found = one_by_one.answers("test")
-    outputs = dict(zip(found.example.tolist(), found.output, strict=True))
-    for place, contribution in enumerate(kept):
-        output, truth = outputs[place], data.test.target[place]
+    judged = training.evaluate("test")
+    assert judged.contributions.mean() == pytest.approx(judged.scores[data.objective.metric])
+    training.network.eval()
+    for batch in data.batches("test", size=1, length=spec.length, seed=0, epoch=0, shuffle=False):
+        contribution, truth = judged.contributions[batch.example.item()], data.test.target[batch.example]
+        output = training.output(batch)[0].detach()
         if kind == "regression":
-            error = abs(output[0] * data.target.scale + data.target.centre - truth)
+            error = abs(output[0].item() * data.objective.scale + data.objective.centre - truth.item())
             assert contribution == pytest.approx(error, rel=1e-3)
         else:
-            assert contribution == (output.argmax() == truth)
+            assert contribution == (output.argmax().item() == truth.item())
 
 
 def test_a_step_accumulates_the_batches_asked_for(spec, data, tmp_path):
@@ -278,7 +275,7 @@ def test_a_loaded_model_answers_for_new_histories_as_the_trained_one(spec, schem
     old = (joined["over_55"] == "true").to_numpy()
     from sklearn.metrics import roc_auc_score
 
-    assert training.evaluate("test")["auc"] == pytest.approx(
+    assert training.evaluate("test").scores["auc"] == pytest.approx(
         roc_auc_score(old, joined["probability of true"])
     )
 
@@ -291,7 +288,7 @@ def test_a_loaded_model_answers_for_new_histories_as_the_trained_one(spec, schem
     ],
 )
 def test_what_a_loaded_model_says_is_in_the_targets_own_terms(tmp_path, spec, column, kind, columns):
-    data = tasks.load("own", schema=write(tmp_path / "own", column=column, kind=kind))
+    data = tasks.load("custom", schema=str(write(tmp_path / "own", column=column, kind=kind)))
     training = trained(spec, data, tmp_path)
     export(training.model, data, spec, tmp_path / "model")
     events = pl.read_csv(tmp_path / "own" / "events.csv", infer_schema=False)
@@ -322,18 +319,18 @@ def put(field, value):
     [
         (put("length", "20"), "length: input should be a valid integer, not '20'"),
         (put("length", 0), "length: input should be greater than or equal to 1"),
-        (put("encoding.mean", [0.0]), "encoding.mean: are 1, and the model takes 4"),
+        (put("encoding.mean", [0.0]), "encoding.mean: are 1, of 4 channels"),
         (
             put("encoding.deviation", [1.0, 1.0, 1.0, 0.0]),
-            "encoding.deviation, target.scale: should be above",
+            "encoding.deviation: should be above",
         ),
-        (put("encoding.numeric", []), "encoding.channels: are 3, and the model takes 4"),
+        (put("encoding.numeric", []), "encoding.mean: are 4, of 3 channels"),
         (put("encoding.clock", "sundial"), "encoding.clock: input should be"),
-        (put("encoding.vocabularies", [["in"]]), "encoding.vocabularies: have .2. ids"),
-        (put("target.classes", ["a"]), "target.classes: are 1, and the model gives 1 outputs"),
-        (put("target.kind", "ternary"), "target.kind: should be one of"),
+        (put("encoding.vocabularies", [["in"]]), "encoding: makes Events"),
+        (put("objective.classes", ["a"]), "objective.classes: should be two"),
+        (put("objective.kind", "ternary"), "objective.kind: should be one of"),
         (lambda extra: extra.pop("encoding"), "encoding: is missing"),
-        (lambda extra: extra["target"].pop("name"), "target.name: is missing"),
+        (lambda extra: extra["objective"].pop("classes"), "objective.classes: is missing"),
     ],
 )
 def test_what_stands_beside_a_model_is_of_its_types_and_goes_together(spec, data, tmp_path, damage, message):

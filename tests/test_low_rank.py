@@ -16,7 +16,7 @@ from subquad.mechanisms.poolingformer import Poolingformer
 from subquad.mechanisms.svd import SvdAttention
 from subquad.ops import banded_attention
 from subquad.ops.shared import precision
-from subquad.testing import meaning, order, padding
+from subquad.testing.mechanism import causality, meaning, padding
 
 DIMS = Dims(heads=2, head_dim=4, max_len=24)
 ALL = [Linformer, Nystromformer, Poolingformer, SvdAttention]
@@ -54,9 +54,9 @@ CHECKS = [
     meaning.check_matches_definition,
     meaning.check_gradients_reach_everything,
     padding.check_padding_is_invisible,
-    padding.check_a_row_of_padding_gives_zeros,
-    order.check_causal_by_resampling,
-    order.check_causal_by_gradients,
+    padding.check_all_padding_gives_zeros,
+    causality.check_causal_by_resampling,
+    causality.check_causal_by_gradients,
 ]
 
 
@@ -64,7 +64,7 @@ APPLICABLE = [
     (cls, options, check)
     for cls, options in VARIANTS
     for check in CHECKS
-    if cls.traits.causal or check.__module__ != order.__name__
+    if cls.traits.causal or check.__module__ != causality.__name__
 ]
 
 

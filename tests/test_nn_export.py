@@ -7,16 +7,17 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from subquad.nn.classifier import ClassifierConfig, SequenceClassifier
+from subquad.fields import Events, Readout
 from subquad.nn.encoder import EncoderConfig
 from subquad.nn.export import read, save
+from subquad.nn.model import ModelConfig, SequenceModel
 from subquad.registry import catalog
 
 VALID = torch.tensor([[False, True, True, False, True], [True] * 5])
 IDS = torch.tensor([[[0], [1], [2], [3], [0]], [[1], [1], [2], [3], [0]]])
 
 
-def classifier(attention: str = "linear") -> SequenceClassifier:
+def classifier(attention: str = "linear") -> SequenceModel:
     torch.manual_seed(0)
     cls = catalog()[attention]
     encoder = EncoderConfig(
@@ -30,7 +31,9 @@ def classifier(attention: str = "linear") -> SequenceClassifier:
         max_len=5,
         dropout=0.1,
     )
-    return SequenceClassifier(ClassifierConfig(vocabularies=(4,), numeric=2, outputs=3, encoder=encoder))
+    return SequenceModel(
+        ModelConfig(fields=Events(vocabularies=(4,), numeric=2), readout=Readout(outputs=3), encoder=encoder)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -43,7 +46,7 @@ def test_a_model_comes_back_bit_for_bit(tmp_path, attention, dtype):
     assert again.config == model.config
     assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
     numbers = torch.randn(2, 5, 2, dtype=dtype)
-    assert_close(again(IDS, numbers, VALID), model.eval()(IDS, numbers, VALID), rtol=0, atol=0)
+    assert_close(again((IDS, numbers), VALID), model.eval()((IDS, numbers), VALID), rtol=0, atol=0)
 
 
 def test_a_model_comes_back_ready_to_use_and_to_train(tmp_path):
@@ -106,7 +109,7 @@ DAMAGE = {
     ),
     "not text": (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe\xff"), "utf"),
     "no format": (lambda folder: (folder / "config.json").write_text("{}"), "it has format None"),
-    "later format": (lambda folder: edit(folder, format=2), "format 2, and this version of subquad reads 1"),
+    "later format": (lambda folder: edit(folder, format=3), "format 3, and this version of subquad reads 2"),
     "no model": (lambda folder: edit(folder, model={}), "missing"),
     "other model": (lambda folder: edit(folder, model={"depth": 1, "colour": 2}), "colour|missing"),
     "no depth": (
@@ -133,7 +136,7 @@ def test_a_damaged_folder_is_refused_and_named(tmp_path, kind):
 def test_a_config_for_other_weights_is_refused(tmp_path):
     save(classifier(), tmp_path, extra={})
     model = json.loads((tmp_path / "config.json").read_text())["model"]
-    edit(tmp_path, model=model | {"outputs": 4})
+    edit(tmp_path, model=model | {"readout": {"outputs": 4}})
     with pytest.raises(ValueError, match=r"size mismatch for head.weight"):
         read(tmp_path)
 

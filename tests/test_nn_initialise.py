@@ -5,13 +5,14 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from subquad.nn.classifier import ClassifierConfig, SequenceClassifier
+from subquad.fields import Events, Readout
 from subquad.nn.encoder import EncoderConfig
 from subquad.nn.initialise import initialise
+from subquad.nn.model import ModelConfig, SequenceModel
 from subquad.registry import catalog
 
 
-def classifier(attention: str, *, seed: int, causal: bool = False, depth: int = 2) -> SequenceClassifier:
+def classifier(attention: str, *, seed: int, causal: bool = False, depth: int = 2) -> SequenceModel:
     cls = catalog()[attention]
     encoder = EncoderConfig(
         dim=8,
@@ -23,12 +24,16 @@ def classifier(attention: str, *, seed: int, causal: bool = False, depth: int = 
         positions="learnt",
         max_len=24,
     )
-    model = SequenceClassifier(ClassifierConfig(vocabularies=(4, 7), numeric=2, outputs=3, encoder=encoder))
+    model = SequenceModel(
+        ModelConfig(
+            fields=Events(vocabularies=(4, 7), numeric=2), readout=Readout(outputs=3), encoder=encoder
+        )
+    )
     initialise(model, seed=seed)
     return model
 
 
-def shared(model: SequenceClassifier, *, rows: int = 24) -> dict[str, torch.Tensor]:
+def shared(model: SequenceModel, *, rows: int = 24) -> dict[str, torch.Tensor]:
     """Weights that every mechanism has: all outside it, and of the projections those of q, k and v."""
     weights = {name: value for name, value in model.state_dict().items() if ".mechanism." not in name}
     return {name: value[:rows] if "in_proj" in name else value for name, value in weights.items()}
@@ -63,7 +68,7 @@ def test_all_weights_depend_on_the_seed_and_on_nothing_before(attention):
 
 
 def drawn_by_themselves(attention: str) -> dict[str, torch.Tensor]:
-    return dict(SequenceClassifier(classifier(attention, seed=3).config).named_parameters())
+    return dict(SequenceModel(classifier(attention, seed=3).config).named_parameters())
 
 
 def test_layers_of_equal_shape_differ():

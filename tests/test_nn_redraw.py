@@ -90,7 +90,7 @@ def test_a_mechanism_without_a_schedule_keeps_what_it_has(attention, options):
 
 def test_a_training_redraws_and_does_not_notice_an_interruption(tmp_path):
     schema = write(tmp_path / "own")
-    data = tasks.load("own", schema=schema)
+    data = tasks.load("custom", schema=str(schema))
     options = {"features": 6, "redraw_every": 4}
     spec = replace(quick(schema, data), attention="performer", options=options, steps=30, validate=30)
 

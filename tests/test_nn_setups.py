@@ -10,8 +10,9 @@ from torch.testing import assert_close
 
 from subquad import MultiheadAttention, catalog
 from subquad.features.generalised import FUNCTIONS
-from subquad.nn.classifier import ClassifierConfig, SequenceClassifier
+from subquad.fields import Events, Readout
 from subquad.nn.encoder import Encoder, EncoderConfig
+from subquad.nn.model import ModelConfig, SequenceModel
 from subquad.nn.positions import KINDS
 
 NAMES = list(catalog())
@@ -51,9 +52,11 @@ def config(attention, *, positions="none"):
 
 def classifier(attention, *, positions="none"):
     torch.manual_seed(0)
-    return SequenceClassifier(
-        ClassifierConfig(
-            vocabularies=(5,), numeric=2, outputs=3, encoder=config(attention, positions=positions)
+    return SequenceModel(
+        ModelConfig(
+            fields=Events(vocabularies=(5,), numeric=2),
+            readout=Readout(outputs=3),
+            encoder=config(attention, positions=positions),
         )
     )
 
@@ -94,9 +97,9 @@ def test_a_layer_with_any_option_is_copied_after_use(attention, options, make_co
 @pytest.mark.parametrize("attention", NAMES)
 def test_a_classifier_is_copied_after_use(attention, make_copy):
     used = classifier(attention, positions="learnt")
-    used(*events(), None).sum().backward()
+    used(events(), None).sum().backward()
     twin = make_copy(used).eval()
-    assert_close(twin(*events(), None), used.eval()(*events(), None), rtol=0, atol=0)
+    assert_close(twin(events(), None), used.eval()(events(), None), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("assign", [False, True])
@@ -110,7 +113,7 @@ def test_a_classifier_built_on_no_device_is_the_one_whose_weights_it_is_given(at
         for buffer in model.buffers():
             buffer.fill_(7)
     model.load_state_dict(saved.state_dict(), assign=assign)
-    assert_close(model(*events(), None), saved(*events(), None), rtol=0, atol=0)
+    assert_close(model(events(), None), saved(events(), None), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("size", [{"batch": 0}, {"length": 0}], ids=["no rows", "no tokens"])
@@ -143,7 +146,7 @@ def test_an_encoder_makes_nothing_of_nothing(attention, positions, masked, size)
 @pytest.mark.parametrize("attention", ["linear", "bigbird", "infinity"])
 def test_a_classifier_takes_no_rows(attention, masked):
     model, (ids, numbers) = classifier(attention), events(batch=0)
-    out = model(ids, numbers, torch.ones(0, 21, dtype=torch.bool) if masked else None)
+    out = model((ids, numbers), torch.ones(0, 21, dtype=torch.bool) if masked else None)
     assert out.shape == (0, 3)
     out.sum().backward()
 
@@ -151,6 +154,6 @@ def test_a_classifier_takes_no_rows(attention, masked):
 def test_a_sequence_without_a_token_gets_the_logits_of_a_mean_of_zero():
     model = classifier("linear")
     ids, numbers = events(length=0)
-    expected = model(*events(), torch.zeros(2, 21, dtype=torch.bool))
+    expected = model(events(), torch.zeros(2, 21, dtype=torch.bool))
     for valid in (None, torch.ones(2, 0, dtype=torch.bool)):
-        assert_close(model(ids, numbers, valid), expected)
+        assert_close(model((ids, numbers), valid), expected)

@@ -8,16 +8,17 @@ import torch
 from torch.testing import assert_close
 
 from subquad.experiments import checkpoint
-from subquad.nn.classifier import ClassifierConfig, SequenceClassifier
+from subquad.fields import Events, Readout
 from subquad.nn.encoder import EncoderConfig
 from subquad.nn.export import read, save
 from subquad.nn.initialise import initialise
+from subquad.nn.model import ModelConfig, SequenceModel
 
 IDS = torch.randint(4, (2, 7, 1), generator=torch.Generator().manual_seed(0))
 NUMBERS = torch.randn(2, 7, 2, generator=torch.Generator().manual_seed(0))
 
 
-def classifier(*, sharing="layers", projection="linear", depth=3, max_len=12) -> SequenceClassifier:
+def classifier(*, sharing="layers", projection="linear", depth=3, max_len=12) -> SequenceModel:
     torch.manual_seed(0)
     encoder = EncoderConfig(
         dim=8,
@@ -27,7 +28,9 @@ def classifier(*, sharing="layers", projection="linear", depth=3, max_len=12) ->
         options={"rank": 4, "sharing": sharing, "projection": projection},
         max_len=max_len,
     )
-    return SequenceClassifier(ClassifierConfig(vocabularies=(4,), numeric=2, outputs=3, encoder=encoder))
+    return SequenceModel(
+        ModelConfig(fields=Events(vocabularies=(4,), numeric=2), readout=Readout(outputs=3), encoder=encoder)
+    )
 
 
 def projections(model):
@@ -39,7 +42,7 @@ def tied(model):
 
 
 def loss(model):
-    return model(IDS, NUMBERS, None).square().sum()
+    return model((IDS, NUMBERS), None).square().sum()
 
 
 def trained(model):
@@ -110,7 +113,7 @@ def test_an_exported_model_is_smaller_and_comes_back_tied(tmp_path, dtype):
     again, _ = read(tmp_path / "tied")
     assert tied(again)
     assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
-    assert_close(again(IDS, NUMBERS.to(dtype), None), model(IDS, NUMBERS.to(dtype), None), rtol=0, atol=0)
+    assert_close(again((IDS, NUMBERS.to(dtype)), None), model((IDS, NUMBERS.to(dtype)), None), rtol=0, atol=0)
     sizes = [(tmp_path / kind / "model.safetensors").stat().st_size for kind in ("apart", "tied")]
     assert sizes[0] - sizes[1] >= 2 * 4 * 12 * dtype.itemsize
 

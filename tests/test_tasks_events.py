@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,13 @@ import torch
 from purchases import purchases
 from torch.testing import assert_close
 
+from subquad.documents import validated
+from subquad.fields import SPLITS
+from subquad.objectives import BinaryClassification, Regression
 from subquad.tasks import DataError
 from subquad.tasks.encoding import Encoding, Histories
 from subquad.tasks.events import EventData, Split
-from subquad.tasks.splits import SPLITS, split_of
-from subquad.tasks.target import Target
+from subquad.tasks.splits import split_of
 from subquad.tasks.transactions import prepared
 
 DATA = prepared(purchases(), "churn", fingerprint="made up")
@@ -43,12 +45,11 @@ def batches(
 
 def numbered() -> EventData:
     """The same with the number of each example as its answer."""
-    target = Target(name="number", kind="regression", metric="mae")
     parts = {}
     for split in SPLITS:
         examples = DATA.examples(split)
         parts[split] = replace(examples, target=np.arange(len(examples), dtype=np.float64))
-    return replace(DATA, target=target, **parts)
+    return replace(DATA, objective=Regression(), **parts)
 
 
 def order(**options: Any) -> list[float]:
@@ -83,26 +84,26 @@ def test_padding_stands_last_and_is_nothing():
     for batch in batches():
         assert (batch.valid.long().diff(dim=1) <= 0).all()
         assert batch.valid.any(1).all()
-        assert not batch.categorical[~batch.valid].any()
-        assert not batch.numeric[~batch.valid].any()
+        assert not batch.inputs.categorical[~batch.valid].any()
+        assert not batch.inputs.numeric[~batch.valid].any()
         assert batch.valid.all(0).any()
 
 
 @pytest.mark.parametrize("length", [1, 5, 40])
 def test_a_shorter_length_keeps_the_last_events(length):
     test = DATA.test
-    whole, short = (
+    (whole, _), (short, valid) = (
         DATA.encoding.inputs(DATA.histories, test.start, test.stop, test.until, length=most)
         for most in (1000, length)
     )
     for row, count in enumerate(test.stop - test.start):
         kept = slice(max(count - length, 0), count)
-        assert_close(short.numeric[row][short.valid[row]], whole.numeric[row, kept])
-        assert_close(short.categorical[row][short.valid[row]], whole.categorical[row, kept])
+        assert_close(short.numeric[row][valid[row]], whole.numeric[row, kept])
+        assert_close(short.categorical[row][valid[row]], whole.categorical[row, kept])
 
 
 def test_numbers_are_standardised_over_the_training_histories():
-    numbers = torch.cat([batch.numeric[batch.valid] for batch in batches()]).double()
+    numbers = torch.cat([batch.inputs.numeric[batch.valid] for batch in batches()]).double()
     assert_close(numbers.mean(0), torch.zeros(4, dtype=torch.double), atol=1e-5, rtol=0)
     assert_close(numbers.std(0, correction=0), torch.ones(4, dtype=torch.double), atol=1e-5, rtol=0)
 
@@ -125,9 +126,9 @@ FRAME = pl.DataFrame(
 
 
 def test_a_frame_becomes_the_numbers_that_its_encoding_says():
-    entities, inputs = PLAIN.batch(FRAME, 3)
+    entities, inputs, valid = PLAIN.batch(FRAME, 3)
     assert entities.to_list() == ["one", "two"]
-    assert_close(inputs.valid, torch.tensor([[True, True, False], [True, True, True]]))
+    assert_close(valid, torch.tensor([[True, True, False], [True, True, True]]))
     assert_close(inputs.categorical[0], torch.tensor([[3, 0], [1, 1], [0, 0]]))
     assert_close(inputs.categorical[1], torch.tensor([[0, 0], [1, 1], [2, 1]]))
     log = torch.tensor([-3.0, 0.0, 7.0, 0.0, 1.0]).abs().log1p() * torch.tensor([-1, 1, 1, 1, 1])
@@ -135,7 +136,7 @@ def test_a_frame_becomes_the_numbers_that_its_encoding_says():
     wait = torch.tensor([3.0, 0, 1, 4, 0]).log1p()
     age = torch.tensor([3.0, 0, 5, 4, 0]).log1p()
     expected = torch.stack([(log - 1) / 2, (gap - 0.5) / 0.25, wait / 0.5, (age - 2) / 4], -1)
-    assert_close(inputs.numeric[inputs.valid], expected)
+    assert_close(inputs.numeric[valid], expected)
 
 
 AMOUNTS = np.random.default_rng(0).permutation(40).astype(float)
@@ -149,12 +150,12 @@ def test_events_of_one_moment_stay_in_the_order_given():
 
 def test_an_encoding_survives_being_written():
     for encoding in (PLAIN, DATA.encoding):
-        assert Encoding.from_json(json.loads(json.dumps(encoding.to_json()))) == encoding
+        assert validated(Encoding, json.loads(json.dumps(asdict(encoding)))) == encoding
 
 
-def test_a_target_survives_being_written():
-    target = Target(name="old", kind="binary", metric="auc", classes=("no", "yes"))
-    assert Target.from_json(json.loads(json.dumps(target.to_json()))) == target
+def test_an_objective_survives_being_written():
+    objective = BinaryClassification(classes=("no", "yes"))
+    assert validated(BinaryClassification, json.loads(json.dumps(asdict(objective)))) == objective
 
 
 def test_joined_histories_are_what_they_were():
@@ -190,13 +191,11 @@ def test_a_moment_is_refused_where_training_had_none():
 
 
 def test_probabilities_sum_to_one_and_rise_with_the_logit():
-    binary = Target(name="old", kind="binary", metric="auc", classes=("no", "yes"))
-    chances = binary.probabilities(np.array([[-800.0], [0.0], [2.0]]))
-    np.testing.assert_allclose(chances.sum(1), 1)
-    np.testing.assert_allclose(chances[:, 1], [0, 0.5, 1 / (1 + np.exp(-2))], atol=1e-12)
-    quantity = Target(name="much", kind="regression", metric="mae")
-    with pytest.raises(ValueError, match="has no classes"):
-        quantity.probabilities(np.ones((1, 1)))
+    answers = BinaryClassification(classes=("no", "yes")).answers(np.array([[-800.0], [0.0], [2.0]]))
+    yes, no = (np.array(answers[f"probability of {name}"]) for name in ("yes", "no"))
+    np.testing.assert_allclose(yes + no, 1)
+    np.testing.assert_allclose(yes, [0, 0.5, 1 / (1 + np.exp(-2))], atol=1e-12)
+    assert answers["class"] == ["no", "no", "yes"]
 
 
 def test_splits_hold_their_shares_and_never_change():
@@ -219,7 +218,7 @@ def test_a_summary_is_json():
 
 def test_an_event_waits_for_the_next_and_the_last_for_the_cut_off():
     for batch in batches():
-        _, gap, wait, age = (batch.numeric * DEVIATION + MEAN).unbind(-1)
+        _, gap, wait, age = (batch.inputs.numeric * DEVIATION + MEAN).unbind(-1)
         both = batch.valid[:, 1:]
         assert_close(wait[:, :-1][both], gap[:, 1:][both], atol=1e-5, rtol=0)
         last = torch.arange(len(batch.target)), batch.valid.sum(1) - 1

@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tables import changed, events, owners, written
 
-from subquad.tasks import DataError, baselines, own
+from subquad.fields import SPLITS
+from subquad.objectives import Regression
+from subquad.tasks import DataError, custom
+from subquad.tasks.boosting import features
 from subquad.tasks.columns import GREATEST
 from subquad.tasks.encoding import Encoding, moment
 from subquad.tasks.events import EventData
-from subquad.tasks.splits import SPLITS
-from subquad.tasks.target import Target
 
 EVENTS, OWNERS = events(), owners()
 
@@ -26,7 +27,7 @@ EVENTS, OWNERS = events(), owners()
 def loaded(folder, *, events=EVENTS, owners=OWNERS, kind="binary", end="parquet") -> EventData:
     schema = changed("events", path=f"events.{end}")
     schema["target"] |= {"path": f"owners.{end}", "kind": kind}
-    return own.load(written(folder, events=events, owners=owners, schema=schema))
+    return custom.load(written(folder, events=events, owners=owners, schema=schema))
 
 
 def refusal(folder, **tables) -> str:
@@ -50,11 +51,13 @@ def numbered(dtype) -> pl.DataFrame:
 
 
 def all_finite(data: EventData) -> None:
-    numbers = [data.encoding.mean, data.encoding.deviation, data.target.centre, data.target.scale]
+    numbers = [data.encoding.mean, data.encoding.deviation]
+    if data.objective.quantity:
+        numbers += [data.objective.centre, data.objective.scale]
     assert all(np.isfinite(number).all() for number in numbers)
     for split in SPLITS:
         for batch in data.batches(split, size=8, length=99, seed=0, epoch=0, shuffle=False):
-            assert batch.numeric.isfinite().all()
+            assert batch.inputs.numeric.isfinite().all()
             assert batch.target.isfinite().all()
 
 
@@ -90,10 +93,11 @@ def test_numbers_within_the_bound_stay_finite_to_the_end(tmp_path_factory, amoun
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         oldest = float(np.ptp(data.histories.time))
-        trees = baselines.features(data.histories, data.train, data.encoding.sizes, length=99, oldest=oldest)
+        trees = features(data.histories, data.train, data.encoding.sizes, length=99, oldest=oldest)
         assert not np.isinf(trees).any()
-        outputs = np.array([[-1e3], [1e3]], np.float32)
-        assert np.isfinite(data.target.score(np.zeros(2, np.float32), outputs))
+        outputs, zeros = np.array([[-1e3], [1e3]], np.float32), np.zeros(2, np.float32)
+        objective = data.objective
+        assert np.isfinite(objective.judge(objective.decode(zeros), objective.restored(outputs))[0])
 
 
 @pytest.mark.parametrize(
@@ -165,12 +169,13 @@ def test_a_constant_far_from_zero_has_the_deviation_one(tmp_path):
     data = loaded(tmp_path, events=table)
     assert data.encoding.deviation[0] == 1.0
     (batch,) = data.batches("train", size=99, length=12, seed=0, epoch=0, shuffle=False)
-    assert batch.numeric[..., 0].eq(0).all()
+    assert batch.inputs.numeric[..., 0].eq(0).all()
 
 
 def test_small_differences_of_large_quantities_are_scored():
-    target = Target(name="much", kind="regression", metric="mae", centre=1e9, scale=0.5)
-    assert target.score(np.zeros(2, np.float32), np.ones((2, 1), np.float32)) == 0.5
+    objective = Regression(centre=1e9, scale=0.5)
+    zeros, ones = np.zeros(2, np.float32), np.ones((2, 1), np.float32)
+    assert objective.judge(objective.decode(zeros), objective.restored(ones))[0] == 0.5
 
 
 def test_no_event_of_a_huge_time_makes_another_infinite():
@@ -186,5 +191,5 @@ def test_no_event_of_a_huge_time_makes_another_infinite():
         deviation=(1.0,) * 4,
     )
     table = put(numbered(pl.Float64), "date", pl.Float64, GREATEST, *([0.0] * 39), -GREATEST)
-    _, inputs = encoding.batch(table, 99)
+    _, inputs, _ = encoding.batch(table, 99)
     assert torch.isfinite(inputs.numeric).all()

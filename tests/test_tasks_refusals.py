@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 from tables import SCHEMA, changed, events, owners, written
 
-from subquad.tasks import DataError, load, own
+from subquad.tasks import DataError, catalog, custom, load
 
 EVENTS, OWNERS = events(), owners()
 MISFIT = "does not fit kind"
@@ -25,7 +25,7 @@ def refusal(folder, *, events=EVENTS, owners=OWNERS, schema=SCHEMA) -> str:
     """What is said of these tables."""
     path = written(folder, events=events, owners=owners, schema=schema)
     with pytest.raises(DataError) as caught:
-        own.load(path)
+        custom.load(path)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -121,7 +121,7 @@ def test_a_missing_file_is_named(tmp_path, section):
     file = tmp_path / str(SCHEMA[section]["path"])
     file.unlink()
     with pytest.raises(DataError) as caught:
-        own.load(path)
+        custom.load(path)
     assert str(caught.value) == f"{file}: no such file"
 
 
@@ -132,7 +132,7 @@ def test_an_empty_file_is_named(tmp_path, section, content):
     file = tmp_path / str(SCHEMA[section]["path"])
     file.write_text("" if not content else file.read_text().splitlines()[0] + "\n")
     with pytest.raises(DataError) as caught:
-        own.load(path)
+        custom.load(path)
     assert str(caught.value).startswith(f"{file}: ")
     assert "empty" in str(caught.value)
 
@@ -140,14 +140,14 @@ def test_an_empty_file_is_named(tmp_path, section, content):
 def test_a_file_of_another_kind_is_named(tmp_path):
     path = written(tmp_path, events=EVENTS, owners=OWNERS, schema=changed("events", path="events.xlsx"))
     with pytest.raises(DataError, match=r"cannot read '\.xlsx'; give a \.csv or \.parquet file"):
-        own.load(path)
+        custom.load(path)
 
 
 def test_a_file_that_is_not_what_its_name_says_is_named(tmp_path):
     path = written(tmp_path, events=EVENTS, owners=OWNERS, schema=changed("events", path="events.parquet"))
     (tmp_path / "events.parquet").write_text("not parquet at all")
     with pytest.raises(DataError, match=r"events\.parquet: cannot be read: parquet: "):
-        own.load(path)
+        custom.load(path)
 
 
 def test_entities_without_events_are_shown(tmp_path):
@@ -163,12 +163,12 @@ def test_answers_that_contradict_each_other_are_shown(tmp_path):
     message = refusal(tmp_path, owners=pl.concat([OWNERS, other]))
     assert message == (
         f"{tmp_path / 'owners.csv'}: column 'old': 1 of 40 entities have different values, first: "
-        "entity 'a001', row 2: '1', row 41: '0'; keep one value for each"
+        "entity 'a001', row 2: '1', row 41: '0'; keep one for each"
     )
 
 
 def test_answers_that_repeat_themselves_are_taken(tmp_path):
-    data = own.load(written(tmp_path, events=EVENTS, owners=pl.concat([OWNERS, OWNERS])))
+    data = custom.load(written(tmp_path, events=EVENTS, owners=pl.concat([OWNERS, OWNERS])))
     assert sum(len(data.examples(split)) for split in ("train", "validation", "test")) == 40
 
 
@@ -252,7 +252,7 @@ def test_a_schema_that_cannot_be_read_is_refused(tmp_path, text, said):
     path = tmp_path / "schema.toml"
     path.write_text(text)
     with pytest.raises(DataError) as caught:
-        own.load(path)
+        custom.load(path)
     assert str(caught.value).startswith(f"{path}: {said}")
 
 
@@ -261,16 +261,22 @@ def test_a_schema_that_cannot_be_read_is_refused(tmp_path, text, said):
     [
         ({"name": "transaction"}, "unknown task 'transaction'; did you mean 'transactions'?"),
         (
-            {"name": "own"},
-            "the task 'own' needs to know your tables: give a schema file",
+            {"name": "custom"},
+            "the task 'custom' needs to know your tables: give a schema file",
         ),
-        ({"name": "own", "target": "churn", "schema": "s"}, "target 'churn' cannot be asked of own data"),
-        ({"name": "transactions", "schema": "s.toml"}, "the task 'transactions' brings its own data"),
+        (
+            {"name": "custom", "target": "churn", "schema": "s"},
+            "target 'churn' cannot be chosen",
+        ),
+        (
+            {"name": "transactions", "schema": "s.toml"},
+            "the task 'transactions' has no option 'schema'",
+        ),
     ],
 )
 def test_a_task_that_cannot_be_is_refused(tmp_path, arguments, said):
     if "schema" in arguments:
-        arguments = {**arguments, "schema": tmp_path / arguments["schema"]}
+        arguments = {**arguments, "schema": str(tmp_path / arguments["schema"])}
     with pytest.raises(DataError) as caught:
         load(**arguments)
     assert str(caught.value).startswith(said)
@@ -278,6 +284,7 @@ def test_a_task_that_cannot_be_is_refused(tmp_path, arguments, said):
 
 def test_a_missing_library_is_named_with_its_remedy(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "polars", None)
-    monkeypatch.delitem(sys.modules, "subquad.tasks.own")
+    monkeypatch.delitem(sys.modules, "subquad.tasks.custom")
+    catalog.cache_clear()
     with pytest.raises(DataError, match=r'needs polars, .*: pip install "subquad\[compare\]"'):
-        load("own", schema=tmp_path / "schema.toml")
+        load("custom", schema=str(tmp_path / "schema.toml"))

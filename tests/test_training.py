@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from subquad.nn.classifier import ClassifierConfig, SequenceClassifier
+from subquad.fields import Events, Readout
 from subquad.nn.encoder import EncoderConfig
 from subquad.nn.initialise import initialise
+from subquad.nn.model import ModelConfig, SequenceModel
 from subquad.registry import catalog
 
 SMALLER = {"infinity": {"segment": 16, "basis": 16, "samples": 16}}  # so that its long-term memory is read
@@ -31,16 +32,18 @@ def test_a_mechanism_learns_and_stays_finite_in_bfloat16(name):
         positions="sinusoidal",
         max_len=64,
     )
-    model = SequenceClassifier(ClassifierConfig(vocabularies=(20,), numeric=1, outputs=1, encoder=encoder))
+    model = SequenceModel(
+        ModelConfig(fields=Events(vocabularies=(20,), numeric=1), readout=Readout(outputs=1), encoder=encoder)
+    )
     initialise(model, seed=0)
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
     for _ in range(15):
         optimiser.zero_grad()
-        loss = F.binary_cross_entropy_with_logits(model(categories, numbers, valid)[:, 0], target)
+        loss = F.binary_cross_entropy_with_logits(model((categories, numbers), valid)[:, 0], target)
         (loss + model.penalty()).backward()
         optimiser.step()
         model.encoder.update()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
-    assert model.eval().bfloat16()(categories, numbers.bfloat16(), valid).isfinite().all()
+    assert model.eval().bfloat16()((categories, numbers.bfloat16()), valid).isfinite().all()

@@ -7,7 +7,7 @@ from subquad.exports import export_lazily
 if TYPE_CHECKING:
     from subquad.compare import compare
     from subquad.experiments.asked import Comparison
-    from subquad.experiments.trained import load_model
+    from subquad.experiments.predictor import load_model
     from subquad.mechanism import Dims, Mechanism, Traits
     from subquad.nn.multihead import MultiheadAttention
     from subquad.nn.replace import replace_attention
@@ -37,7 +37,7 @@ export_lazily(
     {
         "compare": ["compare"],
         "experiments.asked": ["Comparison"],
-        "experiments.trained": ["load_model"],
+        "experiments.predictor": ["load_model"],
         "mechanism": ["Dims", "Mechanism", "Traits"],
         "nn.multihead": ["MultiheadAttention"],
         "nn.replace": ["replace_attention"],

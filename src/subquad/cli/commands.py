@@ -1,13 +1,10 @@
 """The commands: parse, call, print. Whatever is heavy is imported by the command that needs it."""
 
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -26,13 +23,20 @@ from subquad.cli.options import (
     option,
     whole_numbers,
 )
-from subquad.cli.output import described, print_json, show_bench, show_comparison, show_pattern
+from subquad.cli.output import (
+    described,
+    described_task,
+    print_json,
+    show_bench,
+    show_comparison,
+    show_pattern,
+)
 from subquad.cli.progress import watching, working
 from subquad.experiments.asked import PRECISIONS, Benchmark, Comparison
+from subquad.experiments.notation import written
 from subquad.files import write_whole
 
 if TYPE_CHECKING:
-    from subquad.mechanism import Mechanism
     from subquad.records import Record
 
 app = typer.Typer(
@@ -74,15 +78,20 @@ def whole(
 def compare(
     task: Annotated[
         str | None,
-        typer.Argument(help="'transactions' (the default), or 'own' with --data.", show_default=False),
+        typer.Argument(
+            metavar="[NAME[:option=value,…]]",
+            help="One of `subquad list`: 'transactions' by default, with --data 'custom'.",
+            show_default=False,
+        ),
     ] = None,
     attention: Attention = list(COMPARISON.attention),  # noqa: B006  # typer copies it
     target: Annotated[
         str | None,
-        typer.Option(help="What is predicted: 'churn' (the default) or 'spend'.", show_default=False),
+        typer.Option(help="What is predicted; by default the task's first target.", show_default=False),
     ] = None,
     length: Annotated[
-        int, number("Events of a history at most, the latest; a large number keeps whole histories.")
+        int | None,
+        number("Tokens of a sequence at most, by default the task's; a large number keeps all whole."),
     ] = COMPARISON.length,
     seeds: Annotated[int, number("Fits of each row: seeds 0, 1, … .")] = COMPARISON.seeds,
     dim: Annotated[int, number("Width of the model.", panel=MODEL)] = COMPARISON.dim,
@@ -135,9 +144,8 @@ def compare(
     """
     asked = Comparison(
         attention=tuple(attention),
-        task=task or ("own" if data else COMPARISON.task),
+        task=task_text(task, data),
         target=target,
-        schema=data,
         length=length,
         steps=steps,
         seeds=seeds,
@@ -160,16 +168,18 @@ def compare(
         timeout=timeout,
     )
     with working("reading the task"):
-        from subquad import report
         from subquad.experiments.comparison import plan, run
-        from subquad.records import Store, comparison_key
+        from subquad.records import Store
+        from subquad.report import findings_of
+        from subquad.report.page import write_page
 
         planned = plan(asked)
     with watching(planned.specs) as observer:
         records = run(planned, asked, Store(out), observer=observer)
     with working("writing the report"):
-        page = report.write(out, comparison_key(planned.document))
-    show_comparison(planned.document, records, out, page, as_json=as_json)
+        findings = findings_of(planned.document, records)
+        page = write_page(findings, out)
+    show_comparison(findings, out, page, as_json=as_json)
     end(records)
 
 
@@ -238,44 +248,31 @@ def bench(
     end(records)
 
 
-@app.command(epilog=examples("subquad check my_package:MyAttention", "subquad check performer"))
+@app.command(
+    epilog=examples(
+        "subquad check my_package:MyAttention", "subquad check performer", "subquad check listops:train=500"
+    )
+)
 def check(
-    mechanism: Annotated[
+    name: Annotated[
         str | None,
         typer.Argument(
             metavar="[PACKAGE:CLASS]",
-            help="Your class, or the name of a known mechanism.",
+            help="Your mechanism or task, or the name of a known one.",
             show_default=False,
         ),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All known mechanisms.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Certify a mechanism against the contract: a line for each check, what failed and by how much."""
-    if (mechanism is None) != everything:
-        raise ValueError("name one mechanism, PACKAGE:CLASS, or give --all")
-    from subquad.registry import catalog
-    from subquad.testing import certify
+    """Certify a mechanism or a task: a line for each check, what failed and by how much."""
+    if (name is None) != everything:
+        raise ValueError("name one mechanism or task, PACKAGE:CLASS, or give --all")
+    from subquad.cli.check import all_mechanisms, named, show
 
-    classes = list(catalog().values()) if mechanism is None else [mechanism_class(mechanism)]
-    console = Console(stderr=as_json)
-    certificates: dict[str, list[dict[str, Any]]] = {}
-    for cls in classes:
-        name = f"{cls.__module__}:{cls.__qualname__}"
-        lines = certificates[name] = []
-        console.print(f"{name} ({cls.traits.name})", style="bold", markup=False, soft_wrap=True)
-        for outcome in certify(cls):
-            lines.append(asdict(outcome))
-            verdict, style = ("ok    ", "green") if outcome.passed else ("FAILED", "bold red")
-            console.print(f"  {verdict}", style=style, end="  ")
-            reason = f": {outcome.reason}" if outcome.reason else ""
-            console.print(f"{outcome.claim}{reason}", markup=False, highlight=False, soft_wrap=True)
-    outcomes = [line for lines in certificates.values() for line in lines]
-    failed = sum(not line["passed"] for line in outcomes)
+    certificates, failed = show(all_mechanisms() if name is None else [named(name)], as_json=as_json)
     if as_json:
         print_json({"certificates": certificates, "failed": failed})
-    else:
-        console.print(f"{len(outcomes) - failed} of {len(outcomes)} checks passed", highlight=False)
     raise typer.Exit(FAILED if failed else 0)
 
 
@@ -317,22 +314,19 @@ def draw_pattern(
 @app.command("list", epilog=examples("subquad list", "subquad list --json"))
 def list_known(as_json: Json = False) -> None:
     """Mechanisms with their traits and options, and tasks."""
+    from subquad import tasks
     from subquad.registry import catalog
-    from subquad.tasks import TARGETS, TASKS
 
     mechanisms = [described(cls) for cls in catalog().values()]
-    tasks = [
-        {"name": name, "kind": "task", "description": line, "targets": list(TARGETS[name])}
-        for name, line in TASKS.items()
-    ]
+    known = [described_task(cls) for cls in tasks.catalog().values()]
     if as_json:
-        return print_json([*mechanisms, *tasks])
-    from subquad.report import terminal
+        return print_json([*mechanisms, *known])
+    from subquad.cli import tables
 
     console = Console()
-    console.print(terminal.mechanisms(mechanisms))
-    console.print(terminal.options(mechanisms))
-    console.print(terminal.tasks(tasks))
+    console.print(tables.mechanisms(mechanisms))
+    console.print(tables.options(mechanisms))
+    console.print(tables.tasks(known))
 
 
 @app.command("report", epilog=examples("subquad report runs"))
@@ -352,16 +346,14 @@ def write_report(
 
     Ends with status 1 while runs are missing or failed.
     """
-    from subquad import report
-    from subquad.records import Store, comparison_key
+    from subquad.report import findings_in
+    from subquad.report.page import write_page
 
-    store = Store(out)
-    comparison = store.get_comparison(key)
-    records = store.runs(comparison)
     with working("writing the report"):
-        page = report.write(out, comparison_key(comparison))
-    show_comparison(comparison, records, out, page, as_json=as_json)
-    end(records, asked=sum(map(len, comparison["keys"].values())))
+        findings = findings_in(out, key)
+        page = write_page(findings, out)
+    show_comparison(findings, out, page, as_json=as_json)
+    end(findings.records, asked=len(findings.records) + findings.missing)
 
 
 @contextmanager
@@ -374,25 +366,14 @@ def folder(given: Path | None) -> Iterator[Path]:
         yield Path(temporary)
 
 
+def task_text(task: str | None, schema: Path | None) -> str:
+    """The task with its options as `Comparison` takes it; `schema` is that of one's own data."""
+    if schema is None:
+        return task or COMPARISON.task
+    return written(task or "custom", {"schema": str(schema.absolute())})
+
+
 def end(records: Sequence["Record"], *, asked: int = 0) -> None:
     """Done only if no run failed, and none of those that were `asked` for is missing."""
     failed = any(record["status"] != "ok" for record in records)
     raise typer.Exit(FAILED if failed or len(records) < asked else 0)
-
-
-def mechanism_class(text: str) -> type["Mechanism"]:
-    """The class that PACKAGE:CLASS names, also in the current folder; or a known mechanism's."""
-    from subquad.mechanism import Mechanism
-    from subquad.registry import find
-
-    package, colon, name = text.partition(":")
-    if not colon:
-        return find(text)
-    sys.path.insert(0, "")
-    try:
-        cls = getattr(import_module(package), name, None)
-    except Exception as error:  # whatever the user's module raises
-        raise ValueError(f"{package!r} cannot be imported: {type(error).__name__}: {error}") from error
-    if not (isinstance(cls, type) and issubclass(cls, Mechanism)):
-        raise ValueError(f"{name!r} in {package!r} is not a subclass of subquad.Mechanism")
-    return cls

@@ -5,7 +5,6 @@ No torch: `subquad compare --help` reads its defaults here.
 
 from dataclasses import dataclass
 from math import inf
-from pathlib import Path
 
 # At 512 events two segments at most are in long-term memory: 128 bumps hold what 512 would, in less time.
 ATTENTION = ("softmax", "linear", "performer", "infinity:basis=128,samples=128")
@@ -21,10 +20,9 @@ class Comparison:
     """What is compared, on what, and how. The defaults take about ten minutes on two CPU cores."""
 
     attention: tuple[str, ...] = ATTENTION  # "NAME" or "NAME:option=value,…"
-    task: str = "transactions"
+    task: str = "transactions"  # "NAME" or "NAME:option=value,…"
     target: str | None = None  # None: the task's first, or what the schema says
-    schema: Path | None = None  # own data; the task is then "own"
-    length: int = 512  # events of a history at most, the latest; more than the longest has means all
+    length: int | None = None  # tokens of a sequence at most; None: what the task says
     steps: int = 200
     seeds: int = 1
     batch: int = 16
@@ -46,7 +44,9 @@ class Comparison:
     timeout: float = 6 * 3600.0  # seconds for one run
 
     def __post_init__(self) -> None:
-        for name in ("length", "steps", "seeds", "batch", "dim", "depth", "heads", "workers", "accumulate"):
+        if self.length is not None:
+            _at_least_one("length", self.length)
+        for name in ("steps", "seeds", "batch", "dim", "depth", "heads", "workers", "accumulate"):
             _at_least_one(name, getattr(self, name))
         if self.dim % self.heads:
             raise ValueError(f"dim must be a multiple of heads, and {self.dim} is none of {self.heads}")

@@ -16,16 +16,16 @@ from subquad.experiments.asked import CELL, MULTIPLES, Comparison
 from subquad.experiments.device import resolve
 from subquad.experiments.grid import Observer, run_missing
 from subquad.experiments.model import build
+from subquad.experiments.notation import written
 from subquad.experiments.rows import rows as parse_rows
+from subquad.experiments.rows import task_of
 from subquad.experiments.spec import AnySpec, Baseline, Bench, Fit, Row
 from subquad.mechanism import Dims
 from subquad.records import Record, Store
-from subquad.tasks.metrics import higher_is_better
 
 VALIDATIONS = 4  # in a fit
 NOT_IN_DOCUMENT = ("attention", "timeout", "executor")  # its rows stand there; the others change no result
 WARMING_UP = 10  # one step in so many
-BASELINES = {"majority": False, "boosting": True}  # whether another seed makes another one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,17 +46,20 @@ def plan(config: Comparison) -> Plan:
     """Resolve and check everything. Raises `ValueError`, one message, for whatever cannot be done."""
     executors.find(config.executor)
     config = replace(config, device=resolve(config.device))
-    heads = Dims(heads=config.heads, head_dim=config.dim // config.heads, max_len=config.length)
+    task, task_options = task_of(config.task)
+    traits = tasks.find(task).traits
+    longest = config.length or traits.length
+    heads = Dims(heads=config.heads, head_dim=config.dim // config.heads, max_len=longest)
     rows = parse_rows(config.attention, heads)
-    data = tasks.load(config.task, target=config.target, schema=config.schema, keep=config.length)
+    data = tasks.load(task, target=config.target, length=longest, **task_options)
     threads = torch.get_num_threads()
     shared = max(1, threads // config.workers)
     data_fields = {
-        "task": config.task,
-        "target": data.target.name,
-        "schema": None if config.schema is None else str(config.schema.absolute()),
+        "task": task,
+        "task_options": task_options,
+        "target": data.target,
         "data": data.fingerprint,
-        "length": min(config.length, data.longest),
+        "length": min(longest, data.longest),
     }
     fits = tuple(
         fit(config, row, data_fields, seed=seed, threads=shared)
@@ -66,9 +69,9 @@ def plan(config: Comparison) -> Plan:
     for spec in fits[: len(rows)]:
         build(spec, data)  # refuses what cannot be built, before anything runs
     baselines = tuple(
-        Baseline(**data_fields, baseline=baseline, seed=seed, threads=threads)
-        for baseline, seeds in BASELINES.items()
-        for seed in range(config.seeds if seeds else 1)
+        Baseline(**data_fields, baseline=baseline.name, seed=seed, threads=threads)
+        for baseline in data.baselines()
+        for seed in range(config.seeds if baseline.seeded else 1)
     )
     lengths = config.lengths or tuple(data_fields["length"] * times for times in MULTIPLES)
     benches = benchmark.cells(
@@ -82,10 +85,15 @@ def plan(config: Comparison) -> Plan:
     document = {
         **{name: value for name, value in asdict(config).items() if name not in NOT_IN_DOCUMENT},
         **data_fields,
-        "title": f"{data.target.name} from {config.task}",
-        "kind": data.kind,
-        "metric": data.metric,
-        "higher_is_better": higher_is_better(data.metric),
+        "task": written(task, task_options),
+        "targets": list(traits.targets),
+        "title": f"{data.target} from {task}",
+        "unit": traits.unit,
+        "objective": data.objective.kind,
+        "metric": data.objective.metric,
+        "metric_label": data.objective.metric_label,
+        "higher_is_better": data.objective.higher_is_better,
+        "balanced": data.objective.balanced,
         "summary": dict(data.summary),
         "rows": [row.to_json() for row in rows],
         "lengths": sorted({spec.length for spec in benches}),

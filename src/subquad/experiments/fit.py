@@ -11,20 +11,20 @@ from subquad.experiments.spec import Fit
 from subquad.experiments.training import Note, Tell, Training
 from subquad.measure.memory import peak_memory, process_peak_mb
 from subquad.measure.timing import interleaved
-from subquad.nn.classifier import SequenceClassifier
+from subquad.nn.model import SequenceModel
 from subquad.registry import find, options
-from subquad.tasks.events import Batch, EventData
+from subquad.task import Dataset, example_scores
 
 
 class Fitted(NamedTuple):
     """A trained model, what it reached and what it took."""
 
-    model: SequenceClassifier
+    model: SequenceModel
     result: dict[str, Any]  # the same whenever the spec is run (bit for bit on the same CPU)
     measured: dict[str, Any]  # on this machine, this time
 
 
-def fit(spec: Fit, data: EventData, *, kept: Path, tell: Tell, note: Note = warnings.warn) -> Fitted:
+def fit(spec: Fit, data: Dataset, *, kept: Path, tell: Tell, note: Note = warnings.warn) -> Fitted:
     """Train, test and measure. `kept` is where checkpoints go, and where an earlier one is found.
 
     Raises `FloatingPointError` when the loss is nan or infinite.
@@ -33,10 +33,10 @@ def fit(spec: Fit, data: EventData, *, kept: Path, tell: Tell, note: Note = warn
     training.run()
     course = training.course
     tell("test", spec.steps, None)
-    answers = training.answers("test")
+    judged = training.evaluate("test")
     result = {
-        "test": training.judged(answers),
-        "examples": training.contributions(answers),
+        "test": judged.scores,
+        "examples": example_scores(data, judged.contributions),
         "validation": course.best,
         "best_step": course.best_step,
         "curve": course.curve,
@@ -47,7 +47,7 @@ def fit(spec: Fit, data: EventData, *, kept: Path, tell: Tell, note: Note = warn
     tell("measure", spec.steps, None)
     measured = {
         "train_examples_per_second": rate(course.timed_examples, course.seconds),
-        "train_events_per_second": rate(course.timed_events, course.seconds),
+        "train_units_per_second": rate(course.timed_tokens, course.seconds),
         "train_seconds": course.seconds,
         "peak_mb": process_peak_mb(),
         **cost(training),
@@ -61,10 +61,10 @@ def rate(amount: int, seconds: float) -> float | None:
 
 
 def cost(training: Training) -> dict[str, Any]:
-    """Latency of one history at full length, and the memory that a training step at full length takes."""
+    """Latency of one sequence at full length, and the memory that a training step at full length takes."""
     spec, device = training.spec, training.fabric.device
-    one = training.fabric.to_device(full_batch(training.data, size=1, length=spec.length))
-    many = training.fabric.to_device(full_batch(training.data, size=spec.batch, length=spec.length))
+    one = training.fabric.to_device(training.data.synthetic(size=1, length=spec.length))
+    many = training.fabric.to_device(training.data.synthetic(size=spec.batch, length=spec.length))
 
     @torch.no_grad()
     def classify() -> None:
@@ -72,7 +72,7 @@ def cost(training: Training) -> dict[str, Any]:
 
     def train() -> None:
         training.optimiser.zero_grad()
-        loss = training.loss(training.output(many), many)
+        loss = training.data.objective.loss(training.output(many), many)
         training.fabric.backward(loss + training.model.penalty())
 
     training.network.eval()
@@ -87,16 +87,3 @@ def cost(training: Training) -> dict[str, Any]:
         "training_peak_mb": peak.mb,
         "training_peak_method": peak.method,
     }
-
-
-def full_batch(data: EventData, *, size: int, length: int) -> Batch:
-    """A batch without padding, of events drawn at random."""
-    generator = torch.Generator().manual_seed(0)
-    ids = [torch.randint(known, (size, length), generator=generator) for known in data.encoding.sizes]
-    return Batch(
-        categorical=torch.stack(ids, -1) if ids else torch.zeros(size, length, 0, dtype=torch.int64),
-        numeric=torch.randn(size, length, len(data.encoding.channels), generator=generator),
-        valid=torch.ones(size, length, dtype=torch.bool),
-        target=torch.zeros(size, dtype=torch.int64 if data.kind == "multiclass" else torch.float32),
-        example=torch.arange(size),
-    )

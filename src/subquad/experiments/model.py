@@ -1,13 +1,13 @@
 """The model of a row: the same skeleton and the same initial weights whatever the mechanism."""
 
 from subquad.experiments.spec import Fit
-from subquad.nn.classifier import ClassifierConfig, SequenceClassifier
 from subquad.nn.encoder import EncoderConfig
 from subquad.nn.initialise import initialise
-from subquad.tasks.events import EventData
+from subquad.nn.model import ModelConfig, SequenceModel
+from subquad.task import Dataset
 
 
-def build(spec: Fit, data: EventData) -> SequenceClassifier:
+def build(spec: Fit, data: Dataset) -> SequenceModel:
     """The model before its first step. Raises `ValueError` where it cannot be built as asked."""
     encoder = EncoderConfig(
         dim=spec.dim,
@@ -20,13 +20,6 @@ def build(spec: Fit, data: EventData) -> SequenceClassifier:
         max_len=spec.length,
         dropout=spec.dropout,
     )
-    model = SequenceClassifier(
-        ClassifierConfig(
-            vocabularies=data.encoding.sizes,
-            numeric=len(data.encoding.channels),
-            outputs=data.outputs,
-            encoder=encoder,
-        )
-    )
+    model = SequenceModel(ModelConfig(fields=data.fields, readout=data.objective.readout, encoder=encoder))
     initialise(model, seed=spec.seed)
     return model

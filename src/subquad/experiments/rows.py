@@ -5,15 +5,16 @@ the form that exists.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from math import inf
 from typing import Any, get_args
 
+from subquad import tasks
 from subquad.experiments.notation import Option, read, several
 from subquad.experiments.spec import Row
-from subquad.mechanism import Dims, Mechanism
+from subquad.mechanism import Dims
 from subquad.plugins import hint
 from subquad.registry import build, catalog, find, options
 
@@ -46,42 +47,55 @@ def rows(texts: Sequence[str], dims: Dims, *, causal: bool = False) -> tuple[Row
     return tuple(found)
 
 
+def task_of(text: str) -> tuple[str, dict[str, Option]]:
+    """The task that "NAME:option=value,…" names, and the options that are not at their defaults."""
+    name, pairs = read(text)
+    cls = tasks.find(name)
+    return name, chosen_options(cls, name, text, pairs, tasks.options(cls))
+
+
 def parse(text: str, dims: Dims, *, causal: bool) -> Row:
     """One row. Where a mechanism has no bidirectional form, its row says that it is causal.
 
     Options that equal their defaults are left out, so that both ways to ask are one run.
     """
-    name, given = read(text)
+    name, pairs = read(text)
     cls = find(name)
-    defaults = options(cls)
-    chosen: dict[str, Option] = {}
-    for option, value in given:
-        if option not in defaults:
-            raise ValueError(f"{name!r} has no option {option!r}{hint(option, defaults)}")
-        if option in chosen:
-            raise ValueError(f"{text!r} gives {option!r} twice")
-        chosen[option] = _value(value, cls, option)
     row = Row(
         attention=name,
-        options={option: value for option, value in chosen.items() if value != defaults[option]},
+        options=chosen_options(cls, name, text, pairs, options(cls)),
         causal=causal or not cls.traits.bidirectional,
     )
     build(name, dims, causal=row.causal, **row.options)  # refuses what the mechanism cannot take
     return row
 
 
-def _value(given: str, cls: type[Mechanism], option: str) -> Option:
+def chosen_options(
+    cls: type, name: str, text: str, pairs: Sequence[tuple[str, str]], defaults: Mapping[str, Any]
+) -> dict[str, Option]:
+    """The values of options, as the constructor of `cls` takes them; those at their defaults are left out."""
+    chosen: dict[str, Option] = {}
+    for option, value in pairs:
+        if option not in defaults:
+            raise ValueError(f"{name!r} has no option {option!r}{hint(option, defaults)}")
+        if option in chosen:
+            raise ValueError(f"{text!r} gives {option!r} twice")
+        chosen[option] = _value(value, cls, name, option)
+    return {option: value for option, value in chosen.items() if value != defaults[option]}
+
+
+def _value(text: str, cls: type, name: str, option: str) -> Option:
     parameter = inspect.signature(cls).parameters[option]
     stated = set(get_args(parameter.annotation)) | {parameter.annotation}
     kinds: list[Any] = [kind for kind in SPOKEN if kind in stated] or [type(parameter.default)]
     for kind in kinds:
         if kind is bool:
-            if given.lower() in {"true", "false"}:
-                return given.lower() == "true"
+            if text.lower() in {"true", "false"}:
+                return text.lower() == "true"
             continue
         with suppress(ValueError):
-            value = kind(given)
+            value = kind(text)
             if value not in (inf, -inf) and value == value:
                 return value
     possible = " or ".join(SPOKEN[kind] if kind in SPOKEN else str(kind) for kind in kinds)
-    raise ValueError(f"option {option!r} of {cls.traits.name!r} takes {possible}, not {given!r}")
+    raise ValueError(f"option {option!r} of {name!r} takes {possible}, not {text!r}")

@@ -4,7 +4,6 @@ Each returns the parts of a record that the run itself knows: "result", "measure
 """
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from subquad.executors import Tell
@@ -12,14 +11,14 @@ from subquad.experiments.spec import Baseline, Bench, Fit
 from subquad.records import Store
 
 if TYPE_CHECKING:
-    from subquad.tasks.events import EventData
+    from subquad.task import Dataset
 
 MIN_INTERVAL_S = 0.1  # seconds between two reports of the same phase
 
 
 def run_fit(spec: Fit, store: Store, tell: Tell) -> dict[str, Any]:
     from subquad.experiments.fit import fit
-    from subquad.experiments.trained import export
+    from subquad.experiments.predictor import export
 
     last = ("", 0.0)
 
@@ -40,14 +39,11 @@ def run_fit(spec: Fit, store: Store, tell: Tell) -> dict[str, Any]:
 
 
 def run_baseline(spec: Baseline) -> dict[str, Any]:
-    from subquad.tasks import baselines
+    from subquad.task import baseline_result
 
     data = load(spec)
-    if spec.baseline == "majority":
-        result = baselines.majority(data)
-    else:
-        result = baselines.boosting(data, length=spec.length, seed=spec.seed)
-    return {"result": result, "measured": {}, "data": about(data)}
+    output = data.baseline(spec.baseline, length=spec.length, seed=spec.seed)
+    return {"result": baseline_result(data, output), "measured": {}, "data": about(data)}
 
 
 def run_bench(spec: Bench) -> dict[str, Any]:
@@ -57,16 +53,20 @@ def run_bench(spec: Bench) -> dict[str, Any]:
     return {"result": {}, "measured": cost(**asked), "data": {}}
 
 
-def load(spec: Fit | Baseline) -> "EventData":
+def load(spec: Fit | Baseline) -> "Dataset":
     from subquad import tasks
 
-    schema = Path(spec.schema) if spec.schema else None
-    target = None if schema else spec.target
-    data = tasks.load(spec.task, target=target, schema=schema, keep=spec.length)
+    target = spec.target if tasks.find(spec.task).traits.targets else None
+    data = tasks.load(spec.task, target=target, length=spec.length, **spec.task_options)
     if data.fingerprint != spec.data:
         raise ValueError("the data changed after this comparison began: start the command again")
     return data
 
 
-def about(data: "EventData") -> dict[str, Any]:
-    return {"fingerprint": data.fingerprint, "summary": dict(data.summary)}
+def about(data: "Dataset") -> dict[str, Any]:
+    return {
+        "fingerprint": data.fingerprint,
+        "objective": data.objective.kind,
+        "metric": data.objective.metric,
+        "summary": dict(data.summary),
+    }

@@ -40,7 +40,7 @@ class Spec:
     kind: ClassVar[str]
     version: ClassVar[int]  # raise it when figures change their meaning: older records then lapse
     timed: ClassVar[bool] = False  # whether the result is how long something takes
-    aside: ClassVar[tuple[str, ...]] = ()  # fields that no result depends on, such as where a file lies
+    not_in_key: ClassVar[tuple[str, ...]] = ()  # fields that no result depends on, such as where a file lies
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)  # pyright: ignore[reportArgumentType]  # every spec is a dataclass
@@ -57,7 +57,7 @@ class Spec:
 
     @property
     def key(self) -> str:
-        asked = {name: value for name, value in self.to_json().items() if name not in self.aside}
+        asked = {name: value for name, value in self.to_json().items() if name not in self.not_in_key}
         return records.key(self.kind, self.version, asked)
 
 
@@ -67,11 +67,11 @@ class Fit(Spec):
 
     kind: ClassVar = "fit"
     version: ClassVar = 3
-    aside: ClassVar = ("schema",)
+    not_in_key: ClassVar = ("task_options",)
 
     task: str
     target: str
-    schema: str | None  # path of the schema of own data
+    task_options: dict[str, Option]  # the fingerprint stands for them
     data: str  # fingerprint of the examples and of their splits
     length: int  # at most this many events of a history, the latest
     attention: str
@@ -111,11 +111,11 @@ class Baseline(Spec):
 
     kind: ClassVar = "baseline"
     version: ClassVar = 3
-    aside: ClassVar = ("schema", "threads")
+    not_in_key: ClassVar = ("task_options", "threads")
 
     task: str
     target: str
-    schema: str | None
+    task_options: dict[str, Option]
     data: str
     length: int
     baseline: str  # "majority" | "boosting"
@@ -137,7 +137,7 @@ class Bench(Spec):
     """Time and memory of one mechanism at one length, beside torch's fused attention."""
 
     kind: ClassVar = "bench"
-    version: ClassVar = 2
+    version: ClassVar = 3
     timed: ClassVar = True
 
     attention: str

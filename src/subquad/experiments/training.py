@@ -16,28 +16,24 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int, Real
 from lightning.fabric import Fabric
 from torch import Tensor, nn
-from torch.nn import functional as F
 from typing_extensions import TypedDict  # pydantic asks for it below Python 3.12
 
 from subquad.documents import validated
 from subquad.experiments import checkpoint
 from subquad.experiments.model import build
 from subquad.experiments.spec import Fit
+from subquad.fields import Batch, Split
 from subquad.files import set_aside
 from subquad.nn.redraw import redraw
-from subquad.tasks.events import Batch, EventData, Split
-from subquad.tasks.metrics import higher_is_better
+from subquad.objectives import Judged
+from subquad.task import Dataset
 
 CHECKPOINT_EVERY = 25  # steps: what a kill can cost
 POINTS = 5  # of the training loss from one validation to the next
 
-Outputs = Float[Tensor, "b outputs"]
-Loss = Float[Tensor, ""]
 Tell = Callable[[str, int, float | None], None]  # phase, step, latest loss
 Note = Callable[[str], None]  # a line for people
 
@@ -47,17 +43,7 @@ class Step(NamedTuple):
 
     loss: float
     examples: int
-    events: int  # real ones
-
-
-class Answers(NamedTuple):
-    """What a model gives to every example of a split, in the order of the batches."""
-
-    split: Split
-    target: Real[np.ndarray, " n"]
-    output: Float[np.ndarray, "n outputs"]
-    example: Int[np.ndarray, " n"]  # places in the split
-    loss: float  # the mean
+    tokens: int  # real ones
 
 
 @dataclass
@@ -74,7 +60,7 @@ class Course:
     best_step: int = 0
     seconds: float = 0.0  # of training alone, without each process's first step, which warms up
     timed_examples: int = 0
-    timed_events: int = 0
+    timed_tokens: int = 0
 
 
 class Numbers(TypedDict):
@@ -88,7 +74,7 @@ class Training:
     """A run of the loop: model, optimiser, data, and how far it has come."""
 
     def __init__(
-        self, spec: Fit, data: EventData, *, kept: Path, tell: Tell, note: Note = warnings.warn
+        self, spec: Fit, data: Dataset, *, kept: Path, tell: Tell, note: Note = warnings.warn
     ) -> None:
         """Begin, or take up what the checkpoint at `kept` holds. `note` is told where that is damaged."""
         self.spec, self.data, self.kept, self.tell, self.note = spec, data, kept, tell, note
@@ -114,7 +100,7 @@ class Training:
             if warm:
                 course.seconds += time.perf_counter() - start
                 course.timed_examples += step.examples
-                course.timed_events += step.events
+                course.timed_tokens += step.tokens
             warm = True
             self.tell("train", course.step, step.loss)
             self.log()
@@ -129,17 +115,17 @@ class Training:
         self.network.train()
         redraw(self.model, step=self.course.step, seed=self.spec.seed)
         self.optimiser.zero_grad()
-        examples = events = 0
+        examples = tokens = 0
         total = 0.0
         for part in range(self.spec.accumulate):
             batch = next(batches)
             last = part == self.spec.accumulate - 1
             with self.fabric.no_backward_sync(self.network, enabled=not last):
-                loss = self.loss(self.output(batch), batch)
+                loss = self.data.objective.loss(self.output(batch), batch)
                 self.fabric.backward((loss + self.model.penalty()) / self.spec.accumulate)
             total += loss.item()
-            examples += len(batch.target)
-            events += int(batch.valid.sum())
+            examples += len(batch.valid)
+            tokens += int(batch.valid.sum())
         mean = total / self.spec.accumulate
         if not math.isfinite(mean):
             raise FloatingPointError(f"the training loss is {mean} at step {self.course.step + 1}")
@@ -149,21 +135,11 @@ class Training:
         self.course.step += 1
         self.course.examples += examples
         self.course.losses.append(mean)
-        return Step(mean, examples, events)
+        return Step(mean, examples, tokens)
 
-    def output(self, batch: Batch) -> Outputs:
+    def output(self, batch: Batch) -> Tensor:
         padded = None if batch.valid.all() else batch.valid
-        return self.network(batch.categorical, batch.numeric, padded)
-
-    def loss(self, output: Outputs, batch: Batch) -> Loss:
-        """The mean loss of a batch. A regression's is absolute, in deviations of the training targets."""
-        match self.data.kind:
-            case "binary":
-                return F.binary_cross_entropy_with_logits(output[:, 0], batch.target)
-            case "multiclass":
-                return F.cross_entropy(output, batch.target)
-            case _:
-                return F.l1_loss(output[:, 0], batch.target)
+        return self.network(batch.inputs, padded)
 
     def log(self) -> None:
         """Add the curve's next point where one is due, and remember the best weights."""
@@ -180,48 +156,30 @@ class Training:
         course.curve.append(point)
         if validate:
             self.tell("validate", course.step, None)
-            point["validation"] = found = self.evaluate("validation")
-            if not course.best or self.better(found, course.best):
-                course.best, course.best_step = found, course.step
+            point["validation"] = scores = self.evaluate("validation").scores
+            if not course.best or self.better(scores, course.best):
+                course.best, course.best_step = scores, course.step
                 self.best = checkpoint.weights(self.model)
 
-    def better(self, found: dict[str, float], best: dict[str, float]) -> bool:
+    def better(self, scores: dict[str, float], best: dict[str, float]) -> bool:
         """Whether validation says so; of equal scores, the one with the lower loss."""
-        metric = self.data.metric
-        sign = 1 if higher_is_better(metric) else -1
-        return (sign * found[metric], -found["loss"]) > (sign * best[metric], -best["loss"])
-
-    def evaluate(self, split: Split) -> dict[str, float]:
-        """The metric and the mean loss over every example of a split."""
-        return self.judged(self.answers(split))
+        metric = self.data.objective.metric
+        sign = 1 if self.data.objective.higher_is_better else -1
+        return (sign * scores[metric], -scores["loss"]) > (sign * best[metric], -best["loss"])
 
     @torch.no_grad()
-    def answers(self, split: Split) -> Answers:
-        """Raises `FloatingPointError` when the loss is nan or infinite."""
+    def evaluate(self, split: Split) -> Judged:
+        """The metric and the mean loss over every example of a split.
+
+        Raises `FloatingPointError` when the loss is nan or infinite.
+        """
         self.network.eval()
-        outputs, targets, examples, total = [], [], [], 0.0
+        scorer = self.data.objective.scorer()
         for batch in self.epoch(split, number=0, shuffle=False):
-            output = self.output(batch).float()
-            total += self.loss(output, batch).item() * len(batch.target)
-            outputs.append(output.cpu())
-            targets.append(batch.target.cpu())
-            examples.append(batch.example.cpu())
-        loss = total / sum(map(len, targets))
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"the {split} loss is {loss} after step {self.course.step}")
-        target, output, example = (torch.cat(part).numpy() for part in (targets, outputs, examples))
-        return Answers(split, target, output, example, loss)
-
-    def judged(self, answers: Answers) -> dict[str, float]:
-        target = self.data.target
-        return {target.metric: target.score(answers.target, answers.output), "loss": answers.loss}
-
-    def contributions(self, answers: Answers) -> dict[str, list[float] | list[int]]:
-        """What each example adds to the metric, in the order of the split."""
-        found = self.data.target.contributions(answers.target, answers.output)
-        ordered = np.empty_like(found)
-        ordered[answers.example] = found
-        return self.data.examples(answers.split).judged(ordered)
+            scorer.add(self.output(batch).float(), batch)
+        if not math.isfinite(scorer.loss):
+            raise FloatingPointError(f"the {split} loss is {scorer.loss} after step {self.course.step}")
+        return scorer.result()
 
     def epoch(self, split: Split, *, number: int, shuffle: bool) -> Iterator[Batch]:
         spec = self.spec

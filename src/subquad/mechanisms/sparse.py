@@ -15,14 +15,13 @@ Lin, Wang, Liu, Qiu: A Survey of Transformers. AI Open 2022, arXiv:2106.04554, s
 """
 
 from abc import abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from subquad.inputs import no_autocast
-from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Valid, Values
+from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, State, Valid, Values
 from subquad.ops.shared.packing import Packing, take
 from subquad.ops.shared.precision import wide
 from subquad.patterns import CAUSAL, Pattern, attend, attend_rows
@@ -30,7 +29,7 @@ from subquad.patterns import CAUSAL, Pattern, attend, attend_rows
 CHUNK = 128  # rows of a stream that are read at once
 
 
-class Cache(NamedTuple):
+class PackedKVCache(NamedTuple):
     """All real tokens so far, packed to the left; zeros behind them."""
 
     k: Float[Tensor, "b h s d"]
@@ -40,6 +39,8 @@ class Cache(NamedTuple):
 
 class SparseAttention(Mechanism):
     """Owns the running; a member of the family names its pattern, and writes its paper's sets as `pairs`."""
+
+    zeros_padding = False
 
     def __init__(self, dims: Dims, *, causal: bool, pattern: Pattern) -> None:
         super().__init__(dims, causal=causal)
@@ -67,38 +68,40 @@ class SparseAttention(Mechanism):
 
     def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
         packing = Packing.of(valid, like=k)
-        with no_autocast(q):
-            packed = (packing.pack(x) for x in (q, k, v))
-            out = attend(self.pattern, *packed, n=None if valid is None else packing.count)
+        packed = (packing.pack(x) for x in (q, k, v))
+        out = attend(self.pattern, *packed, n=None if valid is None else packing.count)
         return packing.unpack(out)
 
     def step(
-        self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, state: Cache | None = None
-    ) -> tuple[Outputs, Cache]:
-        if not self.causal:
-            return super().step(q, k, v, valid=valid, state=state)
+        self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, state: State | None = None
+    ) -> tuple[Outputs, State]:
+        return self._stream(q, k, v, valid=valid, state=state)
+
+    def _stream(
+        self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: Any
+    ) -> tuple[Outputs, State]:
+        """`step` of the causal form; a member with a pattern of short reach can keep less."""
         packing = Packing.of(valid, like=k)
         cache = extend(state, packing, k, v)
         i = (cache.count - packing.count)[:, None] + torch.arange(q.shape[2], device=q.device)
-        with no_autocast(q):
-            packed, known_k, known_v = wide(packing.pack(q), cache.k, cache.v)
-            chunks = zip(packed.split(CHUNK, 2), i.split(CHUNK, 1), strict=True)
-            outputs = [attend_rows(self.pattern, rows, known_k, known_v, i=at) for rows, at in chunks]
-        return packing.unpack(torch.cat(outputs, 2)).to(v.dtype), cache
+        packed, known_k, known_v = wide(packing.pack(q), cache.k, cache.v)
+        chunks = zip(packed.split(CHUNK, 2), i.split(CHUNK, 1), strict=True)
+        outputs = [attend_rows(self.pattern, rows, known_k, known_v, i=at) for rows, at in chunks]
+        return packing.unpack(torch.cat(outputs, 2)), cache
 
 
-def extend(cache: Cache | None, packing: Packing, k: Keys, v: Values) -> Cache:
+def extend(cache: PackedKVCache | None, packing: Packing, k: Keys, v: Values) -> PackedKVCache:
     """The cache with the real tokens of one more chunk."""
     k, v = packing.pack(k), packing.pack(v)
     if cache is None:
-        return Cache(k, v, packing.count)
+        return PackedKVCache(k, v, packing.count)
     old, new = cache.k.shape[2], k.shape[2]
     count = cache.count + packing.count
     slot = torch.arange(old + new, device=k.device)
     behind = (slot - cache.count[:, None]).clamp(max=new - 1) + old  # the chunk's tokens follow the row's own
     source = torch.where(slot < cache.count[:, None], slot, behind.clamp(min=0))
     real = slot < count[:, None]
-    return Cache(
+    return PackedKVCache(
         take(torch.cat([cache.k, k], 2), source, real=real),
         take(torch.cat([cache.v, v], 2), source, real=real),
         count,

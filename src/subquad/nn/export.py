@@ -1,4 +1,4 @@
-"""A trained classifier as a folder: its weights in model.safetensors, all else in config.json.
+"""A trained model as a folder: its weights in model.safetensors, all else in config.json.
 
 Nothing is pickled, so a folder from anywhere can be read without running code from it. The config holds the
 digest of the weights and is written last: a folder is whole, or is refused.
@@ -17,7 +17,7 @@ from typing_extensions import TypedDict  # pydantic asks for it below Python 3.1
 
 from subquad.documents import read_json, validated
 from subquad.files import read_whole, write_whole
-from subquad.nn.classifier import ClassifierConfig, SequenceClassifier
+from subquad.nn.model import ModelConfig, SequenceModel
 
 try:
     import safetensors.torch as safetensors
@@ -25,7 +25,7 @@ try:
 except ImportError as error:
     raise ImportError('exported models need safetensors: pip install "subquad[compare]"') from error
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 
@@ -35,11 +35,11 @@ class Stored(TypedDict):
 
     format: int
     weights: str  # their digest
-    model: ClassifierConfig
+    model: ModelConfig
     extra: dict[str, Any]
 
 
-def save(model: SequenceClassifier, folder: Path, *, extra: Mapping[str, Any]) -> None:
+def save(model: SequenceModel, folder: Path, *, extra: Mapping[str, Any]) -> None:
     """Write the model to `folder`, made if need be, with `extra`, which is JSON, beside it."""
     twins = shared(model)
     tensors = model.state_dict().items()
@@ -55,7 +55,7 @@ def save(model: SequenceClassifier, folder: Path, *, extra: Mapping[str, Any]) -
     write_whole(folder / CONFIG, text.encode())
 
 
-def read(folder: Path) -> tuple[SequenceClassifier, dict[str, Any]]:
+def read(folder: Path) -> tuple[SequenceModel, dict[str, Any]]:
     """The model in `folder`, in eval mode, and what was saved beside it.
 
     Raises `ValueError` if the folder is missing, incomplete, damaged, or of a later version.
@@ -73,7 +73,7 @@ def read(folder: Path) -> tuple[SequenceClassifier, dict[str, Any]]:
         tensors = safetensors.load(weights)
         check_sizes(config, tensors)
         with torch.random.fork_rng(devices=[]):
-            model = SequenceClassifier(config)
+            model = SequenceModel(config)
         assign(model, tensors)
         return model.eval(), stored["extra"]
     except OSError as error:
@@ -82,25 +82,25 @@ def read(folder: Path) -> tuple[SequenceClassifier, dict[str, Any]]:
         raise ValueError(f"{folder} holds no model that can be read: {error}") from error
 
 
-def check_sizes(config: ClassifierConfig, tensors: Mapping[str, Tensor]) -> None:
+def check_sizes(config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
     """Raise `ValueError` or `RuntimeError` where a model of this config has other weights than these.
 
     Nothing of the config's sizes is allocated for it, which may be anything.
     """
-    if min(config.encoder.dim, config.encoder.heads, config.outputs, *config.vocabularies) < 1:
-        raise ValueError("dim, heads, outputs and vocabularies should be at least 1")
+    if min(config.encoder.dim, config.encoder.heads) < 1:
+        raise ValueError("dim and heads should be at least 1")
     blocks = {name.split(".")[2] for name in tensors if name.startswith("encoder.blocks.")}
     if config.encoder.depth != len(blocks):
         raise ValueError(f"depth is {config.encoder.depth}, and there are weights of {len(blocks)} blocks")
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            skeleton = SequenceClassifier(config)
+            skeleton = SequenceModel(config)
     except RuntimeError:  # a mechanism that must see its numbers
         return
     assign(skeleton, tensors)
 
 
-def assign(model: SequenceClassifier, tensors: Mapping[str, Tensor]) -> None:
+def assign(model: SequenceModel, tensors: Mapping[str, Tensor]) -> None:
     """Let these be the weights, in the dtypes they were saved in; `RuntimeError` where they do not fit."""
     twins = {name: tensors[first] for name, first in shared(model).items() if first in tensors}
     model.load_state_dict({**tensors, **twins}, assign=True)

@@ -32,6 +32,11 @@ def banded_attention(
 ) -> Float[Tensor, "b h t e"]:
     """What each query gets; zeros where it sees no key.
 
+    q       (batch, heads, tokens, d); k, v (batch, heads, keys, d and e): one floating dtype
+    last    int64 (batch, keys): the last token that each key stands for
+    stride  tokens from the first of one key to the first of the next
+    before, after  tokens on either side of a query that keys may stand for
+
     Raises `ValueError` for shapes or dtypes that do not fit.
     """
     require_together(q, k, v)

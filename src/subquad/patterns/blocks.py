@@ -139,7 +139,7 @@ def may_hold(pattern: Pattern, s: Spans, *, causal: bool = False) -> Grid:
         case Blocks(inner, size):
             return may_hold(inner, s.by(size), causal=causal)
         case Random():
-            return drawn(pattern, s, causal=causal)
+            return drawn_blocks(pattern, s, causal=causal)
         case _:
             found = s.everywhere
     return over_rows(found, s)
@@ -178,7 +178,7 @@ def over_rows(found: Tensor, s: Spans) -> Grid:
     return found.expand(len(s.tokens), 1, -1, -1)
 
 
-def drawn(pattern: Random, s: Spans, *, causal: bool) -> Grid:
+def drawn_blocks(pattern: Random, s: Spans, *, causal: bool) -> Grid:
     """Where a row's draws fall; a unit may reach into several blocks."""
     keys = draw_table(pattern, s.length, s.tokens.flatten(), size=s.size, causal=causal).long()
     i = torch.arange(keys.shape[1], device=keys.device)[None, :, None]

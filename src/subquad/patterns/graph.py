@@ -19,7 +19,7 @@ from subquad.ops.window_attention import WindowCall, WindowResult, require_token
 from subquad.patterns.grammar import read_again
 from subquad.patterns.layout import layout
 
-SCHEMA = "Tensor q, Tensor k, Tensor v, Tensor? n, str pattern"
+PATTERN_SCHEMA = "Tensor q, Tensor k, Tensor v, Tensor? n, str pattern"
 
 
 def pattern_attention(
@@ -45,7 +45,9 @@ def pattern_call(q: Tensor, k: Tensor, v: Tensor, n: Tensor | None, pattern: str
 
 
 @torch.library.custom_op(
-    "subquad::pattern", mutates_args=(), schema=f"({SCHEMA}) -> (Tensor out, Tensor lse, Tensor backend)"
+    "subquad::pattern",
+    mutates_args=(),
+    schema=f"({PATTERN_SCHEMA}) -> (Tensor out, Tensor lse, Tensor backend)",
 )
 def pattern_op(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     call = pattern_call(*inputs)
@@ -59,7 +61,8 @@ def pattern_op(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
 @torch.library.custom_op(
     "subquad::pattern_backward",
     mutates_args=(),
-    schema=f"(Tensor grad, Tensor out, Tensor lse, Tensor backend, {SCHEMA}) -> (Tensor, Tensor, Tensor)",
+    schema=f"(Tensor grad, Tensor out, Tensor lse, Tensor backend, {PATTERN_SCHEMA}) "
+    "-> (Tensor, Tensor, Tensor)",
 )
 def pattern_backward_op(
     grad: Tensor, out: Tensor, lse: Tensor, backend: Tensor, *inputs: Any

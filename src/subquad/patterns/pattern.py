@@ -353,8 +353,8 @@ def refuse_heads(*patterns: Pattern) -> None:
             raise ValueError(f"{pattern!r} must be outermost: write PerHead around the patterns of each head")
 
 
-def require_whole(name: str, **given: tuple[object, int]) -> None:
+def require_whole(name: str, **options: tuple[object, int]) -> None:
     """Raise `ValueError` for an option that is no whole number, or is below its minimum."""
-    for option, (value, minimum) in given.items():
+    for option, (value, minimum) in options.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
             raise ValueError(f"{name}: {option} must be a whole number of at least {minimum}, not {value!r}")

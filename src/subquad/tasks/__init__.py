@@ -1,58 +1,92 @@
-"""Tasks: data with their splits, metric and baselines. This list loads neither torch nor Polars."""
+"""Tasks by name: those that come with the package, and those that others register. This loads no torch.
 
+A package adds one with an entry point; see docs/adding-a-task.md:
+
+    [project.entry-points."subquad.tasks"]
+    mine = "my_package:MyTask"
+"""
+
+import inspect
+from collections.abc import Mapping
+from functools import cache
 from importlib import import_module
-from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from subquad.tasks.errors import DataError, suggestion
+from subquad.plugins import collect, hint
+from subquad.tasks.errors import DataError
 
 if TYPE_CHECKING:
-    from subquad.tasks.events import EventData
+    from subquad.task import Dataset, Task
 
-__all__ = ["TARGETS", "TASKS", "DataError", "load"]
+__all__ = ["DataError", "build", "catalog", "find", "load", "options"]
 
-TASKS = {
-    "transactions": "grocery purchases of 2,469 households in 2017: churn or spend in the next 28 days",
-    "own": "your own events and answers, CSV or Parquet, as --data schema.toml describes them",
+BUILTIN = {  # where the classes are, loaded when one is asked for
+    "transactions": "Transactions",
+    "custom": "Custom",
+    "listops": "ListOps",
 }
-TARGETS = {"transactions": ("churn", "spend"), "own": ()}  # the first is the default
 
 
-def load(
-    name: str, *, target: str | None = None, schema: Path | None = None, keep: int | None = None
-) -> "EventData":
+@cache
+def catalog() -> "Mapping[str, type[Task]]":
+    """Every known task by name. A plug-in that fails to load warns, and the rest works."""
+    from subquad.task import Task
+
+    classes = [_builtin(module, name) for module, name in BUILTIN.items()]
+    return collect(
+        "task",
+        classes,
+        accepts=lambda thing: isinstance(thing, type) and issubclass(thing, Task),
+        name=lambda cls: cls.traits.name,
+    )
+
+
+def find(name: str) -> "type[Task]":
+    """The task called `name`, or `DataError` with the nearest known."""
+    if name not in catalog():
+        raise DataError(f"unknown task {name!r}{hint(name, catalog())}")
+    return catalog()[name]
+
+
+def options(cls: "type[Task]") -> dict[str, Any]:
+    """The options a task takes, with their defaults."""
+    return {parameter.name: parameter.default for parameter in inspect.signature(cls).parameters.values()}
+
+
+def build(name: str, **chosen: Any) -> "Task":
+    """Raises `DataError` for an unknown task or option, and for a value that it cannot take."""
+    cls = find(name)
+    for option in chosen:
+        if option not in options(cls):
+            raise DataError(f"the task {name!r} has no option {option!r}{hint(option, options(cls))}")
+    return cls(**chosen)
+
+
+def load(name: str, *, target: str | None = None, length: int | None = None, **chosen: Any) -> "Dataset":
     """A task's data.
 
-    `target` is one of the task's targets, by default the first; the task 'own' takes a `schema` file
-    instead, and `keep`, how many of the last events of each entity are kept in memory (None: all).
+    name: as `catalog` has it.
+    target: one of the task's targets; None: its first.
+    length: tokens of a sequence that will be read, so that more need not be kept; None: all.
+    chosen: the task's own options, such as `schema` of the task 'custom'.
 
     Raises `DataError` where the task is unknown or the data cannot be used as they are.
     """
-    if name not in TASKS:
-        raise DataError(f"unknown task {name!r}; {suggestion(name, TASKS)}")
-    if name == "own":
-        if schema is None:
-            raise DataError(
-                "the task 'own' needs to know your tables: give a schema file (--data schema.toml)"
-            )
-        if target is not None:
-            raise DataError(
-                f"target {target!r} cannot be asked of own data: the schema's [target] says what is"
-            )
-        return _room("own").load(schema, keep=keep)
-    if schema is not None:
-        raise DataError(f"the task {name!r} brings its own data: leave the schema {str(schema)!r} out")
-    return _room(name).load(target or TARGETS[name][0])
+    task = build(name, **chosen)
+    targets = task.traits.targets
+    if targets and target is not None and target not in targets:
+        raise DataError(f"{name!r} has no target {target!r}{hint(target, targets)}")
+    return task.load(target=target or next(iter(targets), None), length=length)
 
 
-def _room(name: str) -> ModuleType:
-    """The module of a task, once what it reads with is installed."""
+def _builtin(module: str, name: str) -> "type[Task]":
+    """The class of a task, once what it reads with is installed."""
     try:
-        return import_module(f"subquad.tasks.{name}")
+        return getattr(import_module(f"subquad.tasks.{module}"), name)
     except ModuleNotFoundError as missing:
         if (missing.name or "").startswith("subquad"):
             raise
         raise DataError(
-            f'the task {name!r} needs {missing.name}, which is not installed: pip install "subquad[compare]"'
+            f"the task {module!r} needs {missing.name}, which is not installed: "
+            'pip install "subquad[compare]"'
         ) from missing

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import polars as pl
 
+from subquad.objectives import OBJECTIVES, BinaryClassification, Regression, Supervised
 from subquad.tasks.columns import reading_of_name, reading_of_number
 from subquad.tasks.encoding import ENTITY
 from subquad.tasks.errors import DataError
 from subquad.tasks.schema import TargetTable
 from subquad.tasks.source import ROW, SHOWN, Source, readable, shown
-from subquad.tasks.target import Target
 
 ANSWER = "answer"  # class as text, or number
 
@@ -23,7 +23,7 @@ def read(source: Source, table: TargetTable) -> pl.DataFrame:
     """
     source.refuse_empty()
     missing = "missing; fill in or leave out these rows"
-    if table.kind == "regression":
+    if OBJECTIVES[table.kind].quantity:
         answer = reading_of_number(source, table.column, name=ANSWER)
     else:
         answer = reading_of_name(source, table.column, name=ANSWER, complaint=missing)
@@ -31,19 +31,21 @@ def read(source: Source, table: TargetTable) -> pl.DataFrame:
     with readable(source.name):
         spans = checked.group_by(ENTITY).agg(least=pl.col(ANSWER).min(), answer=pl.col(ANSWER).max())
         answers = spans.collect(engine="streaming").sort(ENTITY)
-        torn = answers.filter(pl.col("least") != pl.col(ANSWER))
-        if len(torn):
-            entity = torn[ENTITY][0]
+        conflicting = answers.filter(pl.col("least") != pl.col(ANSWER))
+        if len(conflicting):
+            entity = conflicting[ENTITY][0]
             its = checked.filter(pl.col(ENTITY) == entity).group_by(ANSWER).agg(pl.col(ROW).min())
             rows = its.sort(ROW).select(ROW, ANSWER).head(SHOWN).collect()
             raise DataError(
-                f"{source.name}: column {table.column!r}: {len(torn):,} of {len(answers):,} entities have "
-                f"different values, first: entity {entity!r}, {shown(rows.rows())}; keep one value for each"
+                f"{source.name}: column {table.column!r}: {len(conflicting):,} of {len(answers):,} entities "
+                f"have different values, first: entity {entity!r}, {shown(rows.rows())}; keep one for each"
             )
     return answers.select(ENTITY, ANSWER)
 
 
-def refuse_strangers(source: Source, table: TargetTable, answers: pl.DataFrame, known: pl.DataFrame) -> None:
+def require_events_for_targets(
+    source: Source, table: TargetTable, answers: pl.DataFrame, known: pl.DataFrame
+) -> None:
     """Raise `DataError` where an entity has an answer and no events."""
     strangers = answers.join(known, on=ENTITY, how="anti", maintain_order="left")
     if strangers.is_empty():
@@ -57,10 +59,10 @@ def refuse_strangers(source: Source, table: TargetTable, answers: pl.DataFrame, 
     )
 
 
-def numbered(
+def encode_targets(
     table: TargetTable, answers: pl.DataFrame, groups: Mapping[str, Sequence[str]]
-) -> tuple[Target, dict[str, float]]:
-    """The question, and each entity's answer as a class number or a quantity.
+) -> tuple[Supervised, dict[str, float]]:
+    """The objective, and each entity's answer as a class number or a quantity.
 
     Of two classes the second is the positive one: the greater number, or the later in the alphabet.
     Raises `DataError` where a split lacks entities or a class, or there is nothing to tell apart.
@@ -71,35 +73,34 @@ def numbered(
             raise DataError(
                 f"{place}: none of the {len(answers):,} entities falls in {split}: give more entities"
             )
-    given = dict(answers.rows())
+    objective = OBJECTIVES[table.kind]
+    values = dict(answers.rows())
     distinct = answers[ANSWER].unique().to_list()
     if len(distinct) < 2:
         raise DataError(
             f"{place}: every entity has the value {distinct[0]!r}: there is nothing to tell apart"
         )
-    if table.kind == "regression":
-        learnt = np.array([given[entity] for entity in groups["train"]])
+    if objective is Regression:
+        learnt = np.array([values[entity] for entity in groups["train"]])
         if not learnt.std():
             raise DataError(f"{place}: every training entity has the value {learnt[0]!r}: give more entities")
         centre, scale = float(learnt.mean()), float(learnt.std())
-        return Target(
-            name=table.column, kind=table.kind, metric=table.metric, centre=centre, scale=scale
-        ), given
+        return Regression(metric=table.metric, centre=centre, scale=scale), values
     classes = _in_order(distinct)
-    if table.kind == "binary" and len(classes) > 2:
+    if objective is BinaryClassification and len(classes) > 2:
         raise DataError(
             f"{place}: {len(classes):,} values ({', '.join(map(repr, classes[:SHOWN]))}, …), and kind "
             "'binary' takes two: say kind = 'multiclass' or 'regression'"
         )
     for split, entities in groups.items():
-        for absent in sorted(set(classes) - {given[entity] for entity in entities}):
-            count = sum(value == absent for value in given.values())
+        for absent in sorted(set(classes) - {values[entity] for entity in entities}):
+            count = sum(value == absent for value in values.values())
             raise DataError(
                 f"{place}: none of the {count:,} entities with the value {absent!r} falls in {split}: "
                 "give more of them, or merge the value with another"
             )
-    target = Target(name=table.column, kind=table.kind, metric=table.metric, classes=tuple(classes))
-    return target, {entity: float(classes.index(value)) for entity, value in given.items()}
+    numbers = {entity: float(classes.index(value)) for entity, value in values.items()}
+    return objective(metric=table.metric, classes=tuple(classes)), numbers
 
 
 def _in_order(classes: Sequence[str]) -> list[str]:

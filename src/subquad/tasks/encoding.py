@@ -19,9 +19,9 @@ standardised by mean and deviation over the training histories.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -29,6 +29,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from subquad.fields import Events
+from subquad.task import InputEncoding
 from subquad.tasks.columns import (
     GREATEST,
     Clock,
@@ -48,12 +50,11 @@ _AS_GIVEN = "entity as given"
 _PIECE = 4096  # histories standardised over at a time
 
 
-class Inputs(NamedTuple):
+class EventInputs(NamedTuple):
     """Padded histories: c categories and n numbers an event; padding stands last and is 0."""
 
     categorical: Int[Tensor, "b t c"]
     numeric: Float[Tensor, "b t n"]
-    valid: Bool[Tensor, "b t"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Histories:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encoding:
+class Encoding(InputEncoding):
     """Names of columns, ids of categories, mean and deviation of numbers; written with a trained model."""
 
     entity: str
@@ -108,22 +109,27 @@ class Encoding:
 
     @property
     def channels(self) -> tuple[str, ...]:
-        """What stands in each place of `Inputs.numeric`."""
+        """What stands in each place of `EventInputs.numeric`."""
         return (*(f"log {column}" for column in self.numeric), "log gap", "log wait", "log age")
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, written: dict[str, Any]) -> "Encoding":
-        """What `to_json` wrote, also after a trip through a file."""
-        sequences = {name: tuple(written[name]) for name in ("categorical", "numeric", "mean", "deviation")}
-        return cls(**{**written, **sequences, "vocabularies": tuple(map(tuple, written["vocabularies"]))})
+    @property
+    def fields(self) -> Events:
+        """What a model's inputs hold. Raises `ValueError` where the parts are not of one encoding."""
+        if len(self.categorical) != len(self.vocabularies):
+            raise ValueError(
+                f"vocabularies: are {len(self.vocabularies)}, of {len(self.categorical)} categorical columns"
+            )
+        for name in ("mean", "deviation"):
+            if len(getattr(self, name)) != len(self.channels):
+                raise ValueError(f"{name}: are {len(getattr(self, name))}, of {len(self.channels)} channels")
+        if min(self.deviation) <= 0:
+            raise ValueError("deviation: should be above zero")
+        return Events(vocabularies=self.sizes, numeric=len(self.channels))
 
     def batch(
         self, table: Table, length: int, *, until: datetime | date | float | None = None
-    ) -> tuple[pl.Series, Inputs]:
-        """New histories as a model reads them: entities in order of their names, and their last events.
+    ) -> tuple[pl.Series, EventInputs, Bool[Tensor, "b t"]]:
+        """New histories as a model reads them: entities in their order, and their last events.
 
         `table` is a frame or the path of a CSV or Parquet file. It has the columns that training had, an
         event a row, in any order. Entities come back in the type that they have there. `until` is the
@@ -144,7 +150,9 @@ class Encoding:
             if late := int((histories.time >= end).sum()):
                 raise DataError(f"{late:,} of the events stand at or after until={until}: leave them out")
             ends = np.full(len(entities), end)
-        return entities, self.inputs(histories, histories.start, histories.stop, ends, length=length)
+        order = entities.arg_sort().to_numpy()
+        start, stop = histories.start[order], histories.stop[order]
+        return entities[order], *self.inputs(histories, start, stop, ends[order], length=length)
 
     def encode(self, table: Table) -> tuple[pl.Series, Histories]:
         """A table's entities as they stand there, in order of their names, and their histories.
@@ -212,8 +220,8 @@ class Encoding:
         until: Float[np.ndarray, " b"],
         *,
         length: int,
-    ) -> Inputs:
-        """The last `length` events of each of some histories, standardised and padded at the end."""
+    ) -> tuple[EventInputs, Bool[Tensor, "b t"]]:
+        """The last `length` events of each of some histories, standardised and padded; and where they are."""
         if length < 1:
             raise ValueError(f"length must be at least 1, not {length!r}")
         start = np.maximum(start, stop - length)
@@ -222,11 +230,11 @@ class Encoding:
         event = np.where(valid, start[:, None] + place, 0)
         logs = _logs(histories, event, stop[:, None], until[:, None])
         numeric = (logs - self.mean) / self.deviation
-        return Inputs(
+        inputs = EventInputs(
             torch.from_numpy(np.where(valid[..., None], histories.categorical[event], 0).astype(np.int64)),
             torch.from_numpy(np.where(valid[..., None], numeric, 0.0).astype(np.float32)),
-            torch.from_numpy(valid),
         )
+        return inputs, torch.from_numpy(valid)
 
     def standardised(
         self,

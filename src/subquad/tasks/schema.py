@@ -30,9 +30,9 @@ from os.path import realpath  # of a loop of links, too
 from pathlib import Path
 from typing import Any
 
+from subquad.objectives import OBJECTIVES
 from subquad.tasks.dialect import UTF_8
 from subquad.tasks.errors import DataError, suggestion
-from subquad.tasks.metrics import DEFAULT_METRIC, METRICS
 
 _KEYS = {
     "events": ("path", "entity", "time", "categorical", "numeric", "encoding", "decimal"),
@@ -101,10 +101,14 @@ def read(path: Path) -> Schema:
     events, target = (_section(path, written, section) for section in _KEYS)
     schema = Schema(
         events=EventsTable(**events),
-        target=TargetTable(**{"metric": DEFAULT_METRIC.get(target["kind"], ""), **target}),
+        target=TargetTable(**{"metric": _default_metric(target["kind"]), **target}),
     )
     _consistent(path, schema)
     return schema
+
+
+def _default_metric(kind: str) -> str:
+    return OBJECTIVES[kind].metrics[0] if kind in OBJECTIVES else ""
 
 
 def _section(path: Path, written: dict[str, Any], section: str) -> dict[str, Any]:
@@ -131,13 +135,13 @@ def _section(path: Path, written: dict[str, Any], section: str) -> dict[str, Any
 
 def _consistent(path: Path, schema: Schema) -> None:
     events, target = schema.events, schema.target
-    if target.kind not in METRICS:
-        raise DataError(f"{path}: unknown kind {target.kind!r}; {suggestion(target.kind, METRICS)}")
-    if target.metric not in METRICS[target.kind]:
-        known = {metric for metrics in METRICS.values() for metric in metrics}
+    if target.kind not in OBJECTIVES:
+        raise DataError(f"{path}: unknown kind {target.kind!r}; {suggestion(target.kind, OBJECTIVES)}")
+    if target.metric not in OBJECTIVES[target.kind].metrics:
+        known = {metric for objective in OBJECTIVES.values() for metric in objective.metrics}
         if target.metric not in known:
             raise DataError(f"{path}: unknown metric {target.metric!r}; {suggestion(target.metric, known)}")
-        fitting = " or ".join(map(repr, METRICS[target.kind]))
+        fitting = " or ".join(map(repr, OBJECTIVES[target.kind].metrics))
         raise DataError(f"{path}: metric {target.metric!r} does not fit kind {target.kind!r}: use {fitting}")
     if realpath(events.path) == realpath(target.path) and target.column in events.columns:
         raise DataError(f"{path}: the answer {target.column!r} is also an input: take it out of [events]")

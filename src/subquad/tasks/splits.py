@@ -7,11 +7,12 @@ or orders stand in the file, on every machine.
 from collections.abc import Iterable
 from hashlib import blake2b
 
-SPLITS = ("train", "validation", "test")
+from subquad.fields import SPLITS, Split
+
 BOUNDS = (0.6, 0.8)  # train below the first, test from the second on
 
 
-def split_of(entity: str) -> str:
+def split_of(entity: str) -> Split:
     """The split an entity belongs to: 60 % train, 20 % validation, 20 % test."""
     digest = blake2b(entity.encode(), digest_size=8, person=b"subquad split").digest()
     place = int.from_bytes(digest, "big") / 2**64

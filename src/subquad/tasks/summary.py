@@ -5,29 +5,33 @@ from typing import Any
 
 import numpy as np
 
+from subquad.objectives import Supervised
 from subquad.tasks.encoding import Encoding, Histories
-from subquad.tasks.events import Examples
-from subquad.tasks.target import Target
+from subquad.tasks.examples import Examples
 
 
 def described(
-    histories: Histories, encoding: Encoding, target: Target, parts: Mapping[str, Examples]
+    histories: Histories,
+    encoding: Encoding,
+    target: str,
+    objective: Supervised,
+    parts: Mapping[str, Examples],
 ) -> dict[str, Any]:
     """Sizes of the data and of each split, with the answers' distribution and the histories' lengths."""
     return {
-        "target": target.name,
-        "kind": target.kind,
-        "metric": target.metric,
+        "target": target,
+        "kind": objective.kind,
+        "metric": objective.metric,
         "events": len(histories.time),
         "entities": len(histories.entities),
         "inputs": [*encoding.categorical, *encoding.channels],
         "categories": dict(zip(encoding.categorical, (size - 1 for size in encoding.sizes), strict=True)),
         "ages count from": encoding.end,
-        "splits": {split: _split(examples, target) for split, examples in parts.items()},
+        "splits": {split: _split(examples, objective) for split, examples in parts.items()},
     }
 
 
-def _split(examples: Examples, target: Target) -> dict[str, Any]:
+def _split(examples: Examples, objective: Supervised) -> dict[str, Any]:
     lengths = examples.stop - examples.start
     described: dict[str, Any] = {
         "examples": len(examples),
@@ -37,7 +41,7 @@ def _split(examples: Examples, target: Target) -> dict[str, Any]:
             "longest": int(lengths.max()),
         },
     }
-    if target.classes:
-        counts = np.bincount(examples.target, minlength=len(target.classes))
-        return {**described, "classes": dict(zip(target.classes, counts.tolist(), strict=True))}
+    if objective.classes:
+        counts = np.bincount(examples.target, minlength=len(objective.classes))
+        return {**described, "classes": dict(zip(objective.classes, counts.tolist(), strict=True))}
     return {**described, "mean": float(examples.target.mean()), "deviation": float(examples.target.std())}

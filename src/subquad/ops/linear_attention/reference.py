@@ -93,7 +93,8 @@ def step(call: LinearCall) -> tuple[Tensor, Sums | ShiftedSums]:
         assert not isinstance(state, ShiftedSums)
         return causal_average(q, k, v, valid=valid, state=state)
 
-    return scan(average, *call[:3], valid=call.valid, state=call.before, chunk=CHUNKS[0])
+    out, after = scan(average, *call[:3], valid=call.valid, state=call.before, chunk=CHUNKS[0])
+    return out.to(call.v.dtype), after
 
 
 def backward(grad: Tensor, call: LinearCall, result: LinearResult) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from subquad.ops.backends import wanted, warn_once
+from subquad.ops.backends import warn_once
 from subquad.ops.native import build
 
 Strides = ctypes.c_int64 * 3
@@ -61,14 +61,6 @@ def why_not_half(first: Tensor, *inputs: Tensor | None) -> str | None:
         if x is not None and (x.dtype != dtype or not x.is_cpu):
             return f"it takes inputs of one dtype on the CPU, not {dtype} beside {x.dtype} on {x.device.type}"
     return missing()
-
-
-def usable(*inputs: Tensor | None) -> bool:
-    return wanted() != "reference" and why_not_float32(*inputs) is None
-
-
-def readable(*inputs: Tensor) -> bool:
-    return wanted() != "reference" and why_not_half(*inputs) is None
 
 
 @cache

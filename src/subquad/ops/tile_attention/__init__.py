@@ -132,14 +132,14 @@ def tile_call(
     return TileCall(q, k, v, tilings, lengths, None if left is None or right is None else (left, right))
 
 
-SCHEMA = (
+TILES_SCHEMA = (
     "Tensor q, Tensor k, Tensor v, Tensor[] queries, Tensor[] keys, Tensor[] seen, int[] widths, "
     "int[] units, Tensor? lengths, int? left, int? right"
 )
 
 
 @torch.library.custom_op(
-    "subquad::tiles", mutates_args=(), schema=f"({SCHEMA}) -> (Tensor out, Tensor lse, Tensor backend)"
+    "subquad::tiles", mutates_args=(), schema=f"({TILES_SCHEMA}) -> (Tensor out, Tensor lse, Tensor backend)"
 )
 def tiles_op(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     backend, result = BACKENDS.run("forward", tile_call(*inputs))
@@ -149,7 +149,8 @@ def tiles_op(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
 @torch.library.custom_op(
     "subquad::tiles_backward",
     mutates_args=(),
-    schema=f"(Tensor grad, Tensor out, Tensor lse, Tensor backend, {SCHEMA}) -> (Tensor, Tensor, Tensor)",
+    schema=f"(Tensor grad, Tensor out, Tensor lse, Tensor backend, {TILES_SCHEMA}) "
+    "-> (Tensor, Tensor, Tensor)",
 )
 def tiles_backward_op(
     grad: Tensor, out: Tensor, lse: Tensor, backend: Tensor, *inputs: Any

@@ -72,11 +72,13 @@ def window_call(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, left: i
     return WindowCall(q, k, v, lengths, *(min(x, q.shape[2] - 1) for x in (left, right)))
 
 
-SCHEMA = "Tensor q, Tensor k, Tensor v, Tensor? lengths, int left, int right"
+WINDOW_SCHEMA = "Tensor q, Tensor k, Tensor v, Tensor? lengths, int left, int right"
 
 
 @torch.library.custom_op(
-    "subquad::window", mutates_args=(), schema=f"({SCHEMA}) -> (Tensor out, Tensor lse, Tensor backend)"
+    "subquad::window",
+    mutates_args=(),
+    schema=f"({WINDOW_SCHEMA}) -> (Tensor out, Tensor lse, Tensor backend)",
 )
 def window_op(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     backend, result = BACKENDS.run("forward", window_call(*inputs))
@@ -86,7 +88,7 @@ def window_op(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
 @torch.library.custom_op(
     "subquad::window_backward",
     mutates_args=(),
-    schema=f"(Tensor grad, Tensor grad_lse, Tensor out, Tensor lse, Tensor backend, {SCHEMA}) "
+    schema=f"(Tensor grad, Tensor grad_lse, Tensor out, Tensor lse, Tensor backend, {WINDOW_SCHEMA}) "
     "-> (Tensor, Tensor, Tensor)",
 )
 def window_backward_op(

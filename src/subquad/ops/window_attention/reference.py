@@ -37,7 +37,7 @@ def forward(call: WindowCall) -> WindowResult:
         out.zero_()
         lse.fill_(-torch.inf)
     for q_, k_, v_, out_, lse_ in sequences(lengths, q, k, v, out, lse):
-        cuts = list(blocks(q_.shape[1], left=left, right=right, multiple=CACHE_LINE))
+        cuts = list(window_blocks(q_.shape[1], left=left, right=right, multiple=CACHE_LINE))
         for at, near in cuts:
             weights = torch.bmm(q_[:, at] * q.shape[3] ** -0.5, k_[:, near].mT).exp_()
             mask_window_(weights, at, near, left=left, right=right)
@@ -74,7 +74,7 @@ def backward(grad: WindowResult, call: WindowCall, result: WindowResult) -> tupl
     scale = q.shape[3] ** -0.5
     parts = sequences(lengths, q, k, v, grad.out, result.lse[..., None], delta, dq, dk, dv)
     for q_, k_, v_, grad_, lse_, delta_, dq_, dk_, dv_ in parts:
-        for at, near in blocks(k_.shape[1], left=right, right=left):
+        for at, near in window_blocks(k_.shape[1], left=right, right=left):
             own = k_[:, at] * scale
             weights = torch.bmm(q_[:, near], own.mT).sub_(lse_[:, near]).exp_()
             mask_window_(weights, near, at, left=left, right=right)
@@ -117,7 +117,7 @@ def sequences(lengths: Tensor | None, *tensors: Tensor) -> Iterator[tuple[Tensor
         yield from zip(*(x[row, :, :length].split(HEADS) for x in tensors), strict=True)
 
 
-def blocks(length: int, *, left: int, right: int, multiple: int = 1) -> Iterator[tuple[slice, slice]]:
+def window_blocks(length: int, *, left: int, right: int, multiple: int = 1) -> Iterator[tuple[slice, slice]]:
     """Tokens in order, and all that lie `left` and `right` of any of them, from some `multiple` on."""
     for start in range(0, length, BLOCK):
         stop = min(start + BLOCK, length)

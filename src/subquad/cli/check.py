@@ -1,0 +1,84 @@
+"""What `subquad check` certifies, and how it prints a certificate."""
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from subquad.testing import Outcome
+
+Certificate = tuple[str, Callable[[], "Iterator[Outcome]"]]  # of whom, and its lines
+
+
+def all_mechanisms() -> list[Certificate]:
+    from subquad.registry import catalog
+
+    return [_certificate(cls) for cls in catalog().values()]
+
+
+def named(text: str) -> Certificate:
+    """Of a known mechanism or task ("listops:train=100"), or of the class that PACKAGE:CLASS names."""
+    from subquad import registry, tasks
+    from subquad.experiments.rows import task_of
+
+    name, colon, rest = text.partition(":")
+    if name in tasks.catalog() and (not colon or "=" in rest):
+        name, options = task_of(text)
+        return _certificate(tasks.build(name, **options), name=text)
+    return _certificate(registry.find(text) if not colon else _class(name, rest))
+
+
+def show(certificates: list[Certificate], *, as_json: bool) -> tuple[dict[str, list[dict[str, Any]]], int]:
+    """Print each line as it comes; all lines by name, and how many failed."""
+    console = Console(stderr=as_json)
+    everything: dict[str, list[dict[str, Any]]] = {}
+    for name, outcomes in certificates:
+        lines = everything[name] = []
+        console.print(name, style="bold", markup=False, soft_wrap=True)
+        for outcome in outcomes():
+            lines.append(asdict(outcome))
+            verdict, style = ("ok    ", "green") if outcome.passed else ("FAILED", "bold red")
+            console.print(f"  {verdict}", style=style, end="  ")
+            reason = f": {outcome.reason}" if outcome.reason else ""
+            console.print(f"{outcome.claim}{reason}", markup=False, highlight=False, soft_wrap=True)
+    every = [line for lines in everything.values() for line in lines]
+    failed = sum(not line["passed"] for line in every)
+    if not as_json:
+        console.print(f"{len(every) - failed} of {len(every)} checks passed", highlight=False)
+    return everything, failed
+
+
+def _certificate(subject: Any, *, name: str = "") -> Certificate:
+    from subquad.mechanism import Mechanism
+    from subquad.task import Task
+    from subquad.testing import certify
+    from subquad.testing.task import certify as certify_task
+
+    if isinstance(subject, Task):
+        return name, lambda: certify_task(subject)
+    where = f"{subject.__module__}:{subject.__qualname__}"
+    if issubclass(subject, Task):
+        return f"{where} ({subject.traits.name})", lambda: certify_task(subject())
+    assert issubclass(subject, Mechanism)
+    return f"{where} ({subject.traits.name})", lambda: certify(subject)
+
+
+def _class(package: str, name: str) -> type:
+    """A mechanism or task, also in the current folder."""
+    from subquad.mechanism import Mechanism
+    from subquad.task import Task
+
+    sys.path.insert(0, "")
+    try:
+        cls = getattr(import_module(package), name, None)
+    except Exception as error:  # whatever the user's module raises
+        raise ValueError(f"{package!r} cannot be imported: {type(error).__name__}: {error}") from error
+    if not (isinstance(cls, type) and issubclass(cls, Mechanism | Task)):
+        raise ValueError(
+            f"{name!r} in {package!r} is not a subclass of subquad.Mechanism or subquad.task.Task"
+        )
+    return cls

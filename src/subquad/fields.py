@@ -1,0 +1,85 @@
+"""What goes into a model and what comes out of it: fields, readouts and batches.
+
+Both are plain frozen data, JSON through and through; `subquad.nn.model` builds the modules that they stand
+for.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+Inputs = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """One symbol a token: inputs are `(ids,)`, of shape (b, t).
+
+    `vocabulary`: symbols; ids are below it. Padding is none of them: `Batch.valid` says where it is.
+    """
+
+    vocabulary: int
+
+    def __post_init__(self) -> None:
+        if self.vocabulary < 1:
+            raise ValueError(f"vocabulary must be at least 1, not {self.vocabulary!r}")
+
+    def sample(self, *, size: int, length: int, generator: torch.Generator) -> Inputs:
+        """Random inputs without padding."""
+        return (torch.randint(self.vocabulary, (size, length), generator=generator),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Events:
+    """Several columns a token: inputs are `(categorical, numeric)`, of shapes (b, t, c) and (b, t, n).
+
+    `vocabularies`: ids of each categorical column, from 0 (rare or unseen) up.
+    `numeric`: columns of numbers.
+    """
+
+    vocabularies: tuple[int, ...]
+    numeric: int
+
+    def __post_init__(self) -> None:
+        if not self.vocabularies and not self.numeric:
+            raise ValueError("events have no column: give at least one categorical or numeric")
+        if min((self.numeric + 1, *self.vocabularies)) < 1:
+            raise ValueError(f"vocabularies must be at least 1 and numeric at least 0, not {self!r}")
+
+    def sample(self, *, size: int, length: int, generator: torch.Generator) -> Inputs:
+        """Random inputs without padding."""
+        ids = [torch.randint(known, (size, length), generator=generator) for known in self.vocabularies]
+        categorical = torch.stack(ids, -1) if ids else torch.zeros(size, length, 0, dtype=torch.int64)
+        return categorical, torch.randn(size, length, self.numeric, generator=generator)
+
+
+Fields = Tokens | Events
+
+
+@dataclass(frozen=True, kw_only=True)
+class Readout:
+    """One vector a sequence: the mean of its real tokens, under a norm and a linear layer.
+
+    `outputs`: numbers of that vector.
+    """
+
+    outputs: int
+
+    def __post_init__(self) -> None:
+        if self.outputs < 1:
+            raise ValueError(f"outputs must be at least 1, not {self.outputs!r}")
+
+
+class Batch(NamedTuple):
+    """Some examples of a split, padded to one length."""
+
+    inputs: Inputs  # as the dataset's fields say, batch first
+    valid: Bool[Tensor, "b t"]  # False at padding
+    target: Tensor  # as the dataset's objective says, batch first
+    example: Int[Tensor, " b"]  # places in the split

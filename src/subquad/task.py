@@ -1,0 +1,161 @@
+"""What a task is: data in three splits, with the fields of their inputs and an objective.
+
+A model is `embedding(fields) -> Encoder -> readout`, and the trainer knows no task. A package adds a task
+with an entry point in the group "subquad.tasks"; `subquad check NAME` certifies it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int, Real
+from torch import Tensor
+
+from subquad.fields import Batch, Fields, Inputs, Split
+from subquad.objectives import Supervised
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskTraits:
+    """What a task says of itself.
+
+    `name`: what users type for it.
+    `description`: one line.
+    `targets`: what can be predicted, the default first; none where the data say it.
+    `unit`: what a token is: "event", "symbol", "byte", "pixel".
+    `length`: tokens of a sequence that are read at most, unless a comparison says otherwise.
+    `source`: where the data or their definition come from.
+    `revision`: raised when the same options make other data.
+    """
+
+    name: str
+    description: str
+    targets: tuple[str, ...]
+    unit: str
+    length: int
+    source: str
+    revision: int = 1
+
+
+class InputEncoding(ABC):
+    """How raw inputs become a model's: a frozen dataclass, JSON through and through, saved with a model."""
+
+    @property
+    @abstractmethod
+    def fields(self) -> Fields:
+        """What the inputs hold. Raises `ValueError`, which names the field, where it is inconsistent."""
+
+    @abstractmethod
+    def batch(self, inputs: Any, length: int, *, until: Any = None) -> tuple[Any, Inputs, Tensor]:
+        """New sequences: what each is called (a Polars series), inputs of at most `length` tokens, and where
+        they are valid. `until` is the moment that a question is about, where there is one.
+        """
+
+
+class Baseline(NamedTuple):
+    """A trivial predictor whose score stands beside every model's."""
+
+    name: str
+    seeded: bool  # whether another seed makes another one
+
+
+class Dataset(ABC):
+    """The data of one target, in three splits.
+
+    `target`: what is predicted.
+    `objective`: what a model is asked for.
+    `fingerprint`: changes when the data, or what is asked of them, change.
+    `summary`: what a reader should know of the data, as JSON.
+    `encoding`: how new inputs become a model's, of the type `Task.encoding`; None where a
+    trained model takes no new ones.
+    """
+
+    target: str
+    objective: Supervised
+    fingerprint: str
+    summary: Mapping[str, Any]
+    encoding: InputEncoding | None
+
+    @property
+    @abstractmethod
+    def fields(self) -> Fields:
+        """What `Batch.inputs` hold."""
+
+    @property
+    @abstractmethod
+    def longest(self) -> int:
+        """Tokens of the longest sequence: the length that keeps every one whole."""
+
+    @abstractmethod
+    def truth(self, split: Split) -> Real[np.ndarray, " n"]:
+        """The answer of each example: its class, or a quantity in its own units."""
+
+    @abstractmethod
+    def batches(
+        self, split: Split, *, size: int, length: int, seed: int, epoch: int, shuffle: bool
+    ) -> Iterator[Batch]:
+        """Every example of a split once, `size` at a time, with `length` tokens at most.
+
+        The order depends on `seed` and `epoch` alone. Padding stands last.
+        """
+
+    @abstractmethod
+    def baselines(self) -> tuple[Baseline, ...]:
+        """Those that `baseline` knows."""
+
+    @abstractmethod
+    def baseline(self, name: str, *, length: int, seed: int) -> np.ndarray:
+        """What a baseline says of each test example, in the form that `Supervised.choose` takes."""
+
+    def group(self, split: Split) -> Int[np.ndarray, " n"]:
+        """The group that each example belongs to; examples of different groups are independent."""
+        return np.arange(len(self.truth(split)))
+
+    def oracle(self, batch: Batch) -> Tensor | None:
+        """The outputs of a perfect model, worked out from the inputs alone; None where nobody knows them."""
+        return None
+
+    def synthetic(self, *, size: int, length: int) -> Batch:
+        """A batch of random inputs without padding, for measurements."""
+        generator = torch.Generator().manual_seed(0)
+        return Batch(
+            inputs=self.fields.sample(size=size, length=length, generator=generator),
+            valid=torch.ones(size, length, dtype=torch.bool),
+            target=self.objective.encode(np.zeros(size)),
+            example=torch.arange(size),
+        )
+
+
+class Task(ABC):
+    """Where a dataset comes from. Options are keyword arguments of the constructor, with defaults.
+
+    `encoding`: the type of `Dataset.encoding`, if its trained models take new inputs.
+    """
+
+    traits: ClassVar[TaskTraits]
+    encoding: ClassVar[type[InputEncoding] | None] = None
+
+    @abstractmethod
+    def load(self, *, target: str | None, length: int | None) -> Dataset:
+        """The data for one of `traits.targets` (None: the first).
+
+        `length` is how many tokens of a sequence will be read; more need not be kept in memory. None: all.
+        Raises `ValueError` where the data cannot be had or used as they are.
+        """
+
+
+def baseline_result(data: Dataset, output: np.ndarray) -> dict[str, Any]:
+    """Of a record: what a baseline reaches on test."""
+    value, parts = data.objective.judge(data.truth("test"), data.objective.choose(output))
+    return {"test": {data.objective.metric: value}, "examples": example_scores(data, parts)}
+
+
+def example_scores(data: Dataset, contributions: np.ndarray) -> dict[str, list[float] | list[int]]:
+    """Of a record: what each test example adds to a metric, to seven digits, and the group it belongs to."""
+    return {
+        "contribution": [float(f"{part:.7g}") for part in contributions],
+        "group": data.group("test").tolist(),
+    }

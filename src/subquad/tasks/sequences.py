@@ -1,0 +1,145 @@
+"""Sequences of symbols with one answer each: the data of tasks over text, pixels or expressions."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int, Integer, Real
+from torch import Tensor
+
+from subquad.fields import SPLITS, Batch, Split, Tokens
+from subquad.objectives import Supervised
+from subquad.task import Baseline, Dataset
+from subquad.tasks.batching import batched
+from subquad.tasks.errors import DataError
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Sequences one after the other, with the answer of each."""
+
+    symbols: Integer[np.ndarray, " n"]
+    stop: Int[np.ndarray, " s"]  # where a sequence ends and the next begins
+    answer: Real[np.ndarray, " s"]
+
+    def __len__(self) -> int:
+        return len(self.stop)
+
+    @property
+    def start(self) -> Int[np.ndarray, " s"]:
+        return np.concatenate([[0], self.stop[:-1]]).astype(np.int64)
+
+    @property
+    def lengths(self) -> Int[np.ndarray, " s"]:
+        return self.stop - self.start
+
+    def take(self, places: slice) -> "Sequences":
+        """Some of them, that stand side by side."""
+        start, stop = self.start[places], self.stop[places]
+        if not len(stop):
+            return Sequences(self.symbols[:0], stop, self.answer[places])
+        return Sequences(self.symbols[start[0] : stop[-1]], stop - start[0], self.answer[places])
+
+
+Reader = Callable[
+    [Sequences, Sequences], np.ndarray
+]  # of train and test: answers as `Supervised.choose` takes them
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceData(Dataset):
+    """A task's sequences in three splits, read from their first symbol on.
+
+    `vocabulary`: symbols; ids are below it.
+    `readers`: baselines beyond "majority", by name.
+    `solve`: the answer of one sequence, where it can be worked out.
+    """
+
+    splits: Mapping[Split, Sequences]
+    vocabulary: int
+    target: str
+    objective: Supervised
+    readers: Mapping[str, Reader]
+    solve: Callable[[Sequence[int]], int] | None = None
+    encoding: Any = None
+    about: Mapping[str, Any]
+
+    @property
+    def fields(self) -> Tokens:
+        return Tokens(vocabulary=self.vocabulary)
+
+    @property
+    def longest(self) -> int:
+        return max(int(part.lengths.max()) for part in self.splits.values())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of all symbols and answers, and of what is asked."""
+        total = sha256(f"{self.target} {self.objective}".encode())
+        for split in SPLITS:
+            part = self.splits[split]
+            answers = part.answer.astype("<f8" if self.objective.quantity else "<i8")
+            for numbers in (part.symbols.astype("<i4"), part.stop.astype("<i8"), answers):
+                total.update(numbers.data)
+        return total.hexdigest()
+
+    @property
+    def summary(self) -> Mapping[str, Any]:
+        return {**self.about, "splits": {split: self._summary(part) for split, part in self.splits.items()}}
+
+    def _summary(self, part: Sequences) -> dict[str, Any]:
+        counts: dict[str, Any] = {
+            "examples": len(part),
+            "history": {"median": float(np.median(part.lengths)), "longest": int(part.lengths.max())},
+        }
+        if self.objective.classes:
+            classes = np.bincount(part.answer, minlength=len(self.objective.classes)).tolist()
+            counts["classes"] = dict(zip(self.objective.classes, classes, strict=True))
+        return counts
+
+    def truth(self, split: Split) -> Real[np.ndarray, " n"]:
+        return self.splits[split].answer
+
+    def batches(
+        self, split: Split, *, size: int, length: int, seed: int, epoch: int, shuffle: bool
+    ) -> Iterator[Batch]:
+        part = self.splits[split]
+        start, lengths = part.start, np.minimum(part.lengths, length)
+        for chosen in batched(lengths, size=size, seed=seed, epoch=epoch, shuffle=shuffle):
+            place = np.arange(lengths[chosen].max())
+            valid = place < lengths[chosen][:, None]
+            ids = part.symbols[np.where(valid, start[chosen][:, None] + place, 0)].astype(np.int64)
+            yield Batch(
+                inputs=(torch.from_numpy(np.where(valid, ids, 0)),),
+                valid=torch.from_numpy(valid),
+                target=self.objective.encode(part.answer[chosen]),
+                example=torch.from_numpy(chosen),
+            )
+
+    def baselines(self) -> tuple[Baseline, ...]:
+        return tuple(Baseline(name, seeded=False) for name in ("majority", *self.readers))
+
+    def baseline(self, name: str, *, length: int, seed: int) -> np.ndarray:
+        if name == "majority":
+            return self.objective.constant(self.truth("train"), count=len(self.splits["test"]))
+        return self.readers[name](self.splits["train"], self.splits["test"])
+
+    def oracle(self, batch: Batch) -> Tensor | None:
+        if self.solve is None:
+            return None
+        (ids,) = batch.inputs
+        answers = [self.solve(row[valid].tolist()) for row, valid in zip(ids, batch.valid, strict=True)]
+        return self.objective.certain(np.array(answers))
+
+
+def require_length(data: Dataset, length: int | None) -> None:
+    """Raise `DataError` where `length` would cut sequences whose answer lies in the whole."""
+    if length is not None and length < data.longest:
+        raise DataError(
+            f"sequences have up to {data.longest:,} tokens and none can be answered in part: give a length "
+            f"of as many, not {length:,}, or make them shorter by the task's options"
+        )

@@ -1,0 +1,242 @@
+"""The contract of a task as checks, for our own and for anyone's.
+
+With pytest:
+
+    from subquad.testing.task import Case, contract
+
+    @pytest.fixture(scope="module")
+    def case():
+        return Case(MyTask(), "target")
+
+    @pytest.mark.parametrize("check", contract(), ids=lambda check: check.__name__)
+    def test_contract(check, case):
+        check(case)
+
+or from the shell, `subquad check my_package:MyTask`, which prints a certificate.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import cached_property
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import torch
+
+from subquad.fields import SPLITS, Batch, Split, Tokens
+from subquad.task import Dataset, Task, baseline_result
+from subquad.testing.certificate import Outcome, outcome
+
+SIZE = 32  # examples at a time
+SAMPLED = 16  # batches, where all would take long
+ERRORS = 4  # standard errors by which a baseline may lie below chance
+
+
+class Case:
+    """A task with one of its targets, loaded once."""
+
+    def __init__(self, task: Task, target: str | None) -> None:
+        self.task, self.target = task, target
+
+    @cached_property
+    def data(self) -> Dataset:
+        return self.load()
+
+    def load(self) -> Dataset:
+        return self.task.load(target=self.target, length=None)
+
+    def batches(self, split: Split, *, size: int = SIZE, **options: Any) -> Iterator[Batch]:
+        order = {"length": self.data.longest, "seed": 0, "epoch": 0, "shuffle": False, **options}
+        return self.data.batches(split, size=size, **order)
+
+
+Check = Callable[[Case], None]
+
+
+def contract() -> tuple[Check, ...]:
+    """The checks of every task, cheapest knowledge first. Each raises `AssertionError`."""
+    return (
+        check_it_says_what_it_is,
+        check_every_example_once,
+        check_labels_in_range,
+        check_padding_is_no_symbol,
+        check_length_is_a_bound,
+        check_order_goes_by_seed_and_epoch,
+        check_splits_are_disjoint,
+        check_loading_again_gives_the_same,
+        check_baselines_are_between_chance_and_one,
+        check_its_oracle_solves_it,
+        check_new_inputs_are_read_alike,
+    )
+
+
+def certify(task: Task) -> Iterator[Outcome]:
+    """Run every check on every target, one after the other, whatever fails."""
+    for target in task.traits.targets or (None,):
+        case = Case(task, target)
+        for check in contract():
+            yield outcome(check, case)
+
+
+def check_it_says_what_it_is(case: Case) -> None:
+    """It says its name, unit, length and source, and its summary is JSON with all splits."""
+    traits = case.task.traits
+    for name in ("name", "description", "unit", "source"):
+        assert getattr(traits, name), f"traits.{name} is empty"
+    assert traits.length >= 1, f"traits.length is {traits.length}"
+    assert json.loads(json.dumps(case.data.summary)) == case.data.summary, "the summary is not JSON"
+    assert set(case.data.summary.get("splits", ())) == set(SPLITS), "summary['splits'] should have all splits"
+
+
+def check_every_example_once(case: Case) -> None:
+    """Every example of a split comes once an epoch, whatever the batch size, with its own answer."""
+    for split in SPLITS:
+        truth = case.data.truth(split)
+        assert len(truth), f"{split} has no example"
+        assert len(case.data.group(split)) == len(truth), f"{split}: groups and examples differ in number"
+        for shuffle, size in ((True, 7), (False, SIZE)):
+            batches = list(case.batches(split, size=size, shuffle=shuffle))
+            place = torch.cat([batch.example for batch in batches])
+            assert place.sort().values.tolist() == list(range(len(truth))), f"{split}: not every example once"
+            target = torch.cat([batch.target for batch in batches])
+            expected = case.data.objective.encode(truth[place.numpy()])
+            assert torch.equal(target, expected), f"{split}: targets that are not those of their examples"
+
+
+def check_labels_in_range(case: Case) -> None:
+    """Answers are classes or finite numbers, train has every class, and ids are of the vocabulary."""
+    data = case.data
+    classes = len(data.objective.classes)
+    for split in SPLITS:
+        truth = data.truth(split)
+        assert np.isfinite(truth).all(), f"{split}: answers that are not finite"
+        if classes:
+            assert ((truth >= 0) & (truth < classes)).all(), f"{split}: answers beyond {classes} classes"
+        for batch in sampled(case.batches(split)):
+            for column, known in categorical(data, batch):
+                real = column[batch.valid]
+                assert ((real >= 0) & (real < known)).all(), f"{split}: ids beyond a vocabulary of {known}"
+            for part in batch.inputs:
+                assert part[batch.valid].isfinite().all(), f"{split}: inputs that are not finite"
+    if classes:
+        absent = set(range(classes)) - set(data.truth("train").tolist())
+        assert not absent, f"train has no example of the classes {sorted(absent)}"
+
+
+def check_padding_is_no_symbol(case: Case) -> None:
+    """A sequence alone has no padding, and among others the same tokens with padding behind them."""
+    for split in SPLITS:
+        alone = {}
+        for batch in sampled(case.batches(split, size=1)):
+            assert batch.valid.all(), f"{split}: a sequence alone has padding: is a symbol taken for it?"
+            alone[batch.example.item()] = [part[0] for part in batch.inputs]
+        for batch in sampled(case.batches(split)):
+            valid = batch.valid.int()
+            assert (valid.diff(dim=1) <= 0).all(), f"{split}: tokens after padding"
+            for row, place in enumerate(batch.example.tolist()):
+                for part, own in zip(batch.inputs, alone.get(place, ()), strict=False):
+                    same = torch.equal(part[row][batch.valid[row]], own)
+                    assert same, f"{split}: example {place} is another among others"
+
+
+def check_length_is_a_bound(case: Case) -> None:
+    """No batch is longer than it may be, and all is whole at the length of the longest."""
+    short = max(1, case.data.longest // 2)
+    for split in SPLITS:
+        longest = max(batch.valid.shape[1] for batch in sampled(case.batches(split, length=short)))
+        assert longest <= short, f"{split}: {longest} tokens where {short} may be"
+        more = next(case.batches(split, length=2 * case.data.longest)).valid
+        assert torch.equal(more, next(case.batches(split)).valid), f"{split}: `longest` is not the longest"
+
+
+def check_order_goes_by_seed_and_epoch(case: Case) -> None:
+    """The order of training depends on seed and epoch and on nothing else."""
+
+    def order(**options: int) -> list[int]:
+        batches = case.batches("train", shuffle=True, **options)
+        return torch.cat([batch.example for batch in batches]).tolist()
+
+    assert order(seed=1, epoch=2) == order(seed=1, epoch=2), "the same seed and epoch give another order"
+    if len(case.data.truth("train")) > 8:
+        assert order(seed=1, epoch=2) != order(seed=1, epoch=3), "another epoch has the same order"
+        assert order(seed=1, epoch=2) != order(seed=2, epoch=2), "another seed has the same order"
+
+
+def check_splits_are_disjoint(case: Case) -> None:
+    """No sequence of one split stands in another."""
+    seen: dict[bytes, Split] = {}
+    for split in SPLITS:
+        for mark in marks(case, split):
+            assert seen.setdefault(mark, split) == split, f"a sequence of {seen[mark]} stands in {split} too"
+
+
+def check_loading_again_gives_the_same(case: Case) -> None:
+    """Loaded again it has the same fingerprint, sequences and answers."""
+    again = Case(case.task, case.target)
+    assert again.data.fingerprint == case.data.fingerprint, "another fingerprint"
+    for split in SPLITS:
+        assert np.array_equal(again.data.truth(split), case.data.truth(split)), f"{split}: other answers"
+        pairs = zip(sampled(again.batches(split)), sampled(case.batches(split)), strict=True)
+        for one, other in pairs:
+            same = all(torch.equal(a, b) for a, b in zip(one.inputs, other.inputs, strict=True))
+            assert same, f"{split}: other sequences under the same fingerprint"
+
+
+def check_baselines_are_between_chance_and_one(case: Case) -> None:
+    """Its baselines are finite, and none is below chance or perfect."""
+    data, objective = case.data, case.data.objective
+    assert data.baselines(), "there is no baseline"
+    for baseline in data.baselines():
+        output = data.baseline(baseline.name, length=data.longest, seed=0)
+        value = baseline_result(data, output)["test"][objective.metric]
+        assert np.isfinite(value), f"{baseline.name} scores {value}"
+        if objective.chance is not None:
+            error = ERRORS * (objective.chance * (1 - objective.chance) / len(data.truth("test"))) ** 0.5
+            low = objective.chance - error
+            assert low <= value < 1, f"{baseline.name} scores {value}, and chance is {objective.chance}"
+
+
+def check_its_oracle_solves_it(case: Case) -> None:
+    """The oracle, if there is one, answers every example right."""
+    for split in SPLITS:
+        scorer = case.data.objective.scorer()
+        for batch in case.batches(split):
+            if (output := case.data.oracle(batch)) is None:
+                return
+            scorer.add(output, batch)
+        value = scorer.result().scores[case.data.objective.metric]
+        best = 1.0 if case.data.objective.higher_is_better else 0.0
+        assert abs(value - best) < 1e-6, f"{split}: the oracle scores {value}"
+
+
+def check_new_inputs_are_read_alike(case: Case) -> None:
+    """What reads new inputs for a trained model makes the fields of the data, and is JSON."""
+    encoding = case.data.encoding
+    if encoding is None:
+        return
+    assert type(encoding) is case.task.encoding, f"{type(case.task).__name__}.encoding is of another type"
+    assert encoding.fields == case.data.fields, "the encoding makes other fields than the data have"
+    json.dumps(asdict(encoding), allow_nan=False)
+
+
+def sampled(batches: Iterator[Batch]) -> Iterator[Batch]:
+    return (batch for _, batch in zip(range(SAMPLED), batches, strict=False))
+
+
+def categorical(data: Dataset, batch: Batch) -> list[tuple[torch.Tensor, int]]:
+    """Each column of ids, and how many there are."""
+    if isinstance(data.fields, Tokens):
+        return [(batch.inputs[0], data.fields.vocabulary)]
+    return list(zip(batch.inputs[0].unbind(-1), data.fields.vocabularies, strict=True))
+
+
+def marks(case: Case, split: Split) -> Iterator[bytes]:
+    """What tells each sequence from others."""
+    for batch in case.batches(split):
+        for row, valid in enumerate(batch.valid):
+            digest = blake2b(digest_size=16)
+            for part in batch.inputs:
+                digest.update(part[row][valid].numpy().tobytes())
+            yield digest.digest()

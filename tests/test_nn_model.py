@@ -1,0 +1,108 @@
+"""The model of sequences."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from subquad.fields import Events, Readout
+from subquad.nn.encoder import EncoderConfig
+from subquad.nn.model import ModelConfig, SequenceModel
+from subquad.registry import catalog
+
+VALID = torch.tensor([[False, True, True, False, True], [True] * 5, [False] * 5])
+
+
+def classifier(attention: str = "softmax", *, vocabularies=(4, 7), numeric=2, **chosen) -> SequenceModel:
+    torch.manual_seed(0)
+    cls = catalog()[attention]
+    asked = {"dim": 8, "depth": 2, "heads": 2, "positions": "learnt", "max_len": 5, **chosen}
+    encoder = EncoderConfig(
+        attention=attention, causal=not cls.traits.bidirectional, options=dict(cls.traits.tiny), **asked
+    )
+    return SequenceModel(
+        ModelConfig(
+            fields=Events(vocabularies=vocabularies, numeric=numeric),
+            readout=Readout(outputs=3),
+            encoder=encoder,
+        )
+    )
+
+
+def events(vocabularies=(4, 7), numeric=2) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    ids = [torch.randint(size, (3, 5), generator=generator) for size in vocabularies]
+    categorical = torch.stack(ids, -1) if ids else torch.zeros(3, 5, 0, dtype=torch.int64)
+    return categorical, torch.randn(3, 5, numeric, generator=generator)
+
+
+@pytest.mark.parametrize("attention", sorted(catalog()))
+def test_padding_anywhere_counts_as_absent(attention):
+    model, (categorical, numeric) = classifier(attention), events()
+    dirty_ids = categorical.masked_fill(~VALID[..., None], 99)
+    dirty_numbers = numeric.masked_fill(~VALID[..., None], torch.nan)
+    out = model((dirty_ids, dirty_numbers), VALID)
+    out.square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    real = VALID[0]
+    alone = model((categorical[:1, real], numeric[:1, real]), VALID[:1, real])
+    assert out.shape == (3, 3)
+    assert_close(out[0], alone[0])
+
+
+@pytest.mark.parametrize("attention", sorted(catalog()))
+def test_a_sequence_without_events_gives_finite_logits_and_gradients(attention):
+    model, (categorical, numeric) = classifier(attention), events()
+    out = model((categorical, numeric), torch.zeros_like(VALID))
+    out.square().sum().backward()
+    assert out.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize(("vocabularies", "numeric"), [((), 2), ((4,), 0), ((4, 7), 2)])
+def test_events_may_have_categories_or_numbers_or_both(vocabularies, numeric):
+    model = classifier(vocabularies=vocabularies, numeric=numeric)
+    out = model(events(vocabularies, numeric), VALID)
+    out.square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.embedding.parameters())
+
+
+def test_events_without_columns_are_refused():
+    with pytest.raises(ValueError, match="events have no column"):
+        Events(vocabularies=(), numeric=0)
+
+
+def test_every_column_changes_the_answer():
+    model, (categorical, numeric) = classifier(), events()
+    before = model((categorical, numeric), VALID)
+    for column in range(2):
+        other = categorical.clone()
+        other[..., column] = (other[..., column] + 1) % 4
+        assert (model((other, numeric), VALID)[:2] - before[:2]).abs().amax(1).min() > 1e-5
+        other = numeric.clone()
+        other[..., column] += 1
+        assert (model((categorical, other), VALID)[:2] - before[:2]).abs().amax(1).min() > 1e-5
+
+
+def test_parameters_are_counted_by_part():
+    counted = classifier().parameters_by_part()
+    embedding, positions, ends = (4 + 7 + 3) * 8, 5 * 8, 2 * 2 * 8 + 3 * 9
+    attention, rest = 2 * 4 * 9 * 8, 2 * (2 * 2 * 8 + 32 * 9 + 8 * 33)
+    assert counted == {
+        "total": embedding + positions + ends + attention + rest,
+        "attention": attention,
+        "grows_with_length": positions,
+    }
+
+
+@pytest.mark.parametrize("attention", ["softmax", "linear", "performer"])
+@pytest.mark.parametrize("max_len", [5, None])
+def test_without_tables_nothing_grows_with_length(attention, max_len):
+    model = classifier(attention, positions="rotary", max_len=max_len)
+    assert model.parameters_by_part()["grows_with_length"] == 0
+
+
+def test_counting_parameters_draws_no_random_numbers():
+    model = classifier()
+    before = torch.get_rng_state()
+    model.parameters_by_part()
+    assert_close(torch.get_rng_state(), before)
