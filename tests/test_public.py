@@ -120,8 +120,7 @@ def test_every_name_of_subquad_in_the_docs_is_there(page):
 def test_a_comparison_from_python_is_that_of_the_command_line(tmp_path):
     config = subquad.Comparison(
         attention=("linear",),
-        task="own",
-        schema=own_sample.write(tmp_path / "own"),
+        task=f"own:schema={own_sample.write(tmp_path / 'own')}",
         steps=2,
         length=16,
         dim=8,
