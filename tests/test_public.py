@@ -12,6 +12,7 @@ import own_sample
 import pytest
 
 import subquad
+from subquad.experiments.notation import written
 
 ROOT = Path(__file__).parents[1]
 LAZY = ["subquad", "subquad.features", "subquad.nn", "subquad.ops"]
@@ -120,7 +121,7 @@ def test_every_name_of_subquad_in_the_docs_is_there(page):
 def test_a_comparison_from_python_is_that_of_the_command_line(tmp_path):
     config = subquad.Comparison(
         attention=("linear",),
-        task=f"own:schema={own_sample.write(tmp_path / 'own')}",
+        task=written("custom", {"schema": str(own_sample.write(tmp_path / "own"))}),
         steps=2,
         length=16,
         dim=8,
