@@ -12,6 +12,7 @@ import own_sample
 import pytest
 
 import subquad
+from subquad.experiments.notation import written
 
 ROOT = Path(__file__).parents[1]
 LAZY = ["subquad", "subquad.features", "subquad.nn", "subquad.ops"]
@@ -120,8 +121,7 @@ def test_every_name_of_subquad_in_the_docs_is_there(page):
 def test_a_comparison_from_python_is_that_of_the_command_line(tmp_path):
     config = subquad.Comparison(
         attention=("linear",),
-        task="own",
-        schema=own_sample.write(tmp_path / "own"),
+        task=written("custom", {"schema": str(own_sample.write(tmp_path / "own"))}),
         steps=2,
         length=16,
         dim=8,
@@ -135,11 +135,11 @@ def test_a_comparison_from_python_is_that_of_the_command_line(tmp_path):
     assert findings.answer
     page = tmp_path / "runs" / "report.html"
     assert page.read_text().lower().startswith("<!doctype html>")
-    written = page.stat().st_mtime_ns
+    before = page.stat().st_mtime_ns
     records = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs" / "records").iterdir()}
     assert subquad.compare(config, out=tmp_path / "runs").comparison == findings.comparison
     assert {path: path.stat().st_mtime_ns for path in records} == records
-    assert page.stat().st_mtime_ns >= written
+    assert page.stat().st_mtime_ns >= before
 
 
 def test_a_comparison_that_cannot_be_done_is_refused_before_anything_is_written(tmp_path):

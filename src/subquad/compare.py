@@ -7,7 +7,7 @@ from subquad.experiments.asked import Comparison
 from subquad.experiments.comparison import plan, run
 from subquad.experiments.grid import Observer
 from subquad.records import Store, comparison_key
-from subquad.report.findings import Findings, findings
+from subquad.report.findings import Findings, findings_in
 
 
 def compare(
@@ -30,4 +30,4 @@ def compare(
     run(planned, config, Store(Path(out)), observer=observer or Observer())
     key = comparison_key(planned.document)
     report.write(Path(out), key)
-    return findings(Path(out), key)
+    return findings_in(Path(out), key)
