@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from subquad.records import Record, Store, key
+from subquad.report import Findings, findings_of
 
 MACHINE = {
     "cpu": "Made-up CPU @ 2.5 GHz",
@@ -67,7 +68,7 @@ def comparison(
         "attention": [asked["label"] for asked in rows],
         "task": "transactions",
         "target": "churn",
-        "schema": None,
+        "targets": ["churn", "spend"],
         "data": "feed0made0up0000",
         "length": 512,
         "steps": 400,
@@ -88,8 +89,11 @@ def comparison(
         "lengths": list(LENGTHS),
         "timeout": 21600.0,
         "title": "churn from transactions (made-up figures)",
-        "kind": "binary",
+        "objective": "binary",
+        "unit": "event",
         "metric": metric,
+        "metric_label": {"auc": "AUC", "mae": "mean absolute error"}.get(metric, metric),
+        "balanced": metric in ("auc", "macro_f1"),
         "higher_is_better": metric != "mae",
         "summary": SUMMARY,
         "rows": [dict(asked) for asked in rows],
@@ -186,7 +190,7 @@ def fit(asked: Mapping[str, Any], seed: int, setting: Mapping[str, Any], *, scor
         },
         "measured": {
             "train_examples_per_second": speed / 300 * wobble,
-            "train_events_per_second": speed * wobble,
+            "train_units_per_second": speed * wobble,
             "train_seconds": 55.0,
             "peak_mb": 900.0 + memory,
             "latency_ms": {
@@ -205,7 +209,7 @@ def fit(asked: Mapping[str, Any], seed: int, setting: Mapping[str, Any], *, scor
 
 
 def baseline(name: str, seed: int, setting: Mapping[str, Any], *, score: float) -> Record:
-    question = {key: setting[key] for key in ("task", "target", "schema", "data", "length", "threads")}
+    question = {key: setting[key] for key in ("task", "target", "data", "length", "threads")}
     return {
         **_asked("baseline", {**question, "baseline": name, "seed": seed}),
         "status": "ok",
@@ -259,13 +263,9 @@ def bench(asked: Mapping[str, Any], length: int, setting: Mapping[str, Any]) -> 
         "reason": "",
         "result": {},
         "measured": {
-            "forward_ms": timing(ours),
-            "reference_forward_ms": timing(base),
-            "forward_backward_ms": timing(3.3 * ours),
-            "reference_forward_backward_ms": timing(3.1 * base),
-            "peak_mb": memory,
-            "reference_peak_mb": 0.6 + 2.2 * kilo,
-            "peak_method": "resident",
+            "forward": {"ms": timing(ours), "reference_ms": timing(base)},
+            "forward_backward": {"ms": timing(3.3 * ours), "reference_ms": timing(3.1 * base)},
+            "memory": {"mb": memory, "reference_mb": 0.6 + 2.2 * kilo, "method": "resident"},
         },
         "data": {},
         "seconds": 6.0,
@@ -320,12 +320,22 @@ def sample(
 def write(folder: Path, setting: Mapping[str, Any], records: Sequence[Record]) -> Path:
     """The folder of a comparison with these records."""
     store = Store(folder)
+    for record in records:
+        store.put(record)
+    store.put_comparison(with_keys(setting, records))
+    return folder
+
+
+def with_keys(setting: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Any]:
+    """The comparison whose runs made these records."""
     keys: dict[str, list[str]] = {"baseline": [], "fit": [], "bench": []}
     for record in records:
         keys[record["kind"]].append(record["key"])
-        store.put(record)
-    store.put_comparison({**setting, "keys": keys})
-    return folder
+    return {**setting, "keys": keys}
+
+
+def findings(setting: Mapping[str, Any], records: Sequence[Record]) -> Findings:
+    return findings_of(with_keys(setting, records), records)
 
 
 def changed(records: Sequence[Record], change: Callable[[Record], Record]) -> list[Record]:
@@ -349,7 +359,7 @@ def _named(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 def _shared(setting: Mapping[str, Any]) -> dict[str, Any]:
     names = (
-        "task target schema data length dim depth heads positions batch steps learning_rate weight_decay "
+        "task target data length dim depth heads positions batch steps learning_rate weight_decay "
         "clip accumulate dropout precision device threads"
     )
     steps = setting["steps"]

@@ -19,7 +19,7 @@ from own_sample import write
 
 from subquad.__main__ import main
 from subquad.experiments.asked import Comparison
-from subquad.experiments.predictor import load
+from subquad.experiments.predictor import load_model
 from subquad.records import Store
 from subquad.registry import catalog
 
@@ -249,7 +249,7 @@ def test_compare_ends_with_rows_an_answer_models_and_a_page(compared):
     assert {row["label"] for row in written["rows"]} == {"linear", "majority", "gradient boosting"}
     assert written["failed"] == 0
     assert written["answer"]["sentence"]
-    assert load(written["models"]["linear"][0]).fit["attention"] == "linear"
+    assert load_model(written["models"]["linear"][0]).fit["attention"] == "linear"
     assert Path(written["report"]).read_text().lower().startswith("<!doctype html>")
 
 

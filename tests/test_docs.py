@@ -12,6 +12,7 @@ from subquad import report, tasks
 from subquad.experiments.asked import Comparison
 from subquad.experiments.comparison import plan, run
 from subquad.experiments.grid import Observer
+from subquad.mechanisms.linear import LinearAttention
 from subquad.records import Store, comparison_key
 from subquad.testing import contract
 from subquad.testing.task import certify
@@ -30,12 +31,30 @@ def make():
 
 def test_the_readmes_table_is_made_from_the_traits(make):
     readme = (ROOT / "README.md").read_text()
-    assert make["renewed"](readme) == readme, "run: python docs/make.py"
+    assert make["with_table"](readme) == readme, "run: python docs/make.py"
 
 
 def test_the_mechanisms_pages_are_made_from_docstrings_and_traits(make):
     found = {path.stem: path.read_text() for path in (ROOT / "docs" / "mechanisms").glob("*.md")}
     assert found == make["pages"](), "run: python docs/make.py"
+
+
+def test_an_option_that_a_docstring_leaves_out_has_no_page(make):
+    class Silent(LinearAttention):
+        """Says nothing of its option.
+
+        width: of something else.
+
+        Approximates nothing.
+
+        Not for anything.
+        """
+
+        def __init__(self, dims, *, causal, depth=2):
+            super().__init__(dims, causal=causal)
+
+    with pytest.raises(ValueError, match="the docstring of Silent has no line for the option 'depth'"):
+        list(make["described"](Silent))
 
 
 @pytest.fixture(scope="module")

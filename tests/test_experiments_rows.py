@@ -17,7 +17,7 @@ from subquad.experiments.spec import Row
 from subquad.mechanism import Dims
 from subquad.mechanisms.linear import LinearAttention
 from subquad.registry import catalog
-from subquad.report.audit import command
+from subquad.report.sections.configuration import command
 
 DIMS = Dims(heads=2, head_dim=8, max_len=32)
 EXPRESSION = "Local(64) | Random(3, seed=1)"

@@ -1,7 +1,4 @@
-"""Figures stay what they were: scores of small runs, as they were before tasks were a contract.
-
-Machines differ in the last digits, so that these are compared to five.
-"""
+"""Figures stay what they were: the scores of small runs, as they were before tasks became a contract."""
 
 from dataclasses import replace
 
@@ -38,7 +35,9 @@ def test_a_fit_on_own_data_scores_what_it_always_did(tmp_path, column, kind, sco
     data = tasks.load("custom", schema=str(schema))
     metric = data.objective.metric
     tested = fit(quick(schema, data), data, kept=tmp_path / "kept", tell=lambda *_: None).result["test"]
-    assert tested == pytest.approx({metric: score, "loss": loss}, rel=1e-5)
+    assert tested == pytest.approx(
+        {metric: score, "loss": loss}, rel=1e-5
+    )  # machines differ in the last digits
     majority = data.baseline("majority", length=20, seed=0)
     assert baseline_result(data, majority)["test"] == pytest.approx({metric: constant})
 

@@ -5,13 +5,11 @@ import pytest
 import report_samples as made_up
 
 from subquad.records import Record
-from subquad.report.answer import Answer, answer, headline
-from subquad.report.cost import curves
-from subquad.report.leaderboard import leaderboard
+from subquad.report.answer import Answer
 
 
 def told(setting: dict[str, Any], records: list[Record]) -> Answer:
-    return answer(setting, leaderboard(setting, records), curves(setting, records))
+    return made_up.findings(setting, records).answer
 
 
 def sampled(setting: dict[str, Any] | None = None, **options: Any) -> Answer:
@@ -69,7 +67,7 @@ def test_costs_that_were_not_measured_are_left_out_of_the_reasons() -> None:
     records = made_up.sample(setting, quality={"linear": 0.75})
     for record in records:
         if record["kind"] == "fit" and record["status"] == "ok":
-            for name in ("train_events_per_second", "latency_ms", "training_peak_mb"):
+            for name in ("train_units_per_second", "latency_ms", "training_peak_mb"):
                 record["measured"][name] = None
     reasons = " ".join(told(setting, records).reasons)
     assert "Between linear and softmax, 988 test examples and 3 seeds tell differences above" in reasons
@@ -187,9 +185,3 @@ def test_where_lower_is_better_better_still_means_better() -> None:
         "is better than the best baseline, gradient boosting with mean absolute error 15.00" in reason
         for reason in found.reasons
     )
-
-
-def test_the_headline_is_the_answers_sentence() -> None:
-    setting = made_up.comparison()
-    records = made_up.sample(setting)
-    assert headline(setting, leaderboard(setting, records)) == told(setting, records).sentence

@@ -1,13 +1,20 @@
+from collections.abc import Sequence
+
 import pytest
 import report_samples as made_up
 
-from subquad.report.cost import Curve, curves, part, references
+from subquad.records import Record
+from subquad.report.cost import Curve, part, references
 
 SETTING = made_up.comparison()
 
 
+def curves(records: Sequence[Record]) -> Sequence[Curve]:
+    return made_up.findings(SETTING, records).cost_curves
+
+
 def found() -> dict[str, Curve]:
-    return {curve.label: curve for curve in curves(SETTING, made_up.sample(SETTING)[::-1])}
+    return {curve.label: curve for curve in curves(made_up.sample(SETTING)[::-1])}
 
 
 def test_curves_go_from_short_to_long_in_the_order_asked() -> None:
@@ -26,7 +33,7 @@ def test_exponents_tell_linear_cost_from_quadratic() -> None:
 
 def test_two_lengths_have_no_exponent_and_it_says_why() -> None:
     records = [record for record in made_up.sample(SETTING) if record["spec"]["length"] in (512, 1024)]
-    scaling = curves(SETTING, records)[1].scaling("forward_ms")
+    scaling = curves(records)[1].scaling("forward_ms")
     assert scaling is not None
     assert (scaling.exponent, scaling.note) == (None, "needs three lengths")
     assert scaling.crossover is not None
@@ -58,18 +65,16 @@ def test_a_curve_over_two_machines_has_no_slope_and_no_crossover() -> None:
     for record in records:
         if record["kind"] == "bench" and record["spec"]["length"] > 2048:
             record["machine"] = {**made_up.MACHINE, "fingerprint": "another"}
-    assert all(
-        curve.scaling("forward_ms") is None for curve in curves(SETTING, records) if curve.label != "dense"
-    )
+    assert all(curve.scaling("forward_ms") is None for curve in curves(records) if curve.label != "dense")
 
 
 def test_what_was_not_measured_or_not_seen_has_no_scaling() -> None:
     records = made_up.sample(SETTING)
     for record in records:
         if record["kind"] == "bench" and record["status"] == "ok":
-            del record["measured"]["forward_backward_ms"]
-            record["measured"]["peak_mb"] = 0.0
-    curve = curves(SETTING, records)[0]
+            del record["measured"]["forward_backward"]
+            record["measured"]["memory"]["mb"] = 0.0
+    curve = curves(records)[0]
     assert curve.scaling("forward_backward_ms") is None
     assert curve.scaling("peak_mb") is None
     assert curve.scaling("forward_ms") is not None
@@ -79,8 +84,8 @@ def test_causal_and_bidirectional_mechanisms_have_baselines_of_their_own() -> No
     records = made_up.sample(SETTING)
     for record in records:
         if record["kind"] == "bench" and record["status"] == "ok":
-            record["measured"]["reference_peak_mb"] = 1.0 if record["spec"]["causal"] else 2.0
-    lines = references(curves(SETTING, records), "peak_mb")
+            record["measured"]["memory"]["reference_mb"] = 1.0 if record["spec"]["causal"] else 2.0
+    lines = references(curves(records), "peak_mb")
     assert lines == {
         "bidirectional": [(length, 2.0) for length in made_up.LENGTHS],
         "causal": [(length, 1.0) for length in made_up.LENGTHS],
@@ -88,17 +93,18 @@ def test_causal_and_bidirectional_mechanisms_have_baselines_of_their_own() -> No
 
 
 def test_without_cells_there_is_no_curve() -> None:
-    assert curves(SETTING, []) == []
+    assert curves([]) == []
 
 
 def test_a_roofline_is_told_as_a_part_and_older_records_have_none() -> None:
     records = made_up.sample(SETTING)
-    assert not any(curve.rooflines("forward_ms") for curve in curves(SETTING, records))
+    assert not any(curve.rooflines("forward_ms") for curve in curves(records))
     for record in records:
         if record["kind"] == "bench" and record["status"] == "ok":
-            record["measured"]["forward_roofline_ms"] = record["measured"]["forward_ms"]["median"] / 4
-            record["measured"]["peers"] = {"theirs": {"forward_ms": {"median": 7.0}}}
-    curve = curves(SETTING, records)[0]
+            timed = record["measured"]["forward"]
+            timed["roofline_ms"] = timed["ms"]["median"] / 4
+            timed["peers_ms"] = {"theirs": {"median": 7.0}}
+    curve = curves(records)[0]
     assert len(curve.rooflines("forward_ms")) == len(curve.cells)
     assert not curve.rooflines("peak_mb")
     assert part(curve.cells[0], "forward_ms") == pytest.approx(0.25)

@@ -9,16 +9,14 @@ import pytest
 import report_samples as made_up
 
 import subquad.report
-from subquad.report.answer import answer
 from subquad.report.figures import drawing
-from subquad.report.figures.cost import CROSS, RING, interpolated, logarithmic_ticks
 from subquad.report.figures.figure import Disc, Figure, Level, Line, Mark, Name, Sign, Whisker, ticks
-from subquad.report.figures.learning import running_mean
 from subquad.report.figures.names import WIDE, WIDTHS, Room, short
-from subquad.report.figures.quality import quality_against_speed
-from subquad.report.findings import Findings, findings
-from subquad.report.looks import looks
-from subquad.report.page import figures
+from subquad.report.findings import Findings
+from subquad.report.sections.cost import CROSS, RING, cost_by_length, interpolated, logarithmic_ticks
+from subquad.report.sections.learning import learning_figure, running_mean
+from subquad.report.sections.quality import quality_against_speed
+from subquad.report.styles import styles_of
 
 STYLE = (Path(subquad.report.__file__).parent / "page.css").read_text("utf-8")
 
@@ -38,14 +36,22 @@ SIGHT = {
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Findings:
+def found() -> Findings:
     setting = made_up.comparison()
-    return findings(made_up.write(tmp_path_factory.mktemp("runs"), setting, made_up.sample(setting)))
+    return made_up.findings(setting, made_up.sample(setting))
 
 
 @pytest.fixture(scope="module")
 def drawn(found: Findings) -> dict[str, Figure]:
     return {name: figure for name, figure in figures(found).items() if figure}
+
+
+def figures(result: Findings) -> dict[str, Figure | None]:
+    return {
+        "quality": quality_against_speed(result.rows, result.styles, result.question),
+        "learning": learning_figure(result.learning, result.styles, result.question.metric.label),
+        "cost": cost_by_length(result.cost_curves, result.styles),
+    }
 
 
 def marks(figure: Figure) -> list[Mark]:
@@ -114,14 +120,13 @@ def test_a_whisker_short_of_the_best_means_told_apart(found: Findings, drawn: di
     assert whiskers.keys() == {row.label for row in found.rows if row.costs} - {best.label}
     short = {row for row, whisker in whiskers.items() if whisker.high < best.score.mean}
     assert "infinity" in short
-    assert all(best.against[row].told for row in short)
+    assert all(best.against[row].significant for row in short)
 
 
 @pytest.mark.parametrize("rows", [made_up.ROWS, made_up.TWELVE])
 def test_names_cover_neither_one_another_nor_a_marker(rows: Sequence[dict[str, Any]]) -> None:
     setting = made_up.comparison(rows)
-    board = subquad.report.leaderboard(setting, made_up.sample(setting))
-    quality = quality_against_speed(board, looks([row["label"] for row in rows]), setting)
+    quality = figures(made_up.findings(setting, made_up.sample(setting)))["quality"]
     assert quality
     for panel in quality.panels:
         named = [mark for mark in panel.marks if isinstance(mark, Name)]
@@ -141,17 +146,7 @@ def test_names_leave_their_options_out_where_nothing_is_lost() -> None:
 
 
 def test_without_results_there_is_no_figure() -> None:
-    setting = made_up.comparison()
-    empty = Findings(
-        comparison=setting,
-        records=[],
-        missing=1,
-        rows=subquad.report.leaderboard(setting, []),
-        curves=[],
-        answer=answer(setting, [], []),
-        looks=looks([row["label"] for row in setting["rows"]]),
-    )
-    assert set(figures(empty).values()) == {None}
+    assert set(figures(made_up.findings(made_up.comparison(), [])).values()) == {None}
 
 
 def test_a_drawing_fits_any_width_and_explains_its_marks(drawn: dict[str, Figure]) -> None:
@@ -177,8 +172,8 @@ def test_ticks_are_round_and_all_within(low: float, high: float) -> None:
 
 
 def test_twenty_mechanisms_all_look_different() -> None:
-    found = looks(["softmax", *map(str, range(20))])
-    assert len({(look.colour, look.marker) for look in found.values()}) == 21
+    found = styles_of(["softmax", *map(str, range(20))])
+    assert len({(style.colour, style.marker) for style in found.values()}) == 21
     assert next(iter(found)) == "softmax"
     assert found["softmax"].colour == "var(--row-0)"
 

@@ -7,13 +7,14 @@ import pytest
 import report_samples as made_up
 
 from subquad.records import Record
-from subquad.report.leaderboard import Row, leaderboard, near_baselines
+from subquad.report.leaderboard import BoardRow, near_baselines
+from subquad.report.question import question_of
 from subquad.report.scores import independent
 
 
-def rows(setting: dict[str, Any] | None = None, **options: Any) -> dict[str, Row]:
+def rows(setting: dict[str, Any] | None = None, **options: Any) -> dict[str, BoardRow]:
     setting = setting or made_up.comparison()
-    return {row.label: row for row in leaderboard(setting, made_up.sample(setting, **options))}
+    return {row.label: row for row in made_up.findings(setting, made_up.sample(setting, **options)).rows}
 
 
 def elsewhere(record: Record) -> Record:
@@ -56,7 +57,7 @@ def test_the_same_examples_tell_a_row_from_the_baseline(seeds: int) -> None:
 
 def test_without_examples_one_seed_tells_nothing_from_the_baseline() -> None:
     setting = made_up.comparison(made_up.ROWS[:2], seeds=1)
-    found = leaderboard(setting, made_up.older(made_up.sample(setting)))
+    found = made_up.findings(setting, made_up.older(made_up.sample(setting))).rows
     assert {row.beside_baseline for row in found if row.kind == "mechanism"} == {"not told apart"}
     assert not any(row.against for row in found)
 
@@ -78,8 +79,8 @@ def test_every_pair_of_rows_is_compared_once_and_told_both_ways() -> None:
 def test_a_perfect_score_rests_on_entities_and_on_those_of_the_rarest_class(
     metric: str, expected: float
 ) -> None:
-    assert independent(made_up.comparison(metric=metric)) == pytest.approx(expected)
-    assert independent({"metric": metric}) == math.inf
+    assert independent(question_of(made_up.comparison(metric=metric))) == pytest.approx(expected)
+    assert independent(question_of(made_up.comparison(metric=metric, summary={}))) == math.inf
 
 
 def test_without_baselines_nothing_is_said_of_them() -> None:
@@ -90,7 +91,7 @@ def test_without_baselines_nothing_is_said_of_them() -> None:
 def test_a_score_equal_to_the_baseline_stands_under_it() -> None:
     setting = made_up.comparison(made_up.ROWS[:1], seeds=1)
     record = made_up.fit(made_up.ROWS[0], 0, setting, score=0.5)
-    found = leaderboard(setting, [record, made_up.baseline("majority", 0, setting, score=0.5)])
+    found = made_up.findings(setting, [record, made_up.baseline("majority", 0, setting, score=0.5)]).rows
     assert [row.label for row in found] == ["majority", "softmax"]
     assert found[1].beside_baseline == "not told apart"
 
@@ -103,7 +104,7 @@ def test_a_failed_seed_is_told_and_does_not_count_in_the_mean() -> None:
     found = rows()["reformer:hashes=4"]
     assert found.score is not None
     assert len(found.score.scores) == 2
-    assert (found.asked, found.finished, found.missing) == (3, 2, 0)
+    assert (found.planned, found.finished, found.missing) == (3, 2, 0)
     assert [failure.status for failure in found.failures] == ["not finite"]
     assert found.group == ""
 
@@ -117,9 +118,9 @@ def test_a_row_without_any_score_keeps_its_reasons() -> None:
 def test_runs_without_a_record_are_missing() -> None:
     setting = made_up.comparison()
     records = [record for record in made_up.sample(setting) if record["spec"].get("seed") != 2]
-    found = {row.label: row for row in leaderboard(setting, records)}
+    found = {row.label: row for row in made_up.findings(setting, records).rows}
     assert found["linear"].missing == 1
-    assert {row.missing for row in leaderboard(setting, [])} == {3}
+    assert {row.missing for row in made_up.findings(setting, []).rows} == {3}
 
 
 def test_parameters_over_a_tenth_beyond_softmax_are_marked() -> None:
@@ -139,7 +140,7 @@ def test_without_softmax_nothing_is_relative() -> None:
 
 def test_figures_of_two_machines_give_no_ratio() -> None:
     setting = made_up.comparison()
-    found = leaderboard(setting, made_up.changed(made_up.sample(setting), elsewhere))
+    found = made_up.findings(setting, made_up.changed(made_up.sample(setting), elsewhere)).rows
     ratios = {row.label: row.ratios for row in found}
     assert ratios["linear"] is None
     assert ratios["performer:features=64"] is not None

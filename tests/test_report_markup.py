@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from subquad.report import units
+from subquad.report import formats
 from subquad.report.markup import Markup, element, join
 from subquad.report.table import Table, download
 
@@ -95,23 +95,23 @@ def test_a_download_is_held_in_the_page_whole() -> None:
     ],
 )
 def test_numbers_are_written_for_people(value: float | None, shown: str) -> None:
-    assert units.significant(value) == shown
+    assert formats.significant(value) == shown
 
 
 def test_scores_ratios_and_durations_are_written_for_people() -> None:
-    assert units.score(0.69149) == "0.691"
-    assert units.spread(12.18, 0.399) == "12.18 ± 0.40"
-    assert units.spread(0.7, None) == "0.700"
-    assert units.signed(-0.0123) == "−0.012"
-    assert units.times(0.6249) == "0.62×"
-    assert units.percent(0.143) == "+14 %"
-    assert units.percent(-0.0301) == "−3.0 %"
-    assert units.percent(0.0001) == "0 %"
-    assert [units.duration(seconds) for seconds in (0.42, 12.4, 200, 7500)] == [
+    assert formats.score(0.69149) == "0.691"
+    assert formats.mean_deviation(12.18, 0.399) == "12.18 ± 0.40"
+    assert formats.mean_deviation(0.7, None) == "0.700"
+    assert formats.signed(-0.0123) == "−0.012"
+    assert formats.times(0.6249) == "0.62×"
+    assert formats.percent(0.143) == "+14 %"
+    assert formats.percent(-0.0301) == "−3.0 %"
+    assert formats.percent(0.0001) == "0 %"
+    assert [formats.duration(seconds) for seconds in (0.42, 12.4, 200, 7500)] == [
         "0.42 s",
         "12 s",
         "3 min 20 s",
         "2 h 5 min",
     ]
-    assert units.listed(["a", "b", "c"]) == "a, b and c"
-    assert units.plural(1, "run") == "1 run"
+    assert formats.listed(["a", "b", "c"]) == "a, b and c"
+    assert formats.plural(1, "run") == "1 run"

@@ -22,9 +22,7 @@ def hostile() -> tuple[dict[str, Any], list[Record]]:
     """A comparison whose every text from outside tries to be markup."""
     rows = [dict(row) for row in made_up.ROWS]
     rows[2] |= {"options": {"features": HOSTILE}, "label": f"performer:features={HOSTILE}"}
-    setting = made_up.comparison(
-        rows, title=HOSTILE, task=HOSTILE, target=HOSTILE, schema=f"/home/{HOSTILE}.toml"
-    )
+    setting = made_up.comparison(rows, title=HOSTILE, task=HOSTILE, target=HOSTILE, targets=[HOSTILE])
     setting["summary"] = {**made_up.SUMMARY, HOSTILE: [HOSTILE]}
     records = made_up.sample(setting)
     return setting, [{**r, "reason": HOSTILE} if r["status"] != "ok" else r for r in records]
@@ -63,7 +61,6 @@ def test_what_must_be_told_is_told_in_order(text: str) -> None:
         "Fairness",
         "Failures",
         "Configuration and machine",
-        "Literature",
     ]
     for said in (
         "▲ </span>not told apart",
@@ -73,7 +70,6 @@ def test_what_must_be_told_is_told_in_order(text: str) -> None:
         "+14 %",
         "Made-up CPU @ 2.5 GHz",
         "subquad compare transactions --target churn --attention softmax",
-        "Published figures are another layer",
     ):
         assert said in text
 

@@ -7,27 +7,27 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, norm, ttest_rel
 
-from subquad.report.letters import letters
+from subquad.report.groups import group_letters
 from subquad.report.scores import compared
-from subquad.report.statistics import Difference, Interval, Scores, corrected, difference, summary
+from subquad.report.statistics import Difference, Interval, SeedScores, difference, holm_corrected, summary
 
 SEEDS = 3
 
 
-def scores(parts: np.ndarray, group: np.ndarray | None = None) -> Scores:
+def scores(parts: np.ndarray, group: np.ndarray | None = None) -> SeedScores:
     """Of (seeds, examples)."""
-    return Scores(
+    return SeedScores(
         seeds={seed: float(part.mean()) for seed, part in enumerate(parts)},
         parts=dict(enumerate(parts)),
         group=np.arange(parts.shape[1]) if group is None else group,
     )
 
 
-def seeds_alone(values: list[float]) -> Scores:
-    return Scores(seeds=dict(enumerate(values)))
+def seeds_alone(values: list[float]) -> SeedScores:
+    return SeedScores(seeds=dict(enumerate(values)))
 
 
-def interval(found: Scores, *, higher: bool = True, independent: float = math.inf) -> Interval:
+def interval(found: SeedScores, *, higher: bool = True, independent: float = math.inf) -> Interval:
     made = summary(found, higher_is_better=higher, independent=independent).interval
     assert made is not None
     return made
@@ -42,7 +42,7 @@ def rows(
     by_seed: float = 0.0,
     by_both: float = 1.0,
     ahead: float = 0.0,
-) -> tuple[Scores, Scores]:
+) -> tuple[SeedScores, SeedScores]:
     """Two rows that part by chance: the same in every seed, in every example, or in one of one alone."""
     shared = chance.normal(size=(seeds, size))
 
@@ -79,7 +79,7 @@ def test_equal_rows_are_called_different_no_more_than_about_once_in_twenty(how: 
 
 @pytest.mark.parametrize("how", [{"by_both": 1.0}, {"by_example": 0.5}, {"by_seed": 0.05}], ids=str)
 def test_a_clear_difference_is_told(how: dict[str, float]) -> None:
-    told = [found.told for found in differences(np.random.default_rng(2), 50, ahead=0.6, **how)]
+    told = [found.significant for found in differences(np.random.default_rng(2), 50, ahead=0.6, **how)]
     assert sum(told) >= 45
 
 
@@ -88,7 +88,7 @@ def test_what_is_hard_for_both_rows_cancels() -> None:
     hard = 10 * chance.normal(size=(SEEDS, 100))
     found = difference(scores(hard + 0.1 + 0.1 * chance.normal(size=(SEEDS, 100))), scores(hard))
     assert found is not None
-    assert found.told
+    assert found.significant
 
 
 def test_examples_of_one_entity_count_as_one() -> None:
@@ -113,7 +113,7 @@ def test_without_examples_seeds_are_compared_as_by_student() -> None:
 def test_a_few_seeds_without_examples_say_nothing() -> None:
     assert difference(seeds_alone([0.1, 0.1]), seeds_alone([0.9, 0.9])) is None
     assert summary(seeds_alone([0.7, 0.8]), higher_is_better=True).interval is None
-    assert difference(seeds_alone([0.1] * 3), Scores(seeds={2: 0.9, 3: 0.9, 4: 0.9})) is None
+    assert difference(seeds_alone([0.1] * 3), SeedScores(seeds={2: 0.9, 3: 0.9, 4: 0.9})) is None
 
 
 def test_one_seed_has_an_interval_over_examples_that_knows_of_no_other_seed() -> None:
@@ -165,7 +165,7 @@ def test_only_a_baseline_that_was_found_once_stands_beside_every_seed() -> None:
     row, once = scores(1 + chance.normal(size=(SEEDS, 100))), scores(chance.normal(size=(1, 100)))
     found = compared({"row": row, "once": once}, {"baseline": once})
     assert found["row"]["baseline"].seeds == SEEDS
-    assert found["row"]["baseline"].told
+    assert found["row"]["baseline"].significant
     assert (found["row"]["once"].seeds, found["row"]["once"].over) == (1, "examples")
     assert found["once"]["row"] == found["row"]["once"].reversed()
     assert found["once"]["baseline"].value == 0
@@ -182,11 +182,11 @@ def test_equal_rows_have_no_difference_and_few_examples_prove_none() -> None:
     row = scores(np.linspace(0, 1, 30)[None])
     same = difference(row, row)
     assert same is not None
-    assert (same.value, same.p, same.told) == (0, 1, False)
+    assert (same.value, same.p, same.significant) == (0, 1, False)
     few = difference(scores(np.ones((1, 4))), scores(np.zeros((1, 4))))
     assert few is not None
     assert few.p == 2**-3  # four signs
-    assert not few.told
+    assert not few.significant
 
 
 @pytest.mark.parametrize("wins", [4, 5, 6, 8])
@@ -205,7 +205,7 @@ def test_over_all_pairs_probabilities_are_corrected_after_holm() -> None:
     given = {
         (name, "z"): replace(found, p=p) for name, p in zip(names, (0.03, 0.001, 0.02, 0.9), strict=True)
     }
-    made = corrected(given)
+    made = holm_corrected(given)
     assert [made[name, "z"].corrected for name in names] == pytest.approx([0.06, 0.004, 0.06, 0.9])
     assert [made[name, "z"].p for name in names] == [0.03, 0.001, 0.02, 0.9]
     assert list(made) == list(given)
@@ -218,9 +218,9 @@ def test_a_difference_beyond_the_least_is_always_told() -> None:
         for place in range(60)
         if (found := difference(*rows(chance, ahead=0.02 * place)))
     }
-    made = corrected(pairs)
-    assert {found.told for found in made.values()} == {True, False}
-    assert all(found.told for found in made.values() if abs(found.value) > found.least)
+    made = holm_corrected(pairs)
+    assert {found.significant for found in made.values()} == {True, False}
+    assert all(found.significant for found in made.values() if abs(found.value) > found.least)
 
 
 @pytest.mark.parametrize(("higher", "best"), [(True, 0.9), (False, 0.5)])
@@ -239,7 +239,7 @@ def test_rows_share_a_letter_exactly_where_they_are_not_told_apart() -> None:
     apart = {
         (first, second) for first in names for second in names if first < second and chance.random() < 0.4
     }
-    found = letters(names, apart)
+    found = group_letters(names, apart)
     for first in names:
         for second in names:
             if first < second:
@@ -247,8 +247,8 @@ def test_rows_share_a_letter_exactly_where_they_are_not_told_apart() -> None:
 
 
 def test_letters_follow_the_order_of_the_rows() -> None:
-    found = letters(["x", "y", "z"], {("x", "y"), ("z", "y"), ("x", "z")})
+    found = group_letters(["x", "y", "z"], {("x", "y"), ("z", "y"), ("x", "z")})
     assert found == {"x": "a", "y": "b", "z": "c"}
     assert all(first < second for first, second in pairwise(found.values()))
-    assert letters(["x"], set()) == {"x": ""}
-    assert letters(["x", "y"], set()) == {"x": "a", "y": "a"}
+    assert group_letters(["x"], set()) == {"x": ""}
+    assert group_letters(["x", "y"], set()) == {"x": "a", "y": "a"}

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LEVELS = 32  # of objects within objects
-SHOWN = 40  # characters of a value that is not what it should be
+MAX_LEVELS = 32  # of objects within objects
+SHOWN_CHARACTERS = 40  # characters of a value that is not what it should be
 NOT_A_FILE = (errno.EISDIR, errno.EINVAL, errno.ELOOP)
 
 
@@ -50,23 +50,23 @@ def read_json(path: Path) -> dict[str, Any]:
 def parsed(text: str) -> dict[str, Any]:
     """A JSON object that can be written as JSON again; `ValueError` for any other text."""
     try:
-        document = json.loads(text, parse_int=whole)
+        document = json.loads(text, parse_int=parse_int)
         json.dumps(document, ensure_ascii=False, allow_nan=False).encode()  # nan, 1e999, half a character
     except RecursionError:
-        raise ValueError(f"it has more than {LEVELS} levels") from None
+        raise ValueError(f"it has more than {MAX_LEVELS} levels") from None
     except ValueError as error:
         raise ValueError(f"it is not a JSON file ({error})") from None
     if not isinstance(document, dict):
         raise ValueError("it holds no JSON object")
     within: list[Any] = [document]
-    for _ in range(LEVELS):
+    for _ in range(MAX_LEVELS):
         within = [child for value in within for child in children(value)]
     if within:
-        raise ValueError(f"it has more than {LEVELS} levels")
+        raise ValueError(f"it has more than {MAX_LEVELS} levels")
     return document
 
 
-def whole(text: str) -> int:
+def parse_int(text: str) -> int:
     """A whole number that everybody can compute with; `ValueError` for one of more than 64 bits."""
     number = int(text)
     if not -(2**63) <= number < 2**63:
@@ -93,13 +93,13 @@ def validated(kind: type[T], document: object, *, extra: Literal["ignore", "forb
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         field = ".".join(map(str, first["loc"])) or "it"
-        said = first["msg"].removeprefix("Value error, ")
-        said = said[:1].lower() + said[1:]
+        message = first["msg"].removeprefix("Value error, ")
+        message = message[:1].lower() + message[1:]
         if first["type"] == "missing":
             raise ValueError(f"{field}: is missing") from None
         value = repr(first["input"])
-        shown = value if len(value) <= SHOWN else f"{value[:SHOWN]}…"
-        raise ValueError(f"{field}: {said}, not {shown}") from None
+        shown = value if len(value) <= SHOWN_CHARACTERS else f"{value[:SHOWN_CHARACTERS]}…"
+        raise ValueError(f"{field}: {message}, not {shown}") from None
 
 
 @cache

@@ -7,6 +7,14 @@ quantity for mae.
 import numpy as np
 from jaxtyping import Float, Int, Real
 
+LABELS = {  # what metrics are called in sentences
+    "auc": "AUC",
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "mae": "mean absolute error",
+}
+BALANCED = ("auc", "macro_f1")  # those that weigh classes alike, however rare one is
+
 
 def higher_is_better(metric: str) -> bool:
     """Whether more of it is better: false for errors alone."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from subquad.fields import Batch, Readout
-from subquad.metrics import contributions, higher_is_better, score
+from subquad.metrics import BALANCED, LABELS, contributions, higher_is_better, score
 
 Output = Float[Tensor, "b outputs"]
 Loss = Float[Tensor, ""]
@@ -60,6 +60,16 @@ class Objective(ABC):
     @property
     def higher_is_better(self) -> bool:
         return higher_is_better(self.metric)
+
+    @property
+    def metric_label(self) -> str:
+        """What the metric is called in a sentence."""
+        return LABELS.get(self.metric, self.metric)
+
+    @property
+    def balanced(self) -> bool:
+        """Whether the metric weighs classes alike, however rare one is."""
+        return self.metric in BALANCED
 
     @property
     @abstractmethod

@@ -11,26 +11,26 @@ from typing_extensions import TypedDict  # pydantic asks for it below Python 3.1
 
 from subquad.documents import validated
 
-LARGEST = 1e100  # a number: its square is one too
+MAX_NUMBER = 1e100  # a number: its square is one too
 
 
-def bounded(number: float) -> float:
-    if not -LARGEST <= number <= LARGEST:
-        raise ValueError(f"should be a finite number up to {LARGEST:g}")
+def check_bounds(number: float) -> float:
+    if not -MAX_NUMBER <= number <= MAX_NUMBER:
+        raise ValueError(f"should be a finite number up to {MAX_NUMBER:g}")
     return number
 
 
 Key = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Positive = Annotated[int, Field(ge=1, le=2**53)]
-Number = Annotated[float, AfterValidator(bounded)]
+Number = Annotated[float, AfterValidator(check_bounds)]
 Amount = Annotated[Number, Field(ge=0)]
 Options = dict[str, bool | int | float | str]
 Status = Literal["ok", "failed", "timeout", "out of memory", "not finite"]
-Scores = dict[str, Number]  # by metric, and "loss"
+MetricValues = dict[str, Number]  # by metric, and "loss"
 
 
-class Named(TypedDict):
+class MechanismFields(TypedDict):
     """Which mechanism, in which form."""
 
     attention: str
@@ -38,48 +38,48 @@ class Named(TypedDict):
     causal: bool
 
 
-class FitAsked(Named):
+class FitSpec(MechanismFields):
     seed: Count
 
 
-class BaselineAsked(TypedDict):
+class BaselineSpec(TypedDict):
     baseline: str
     seed: Count
 
 
-class BenchAsked(Named):
+class BenchSpec(MechanismFields):
     length: Positive
 
 
-class Point(TypedDict):
+class CurvePoint(TypedDict):
     step: Count
     examples: Count
     loss: Number
-    validation: NotRequired[Scores]
+    validation: NotRequired[MetricValues]
 
 
-class Examples(TypedDict):
+class ExampleScores(TypedDict):
     """What each example of the test split adds to the score, and the group that it belongs to."""
 
     contribution: list[Number]
     group: list[Count]
 
 
-def in_step(examples: Examples) -> Examples:
+def equally_long(examples: ExampleScores) -> ExampleScores:
     if len(examples["contribution"]) != len(examples["group"]):
         raise ValueError("contribution and group should be equally long")
     return examples
 
 
-class BaselineFound(TypedDict):
-    test: Scores
-    examples: NotRequired[Annotated[Examples, AfterValidator(in_step)]]
+class BaselineResult(TypedDict):
+    test: MetricValues
+    examples: NotRequired[Annotated[ExampleScores, AfterValidator(equally_long)]]
 
 
-class FitFound(BaselineFound):
-    validation: Scores
+class FitResult(BaselineResult):
+    validation: MetricValues
     best_step: Count
-    curve: list[Point]
+    curve: list[CurvePoint]
     parameters: Annotated[
         dict[Literal["total", "attention", "grows_with_length"], Count], Field(min_length=3)
     ]
@@ -100,36 +100,38 @@ class Latency(Timing):
 
 class FitMeasured(TypedDict):
     train_examples_per_second: NotRequired[Amount | None]
-    train_events_per_second: NotRequired[Amount | None]
+    train_units_per_second: NotRequired[Amount | None]
     train_seconds: NotRequired[Amount]
     peak_mb: NotRequired[Amount | None]
     latency_ms: NotRequired[Latency | None]
     training_peak_mb: NotRequired[Amount | None]
 
 
+class Timed(TypedDict):
+    """Milliseconds of a call, and of fused attention with the same causality."""
+
+    ms: Timing
+    reference_ms: Timing
+    roofline_ms: NotRequired[Amount]
+    peers_ms: NotRequired[dict[str, Timing]]
+
+
+class Memory(TypedDict):
+    mb: Amount
+    reference_mb: Amount
+
+
 class BenchMeasured(TypedDict):
-    forward_ms: Timing
-    reference_forward_ms: Timing
-    forward_baseline_ms: NotRequired[Amount]
-    forward_backward_ms: NotRequired[Timing]
-    reference_forward_backward_ms: NotRequired[Timing]
-    forward_backward_baseline_ms: NotRequired[Amount]
-    peak_mb: Amount
-    reference_peak_mb: Amount
-    peers: NotRequired[dict[str, dict[str, Timing]]]
-
-
-def beside_reference(measured: BenchMeasured) -> BenchMeasured:
-    if ("forward_backward_ms" in measured) != ("reference_forward_backward_ms" in measured):
-        raise ValueError("forward_backward_ms and its reference should stand together")
-    return measured
+    forward: Timed
+    forward_backward: NotRequired[Timed]
+    memory: Memory
 
 
 class Machine(TypedDict):
     fingerprint: NotRequired[str]  # none where a run died before it could say
 
 
-class Recorded(TypedDict):
+class AnyRecord(TypedDict):
     """What the record of any run holds; `status` says whether it has a result."""
 
     key: Key
@@ -141,39 +143,39 @@ class Recorded(TypedDict):
     data: NotRequired[dict[str, Any]]
 
 
-class FitRecord(Recorded):
-    spec: FitAsked
-    result: FitFound
+class FitRecord(AnyRecord):
+    spec: FitSpec
+    result: FitResult
     measured: FitMeasured
 
 
-class BaselineRecord(Recorded):
-    spec: BaselineAsked
-    result: BaselineFound
+class BaselineRecord(AnyRecord):
+    spec: BaselineSpec
+    result: BaselineResult
     measured: dict[str, Any]
 
 
-class BenchRecord(Recorded):
-    spec: BenchAsked
+class BenchRecord(AnyRecord):
+    spec: BenchSpec
     result: dict[str, Any]
-    measured: Annotated[BenchMeasured, AfterValidator(beside_reference)]
+    measured: BenchMeasured
 
 
-class Failed(Recorded):
+class FailedRecord(AnyRecord):
     result: Annotated[dict[str, Any], Field(max_length=0)]
     measured: Annotated[dict[str, Any], Field(max_length=0)]
 
 
-class FailedFit(Failed):
-    spec: FitAsked
+class FailedFit(FailedRecord):
+    spec: FitSpec
 
 
-class FailedBaseline(Failed):
-    spec: BaselineAsked
+class FailedBaseline(FailedRecord):
+    spec: BaselineSpec
 
 
-class FailedBench(Failed):
-    spec: BenchAsked
+class FailedBench(FailedRecord):
+    spec: BenchSpec
 
 
 class Header(TypedDict):
@@ -181,22 +183,22 @@ class Header(TypedDict):
     status: Status
 
 
-DONE = {"fit": FitRecord, "baseline": BaselineRecord, "bench": BenchRecord}
-FAILED = {"fit": FailedFit, "baseline": FailedBaseline, "bench": FailedBench}
+DONE_TYPES = {"fit": FitRecord, "baseline": BaselineRecord, "bench": BenchRecord}
+FAILED_TYPES = {"fit": FailedFit, "baseline": FailedBaseline, "bench": FailedBench}
 
 
 def check_record(record: Mapping[str, Any]) -> None:
     """Raise `ValueError`, naming the field, for what is no record."""
     header = validated(Header, record)
-    kinds = DONE if header["status"] == "ok" else FAILED
-    validated(kinds[header["kind"]], record)
+    types = DONE_TYPES if header["status"] == "ok" else FAILED_TYPES
+    validated(types[header["kind"]], record)
 
 
-class Row(Named):
+class MechanismRow(MechanismFields):
     label: str
 
 
-class Keys(TypedDict):
+class RunKeys(TypedDict):
     baseline: list[Key]
     fit: list[Key]
     bench: list[Key]
@@ -207,41 +209,44 @@ class History(TypedDict):
     longest: Count
 
 
-class Split(TypedDict):
+class SplitSummary(TypedDict):
     examples: Count
     entities: NotRequired[Count]
     history: NotRequired[History]
     classes: NotRequired[dict[str, Count]]
 
 
-class Summary(TypedDict, total=False):
+class DataSummary(TypedDict, total=False):
     question: str
-    splits: dict[str, Split]
+    splits: dict[str, SplitSummary]
 
 
 class Comparison(TypedDict):
-    """What comparison.json holds: what was asked, and the runs that answer it."""
+    """What comparison.json holds: the settings of a comparison, and the keys of its runs."""
 
     title: str
     task: str
     target: str
-    schema: NotRequired[str | None]
+    targets: NotRequired[list[str]]  # that --target may name
     data: NotRequired[str]
+    unit: NotRequired[str]  # what a sequence is made of: "event", "token"; none: "event"
     metric: str
+    metric_label: NotRequired[str]  # in sentences; none: the metric itself
     higher_is_better: bool
+    balanced: NotRequired[bool]  # whether the metric weighs classes alike; none: it does not
     length: Positive
     seeds: Positive
     steps: NotRequired[Positive]
     batch: NotRequired[Positive]
     accumulate: NotRequired[Positive]
-    summary: NotRequired[Summary]
-    rows: list[Row]
-    keys: Keys
+    summary: NotRequired[DataSummary]
+    rows: list[MechanismRow]
+    keys: RunKeys
 
 
 def check_comparison(document: Mapping[str, Any]) -> None:
     """Raise `ValueError`, naming the field, for what is no comparison."""
     validated(Comparison, document)
     labels = [row["label"] for row in document["rows"]]
-    if twice := [label for label in labels if labels.count(label) > 1]:
-        raise ValueError(f"rows: {twice[0]!r} stands there twice")
+    if repeated := [label for label in labels if labels.count(label) > 1]:
+        raise ValueError(f"rows: {repeated[0]!r} stands there twice")

@@ -1,15 +1,15 @@
-"""Results as files: one JSON document per run, named by the hash of what was asked.
+"""Results as files: one JSON document per run, named by the hash of its spec.
 
-    DIR/records/<key>.json             what came of a run, whatever came of it
-    DIR/checkpoints/<key>.safetensors  how far a fit has come, while it runs
+    DIR/records/<key>.json             the outcome of a run, success or failure
+    DIR/checkpoints/<key>.safetensors  the training checkpoint of a fit under way
     DIR/models/<key>/                  the trained model
-    DIR/comparisons/<key>.json         what a comparison asked, and the keys of its runs
+    DIR/comparisons/<key>.json         a comparison's settings and the keys of its runs
     DIR/comparison.json                the same of the one that was started or finished last
     DIR/reports/<key>.html             the page of a comparison; DIR/report.html is that of comparison.json
 
-What is read is held against `recorded`, so that a damaged file is one line that names it.
+What is read is validated by `recorded`, so that a damaged file is one line that names it.
 
-A file is written whole or not at all. Two folders merge by copying one over the other. No torch
+Files are written atomically. Two folders merge by copying one over the other. No torch
 here: a report can be made where nothing can be run.
 """
 
@@ -30,7 +30,7 @@ Record = dict[str, Any]  # JSON: "key", "kind", "spec", "status", "reason", "res
 
 
 def key(kind: str, version: int, spec: Mapping[str, Any]) -> str:
-    """Sixteen hexadecimal digits that stand for what was asked."""
+    """Sixteen hexadecimal digits that stand for a spec."""
     text = json.dumps({"kind": kind, "version": version, "spec": spec}, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -126,7 +126,7 @@ class Store:
         return self.folder / "comparison.json"
 
     def put_comparison(self, comparison: Mapping[str, Any]) -> None:
-        """Write what a comparison asked, and that it is the latest. Raises `ValueError` for what is none."""
+        """Write a comparison's document, and that it is the latest. Raises `ValueError` for what is none."""
         from subquad.recorded import check_comparison
 
         check_comparison(comparison)
@@ -134,7 +134,7 @@ class Store:
         write_json(self.latest_path, comparison)
 
     def get_comparison(self, key: str | None = None) -> dict[str, Any]:
-        """What a comparison in this folder asked: the one of that key, or the latest.
+        """The document of a comparison in this folder: the one of that key, or the latest.
 
         Raises `ValueError` where there is none, and `Damaged` for a file that holds none.
         """

@@ -168,16 +168,18 @@ def compare(
         timeout=timeout,
     )
     with working("reading the task"):
-        from subquad import report
         from subquad.experiments.comparison import plan, run
-        from subquad.records import Store, comparison_key
+        from subquad.records import Store
+        from subquad.report import findings_of
+        from subquad.report.page import write_page
 
         planned = plan(asked)
     with watching(planned.specs) as observer:
         records = run(planned, asked, Store(out), observer=observer)
     with working("writing the report"):
-        page = report.write(out, comparison_key(planned.document))
-    show_comparison(planned.document, records, out, page, as_json=as_json)
+        findings = findings_of(planned.document, records)
+        page = write_page(findings, out)
+    show_comparison(findings, out, page, as_json=as_json)
     end(records)
 
 
@@ -319,12 +321,12 @@ def list_known(as_json: Json = False) -> None:
     known = [described_task(cls) for cls in tasks.catalog().values()]
     if as_json:
         return print_json([*mechanisms, *known])
-    from subquad.report import terminal
+    from subquad.cli import tables
 
     console = Console()
-    console.print(terminal.mechanisms(mechanisms))
-    console.print(terminal.options(mechanisms))
-    console.print(terminal.tasks(known))
+    console.print(tables.mechanisms(mechanisms))
+    console.print(tables.options(mechanisms))
+    console.print(tables.tasks(known))
 
 
 @app.command("report", epilog=examples("subquad report runs"))
@@ -344,16 +346,14 @@ def write_report(
 
     Ends with status 1 while runs are missing or failed.
     """
-    from subquad import report
-    from subquad.records import Store, comparison_key
+    from subquad.report import findings_in
+    from subquad.report.page import write_page
 
-    store = Store(out)
-    comparison = store.get_comparison(key)
-    records = store.runs(comparison)
     with working("writing the report"):
-        page = report.write(out, comparison_key(comparison))
-    show_comparison(comparison, records, out, page, as_json=as_json)
-    end(records, asked=sum(map(len, comparison["keys"].values())))
+        findings = findings_in(out, key)
+        page = write_page(findings, out)
+    show_comparison(findings, out, page, as_json=as_json)
+    end(findings.records, asked=len(findings.records) + findings.missing)
 
 
 @contextmanager

@@ -8,83 +8,85 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from subquad.experiments.spec import Row
-
 if TYPE_CHECKING:
     from subquad.mechanism import Mechanism
     from subquad.patterns.drawing import Drawing
     from subquad.records import Record
-    from subquad.report.cost import Scaling
+    from subquad.report import Findings
+    from subquad.report.cost import Curve
     from subquad.task import Task
 
 
-def show_comparison(
-    comparison: dict[str, Any], records: Sequence["Record"], folder: Path, page: Path, *, as_json: bool
-) -> None:
-    from subquad.report import terminal
-    from subquad.report.findings import worked_out
+def show_comparison(findings: "Findings", folder: Path, page: Path, *, as_json: bool) -> None:
+    from subquad.cli import tables
 
-    found = worked_out(comparison, records)
-    models = model_folders(records, folder)
+    models = model_folders(findings, folder)
     if as_json:
         return print_json(
             {
-                "comparison": comparison,
-                "answer": asdict(found.answer),
-                "rows": [asdict(row) for row in found.rows],
-                "failed": sum(record["status"] != "ok" for record in records),
-                "missing": found.missing,
+                "comparison": findings.comparison,
+                "answer": asdict(findings.answer),
+                "rows": [asdict(row) for row in findings.rows],
+                "costs": [cost_document(curve) for curve in findings.cost_curves],
+                "fairness": [asdict(equality) for equality in findings.equalities],
+                "failures": [asdict(run) for run in findings.failures],
+                "failed": len(findings.failures),
+                "missing": findings.missing,
                 "models": models,
                 "report": str(page),
             }
         )
     console = Console()
-    console.print(terminal.quality(comparison, found.rows))
-    console.print(terminal.costs(comparison, found.rows))
-    for line in (found.answer.sentence, *found.answer.reasons):
+    console.print(tables.quality(findings.question, findings.rows))
+    console.print(tables.costs(findings.question, findings.rows))
+    for line in (findings.answer.sentence, *findings.answer.reasons):
         console.print(line, markup=False, highlight=False)
-    last = [f"model: {path}" for path in models.get(found.answer.label or "", [])[:1]]
-    last += [found.incomplete] if found.missing else []
+    last = [f"model: {path}" for path in models.get(findings.answer.label or "", [])[:1]]
+    last += [findings.incomplete] if findings.missing else []
     last += [f"report: {page}"]
     for line in ("", *last):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def model_folders(records: Sequence["Record"], folder: Path) -> dict[str, list[str]]:
+def model_folders(findings: "Findings", folder: Path) -> dict[str, list[str]]:
     """Where the trained models of each row are, by its label, in the order of the seeds."""
     from subquad.records import Store
+    from subquad.report.question import identity
 
-    found: dict[str, list[str]] = {}
-    for record in records:
+    labels = {entry.identity: entry.label for entry in findings.question.entries}
+    folders: dict[str, list[str]] = {}
+    for record in findings.records:
         if record["kind"] == "fit" and record["status"] == "ok":
-            spec = record["spec"]
-            label = Row(attention=spec["attention"], options=spec["options"]).label
-            found.setdefault(label, []).append(str(Store(folder).model_path(record["key"])))
-    return found
+            spec, path = record["spec"], Store(folder).model_path(record["key"])
+            label = labels.get(identity(spec)) or str(spec["attention"])
+            folders.setdefault(label, []).append(str(path))
+    return folders
 
 
 def show_bench(document: dict[str, Any], records: Sequence["Record"], *, as_json: bool) -> None:
-    from subquad.report import terminal
+    from subquad.cli import tables
     from subquad.report.cost import QUANTITIES, curves
+    from subquad.report.question import entries_of
 
-    found = curves(document, records)
+    benched = curves(entries_of(document["rows"]), records)
     if as_json:
         return print_json(
-            {
-                "rows": [
-                    {**asdict(curve), "scaling": {name: scaled(curve.scaling(name)) for name in QUANTITIES}}
-                    for curve in found
-                ],
-                "machine": records[0]["machine"],
-            }
+            {"rows": [cost_document(curve) for curve in benched], "machine": records[0]["machine"]}
         )
     console = Console()
     for quantity in QUANTITIES:
-        console.print(*terminal.lengths(found, quantity))
+        console.print(*tables.lengths(benched, quantity))
 
 
-def scaled(scaling: "Scaling | None") -> dict[str, Any] | None:
-    return None if scaling is None else asdict(scaling)
+def cost_document(curve: "Curve") -> dict[str, Any]:
+    """Time and memory by length, with what follows from them, as JSON."""
+    from subquad.report.cost import QUANTITIES
+
+    scalings = {quantity: curve.scaling(quantity) for quantity in QUANTITIES}
+    return {
+        **asdict(curve),
+        "scaling": {quantity: scaling and asdict(scaling) for quantity, scaling in scalings.items()},
+    }
 
 
 def show_pattern(drawing: "Drawing", svg: Path | None, *, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""Signs of life on standard error while a command works, and what Ctrl-C says."""
+"""Progress on standard error, and what Ctrl-C says."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ def interruptible() -> Iterator[Console]:
 
 @contextmanager
 def working(on: str) -> Iterator[None]:
-    """On a terminal, a sign of life for what takes a few seconds."""
+    """On a terminal, a spinner for what takes a few seconds."""
     with interruptible() as console, console.status(on):
         yield
 

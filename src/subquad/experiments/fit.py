@@ -47,7 +47,7 @@ def fit(spec: Fit, data: Dataset, *, kept: Path, tell: Tell, note: Note = warnin
     tell("measure", spec.steps, None)
     measured = {
         "train_examples_per_second": rate(course.timed_examples, course.seconds),
-        "train_events_per_second": rate(course.timed_tokens, course.seconds),
+        "train_units_per_second": rate(course.timed_tokens, course.seconds),
         "train_seconds": course.seconds,
         "peak_mb": process_peak_mb(),
         **cost(training),

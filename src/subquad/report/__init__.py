@@ -1,15 +1,22 @@
-"""The report of a comparison: the answer in a sentence, its leaderboard, and one HTML page to decide from."""
+"""The report of a comparison: its findings as typed data, and the HTML page to decide from."""
 
 from pathlib import Path
 
-from subquad.report.answer import headline
-from subquad.report.leaderboard import Row, leaderboard
+from subquad.report.findings import Findings, findings_in, findings_of
+from subquad.report.markup import Markup, element, join
+from subquad.report.section import Section
+from subquad.report.table import Table
 
-__all__ = ["Row", "headline", "leaderboard", "write"]
+__all__ = ["Findings", "Markup", "Section", "Table", "element", "findings_in", "findings_of", "join", "write"]
 
 
 def write(folder: Path, comparison: str | None = None) -> Path:
-    """Write the page of a comparison, by default of the latest, from DIR; see `subquad.report.page`."""
-    from subquad.report.page import write
+    """Write the page of a comparison in a folder, by default of the latest; its path.
 
-    return write(folder, comparison)
+    comparison: its key, as DIR/reports/KEY.html is named; None: the latest.
+
+    Raises `ValueError`, naming the file, where there is no comparison or a file is damaged.
+    """
+    from subquad.report.page import write_page
+
+    return write_page(findings_in(folder, comparison), folder)

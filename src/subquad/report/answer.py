@@ -5,14 +5,15 @@ difference they could. Fewer than three seeds carry no difference between mechan
 be told from the baseline carries no merit, and figures of two machines carry no ratio.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from subquad.report import reasons, units
+from subquad.report import formats, reasons
 from subquad.report.cost import Curve
-from subquad.report.leaderboard import Row
-from subquad.report.statistics import ENOUGH, Difference
+from subquad.report.leaderboard import BoardRow
+from subquad.report.question import Question
+from subquad.report.statistics import MIN_SEEDS, Difference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,15 +25,10 @@ class Answer:
     reasons: tuple[str, ...]  # what it rests on, and what limits it
 
 
-def headline(comparison: Mapping[str, Any], rows: Sequence[Row]) -> str:
-    """The answer's sentence, from the rows of `leaderboard`."""
-    return answer(comparison, rows, []).sentence
-
-
-def answer(comparison: Mapping[str, Any], rows: Sequence[Row], curves: Sequence[Curve]) -> Answer:
+def answer(question: Question, rows: Sequence[BoardRow], curves: Sequence[Curve]) -> Answer:
     """The answer, from the rows of `leaderboard` and the curves of `cost.curves`."""
     scored = [row for row in rows if row.kind == "mechanism" and row.score is not None]
-    limits = reasons.limits(comparison, rows)
+    limits = reasons.limits(question, rows)
     if not scored:
         ended = any(row.failures for row in rows)
         return Answer(
@@ -43,46 +39,46 @@ def answer(comparison: Mapping[str, Any], rows: Sequence[Row], curves: Sequence[
             else "There is no answer yet: no run has come to its end.",
             reasons=tuple(limits),
         )
-    metric = units.metric(comparison["metric"])
+    metric = question.metric.label
     if all(row.beside_baseline == "below" for row in scored):
         return _none(scored, rows, metric, limits)
     cleared = [row for row in scored if row.beside_baseline in ("above", None)]
     if not cleared:
         return _open(scored, rows, metric, limits)
     whole = [row for row in cleared if not row.failures and not row.missing] or cleared
-    able = [row for row in whole if row.score and len(row.score.scores) >= ENOUGH]
+    able = [row for row in whole if row.score and len(row.score.scores) >= MIN_SEEDS]
     best = able[0] if able else whole[0]
-    costs = reasons.costs(best, rows, curves, comparison)
+    costs = reasons.costs(best, rows, curves, question)
     if not able:
         return _lead(whole, rows, metric, [*costs, *limits])
-    return _take(able, rows, metric, curves, comparison, limits)
+    return _take(able, rows, metric, curves, question, limits)
 
 
 def _tells(beside: Difference) -> str:
     """How large a difference these examples and seeds can tell: "3 seeds tell differences above … apart"."""
-    return f"{_judges(beside)} differences above about {units.significant(beside.least, digits=2)} apart"
+    return f"{_judges(beside)} differences above about {formats.significant(beside.least, digits=2)} apart"
 
 
 def _judges(beside: Difference) -> str:
     """What a comparison rests on, with its verb."""
-    seeds = units.plural(beside.seeds, "seed")
+    seeds = formats.plural(beside.seeds, "seed")
     if beside.over == "seeds":
         return f"{seeds} tell"
-    examples = units.plural(beside.examples, "example")
+    examples = formats.plural(beside.examples, "example")
     if beside.over == "examples":
         return f"the test set of {examples} tells"
-    return f"{units.plural(beside.examples, 'test example')} and {seeds} tell"
+    return f"{formats.plural(beside.examples, 'test example')} and {seeds} tell"
 
 
-def _none(scored: Sequence[Row], rows: Sequence[Row], metric: str, limits: Sequence[str]) -> Answer:
+def _none(scored: Sequence[BoardRow], rows: Sequence[BoardRow], metric: str, limits: Sequence[str]) -> Answer:
     baseline, best = reasons.best_baseline(rows), scored[0]
     beside = best.against[baseline.label]
     seeds = _seeds(best)
     few = f"{seeds} {'says' if seeds == 'one seed' else 'say'} nothing of other seeds, which may do better."
-    told = [few.capitalize()] if beside.seeds < ENOUGH else []
-    told.append(
+    notes = [few.capitalize()] if beside.seeds < MIN_SEEDS else []
+    notes.append(
         "A score that is reached without attention says nothing for attention. More steps, more data or "
-        "longer histories may change that."
+        "longer sequences may change that."
     )
     return Answer(
         verdict="baseline",
@@ -90,102 +86,104 @@ def _none(scored: Sequence[Row], rows: Sequence[Row], metric: str, limits: Seque
         sentence=f"Take none of them: no mechanism clears the baseline. {baseline.label.capitalize()} "
         f"reaches {metric} {_score(baseline)}, the best mechanism, {best.label}, {_score(best)}, and "
         f"{_judges(beside)} them apart.",
-        reasons=(*told, *limits),
+        reasons=(*notes, *limits),
     )
 
 
-def _open(scored: Sequence[Row], rows: Sequence[Row], metric: str, limits: Sequence[str]) -> Answer:
+def _open(scored: Sequence[BoardRow], rows: Sequence[BoardRow], metric: str, limits: Sequence[str]) -> Answer:
     """No mechanism is above the baseline for certain, and not all are below it."""
     baseline = reasons.best_baseline(rows)
     best = next(row for row in scored if row.beside_baseline != "below")
     beside = best.against.get(baseline.label)
     why = _tells(beside) if beside else f"{_seeds(best)} cannot tell a difference from chance"
     below = [row.label for row in scored if row.beside_baseline == "below"]
-    told = []
+    notes = []
     if below:
-        told.append(f"{units.few(below)} can be told apart from it, and {_stand(below)} below it.")
-    told.append("More seeds, and more examples to test on, tell smaller differences apart.")
+        notes.append(f"{formats.few(below)} can be told apart from it, and {_stand(below)} below it.")
+    notes.append("More seeds, and more examples to test on, tell smaller differences apart.")
     return Answer(
         verdict="open",
         label=None,
         sentence=f"It cannot be told whether any mechanism clears the baseline: {baseline.label} reaches "
         f"{metric} {_score(baseline)}, {best.label} {_score(best)}, and {why}.",
-        reasons=(*told, *limits),
+        reasons=(*notes, *limits),
     )
 
 
-def _lead(whole: Sequence[Row], rows: Sequence[Row], metric: str, why: Sequence[str]) -> Answer:
+def _lead(whole: Sequence[BoardRow], rows: Sequence[BoardRow], metric: str, why: Sequence[str]) -> Answer:
     best, others = whole[0], whole[1:]
     seeds = _seeds(best)
     limit = f"{seeds} cannot tell a difference from chance"
-    told = f"{best.label} has the best {metric}, {_score(best)}"
+    claim = f"{best.label} has the best {metric}, {_score(best)}"
     if not others:
-        told = f"{best.label} alone clears the baseline, with {metric} {_score(best)}"
+        claim = f"{best.label} alone clears the baseline, with {metric} {_score(best)}"
     else:
         second = others[0]
         beside = best.against.get(second.label)
-        told += f", before {second.label}, {_score(second)}"
+        claim += f", before {second.label}, {_score(second)}"
         if _score(best) == _score(second):
-            told = f"{best.label} and {second.label} have the best {metric}, {_score(best)}"
-        if beside and not beside.told:
+            claim = f"{best.label} and {second.label} have the best {metric}, {_score(best)}"
+        if beside and not beside.significant:
             limit = f"{_tells(beside)}, so that these two cannot be told apart, and {limit}"
-    alike = [row.label for row in others if (beside := best.against.get(row.label)) and not beside.told]
+    alike = [
+        row.label for row in others if (beside := best.against.get(row.label)) and not beside.significant
+    ]
     if len(alike) > 1:
-        why = [f"On these examples {best.label} cannot be told apart from {units.few(alike)}.", *why]
+        why = [f"On these examples {best.label} cannot be told apart from {formats.few(alike)}.", *why]
     return Answer(
         verdict="lead",
         label=best.label,
-        sentence=f"{told}; but {limit}. Run at least three before you decide.",
+        sentence=f"{claim}; but {limit}. Run at least three before you decide.",
         reasons=(*_against_baseline(best, rows, metric), *why),
     )
 
 
 def _take(
-    able: Sequence[Row],
-    rows: Sequence[Row],
+    able: Sequence[BoardRow],
+    rows: Sequence[BoardRow],
     metric: str,
     curves: Sequence[Curve],
-    comparison: Mapping[str, Any],
+    question: Question,
     limits: Sequence[str],
 ) -> Answer:
     best = able[0]
     lower = [row for row in rows[rows.index(best) + 1 :] if row.label in best.against and row.group]
-    others = [row.label for row in lower if best.against[row.label].told]
+    others = [row.label for row in lower if best.against[row.label].significant]
     equals = [row for row in able if row.label not in others]
     pick = reasons.cheapest(equals)
     comparable = reasons.machines(equals) == 1
     first = next(row for row in rows if row.kind == "mechanism" and row.score)
     among = "the best" if best is first else "the best of those that never failed"
     if len(equals) == 1:
-        told = f"its {metric} of {_score(pick)} is {among}"
-        told += f", better than {units.few(others)} {_alike(best.against[others[0]])}" if others else ""
+        claim = f"its {metric} of {_score(pick)} is {among}"
+        claim += f", better than {formats.few(others)} {_alike(best.against[others[0]])}" if others else ""
     elif pick is best:
-        rest = units.few([row.label for row in equals if row is not pick])
-        told = f"its {metric} of {_score(pick)} is {among}, though it cannot be told apart from {rest}"
-        told += ", and it trains the fastest of them" if comparable else ""
+        rest = formats.few([row.label for row in equals if row is not pick])
+        claim = f"its {metric} of {_score(pick)} is {among}, though it cannot be told apart from {rest}"
+        claim += ", and it trains the fastest of them" if comparable else ""
     else:
-        told = f"its {metric} of {_score(pick)} cannot be told apart from {among} "
-        told += f"({best.label}, {_score(best)}), and it trains the fastest of those that cannot"
+        claim = f"its {metric} of {_score(pick)} cannot be told apart from {among} "
+        claim += f"({best.label}, {_score(best)}), and it trains the fastest of those that cannot"
     nearest = next(iter([*(row.label for row in equals if row is not best), *others]), "")
     return Answer(
         verdict="take",
         label=pick.label,
-        sentence=f"Take {pick.label}: {told}.",
+        sentence=f"Take {pick.label}: {claim}.",
         reasons=(
             *_resolution(pick, nearest if pick is best else best.label),
             *_against_baseline(pick, rows, metric),
-            *reasons.costs(pick, rows, curves, comparison),
+            *reasons.costs(pick, rows, curves, question),
             *limits,
         ),
     )
 
 
-def _resolution(row: Row, other: str) -> list[str]:
+def _resolution(row: BoardRow, other: str) -> list[str]:
     """Which difference from the other row could be told, and which there is."""
     if other not in row.against:
         return []
     beside = row.against[other]
-    apart = units.significant(abs(beside.value), digits=2)
+    apart = formats.significant(abs(beside.value), digits=2)
     return [f"Between {row.label} and {other}, {_tells(beside)}; theirs is {apart}."]
 
 
@@ -193,14 +191,14 @@ def _alike(beside: Difference) -> str:
     return "on the same seeds" if beside.over == "seeds" else "on the same examples and seeds"
 
 
-def _against_baseline(row: Row, rows: Sequence[Row], metric: str) -> list[str]:
+def _against_baseline(row: BoardRow, rows: Sequence[BoardRow], metric: str) -> list[str]:
     if row.over_baseline is None:
         return ["There is no baseline to compare with, so no score here is known to mean anything."]
     baseline = reasons.best_baseline(rows)
-    where = "" if row.score and len(row.score.scores) >= ENOUGH else ", on these seeds"
+    where = "" if row.score and len(row.score.scores) >= MIN_SEEDS else ", on these seeds"
     return [
         f"{row.label} is better than the best baseline, {baseline.label} with {metric} {_score(baseline)}, "
-        f"by {units.score(abs(row.over_baseline))}{where}."
+        f"by {formats.score(abs(row.over_baseline))}{where}."
     ]
 
 
@@ -208,11 +206,11 @@ def _stand(labels: Sequence[str]) -> str:
     return "stands" if len(labels) == 1 else "stand"
 
 
-def _seeds(row: Row) -> str:
+def _seeds(row: BoardRow) -> str:
     assert row.score
     return {1: "one seed", 2: "two seeds"}.get(len(row.score.scores), "so few seeds")
 
 
-def _score(row: Row) -> str:
+def _score(row: BoardRow) -> str:
     assert row.score
-    return units.spread(row.score.mean, row.score.deviation)
+    return formats.mean_deviation(row.score.mean, row.score.deviation)

@@ -3,17 +3,19 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
 
-from subquad.measure.scaling import NEEDED, Crossover, crossover, exponent
+from subquad.measure.scaling import MIN_LENGTHS, Crossover, crossover, exponent
 from subquad.records import Record
-from subquad.report.leaderboard import Failure, failure, identity, machine
+from subquad.report.leaderboard import Failure, failure
+from subquad.report.question import Entry, identity
+from subquad.report.runs import fingerprint
 
-QUANTITIES = {  # names in the records, and what they are called
+QUANTITIES = {  # what they are called
     "forward_ms": "forward",
     "forward_backward_ms": "forward and backward",
     "peak_mb": "memory",
 }
+TIMED = {"forward_ms": "forward", "forward_backward_ms": "forward_backward"}  # fields of the records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +72,8 @@ class Curve:
         lengths, values = zip(*ours, strict=True)
         reference = [value for _, value in theirs]
         return Scaling(
-            exponent=exponent(lengths, values) if len(lengths) >= NEEDED else None,
-            note="" if len(lengths) >= NEEDED else "needs three lengths",
+            exponent=exponent(lengths, values) if len(lengths) >= MIN_LENGTHS else None,
+            note="" if len(lengths) >= MIN_LENGTHS else "needs three lengths",
             crossover=crossover(lengths, values, reference),
             at_longest=values[-1] / reference[-1],
         )
@@ -83,35 +85,35 @@ def part(cell: Cell, quantity: str) -> float | None:
     return roofline / measured if roofline and measured else None
 
 
-def curves(comparison: Mapping[str, Any], records: Sequence[Record]) -> list[Curve]:
+def curves(entries: Sequence[Entry], records: Sequence[Record]) -> list[Curve]:
     """The curve of each row that has been benched, in the order asked."""
     benches = [record for record in records if record["kind"] == "bench"]
-    found = []
-    for asked in comparison["rows"]:
-        mine = [record for record in benches if identity(record["spec"]) == identity(asked)]
+    benched = []
+    for entry in entries:
+        mine = [record for record in benches if identity(record["spec"]) == entry.identity]
         mine.sort(key=lambda record: record["spec"]["length"])
         done = [record for record in mine if record["status"] == "ok"]
         failed = [record for record in mine if record["status"] != "ok"]
         if not mine:
             continue
         curve = Curve(
-            label=asked["label"],
-            form="causal" if asked["causal"] else "bidirectional",
+            label=entry.label,
+            form=entry.form,
             cells=tuple(map(_cell, done)),
             failures=tuple(failure(record, f"{record['spec']['length']:,} tokens") for record in failed),
             failed_lengths=tuple(record["spec"]["length"] for record in failed),
-            machines=tuple(sorted({str(machine(record)) for record in done})),
+            machines=tuple(sorted({str(fingerprint(record)) for record in done})),
         )
-        found.append(curve)
-    return found
+        benched.append(curve)
+    return benched
 
 
-def references(found: Sequence[Curve], quantity: str) -> dict[str, list[tuple[int, float]]]:
+def references(benched: Sequence[Curve], quantity: str) -> dict[str, list[tuple[int, float]]]:
     """Fused softmax itself, by form: the median over the cells of each length."""
     lines = {}
-    for form in dict.fromkeys(curve.form for curve in found):
+    for form in dict.fromkeys(curve.form for curve in benched):
         values: dict[int, list[float]] = {}
-        for curve in found:
+        for curve in benched:
             if curve.form == form:
                 for length, value in curve.points(quantity, reference=True):
                     values.setdefault(length, []).append(value)
@@ -122,22 +124,21 @@ def references(found: Sequence[Curve], quantity: str) -> dict[str, list[tuple[in
 
 def _cell(record: Record) -> Cell:
     measured = record["measured"]
-    present = [name for name in QUANTITIES if measured.get(name) is not None]
+    timed = {name: measured[field] for name, field in TIMED.items() if field in measured}
+    peers: dict[str, dict[str, float]] = {}
+    for name, each in timed.items():
+        for peer, timing in each.get("peers_ms", {}).items():
+            peers.setdefault(peer, {})[name] = timing["median"]
     return Cell(
         length=record["spec"]["length"],
-        values={name: _value(measured[name]) for name in present},
-        reference={name: _value(measured[f"reference_{name}"]) for name in present},
-        roofline={
-            name: measured[roofline]
-            for name in present
-            if measured.get(roofline := name.replace("_ms", "_roofline_ms")) and roofline != name
+        values={
+            **{name: each["ms"]["median"] for name, each in timed.items()},
+            "peak_mb": measured["memory"]["mb"],
         },
-        peers={
-            peer: {name: _value(timing) for name, timing in timings.items()}
-            for peer, timings in measured.get("peers", {}).items()
+        reference={
+            **{name: each["reference_ms"]["median"] for name, each in timed.items()},
+            "peak_mb": measured["memory"]["reference_mb"],
         },
+        roofline={name: each["roofline_ms"] for name, each in timed.items() if each.get("roofline_ms")},
+        peers=peers,
     )
-
-
-def _value(measured: Mapping[str, float] | float) -> float:
-    return measured["median"] if isinstance(measured, Mapping) else measured

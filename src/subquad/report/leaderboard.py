@@ -4,22 +4,23 @@ A row is a mechanism with its options over all its seeds, or a baseline. Rows co
 them, so that what stands under a baseline does not clear it; what has no score comes last.
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from statistics import median
 from typing import Any, Literal
 
 from subquad.records import Record
-from subquad.report.letters import letters
+from subquad.report.groups import group_letters
+from subquad.report.question import Entry, Question, identity
+from subquad.report.runs import fingerprint
 from subquad.report.scores import compared, independent, scores
-from subquad.report.statistics import ENOUGH, Difference, Scores, Summary, summary
+from subquad.report.statistics import MIN_SEEDS, Difference, SeedScores, Summary, summary
 
 REFERENCE = "softmax"
-MARKED = 0.10  # parameters beyond the reference's, as a fraction, from which a row is marked
+MARKED_ABOVE = 0.10  # parameters beyond the reference's, as a fraction, from which a row is marked
 
-NEAR = 0.5  # of what is drawn: a baseline no farther off is drawn too
+NEAR_RANGES = 0.5  # of what is drawn: a baseline no farther off is drawn too
 
 Standing = Literal["above", "below", "not told apart"]  # a row beside the best baseline
 
@@ -46,15 +47,15 @@ class Parameters:
     @property
     def marked(self) -> bool:
         """Whether the row has so many more that its score is not the mechanism's merit alone."""
-        return self.beyond_reference is not None and self.beyond_reference > MARKED
+        return self.beyond_reference is not None and self.beyond_reference > MARKED_ABOVE
 
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
     """What a row costs on the machine it ran on: medians over its seeds, of memory the largest."""
 
-    events_per_second: float | None  # in training
-    latency_ms: float | None  # of one history of `latency_length` events
+    units_per_second: float | None  # in training
+    latency_ms: float | None  # of one sequence of `latency_length` units
     latency_low_ms: float | None  # quartiles
     latency_high_ms: float | None
     latency_length: int | None
@@ -67,18 +68,18 @@ class Costs:
 class Ratios:
     """A row's costs as multiples of the reference's, on the same machine."""
 
-    events_per_second: float | None
+    units_per_second: float | None
     latency_ms: float | None
     training_peak_mb: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class BoardRow:
     kind: Literal["mechanism", "baseline"]
     label: str  # "performer:features=128", "gradient boosting"
     form: Literal["bidirectional", "causal"] | None  # None: a baseline
     options: dict[str, Any] = field(default_factory=dict)  # all of them, defaults too, once a run is done
-    asked: int  # runs, one a seed
+    planned: int  # runs, one a seed
     finished: int
     failures: tuple[Failure, ...] = ()
     score: Summary | None = None  # of the metric on the test split
@@ -96,26 +97,23 @@ class Row:
     @property
     def missing(self) -> int:
         """Runs without a record."""
-        return self.asked - self.finished - len(self.failures)
+        return self.planned - self.finished - len(self.failures)
 
 
-def leaderboard(comparison: Mapping[str, Any], records: Sequence[Record]) -> list[Row]:
-    """The rows of a comparison from those of its records that exist, best first.
-
-    `comparison` is what comparison.json holds.
-    """
-    metric, higher = comparison["metric"], comparison["higher_is_better"]
-    kept = {asked["label"]: _of(asked, records) for asked in comparison["rows"]}
-    reached = {label: scores(mine, metric) for label, mine in kept.items()}
-    baselines = _baselines(comparison, [record for record in records if record["kind"] == "baseline"])
+def leaderboard(question: Question, records: Sequence[Record]) -> list[BoardRow]:
+    """The rows of a comparison from those of its records that exist, best first."""
+    metric, higher = question.metric.name, question.metric.higher_is_better
+    fits = {entry.label: _of(entry, records) for entry in question.entries}
+    seed_scores = {label: scores(mine, metric) for label, mine in fits.items()}
+    baselines = _baselines(question, [record for record in records if record["kind"] == "baseline"])
     against = compared(
-        {label: found for label, found in reached.items() if found.seeds},
-        {row.label: found for row, found in baselines if found.seeds},
+        {label: each for label, each in seed_scores.items() if each.seeds},
+        {row.label: each for row, each in baselines if each.seeds},
     )
     rows = []
-    for asked in comparison["rows"]:
-        label = asked["label"]
-        row = _row(asked, kept[label], reached[label], comparison)
+    for entry in question.entries:
+        label = entry.label
+        row = _row(entry, fits[label], seed_scores[label], question)
         rows.append(replace(row, against=against.get(label, {})))
     alone = [row for row, _ in baselines]
     rows = [_beside_baselines(row, alone, higher) for row in _beside_reference(rows)]
@@ -127,12 +125,7 @@ def leaderboard(comparison: Mapping[str, Any], records: Sequence[Record]) -> lis
     return [replace(row, group=groups.get(row.label, "")) for row in ranked] + unscored
 
 
-def identity(spec: Mapping[str, Any]) -> tuple[str, str, bool]:
-    """What makes runs one row: mechanism, options and form."""
-    return spec["attention"], json.dumps(spec["options"], sort_keys=True), spec["causal"]
-
-
-def near_baselines(rows: Sequence[Row]) -> list[Row]:
+def near_baselines(rows: Sequence[BoardRow]) -> list[BoardRow]:
     """The best baseline, and those others that lie near what is drawn anyway; one far off would squash it."""
     baselines = [row for row in rows if row.kind == "baseline" and row.score]
     drawn = [
@@ -144,7 +137,7 @@ def near_baselines(rows: Sequence[Row]) -> list[Row]:
     if not drawn:
         return []
     low, high = min(drawn), max(drawn)
-    reach = NEAR * (high - low)
+    reach = NEAR_RANGES * (high - low)
     return baselines[:1] + [
         row for row in baselines[1:] if row.score and low - reach <= row.score.mean <= high + reach
     ]
@@ -153,11 +146,6 @@ def near_baselines(rows: Sequence[Row]) -> list[Row]:
 def extent(score: Summary) -> list[float]:
     """All values that a drawing of the score shows."""
     return [*score.scores, *([score.interval.low, score.interval.high] if score.interval else [])]
-
-
-def machine(record: Record) -> str | None:
-    """The fingerprint of the machine a record was made on; None where the run died before it could say."""
-    return record.get("machine", {}).get("fingerprint")
 
 
 def failure(record: Record, run: str) -> Failure:
@@ -169,42 +157,38 @@ def failure(record: Record, run: str) -> Failure:
     )
 
 
-def _of(asked: Mapping[str, Any], records: Sequence[Record]) -> list[Record]:
+def _of(entry: Entry, records: Sequence[Record]) -> list[Record]:
     """The fits of a row."""
     return [
-        record
-        for record in records
-        if record["kind"] == "fit" and identity(record["spec"]) == identity(asked)
+        record for record in records if record["kind"] == "fit" and identity(record["spec"]) == entry.identity
     ]
 
 
-def _row(
-    asked: Mapping[str, Any], records: Sequence[Record], reached: Scores, comparison: Mapping[str, Any]
-) -> Row:
+def _row(entry: Entry, records: Sequence[Record], seed_scores: SeedScores, question: Question) -> BoardRow:
     done = [record for record in records if record["status"] == "ok"]
-    return Row(
+    return BoardRow(
         kind="mechanism",
-        label=asked["label"],
-        form="causal" if asked["causal"] else "bidirectional",
-        options=done[0]["result"].get("options", asked["options"]) if done else asked["options"],
-        asked=comparison["seeds"],
+        label=entry.label,
+        form=entry.form,
+        options=done[0]["result"].get("options", entry.options) if done else dict(entry.options),
+        planned=question.seeds,
         finished=len(done),
         failures=_failures(records),
-        score=_summary(reached, comparison),
+        score=_summary(seed_scores, question),
         cut_short=sum(_cut_short(record) for record in done),
-        epochs=_epochs(done, comparison),
+        epochs=_epochs(done, question),
         parameters=Parameters(**done[0]["result"]["parameters"]) if done else None,
         costs=_costs(done) if done else None,
     )
 
 
-def _summary(reached: Scores, comparison: Mapping[str, Any]) -> Summary | None:
-    if not reached.seeds:
+def _summary(seed_scores: SeedScores, question: Question) -> Summary | None:
+    if not seed_scores.seeds:
         return None
     return summary(
-        reached,
-        higher_is_better=comparison["higher_is_better"],
-        independent=independent(comparison),
+        seed_scores,
+        higher_is_better=question.metric.higher_is_better,
+        independent=independent(question),
     )
 
 
@@ -214,41 +198,40 @@ def _cut_short(record: Record) -> bool:
     return bool(curve) and record["result"].get("best_step") == curve[-1]["step"]
 
 
-def _epochs(records: Sequence[Record], comparison: Mapping[str, Any]) -> float | None:
-    train = comparison.get("summary", {}).get("splits", {}).get("train", {})
+def _epochs(records: Sequence[Record], question: Question) -> float | None:
     seen = [record["result"]["curve"][-1]["examples"] for record in records if record["result"].get("curve")]
-    return max(seen) / train["examples"] if seen and train.get("examples") else None
+    return question.train_epochs(max(seen)) if seen else None
 
 
-def _groups(ranked: Sequence[Row]) -> dict[str, str]:
+def _groups(ranked: Sequence[BoardRow]) -> dict[str, str]:
     """Letters for the mechanisms that have seeds enough to say anything of others."""
     able = [
-        row for row in ranked if row.kind == "mechanism" and row.score and len(row.score.scores) >= ENOUGH
+        row for row in ranked if row.kind == "mechanism" and row.score and len(row.score.scores) >= MIN_SEEDS
     ]
     apart = {
         (row.label, other.label)
         for row, other in combinations(able, 2)
-        if (beside := row.against.get(other.label)) and beside.told and beside.seeds >= ENOUGH
+        if (beside := row.against.get(other.label)) and beside.significant and beside.seeds >= MIN_SEEDS
     }
-    return letters([row.label for row in able], apart)
+    return group_letters([row.label for row in able], apart)
 
 
-def _baselines(comparison: Mapping[str, Any], records: Sequence[Record]) -> list[tuple[Row, Scores]]:
+def _baselines(question: Question, records: Sequence[Record]) -> list[tuple[BoardRow, SeedScores]]:
     rows = []
     names: list[str] = [record["spec"]["baseline"] for record in records]
     for name in dict.fromkeys(names):
         mine = [record for record in records if record["spec"]["baseline"] == name]
-        reached = scores(mine, comparison["metric"])
-        row = Row(
+        seed_scores = scores(mine, question.metric.name)
+        row = BoardRow(
             kind="baseline",
             label=BASELINES.get(name, name),
             form=None,
-            asked=len(mine),
-            finished=len(reached.seeds),
+            planned=len(mine),
+            finished=len(seed_scores.seeds),
             failures=_failures(mine),
-            score=_summary(reached, comparison),
+            score=_summary(seed_scores, question),
         )
-        rows.append((row, reached))
+        rows.append((row, seed_scores))
     return rows
 
 
@@ -260,27 +243,27 @@ def _failures(records: Sequence[Record]) -> tuple[Failure, ...]:
 
 def _costs(records: Sequence[Record]) -> Costs:
     measured = [record["measured"] for record in records]
-    latencies = [found["latency_ms"] for found in measured if found.get("latency_ms")]
+    latencies = [run["latency_ms"] for run in measured if run.get("latency_ms")]
 
     def middle(values: list[float]) -> float | None:
         return median(values) if values else None
 
     def known(name: str) -> list[float]:
-        return [found[name] for found in measured if found.get(name) is not None]
+        return [run[name] for run in measured if run.get(name) is not None]
 
     return Costs(
-        events_per_second=middle(known("train_events_per_second")),
+        units_per_second=middle(known("train_units_per_second")),
         latency_ms=middle([latency["median"] for latency in latencies]),
         latency_low_ms=middle([latency["low"] for latency in latencies]),
         latency_high_ms=middle([latency["high"] for latency in latencies]),
         latency_length=latencies[0]["length"] if latencies else None,
         training_peak_mb=max(known("training_peak_mb"), default=None),
         peak_mb=max(known("peak_mb"), default=None),
-        machines=tuple(sorted({str(machine(record)) for record in records})),
+        machines=tuple(sorted({str(fingerprint(record)) for record in records})),
     )
 
 
-def _beside_reference(rows: Sequence[Row]) -> list[Row]:
+def _beside_reference(rows: Sequence[BoardRow]) -> list[BoardRow]:
     """The rows with parameters and costs relative to plain softmax, of the same form where there is one."""
     references = [row for row in rows if row.label == REFERENCE and row.finished]
     if not references:
@@ -291,7 +274,7 @@ def _beside_reference(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def _relative(row: Row, base: Row) -> Row:
+def _relative(row: BoardRow, base: BoardRow) -> BoardRow:
     if row.parameters is None or base.parameters is None or row.costs is None or base.costs is None:
         return row
     parameters = replace(row.parameters, beyond_reference=row.parameters.total / base.parameters.total - 1)
@@ -301,7 +284,7 @@ def _relative(row: Row, base: Row) -> Row:
         row,
         parameters=parameters,
         ratios=Ratios(
-            events_per_second=_ratio(row.costs.events_per_second, base.costs.events_per_second),
+            units_per_second=_ratio(row.costs.units_per_second, base.costs.units_per_second),
             latency_ms=_ratio(row.costs.latency_ms, base.costs.latency_ms),
             training_peak_mb=_ratio(row.costs.training_peak_mb, base.costs.training_peak_mb),
         ),
@@ -312,7 +295,7 @@ def _ratio(value: float | None, base: float | None) -> float | None:
     return value / base if value is not None and base else None
 
 
-def _beside_baselines(row: Row, baselines: Sequence[Row], higher: bool) -> Row:
+def _beside_baselines(row: BoardRow, baselines: Sequence[BoardRow], higher: bool) -> BoardRow:
     """The row with its distance from the best baseline, and how many of its runs did not leave the lowest."""
     known = {baseline.label: baseline.score.mean for baseline in baselines if baseline.score is not None}
     if row.score is None or not known:
@@ -321,7 +304,7 @@ def _beside_baselines(row: Row, baselines: Sequence[Row], higher: bool) -> Row:
     best = max(known, key=lambda label: sign * known[label])
     beside = row.against.get(best)
     standing: Standing = "not told apart"
-    if beside and beside.told:
+    if beside and beside.significant:
         standing = "above" if sign * beside.value > 0 else "below"
     stuck = None
     if BASELINES["majority"] in known:
@@ -331,7 +314,7 @@ def _beside_baselines(row: Row, baselines: Sequence[Row], higher: bool) -> Row:
     return replace(row, over_baseline=over_baseline, beside_baseline=standing, stuck=stuck)
 
 
-def _rank(row: Row, higher: bool) -> tuple[float, bool]:
+def _rank(row: BoardRow, higher: bool) -> tuple[float, bool]:
     """Best first; a baseline before what only equals it."""
     assert row.score is not None
     return (-row.score.mean if higher else row.score.mean), row.kind == "mechanism"

@@ -24,10 +24,10 @@ def element(name: str, *children: str, **attributes: Attribute) -> Markup:
 
 def join(parts: Iterable[str], *, by: str = "") -> Markup:
     """The parts one after the other, each escaped unless it is markup."""
-    return Markup(_text(by).join(map(_text, parts)))
+    return Markup(_escaped(by).join(map(_escaped, parts)))
 
 
-def _text(part: str) -> str:
+def _escaped(part: str) -> str:
     return part if isinstance(part, Markup) else escape(part)
 
 

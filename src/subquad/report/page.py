@@ -6,73 +6,53 @@ sorts, filters, hides and explains. A policy in the page allows this script, by 
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 
 from subquad.files import write_whole
 from subquad.records import Store, comparison_key
-from subquad.report import evidence, sections
-from subquad.report.figures.cost import cost_by_length
-from subquad.report.figures.figure import Figure
-from subquad.report.figures.learning import learning
-from subquad.report.figures.quality import quality_against_speed
-from subquad.report.findings import Findings, findings
-from subquad.report.markup import element, join
+from subquad.report import formats, sections
+from subquad.report.findings import Findings
+from subquad.report.markup import Markup, element, join
+from subquad.report.section import Section
+
+VERDICTS = {
+    "take": "The answer",
+    "lead": "A lead, and no answer yet",
+    "baseline": "The answer",
+    "open": "No answer yet",
+    "nothing": "No answer",
+}
 
 
-def write(folder: Path, comparison: str | None = None) -> Path:
-    """Write DIR/reports/<key>.html, the page of the comparison of that key, or of the latest; its path.
+def write_page(findings: Findings, folder: Path) -> Path:
+    """Write DIR/reports/<key>.html; its path.
 
-    That of the latest is written as DIR/report.html too. The same records give the same bytes. Runs that are
-    missing or failed are shown as such. Raises `ValueError`, naming the file, where there is no comparison,
-    or a file is damaged.
+    That of the latest comparison is written as DIR/report.html too. The same records give the same bytes.
+    Runs that are missing or failed are shown as such.
     """
-    store, found = Store(folder), findings(folder, comparison)
-    key, page = comparison_key(found.comparison), render(found).encode()
+    store, key, page = Store(folder), comparison_key(findings.comparison), render(findings).encode()
     write_whole(store.page_path(key), page)
     if store.is_latest(key):
         write_whole(folder / "report.html", page)
     return store.page_path(key)
 
 
-def figures(found: Findings) -> dict[str, Figure | None]:
-    """The figures by name; None where there is nothing to draw."""
-    return {
-        "quality": quality_against_speed(found.rows, found.looks, found.comparison),
-        "learning": learning(found.comparison, found.records, found.looks),
-        "cost": cost_by_length(found.curves, found.looks),
-    }
-
-
-def render(found: Findings) -> str:
+def render(findings: Findings) -> str:
     """The page's text."""
-    shown = figures(found)
-    content = {
-        "leaderboard": ("Leaderboard", *sections.leaderboard(found)),
-        "quality": ("Quality against speed", sections.drawn(shown["quality"])),
-        "learning": ("Learning curves", sections.drawn(shown["learning"])),
-        "cost": ("Cost by length", sections.drawn(shown["cost"]), sections.scaling(found.curves)),
-        "fairness": ("Fairness", *evidence.fairness(found)),
-        "failures": ("Failures", *evidence.failures(found)),
-        "configuration": ("Configuration and machine", *evidence.configuration(found)),
-        "literature": ("Literature", *evidence.literature()),
-    }
-    if not found.comparison["keys"]["bench"]:  # it was left out
-        content.pop("cost")
+    shown = sections.contents(findings)
     main = element(
-        "main",
-        sections.answer(found),
-        sections.contents({name: title for name, (title, *_) in content.items()}),
-        *(sections.section(name, *parts) for name, parts in content.items()),
+        "main", _answer(findings), _contents([section for section, _ in shown]), *map(_section, shown)
     )
-    own = _part("page.js")
-    return Template(_part("page.html")).substitute(
-        policy=policy(own),
-        title=join([str(found.comparison["title"])]),
-        style=_part("page.css"),
-        body=join((sections.header(found), main, evidence.footer(found))),
-        script=own,
+    script = _file("page.js")
+    return Template(_file("page.html")).substitute(
+        policy=policy(script),
+        title=join([findings.question.title]),
+        style=_file("page.css"),
+        body=join((_header(findings), main, _footer(findings))),
+        script=script,
     )
 
 
@@ -90,5 +70,76 @@ def policy(script: str) -> str:
     return "; ".join(f"{name} {value}" for name, value in allowed.items())
 
 
-def _part(name: str) -> str:
+def _header(findings: Findings) -> Markup:
+    """What was asked, in words and in numbers."""
+    question, splits = findings.question, findings.question.splits
+    text = f"{question.text[:1].upper()}{question.text[1:]} " if question.text else ""
+    text += (
+        f"{formats.plural(len(question.entries), 'attention mechanism')} in the same model, trained alike on "
+        f"sequences of at most {question.length:,} {question.units}, judged by {question.metric.label}"
+    )
+    if "test" in splits:
+        text += f" on {splits['test'].examples:,} examples that no choice was made on"
+    runs = len(findings.records)
+    machines = [
+        f"{machine.description.get('cpu')}, {machine.description.get('cores')} cores"
+        for machine in findings.machines
+    ]
+    facts = {
+        "Target": question.target,
+        "Examples to train, validate, test": " · ".join(
+            formats.count(split.examples) for split in splits.values()
+        ),
+        "Budget": ""
+        if question.steps is None or question.step_examples is None
+        else f"{question.steps:,} steps of {question.step_examples:,}",
+        "Seeds": formats.count(question.seeds),
+        "Runs": f"{runs:,} of {runs + findings.missing:,}",
+        "Machine": " | ".join(dict.fromkeys(machines)),
+    }
+    pairs = (element("div", element("dt", name), element("dd", fact)) for name, fact in facts.items() if fact)
+    return element(
+        "header",
+        element("p", f"subquad compare · {question.task}", class_="eyebrow"),
+        element("h1", question.title),
+        element("p", f"{text}.", class_="question"),
+        element("dl", *pairs, class_="facts"),
+    )
+
+
+def _answer(findings: Findings) -> Markup:
+    answer = findings.answer
+    before, label, after = (
+        answer.sentence.partition(answer.label) if answer.label else (answer.sentence, "", "")
+    )
+    box = element(
+        "div",
+        element("h2", VERDICTS[answer.verdict]),
+        element("p", before, element("strong", label) if label else "", after, class_="sentence"),
+        element("ul", *(element("li", reason) for reason in answer.reasons)) if answer.reasons else "",
+        class_=f"answer {answer.verdict}",
+    )
+    return element("section", box, id="answer", tabindex=-1)
+
+
+def _contents(shown: Sequence[Section]) -> Markup:
+    links = (element("li", element("a", section.title, href=f"#{section.id}")) for section in shown)
+    return element("nav", element("ul", *links), aria_label="Contents")
+
+
+def _section(shown: tuple[Section, Markup]) -> Markup:
+    section, content = shown
+    title = f"{section.id}-title"
+    heading = element("h2", section.title, id=title)
+    return element("section", heading, content, id=section.id, aria_labelledby=title)
+
+
+def _footer(findings: Findings) -> Markup:
+    version = findings.versions.get("subquad")
+    made = f"Made by subquad {version}" if version else "Made by subquad"
+    records = formats.plural(len(findings.records), "record")
+    return element("footer", f"{made} from {records}. This file is whole: it needs no network.")
+
+
+def _file(name: str) -> str:
     return (files("subquad.report") / name).read_text("utf-8")

@@ -4,17 +4,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
 from subquad.records import Record
-from subquad.report.statistics import Difference, Pair, Scores, corrected, difference
+from subquad.report.question import Question
+from subquad.report.statistics import Difference, Pair, SeedScores, difference, holm_corrected
 
-BY_CLASS = ("auc", "macro_f1")  # metrics that weigh classes alike, however rare one is
 
-
-def scores(records: Sequence[Record], metric: str) -> Scores:
+def scores(records: Sequence[Record], metric: str) -> SeedScores:
     """Of the runs of one row that came to their end."""
     done = [record for record in records if record["status"] == "ok"]
     examples = {
@@ -23,51 +21,50 @@ def scores(records: Sequence[Record], metric: str) -> Scores:
         if "examples" in record["result"]
     }
     known = next(iter(examples.values()), {"group": []})
-    return Scores(
+    return SeedScores(
         seeds={record["spec"]["seed"]: record["result"]["test"][metric] for record in done},
-        parts={seed: np.array(kept["contribution"]) for seed, kept in examples.items()},
+        parts={seed: np.array(each["contribution"]) for seed, each in examples.items()},
         group=np.array(known["group"], dtype=int),
     )
 
 
-def independent(comparison: Mapping[str, Any]) -> float:
+def independent(question: Question) -> float:
     """How many independent answers a perfect score rests on: the entities of the test split.
 
     A metric that weighs classes alike rests on no more than if all of them were as rare as the rarest.
     """
-    test = comparison.get("summary", {}).get("splits", {}).get("test", {})
-    if not test.get("examples"):
+    test = question.splits.get("test")
+    if not test or not test.examples:
         return math.inf
-    alike = test.get("entities", test["examples"]) / test["examples"]
-    if comparison["metric"] in BY_CLASS and (counts := [n for n in test.get("classes", {}).values() if n]):
-        return alike * len(counts) * min(counts)
-    return alike * test["examples"]
+    if question.metric.balanced and (counts := [count for count in test.classes.values() if count]):
+        return test.entities / test.examples * len(counts) * min(counts)
+    return float(test.entities)
 
 
 def compared(
-    found: Mapping[str, Scores], baselines: Mapping[str, Scores]
+    rows: Mapping[str, SeedScores], baselines: Mapping[str, SeedScores]
 ) -> dict[str, dict[str, Difference]]:
     """Each row's difference from every other row and from each baseline; by label, where there is one.
 
     The pairs among the rows are corrected for their number, and so are those with each baseline.
     """
-    among = {pair: difference(found[pair[0]], found[pair[1]]) for pair in combinations(found, 2)}
-    against: dict[str, dict[str, Difference]] = {row: {} for row in found}
+    among = {pair: difference(rows[pair[0]], rows[pair[1]]) for pair in combinations(rows, 2)}
+    against: dict[str, dict[str, Difference]] = {row: {} for row in rows}
     for (first, second), made in _corrected(among).items():
         against[first][second] = made
         against[second][first] = made.reversed()
     for baseline, reached in baselines.items():
-        beside = {(row, baseline): difference(mine, _for_all(reached, mine)) for row, mine in found.items()}
+        beside = {(row, baseline): difference(mine, _for_all(reached, mine)) for row, mine in rows.items()}
         for (row, _), made in _corrected(beside).items():
             against[row][baseline] = made
     return against
 
 
 def _corrected(pairs: Mapping[Pair, Difference | None]) -> dict[Pair, Difference]:
-    return corrected({pair: made for pair, made in pairs.items() if made is not None})
+    return holm_corrected({pair: made for pair, made in pairs.items() if made is not None})
 
 
-def _for_all(baseline: Scores, row: Scores) -> Scores:
+def _for_all(baseline: SeedScores, row: SeedScores) -> SeedScores:
     """A baseline that was found once knows no chance, and stands beside each of the row's seeds."""
     if len(baseline.seeds) > 1:
         return baseline

@@ -25,7 +25,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
-ENOUGH = 3  # seeds, to say something of other seeds
+MIN_SEEDS = 3  # seeds, to say something of other seeds
 CONFIDENCE = 0.95
 
 Over = Literal["examples and seeds", "examples", "seeds"]
@@ -33,7 +33,7 @@ Pair = tuple[str, str]  # of rows
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores:
+class SeedScores:
     """What one row reached."""
 
     seeds: Mapping[int, float]  # the metric of each seed
@@ -83,7 +83,7 @@ class Difference:
     examples: int  # 0: not known
 
     @property
-    def told(self) -> bool:
+    def significant(self) -> bool:
         """Whether the two can be told apart."""
         return self.corrected < 1 - CONFIDENCE
 
@@ -92,14 +92,14 @@ class Difference:
         return replace(self, value=-self.value)
 
 
-class Spread(NamedTuple):
+class Variance(NamedTuple):
     """The variance of a mean, and the variance of that estimate."""
 
     value: float
     estimate: float
 
 
-def summary(scores: Scores, *, higher_is_better: bool, independent: float = math.inf) -> Summary:
+def summary(scores: SeedScores, *, higher_is_better: bool, independent: float = math.inf) -> Summary:
     """Mean, spread and interval.
 
     A metric that is better when higher lies within 0 and 1, an error above 0, and so does its interval.
@@ -113,7 +113,7 @@ def summary(scores: Scores, *, higher_is_better: bool, independent: float = math
     interval = None
     if over is not None:
         right_or_wrong = all(np.isin(part, (0, 1)).all() for part in scores.parts.values())
-        spread, freedom = _spread(scores, over, known=right_or_wrong)
+        spread, freedom = _variance(scores, over, known=right_or_wrong)
         if higher_is_better:
             interval = within_one(mean, spread, freedom, independent)
         elif mean > 0 and (spread > 0 or over == "seeds"):
@@ -121,7 +121,7 @@ def summary(scores: Scores, *, higher_is_better: bool, independent: float = math
             interval = Interval(low=mean / reach, high=mean * reach)
     return Summary(
         mean=mean,
-        deviation=float(np.std(values, ddof=1)) if len(values) >= ENOUGH else None,
+        deviation=float(np.std(values, ddof=1)) if len(values) >= MIN_SEEDS else None,
         best=max(values) if higher_is_better else min(values),
         interval=interval,
         over=over if interval else None,
@@ -147,19 +147,19 @@ def within_one(mean: float, variance: float, freedom: float, independent: float)
     return Interval(low=max(0.0, middle - reach), high=min(1.0, middle + reach))
 
 
-def difference(first: Scores, second: Scores) -> Difference | None:
+def difference(first: SeedScores, second: SeedScores) -> Difference | None:
     """First less second, over what both have; None where that is too little. Of one pair: see `corrected`."""
     both = sorted(first.seeds.keys() & second.seeds.keys())
     seeds = {seed: first.seeds[seed] - second.seeds[seed] for seed in both}
-    apart = Scores(seeds=seeds)
+    apart = SeedScores(seeds=seeds)
     if first.by_example and second.by_example and np.array_equal(first.group, second.group):
         parts = {seed: first.parts[seed] - second.parts[seed] for seed in both}
-        apart = Scores(seeds=seeds, parts=parts, group=first.group)
+        apart = SeedScores(seeds=seeds, parts=parts, group=first.group)
     over = _over(apart)
     if over is None:
         return None
     value = float(np.mean(list(seeds.values())))
-    variance, freedom = _spread(apart, over)
+    variance, freedom = _variance(apart, over)
     p = _chance(value, math.sqrt(variance), freedom)
     if over != "seeds":
         moved = np.count_nonzero(_sums(apart.group, np.mean(list(apart.parts.values()), 0)))
@@ -177,27 +177,27 @@ def difference(first: Scores, second: Scores) -> Difference | None:
     )
 
 
-def corrected(found: Mapping[Pair, Difference]) -> dict[Pair, Difference]:
+def holm_corrected(differences: Mapping[Pair, Difference]) -> dict[Pair, Difference]:
     """The differences with their probabilities among as many (Holm 1979), in the order given."""
-    order = sorted(found, key=lambda pair: found[pair].p)
+    order = sorted(differences, key=lambda pair: differences[pair].p)
     highest, made = 0.0, {}
     for place, pair in enumerate(order):
-        each = found[pair]
+        each = differences[pair]
         highest = min(1.0, max(highest, (len(order) - place) * each.p))
         least = _quantile(each.freedom, pairs=len(order)) * each.error
         made[pair] = replace(each, corrected=highest, least=least)
-    return {pair: made[pair] for pair in found}
+    return {pair: made[pair] for pair in differences}
 
 
-def _over(scores: Scores) -> Over | None:
+def _over(scores: SeedScores) -> Over | None:
     """What can be counted of the scores."""
-    enough = len(scores.seeds) >= ENOUGH
+    enough = len(scores.seeds) >= MIN_SEEDS
     if scores.by_example and len(np.unique(scores.group)) > 1:
         return "examples and seeds" if enough else "examples"
     return "seeds" if enough else None
 
 
-def _spread(scores: Scores, over: Over, *, known: bool = False) -> tuple[float, float]:
+def _variance(scores: SeedScores, over: Over, *, known: bool = False) -> tuple[float, float]:
     """The variance of the mean over what is to be counted, and its degrees of freedom.
 
     `known`: of right or wrong answers the mean tells the variance, and few of either make it no less sure.
@@ -206,7 +206,7 @@ def _spread(scores: Scores, over: Over, *, known: bool = False) -> tuple[float, 
     if over != "seeds":
         spread, clusters = _over_examples(scores)
         if known:
-            spread = Spread(spread.value, 2 * spread.value**2 / (clusters - 1))
+            spread = Variance(spread.value, 2 * spread.value**2 / (clusters - 1))
         spreads, most = [spread], clusters - 1
     if over != "examples":
         spreads.append(_over_seeds(scores))
@@ -215,12 +215,12 @@ def _spread(scores: Scores, over: Over, *, known: bool = False) -> tuple[float, 
     return value, min(max(2 * value**2 / estimate, 1.0), most) if estimate else float(most)
 
 
-def _over_examples(scores: Scores) -> tuple[Spread, int]:
+def _over_examples(scores: SeedScores) -> tuple[Variance, int]:
     mean = np.mean([scores.parts[seed] for seed in scores.seeds], 0)
     sums = _sums(scores.group, mean - mean.mean()) / len(mean)
     clusters = len(sums)
     squares = sums**2 * clusters / (clusters - 1)
-    return Spread(float(squares.sum()), float(clusters * squares.var(ddof=1))), clusters
+    return Variance(float(squares.sum()), float(clusters * squares.var(ddof=1))), clusters
 
 
 def _sums(group: np.ndarray, parts: np.ndarray) -> np.ndarray:
@@ -228,10 +228,10 @@ def _sums(group: np.ndarray, parts: np.ndarray) -> np.ndarray:
     return np.bincount(np.unique(group, return_inverse=True)[1], parts)
 
 
-def _over_seeds(scores: Scores) -> Spread:
+def _over_seeds(scores: SeedScores) -> Variance:
     values = list(scores.seeds.values())
     variance = float(np.var(values, ddof=1)) / len(values)
-    return Spread(variance, 2 * variance**2 / (len(values) - 1))
+    return Variance(variance, 2 * variance**2 / (len(values) - 1))
 
 
 def _chance(value: float, error: float, freedom: float) -> float:

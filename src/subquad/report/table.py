@@ -5,7 +5,7 @@ import io
 from base64 import b64encode
 from dataclasses import dataclass
 
-from subquad.report import units
+from subquad.report import formats
 from subquad.report.markup import Markup, element
 
 Cell = str | int | float | None
@@ -72,7 +72,7 @@ def download(text: str, *, name: str, kind: str, words: str) -> Markup:
 def _shown(value: Cell) -> str:
     if isinstance(value, str):
         return value
-    return units.count(value) if isinstance(value, int) else units.significant(value, digits=4)
+    return formats.count(value) if isinstance(value, int) else formats.significant(value, digits=4)
 
 
 def _inert(cell: Cell) -> Cell:

@@ -48,8 +48,8 @@ def _mark(mark: Mark, x: Axis, y: Axis) -> Markup:
             circle = element("circle", r=round(mark.radius, 1), fill=mark.colour, fill_opacity=0.22)
             return _at(mark.at, x, y, circle, row=mark.row)
         case Sign():
-            look = {"fill": "none", "stroke": mark.colour} if mark.hollow else {"fill": mark.colour}
-            shape = element("path", d=mark.path, stroke_width=2.25 if mark.hollow else None, **look)
+            style = {"fill": "none", "stroke": mark.colour} if mark.hollow else {"fill": mark.colour}
+            shape = element("path", d=mark.path, stroke_width=2.25 if mark.hollow else None, **style)
             target = element("circle", r=10, class_="target")
             return _at(mark.at, x, y, element("title", mark.words), shape, target, row=mark.row)
         case Name():
@@ -99,11 +99,11 @@ def _line(line: Line, x: Axis, y: Axis) -> Markup:
 def _whisker(whisker: Whisker, x: Axis, y: Axis) -> Markup:
     at = _percent(x.place(whisker.at[0]))
     low, high = (_percent(1 - y.place(value)) for value in (whisker.low, whisker.high))
-    look = {"stroke": whisker.colour, "stroke_width": 1.5}
+    style = {"stroke": whisker.colour, "stroke_width": 1.5}
     ends = (
-        element("svg", element("line", x1=-CAP, x2=CAP, **look), x=at, y=height) for height in (low, high)
+        element("svg", element("line", x1=-CAP, x2=CAP, **style), x=at, y=height) for height in (low, high)
     )
-    bar = element("line", x1=at, x2=at, y1=low, y2=high, **look)
+    bar = element("line", x1=at, x2=at, y1=low, y2=high, **style)
     return element("g", bar, *ends, data_row=whisker.row)
 
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from subquad.report.looks import Look
+from subquad.report.styles import Style
 from subquad.report.table import Table
 
 Point = tuple[float, float]
@@ -111,22 +111,22 @@ class Figure:
     name: str  # of its place in the page and of its file
     caption: str
     panels: tuple[Panel, ...]
-    legend: tuple[tuple[str, Look], ...]
+    legend: tuple[tuple[str, Style], ...]
     line: bool  # whether the legend shows lines
     reference: str = ""  # what the grey line is, if there is one
     table: Table  # what is drawn, for people
     data: Table  # the same and all there is, to download
 
 
-def line(row: str, look: Look, points: Sequence[Point], *, words: str = "", thin: bool = False) -> Line:
-    """A row's line in its look; a thin one is background, and says nothing when pointed at."""
+def line(row: str, style: Style, points: Sequence[Point], *, words: str = "", thin: bool = False) -> Line:
+    """A row's line in its style; a thin one is background, and says nothing when pointed at."""
     if thin:
-        return Line(row=row, points=tuple(points), colour=look.colour, width=1, opacity=0.3)
-    return Line(row=row, points=tuple(points), colour=look.colour, width=2.25, dash=look.dash, words=words)
+        return Line(row=row, points=tuple(points), colour=style.colour, width=1, opacity=0.3)
+    return Line(row=row, points=tuple(points), colour=style.colour, width=2.25, dash=style.dash, words=words)
 
 
-def sign(row: str, look: Look, at: Point, words: str) -> Sign:
-    return Sign(row=row, at=at, path=look.marker, colour=look.colour, words=words)
+def sign(row: str, style: Style, at: Point, words: str) -> Sign:
+    return Sign(row=row, at=at, path=style.marker, colour=style.colour, words=words)
 
 
 def ticks(low: float, high: float, *, most: int = 6) -> tuple[tuple[float, str], ...]:

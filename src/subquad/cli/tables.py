@@ -1,0 +1,197 @@
+"""The leaderboard, the cost by length and the list of mechanisms as tables for a terminal."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from subquad.report import formats
+from subquad.report.cost import QUANTITIES, Curve, Scaling
+from subquad.report.leaderboard import BoardRow
+from subquad.report.question import Question
+
+COLUMNS_OF_COST = {
+    "forward_ms": "forward",
+    "forward_backward_ms": "forward and backward",
+    "peak_mb": "memory",
+}
+
+ABREAST = 4  # mechanisms side by side in 80 columns
+
+
+def table(title: str, *columns: str, left: int = 1) -> Table:
+    """A table whose first `left` columns are text, and the others numbers."""
+    made = Table(
+        title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+    for place, column in enumerate(columns):
+        if place < left:
+            made.add_column(Text(column), overflow="fold")
+        else:
+            made.add_column(Text(column), justify="right", no_wrap=True)
+    return made
+
+
+def quality(question: Question, rows: Sequence[BoardRow]) -> Table:
+    """Scores beside baselines, best first."""
+    claims = any(row.score and row.score.interval for row in rows)
+    grouped = any(row.group for row in rows)
+    scores = ["95 % interval"] * claims + ["group"] * grouped
+    made = table(question.title, "attention", question.metric.label, *scores)
+    made.add_column("", overflow="fold")
+    for row in rows:
+        cells = [row.label, _score(row)]
+        cells += [_interval(row)] * claims + [row.group] * grouped
+        made.add_row(*map(Text, (*cells, _note(row))), style="dim" if row.kind == "baseline" else "")
+    return made
+
+
+def costs(question: Question, rows: Sequence[BoardRow]) -> Table:
+    """What each row takes at the comparison's length."""
+    title = f"cost at {question.length:,} {question.units}"
+    made = table(title, "attention", "training", "latency", "memory", "weights")
+    for row in rows:
+        if row.costs and row.parameters:
+            made.add_row(
+                Text(row.label),
+                f"{formats.significant(row.costs.units_per_second)} {question.units}/s",
+                f"{formats.significant(row.costs.latency_ms)} ms",
+                f"{formats.significant(row.costs.training_peak_mb)} MB",
+                formats.count(row.parameters.total),
+            )
+    return made
+
+
+def lengths(curves: Sequence[Curve], quantity: str) -> list[Table]:
+    """One quantity by length: what mechanisms take, their ratio to fused softmax, their part of the roofline.
+
+    Other packages follow, with ratios of their own.
+    """
+    unit = "MB" if quantity.endswith("mb") else "ms"
+    roofline = any(curve.rooflines(quantity) for curve in curves)
+    notes = "ratio to torch's fused softmax" + (", of the machine's roofline" if roofline else "")
+    title = f"{QUANTITIES[quantity]}, {unit} ({notes})"
+    return [
+        _lengths(title, curves[first : first + ABREAST], quantity) for first in range(0, len(curves), ABREAST)
+    ]
+
+
+def _lengths(title: str, curves: Sequence[Curve], quantity: str) -> Table:
+    made = table(title, "tokens", *(curve.label for curve in curves), left=0)
+    for column in made.columns[1:]:
+        column.no_wrap, column.overflow = False, "fold"
+    points = [
+        (dict(curve.points(quantity)), dict(curve.points(quantity, reference=True))) for curve in curves
+    ]
+    rooflines = [dict(curve.rooflines(quantity)) for curve in curves]
+    lengths = sorted({length for ours, _ in points for length in ours})
+    for n in lengths:
+        cells = (
+            _cell(ours.get(n), theirs.get(n), roofline.get(n))
+            for (ours, theirs), roofline in zip(points, rooflines, strict=True)
+        )
+        made.add_row(f"{n:,}", *cells)
+    _add_peers(made, curves, quantity, lengths)
+    scalings = [curve.scaling(quantity) for curve in curves]
+    made.add_section()
+    made.add_row("exponent", *(_exponent(scaling) if scaling else "" for scaling in scalings))
+    made.add_row(
+        "crossover", *(str(scaling.crossover or formats.ABSENT) if scaling else "" for scaling in scalings)
+    )
+    made.add_row("form", *(curve.form for curve in curves), style="dim")
+    return made
+
+
+def mechanisms(known: Sequence[Mapping[str, Any]]) -> Table:
+    """Traits, as `subquad list --json` has them."""
+    made = table("mechanisms", "name", "family", "forms", "state", "cost", "arXiv", left=6)
+    made.collapse_padding = True  # so that it fits into 80 columns
+    for column in made.columns:
+        column.no_wrap = True
+    for each in known:
+        forms = (
+            "both"
+            if each["bidirectional"] and each["causal"]
+            else "causal"
+            if each["causal"]
+            else "bidirectional"
+        )
+        state = each["state"] or formats.ABSENT
+        paper = each["paper"].removeprefix("arXiv:")
+        made.add_row(*map(Text, (each["name"], each["family"], forms, state, f"n^{each['cost']:g}", paper)))
+    return made
+
+
+def options(known: Sequence[Mapping[str, Any]]) -> Table:
+    """What can be said of a mechanism behind its name, with the defaults."""
+    made = table("options", "name", "as in NAME:option=value,…", left=2)
+    made.columns[0].no_wrap = True
+    for each in known:
+        if each["options"]:
+            made.add_row(each["name"], " ".join(f"{name}={value}" for name, value in each["options"].items()))
+    return made
+
+
+def tasks(known: Sequence[Mapping[str, Any]]) -> Table:
+    made = table("tasks", "name", "targets", "what it is", left=3)
+    for each in known:
+        made.add_row(each["name"], ", ".join(each["targets"]) or "as the data say", each["description"])
+    return made
+
+
+def _add_peers(made: Table, curves: Sequence[Curve], quantity: str, lengths: Sequence[int]) -> None:
+    """A row for each other package and length at which it was timed."""
+    for name in dict.fromkeys(name for curve in curves for cell in curve.cells for name in cell.peers):
+        made.add_section()
+        rows = [
+            {
+                cell.length: _cell(cell.peers[name].get(quantity), cell.reference.get(quantity))
+                for cell in curve.cells
+                if name in cell.peers
+            }
+            for curve in curves
+        ]
+        for n in lengths:
+            if quantity.endswith("_ms") and any(n in cells for cells in rows):
+                made.add_row(f"{name} {n:,}", *(cells.get(n, "") for cells in rows))
+
+
+def _cell(ours: float | None, theirs: float | None, roofline: float | None = None) -> str:
+    if ours is None:
+        return formats.ABSENT
+    notes = [formats.times(ours / theirs)] if theirs else []
+    notes += [f"{roofline / ours:.0%}"] if roofline else []
+    return f"{formats.significant(ours)} ({', '.join(notes)})" if notes else formats.significant(ours)
+
+
+def _exponent(scaling: Scaling) -> str:
+    return scaling.note or formats.significant(scaling.exponent)
+
+
+def _score(row: BoardRow) -> str:
+    if row.score is None:
+        return formats.ABSENT
+    spread = "" if row.score.deviation is None else f" ± {formats.score(row.score.deviation)}"
+    return formats.score(row.score.mean) + spread
+
+
+def _interval(row: BoardRow) -> str:
+    if row.score is None or row.score.interval is None:
+        return formats.ABSENT
+    return f"{formats.score(row.score.interval.low)}–{formats.score(row.score.interval.high)}"
+
+
+def _note(row: BoardRow) -> str:
+    notes = ["baseline"] if row.kind == "baseline" else ["causal"] if row.form == "causal" else []
+    if row.beside_baseline in ("below", "not told apart"):
+        notes.append("below baseline" if row.beside_baseline == "below" else "≈ baseline")
+    if row.parameters and row.parameters.marked:
+        notes.append(f"{formats.percent(row.parameters.beyond_reference or 0.0)} weights")
+    for status, runs in Counter(failure.status for failure in row.failures).items():
+        notes.append(f"{runs} of {formats.plural(row.planned, 'run')} {status}")
+    if row.missing:
+        notes.append(f"{formats.plural(row.missing, 'run')} missing")
+    return ", ".join(notes)

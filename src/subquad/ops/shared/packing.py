@@ -1,0 +1,60 @@
+"""Real tokens side by side, so that a token's index is its position, whatever padding stood between.
+
+Where a mechanism counts positions (windows, segments, weights by position), padding must not be counted.
+Packing moves the real tokens of each row to the left, in order; what it leaves behind them is padding at
+the end, which a plain length can describe.
+
+    x . y z .   ->   x y z . .        (. is padding)
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from subquad.ops.shared.padding import require_mask
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Packing:
+    """How the tokens of one sequence are packed. Without padding nothing moves and nothing is copied."""
+
+    count: Int[Tensor, " b"]  # real tokens of each row
+    valid: Bool[Tensor, "b s"] | None  # which packed places are real; None: all
+    _before: Bool[Tensor, "b s"] | None  # `valid` as it was given
+    _order: Int[Tensor, "b s"] | None  # the token at each packed place
+
+    @classmethod
+    def of(cls, valid: Bool[Tensor, "b s"] | None, *, like: Float[Tensor, "b h s _"]) -> "Packing":
+        """Raises `ValueError` for a mask that does not fit `like`."""
+        batch, _, length, _ = like.shape
+        if valid is None:
+            count = torch.full((batch,), length, dtype=torch.int64, device=like.device)
+            return cls(count=count, valid=None, _before=None, _order=None)
+        require_mask(valid, like)
+        count = valid.sum(1)
+        order = (~valid).to(torch.int8).argsort(dim=1, stable=True)
+        packed = torch.arange(length, device=like.device) < count[:, None]
+        return cls(count=count, valid=packed, _before=valid, _order=order)
+
+    def pack(self, x: Float[Tensor, "b h s c"]) -> Float[Tensor, "b h s c"]:
+        """The real tokens of `x` in front, zeros behind them, whatever stood at padding."""
+        if self._order is None or self.valid is None:
+            return x
+        return take(x, self._order, real=self.valid)
+
+    def unpack(self, y: Float[Tensor, "b h s c"]) -> Float[Tensor, "b h s c"]:
+        """What belongs to each packed token, back at the token's place; zeros at padding."""
+        if self._before is None:
+            return y
+        return take(y, (self._before.cumsum(1) - 1).clamp(min=0), real=self._before)
+
+
+def take(
+    x: Float[Tensor, "b h s c"], source: Int[Tensor, "b t"], *, real: Bool[Tensor, "b t"]
+) -> Float[Tensor, "b h t c"]:
+    """`x` at the places `source`, and zeros where not `real`, whatever stands there."""
+    b, h, _, c = x.shape
+    taken = x.gather(2, source[:, None, :, None].expand(b, h, -1, c))
+    return taken.masked_fill(~real[:, None, :, None], 0)

@@ -1,0 +1,130 @@
+"""What a comparison asks, as typed data: comparison.json is read here, and nowhere else in the report."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Identity = tuple[str, str, bool]  # mechanism, options and form: what makes runs one row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """By what a comparison judges.
+
+    `name`: what it is called in records.
+    `label`: what it is called in a sentence: "AUC".
+    `balanced`: whether it weighs classes alike, however rare one is.
+    """
+
+    name: str
+    label: str
+    higher_is_better: bool
+    balanced: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """`entities`: groups of examples that vary together; `classes`: examples of each class."""
+
+    examples: int
+    entities: int
+    classes: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A mechanism that is compared, as it was asked for.
+
+    `label`: what a user types for it: "performer:features=128".
+    """
+
+    label: str
+    identity: Identity
+    options: Mapping[str, Any]
+    causal: bool
+
+    @property
+    def form(self) -> Literal["causal", "bidirectional"]:
+        return "causal" if self.causal else "bidirectional"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is compared, on what, and how.
+
+    `text`: the task's question in words; "" where it states none.
+    `task`: its name, without options.
+    `unit`: what a sequence is made of, in the singular: "event", "token", "byte".
+    `length`: units of a sequence at most.
+    `seeds`: fits of each mechanism.
+    `steps`: of the optimiser, each of `step_examples`; None: not on record.
+    """
+
+    title: str
+    task: str
+    target: str
+    text: str
+    unit: str
+    metric: Metric
+    length: int
+    seeds: int
+    steps: int | None
+    step_examples: int | None
+    splits: Mapping[str, Split]
+    entries: tuple[Entry, ...]
+
+    @property
+    def units(self) -> str:
+        return f"{self.unit}s"
+
+    def train_epochs(self, examples: int) -> float | None:
+        """How often so many examples are the whole train split; None where its size is not known."""
+        train = self.splits.get("train")
+        return examples / train.examples if train and train.examples else None
+
+
+def identity(spec: Mapping[str, Any]) -> Identity:
+    """Of a run's spec, or of a row of comparison.json."""
+    return spec["attention"], json.dumps(spec["options"], sort_keys=True), spec["causal"]
+
+
+def question_of(comparison: Mapping[str, Any]) -> Question:
+    """What the document asks, which is a `recorded.Comparison`."""
+    summary = comparison.get("summary", {})
+    batch = comparison.get("batch")
+    return Question(
+        title=comparison["title"],
+        task=comparison["task"].partition(":")[0],
+        target=comparison["target"],
+        text=summary.get("question", ""),
+        unit=comparison.get("unit", "event"),
+        metric=Metric(
+            name=comparison["metric"],
+            label=comparison.get("metric_label", comparison["metric"]),
+            higher_is_better=comparison["higher_is_better"],
+            balanced=comparison.get("balanced", False),
+        ),
+        length=comparison["length"],
+        seeds=comparison["seeds"],
+        steps=comparison.get("steps"),
+        step_examples=None if batch is None else batch * comparison.get("accumulate", 1),
+        splits={name: _split(split) for name, split in summary.get("splits", {}).items()},
+        entries=entries_of(comparison["rows"]),
+    )
+
+
+def entries_of(rows: Sequence[Mapping[str, Any]]) -> tuple[Entry, ...]:
+    """The rows of a comparison's or a benchmark's document, which are each a `recorded.BoardRow`."""
+    return tuple(
+        Entry(label=row["label"], identity=identity(row), options=row["options"], causal=row["causal"])
+        for row in rows
+    )
+
+
+def _split(split: Mapping[str, Any]) -> Split:
+    return Split(
+        examples=split["examples"],
+        entities=split.get("entities", split["examples"]),
+        classes=split.get("classes", {}),
+    )

@@ -1,0 +1,23 @@
+"""What a section of the page is: a title over whatever it has to say of the findings."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from subquad.report.findings import Findings
+from subquad.report.markup import Markup
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """One section, which stands in one file.
+
+    `id`: where links lead to; lower case letters, digits and hyphens.
+    `title`: its heading, and its name in the contents.
+    `of`: its content, None where it has nothing to say: the page is then without it.
+    `task`: the name of the task that it is about; None: of every task.
+    """
+
+    id: str
+    title: str
+    of: Callable[[Findings], Markup | None]
+    task: str | None = None

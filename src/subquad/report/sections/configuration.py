@@ -1,0 +1,164 @@
+"""All it takes to judge where the figures come from, and to make them again."""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from subquad.records import Record, comparison_key
+from subquad.report import formats
+from subquad.report.findings import Findings
+from subquad.report.leaderboard import BoardRow
+from subquad.report.markup import Markup, element, join
+from subquad.report.section import Section
+from subquad.report.table import Table, download
+
+ELSEWHERE = {  # fields of comparison.json that other parts of the page show
+    *("title", "attention", "rows", "keys", "summary", "data", "target", "targets", "objective"),
+    *("unit", "metric", "metric_label", "balanced"),
+}
+LABELS = {"memory_gb": "memory, GB", "timeout": "time-out, s", "os": "system", "dim": "width"}
+REPEATED = (  # options of the command, as comparison.json names them
+    *("length", "seeds", "dim", "depth", "heads", "positions", "dropout"),
+    *("steps", "batch", "accumulate", "learning_rate", "weight_decay", "clip", "precision", "device"),
+)
+
+
+def configuration_content(findings: Findings) -> Markup:
+    comparison = findings.comparison
+    settings = {name: value for name, value in comparison.items() if name not in ELSEWHERE}
+    data = {"fingerprint": comparison.get("data"), **_flat(comparison.get("summary", {}))}
+    machines = (
+        join(
+            (
+                element("h3", "Machine"),
+                _pairs({"runs": formats.count(machine.runs), **_labelled(machine.description)}),
+            )
+        )
+        for machine in findings.machines
+    )
+    return join(
+        (
+            element("h3", "To do it again"),
+            element("pre", element("code", command(comparison)), tabindex=0, aria_label="Command"),
+            element(
+                "p",
+                "Add ",
+                element("code", "--out DIR"),
+                " for a folder of your own; what is in it already is not done again. ",
+                element("code", f"subquad report DIR {comparison_key(comparison)}"),
+                " writes this page again from the records.",
+            ),
+            element("h3", "Mechanisms"),
+            _options(findings.rows).html(),
+            element(
+                "div",
+                element("div", element("h3", "Settings"), _pairs(_labelled(settings))),
+                element(
+                    "div",
+                    element("h3", "Data"),
+                    _pairs(_labelled(data)),
+                    *machines,
+                    element("h3", "Versions"),
+                    _pairs(findings.versions),
+                ),
+                class_="pair",
+            ),
+            _records(findings),
+        )
+    )
+
+
+def command(comparison: Mapping[str, Any]) -> str:
+    """What to type to do the same again."""
+    words = ["subquad", "compare", comparison["task"]]
+    if comparison["target"] in comparison.get("targets", ()):
+        words += ["--target", comparison["target"]]
+    for row in comparison["rows"]:
+        words += ["--attention", row["label"]]
+    for name in REPEATED:
+        if name in comparison:
+            words += [f"--{name.replace('_', '-')}", str(comparison[name])]
+    if comparison.get("bench") is False:
+        words.append("--no-bench")
+    elif comparison.get("lengths"):
+        words += ["--lengths", ",".join(map(str, comparison["lengths"]))]
+    return shlex.join(words)
+
+
+def _options(rows: Sequence[BoardRow]) -> Table:
+    """Every option of every mechanism, defaults too."""
+    cells = tuple(
+        (
+            row.label,
+            row.form or "",
+            ", ".join(f"{name}={value}" for name, value in row.options.items()) or "none",
+        )
+        for row in rows
+        if row.kind == "mechanism"
+    )
+    return Table(caption="Every option with its value", columns=("mechanism", "form", "options"), rows=cells)
+
+
+def _records(findings: Findings) -> Markup:
+    documents = {
+        "comparison": findings.comparison,
+        "records": [_without_examples(record) for record in findings.records],
+    }
+    return element(
+        "p",
+        download(
+            json.dumps(documents), name="records.json", kind="application/json", words="All records (JSON)"
+        ),
+        ", without the scores of single examples, which stand in the records in the folder.",
+    )
+
+
+def _without_examples(record: Record) -> Record:
+    """What each example adds would make the page as long as the test set."""
+    return {**record, "result": {name: it for name, it in record["result"].items() if name != "examples"}}
+
+
+def _pairs(pairs: Mapping[str, str]) -> Markup:
+    lines = (join((element("dt", name), element("dd", value))) for name, value in pairs.items())
+    return element("dl", *lines, class_="plain")
+
+
+def _labelled(values: Mapping[str, object]) -> dict[str, str]:
+    return {
+        LABELS.get(name, name.replace("_", " ")): _value_text(value)
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def _value_text(value: object) -> str:
+    """A JSON value as people read it; what stands within what is in brackets."""
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case int():
+            return formats.count(value)
+        case float():
+            return f"{value:,g}"
+        case Mapping():
+            return ", ".join(f"{name} {_nested(each)}" for name, each in value.items())
+        case Sequence() if not isinstance(value, str):
+            return ", ".join(map(_value_text, value))
+        case _:
+            return str(value)
+
+
+def _nested(value: object) -> str:
+    plain = isinstance(value, str) or not isinstance(value, Mapping | Sequence)
+    return _value_text(value) if plain else f"({_value_text(value)})"
+
+
+def _flat(summary: Mapping[str, object]) -> dict[str, object]:
+    """The summary of the data, one line a split."""
+    rest = {name: value for name, value in summary.items() if name != "splits"}
+    splits = summary.get("splits")
+    return {**rest, **splits} if isinstance(splits, Mapping) else rest
+
+
+CONFIGURATION = Section(id="configuration", title="Configuration and machine", of=configuration_content)

@@ -1,0 +1,212 @@
+"""Quality against speed: the score over how fast a mechanism trains and answers, memory as area."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from subquad.report import formats
+from subquad.report.figures.figure import Axis, Disc, Figure, Level, Mark, Panel, Whisker, sign, ticks
+from subquad.report.figures.html import figure_html
+from subquad.report.figures.names import names
+from subquad.report.findings import Findings
+from subquad.report.leaderboard import BoardRow, Costs, near_baselines
+from subquad.report.markup import Markup
+from subquad.report.question import Question
+from subquad.report.section import Section
+from subquad.report.statistics import Interval, Summary
+from subquad.report.styles import Style
+from subquad.report.table import Table
+
+LARGEST = 23  # pixels from the middle of the disc of the row with the most memory
+MARGIN = 0.12  # of the height, above and below what is drawn
+
+
+class Measured(NamedTuple):
+    """A mechanism that has both, a score and what it costs."""
+
+    label: str
+    score: Summary
+    costs: Costs
+    whisker: Interval | None
+
+
+class Point(NamedTuple):
+    row: Measured
+    x: float  # its speed
+    words: str
+
+
+def quality_content(findings: Findings) -> Markup | None:
+    figure = quality_against_speed(findings.rows, findings.styles, findings.question)
+    return figure_html(figure) if figure else None
+
+
+def quality_against_speed(
+    rows: Sequence[BoardRow], styles: Mapping[str, Style], question: Question
+) -> Figure | None:
+    """Two panels, for training and for use; None where no row has a score and a speed."""
+    metric, higher, speed = question.metric.label, question.metric.higher_is_better, f"{question.units}/s"
+    shown = _measured(rows, higher=higher)
+    training = _points([(row, row.costs.units_per_second) for row in shown], metric, speed)
+    use = _points([(row, row.costs.latency_ms) for row in shown], metric, "ms")
+    panels = []
+    if training:
+        title, x = f"In training: {metric} over speed", f"{question.units} per second (faster →)"
+        panels.append(_panel(title, x, training, near_baselines(rows), styles, higher=higher, faster=1))
+    if use:
+        title, x = f"In use: {metric} over latency", "milliseconds per sequence (← faster)"
+        panels.append(_panel(title, x, use, near_baselines(rows), styles, higher=higher, faster=-1))
+    if not panels:
+        return None
+    table = Table(
+        caption=f"{metric} on the test split with its interval, speed and memory",
+        columns=(
+            "mechanism",
+            metric,
+            "low",
+            "high",
+            f"{speed} in training",
+            "ms per sequence",
+            "MB in training",
+        ),
+        rows=tuple(
+            (
+                row.label,
+                row.score.mean,
+                row.score.interval.low if row.score.interval else None,
+                row.score.interval.high if row.score.interval else None,
+                row.costs.units_per_second,
+                row.costs.latency_ms,
+                row.costs.training_peak_mb,
+            )
+            for row in shown
+        ),
+    )
+    labels = {row.label for row in shown}
+    return Figure(
+        name="quality",
+        caption=_caption(rows, shown, metric),
+        panels=tuple(panels),
+        legend=tuple((label, style) for label, style in styles.items() if label in labels),
+        line=False,
+        table=table,
+        data=table,
+    )
+
+
+def _measured(rows: Sequence[BoardRow], *, higher: bool) -> list[Measured]:
+    """With whiskers about all but the best: short of its level, a row is told apart from it."""
+    measured, best = [], next((row for row in rows if row.kind == "mechanism" and row.score), None)
+    for row in rows:
+        if row.score is None or row.costs is None or best is None:
+            continue
+        beside, mean = row.against.get(best.label), row.score.mean
+        whisker = None
+        if beside:
+            low, high = mean - beside.least, mean + beside.least
+            whisker = Interval(low=max(0.0, low), high=min(1.0, high) if higher else high)
+        measured.append(Measured(row.label, row.score, row.costs, whisker))
+    return measured
+
+
+def _caption(rows: Sequence[BoardRow], shown: Sequence[Measured], metric: str) -> str:
+    sentences = [f"{metric[:1].upper()}{metric[1:]} on the test split over speed."]
+    if any(row.whisker for row in shown):
+        sentences.append("A row whose whisker stays short of the level of the best is told apart from it.")
+    if memory := [row.costs.training_peak_mb for row in shown if row.costs.training_peak_mb]:
+        low, high = formats.significant(min(memory)), formats.significant(max(memory))
+        sentences.append(f"The area of a disc is the memory of a training step, from {low} to {high} MB.")
+    if len({machine for row in shown for machine in row.costs.machines}) > 1:
+        sentences.append("The speeds come from different machines and cannot be compared between them.")
+    near = near_baselines(rows)
+    if near:
+        sentences.append("Dashed lines are baselines.")
+    far = [
+        f"{row.label} ({formats.score(row.score.mean)})"
+        for row in rows
+        if row.kind == "baseline" and row.score and row not in near
+    ]
+    if far:
+        sentences.append(f"Off the picture: {formats.listed(far)}.")
+    return " ".join(sentences)
+
+
+def _points(speeds: Sequence[tuple[Measured, float | None]], metric: str, unit: str) -> list[Point]:
+    """Those whose speed is known, with the words that appear beside them."""
+    points = []
+    for row, x in speeds:
+        if not x:
+            continue
+        words = f"{row.label}: {metric} {formats.score(row.score.mean)}, {formats.significant(x)} {unit}"
+        if memory := row.costs.training_peak_mb:
+            words += f", {formats.significant(memory)} MB"
+        points.append(Point(row, x, words))
+    return points
+
+
+def _panel(
+    title: str,
+    x_title: str,
+    points: Sequence[Point],
+    baselines: Sequence[BoardRow],
+    styles: Mapping[str, Style],
+    *,
+    higher: bool,
+    faster: int,
+) -> Panel:
+    levels = {baseline.label: baseline.score.mean for baseline in baselines if baseline.score}
+    heights = [*levels.values(), *(point.row.score.mean for point in points)]
+    heights += [end for point in points if (each := point.row.whisker) for end in (each.low, each.high)]
+    low, high = min(heights), max(heights)
+    margin = MARGIN * (high - low) or 0.05
+    top = min(high + margin, max(1.0, high)) if higher else high + margin
+    bottom, end = max(low - margin, min(0.0, low)), 1.12 * max(point.x for point in points)
+    x = Axis(title=x_title, low=0, high=end, ticks=ticks(0, end, most=5))
+    y = Axis(low=bottom, high=top, ticks=ticks(bottom, top))
+    largest = max(point.row.costs.training_peak_mb or 0.0 for point in points)
+    marks: list[Mark] = [
+        Level(
+            height=height, name=f"baseline: {label}", right=_crowded(points, height, near=0.15 * (high - low))
+        )
+        for label, height in levels.items()
+    ]
+    for point in points:
+        marks += _point(point, styles[point.row.label], largest)
+    places = {point.row.label: (point.x, point.row.score.mean) for point in points}
+    marks += names(places, _frontier(points, higher=higher, faster=faster), x, y)
+    sentences = [point.words for point in points]
+    sentences += [f"baseline {label}: {formats.score(height)}" for label, height in levels.items()]
+    return Panel(title=title, description=f"{title}. {'; '.join(sentences)}.", x=x, y=y, marks=tuple(marks))
+
+
+def _point(point: Point, style: Style, largest: float) -> list[Mark]:
+    """A disc for the memory; on it the whisker, and the mechanism's own marker."""
+    row, marks = point.row, []
+    at = (point.x, row.score.mean)
+    if row.costs.training_peak_mb:
+        radius = LARGEST * math.sqrt(row.costs.training_peak_mb / largest)
+        marks.append(Disc(row=row.label, at=at, radius=radius, colour=style.colour))
+    if row.whisker:
+        low, high = row.whisker.low, row.whisker.high
+        marks.append(Whisker(row=row.label, at=at, low=low, high=high, colour=style.colour))
+    return [*marks, sign(row.label, style, at, point.words)]
+
+
+def _frontier(points: Sequence[Point], *, higher: bool, faster: int) -> list[str]:
+    """The rows that no other beats in both, from the best score on."""
+    sign = 1 if higher else -1
+    labels, fastest = [], -math.inf
+    for point in sorted(points, key=lambda point: (-sign * point.row.score.mean, -faster * point.x)):
+        if faster * point.x > fastest:
+            labels.append(point.row.label)
+            fastest = faster * point.x
+    return labels
+
+
+def _crowded(points: Sequence[Point], height: float, *, near: float) -> bool:
+    """Whether a point on the left is in the way of a name there."""
+    middle = max(point.x for point in points) / 2
+    return any(-near < point.row.score.mean - height < 2 * near for point in points if point.x < middle)
+
+
+QUALITY = Section(id="quality", title="Quality against speed", of=quality_content)
