@@ -330,7 +330,7 @@ def _classes(names: Sequence[str], logits: Float[np.ndarray, "n classes"]) -> Co
     """The most probable class, and the probability of each."""
     chances = probabilities(logits)
     return {
-        "class": [names[place] for place in chances.argmax(1)],
+        "class": [names[place] for place in chances.argmax(1).tolist()],
         **{f"probability of {name}": chances[:, place] for place, name in enumerate(names)},
     }
 

@@ -72,6 +72,6 @@ class EventData(Dataset):
     def baseline(self, name: str, *, length: int, seed: int) -> np.ndarray:
         if name == "majority":
             return self.objective.constant(self.train.target, count=len(self.test))
-        parts = {split: self.examples(split) for split in SPLITS}
+        parts: dict[Split, Examples] = {split: self.examples(split) for split in SPLITS}
         sizes = self.encoding.sizes
         return boosting(self.histories, parts, sizes, self.objective, length=length, seed=seed)
