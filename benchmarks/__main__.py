@@ -49,26 +49,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(
+    options = argparse.ArgumentParser(
         "python -m benchmarks",
         description="subquad beside PyTorch's fused softmax and other packages: time, memory, targets.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    found.add_argument("--quick", action="store_true", help="short sequences, few rounds: about ten minutes")
-    found.add_argument(
+    options.add_argument(
+        "--quick", action="store_true", help="short sequences, few rounds: about ten minutes"
+    )
+    options.add_argument(
         "--only", nargs="+", default=[], metavar="NAME", help="rows and claims whose names begin so"
     )
-    found.add_argument(
+    options.add_argument(
         "--threads", nargs="+", type=int, default=[1, 2], help="one thread is always measured (default: 1 2)"
     )
-    found.add_argument(
+    options.add_argument(
         "--json", type=Path, metavar="FILE", help="save what was measured, and go on where FILE stops"
     )
-    found.add_argument("--read", type=Path, metavar="FILE", help="measure nothing, read what --json saved")
-    found.add_argument("--write", type=Path, metavar="FILE", help="write the page, docs/performance.md")
-    found.add_argument("--list", action="store_true", help="the names of all rows and claims")
-    return found
+    options.add_argument("--read", type=Path, metavar="FILE", help="measure nothing, read what --json saved")
+    options.add_argument("--write", type=Path, metavar="FILE", help="write the page, docs/performance.md")
+    options.add_argument("--list", action="store_true", help="the names of all rows and claims")
+    return options
 
 
 def save(path: Path | None, results: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from subquad.mechanism import Mechanism
 
 TOKENS = 288  # more than a window, and no power of two
 TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}  # of the largest number there is
-FEW = 0.01  # of the queries, for mechanisms that choose
+MAX_WRONG = 0.01  # of the queries, for mechanisms that choose
 CHOOSE = ("reformer", "routing")
 ONE_SEQUENCE = ("linformer", "nystrom-attention")  # peers that see the queries' tokens only
 
@@ -24,34 +24,34 @@ ONE_SEQUENCE = ("linformer", "nystrom-attention")  # peers that see the queries'
 def require_right(row: Row) -> None:
     """Raise `ArithmeticError` where one of our tiers is not what the definition says."""
     ours = mechanism(row, TOKENS, dtype=row.dtype)
-    fed = inputs(ours, TOKENS, dtype=row.dtype)
+    tensors = inputs(ours, TOKENS, dtype=row.dtype)
     oracle = copy.deepcopy(ours).double()
-    exact = {name: x.detach().double().requires_grad_() for name, x in fed.items()}
+    exact = {name: x.detach().double().requires_grad_() for name, x in tensors.items()}
     expected = oracle.definition(**exact)
-    backward = row.deed in ("forward and backward", "training step")
+    backward = row.operation in ("forward and backward", "training step")
     slopes: tuple[Tensor | None, ...] = ()
     if backward:
         slopes = torch.autograd.grad(expected.square().sum(), list(exact.values()), allow_unused=True)
     for name in tiers():
         with tier(name):
-            out = streamed(ours, fed) if row.deed == "step" else ours(**fed)
+            out = streamed(ours, tensors) if row.operation == "step" else ours(**tensors)
             require_close(f"{row.name} ({name})", out, expected, row)
             if not backward:
                 continue
-            found = torch.autograd.grad(out.square().sum(), list(fed.values()), allow_unused=True)
-        for letter, slope, right in zip(fed, found, slopes, strict=True):
+            gradients = torch.autograd.grad(out.square().sum(), list(tensors.values()), allow_unused=True)
+        for letter, slope, right in zip(tensors, gradients, slopes, strict=True):
             if slope is not None and right is not None:
                 require_close(f"{row.name} ({name}), gradient of {letter}", slope, right, row)
 
 
-def streamed(ours: Mechanism, fed: dict[str, Tensor]) -> Tensor:
+def streamed(ours: Mechanism, tensors: dict[str, Tensor]) -> Tensor:
     """Token by token after a beginning, as when decoding."""
     with torch.inference_mode():
-        begun = TOKENS - 4
-        out, state = ours.step(**{name: x[:, :, :begun] for name, x in fed.items()}, state=None)
+        start = TOKENS - 4
+        out, state = ours.step(**{name: x[:, :, :start] for name, x in tensors.items()}, state=None)
         parts = [out]
-        for i in range(begun, TOKENS):
-            out, state = ours.step(**{name: x[:, :, i : i + 1] for name, x in fed.items()}, state=state)
+        for i in range(start, TOKENS):
+            out, state = ours.step(**{name: x[:, :, i : i + 1] for name, x in tensors.items()}, state=state)
             parts.append(out)
     return torch.cat(parts, 2)
 
@@ -61,21 +61,21 @@ def require_peer_right(row: Row, name: str) -> None:
     other = PEERS[name]
     length = 256  # some take no others
     ours = mechanism(row, length)
-    fed = {key: x.detach() for key, x in inputs(ours, length).items()}
+    tensors = {key: x.detach() for key, x in inputs(ours, length).items()}
     if name in ONE_SEQUENCE:
-        fed = dict.fromkeys(fed, fed["q"])
+        tensors = dict.fromkeys(tensors, tensors["q"])
     with torch.inference_mode():
-        out = other.made(ours, length)(**fed)
-        expected = ours(**fed)
+        out = other.attention_like(ours, length)(**tensors)
+        expected = ours(**tensors)
     if out.shape != expected.shape or not out.isfinite().all():
         raise ArithmeticError(f"{name} gives {tuple(out.shape)}, or numbers that are not finite")
     if other.agrees:
         require_close(name, out, expected, row)
 
 
-def require_close(what: str, found: Tensor, expected: Tensor, row: Row) -> None:
+def require_close(what: str, actual: Tensor, expected: Tensor, row: Row) -> None:
     allowed = TOLERANCE[row.dtype] * expected.abs().amax().item()
-    wrong = ((found - expected).abs().amax(-1) <= allowed).logical_not()  # and so is nan
-    if wrong.double().mean() > (FEW if row.attention in CHOOSE else 0):
-        off = (found - expected).abs().amax().item()
+    wrong = ((actual - expected).abs().amax(-1) <= allowed).logical_not()  # and so is nan
+    if wrong.double().mean() > (MAX_WRONG if row.attention in CHOOSE else 0):
+        off = (actual - expected).abs().amax().item()
         raise ArithmeticError(f"{what} is off by {off:.2g}, and {allowed:.2g} is allowed")

@@ -105,8 +105,8 @@ def page(results: Results) -> str:
 
 def report(results: Results) -> str:
     """The tables."""
-    found, claimed = verdicts.verdicts(results), verdicts.claims(results)
-    parts = [told(results), targets(found)]
+    judged, claimed = verdicts.verdicts(results), verdicts.claims(results)
+    parts = [provenance(results), targets(judged)]
     of_roofline = list(verdicts.rooflines(results))
     if of_roofline:
         head = ("work", "tokens", "tier", "of the roofline", "target", "", "fused softmax over the roofline")
@@ -121,17 +121,17 @@ def report(results: Results) -> str:
     return "\n".join(parts)
 
 
-def roofline_line(found: OfRoofline) -> tuple[str, ...]:
-    limit = "" if found.limit is None else f"{found.limit:.3g}×"
-    asked = ("", "") if found.aim is None else (f"{found.aim:.0%}", sign(found.part >= found.aim))
-    return found.row.title, f"{found.length:,}", found.tier, f"{found.part:.0%}", *asked, limit
+def roofline_line(share: OfRoofline) -> tuple[str, ...]:
+    limit = "" if share.limit is None else f"{share.limit:.3g}×"
+    aim = ("", "") if share.aim is None else (f"{share.aim:.0%}", sign(share.part >= share.aim))
+    return share.row.title, f"{share.length:,}", share.tier, f"{share.part:.0%}", *aim, limit
 
 
 def sign(met: bool) -> str:
     return SIGNS["met" if met else "short"]
 
 
-def told(results: Results) -> str:
+def provenance(results: Results) -> str:
     """Where these figures come from."""
     machine = results["machine"]
     rates = next(
@@ -167,13 +167,13 @@ def command(results: Results) -> str:
     return " ".join(["", *["--quick"] * results["quick"], *alone, *(["--only", *only] if only else [])])
 
 
-def targets(found: Sequence[Verdict]) -> str:
-    if not found:
+def targets(judged: Sequence[Verdict]) -> str:
+    if not judged:
         return ""
     head = ("work", "tokens", "tier", "ours", "rival", "theirs", "1 thread", "2 threads", "target", "")
-    counts = {sign: sum(v.outcome == sign for v in found) for sign in SIGNS}
+    counts = {sign: sum(v.outcome == sign for v in judged) for sign in SIGNS}
     summed = ", ".join(f"{count} {sign}" for sign, count in counts.items())
-    return f"## Targets: {summed}\n\n" + table(head, map(line, found), numbers=(1, 3, 5, 6, 7, 8))
+    return f"## Targets: {summed}\n\n" + table(head, map(line, judged), numbers=(1, 3, 5, 6, 7, 8))
 
 
 def line(v: Verdict) -> tuple[str, ...]:

@@ -16,14 +16,14 @@ Products = Callable[[float, float, float], tuple[float, float]]  # n, d, m → f
 
 def work(row: Row, mechanism: Mechanism, length: int) -> Work | None:
     """Of one call; None where what is done depends on the data, or the call is too small to be computing."""
-    deed = (row.attention, row.deed)
-    if deed not in COUNTED:
+    operation = (row.attention, row.operation)
+    if operation not in COUNTED:
         return None
     d, heads = mechanism.dims.head_dim, mechanism.dims.heads
     m = size(row, mechanism, length)
-    flops, exponentials = COUNTED[deed](length, d, m)
+    flops, exponentials = COUNTED[operation](length, d, m)
     numbers = length * (sum(mechanism.projections().values()) + d)
-    if row.deed != "forward":
+    if row.operation != "forward":
         numbers *= 2  # and their gradients
     return Work(flops=heads * flops, bytes=4 * heads * numbers, exponentials=heads * exponentials)
 

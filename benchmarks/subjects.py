@@ -20,7 +20,7 @@ from subquad.ops.backends import backend, using
 from subquad.registry import build
 
 ENCODER = {"dim": 256, "depth": 4, "heads": 4}
-UNATTENDED = "no attention"  # the rest of an encoder, which is the roofline of a training step
+NO_ATTENTION = "no attention"  # the rest of an encoder, which is the roofline of a training step
 PREFIX = 256  # tokens before the step that is timed
 Call = Callable[[], object]
 
@@ -68,37 +68,37 @@ def inputs(of: Mechanism, length: int, *, dtype: str = "float32", seed: int = 0)
 
 def calls(row: Row, length: int, *, compiled: bool = True) -> dict[str, Call | Missing]:
     """Everyone who takes part in a row at that length: subquad by tier, and each rival by name."""
-    prepare = {"step": steps, "training step": training}.get(row.deed, layers)
+    prepare = {"step": steps, "training step": training}.get(row.operation, layers)
     return prepare(row, length, compiled=compiled)
 
 
 def layers(row: Row, length: int, *, compiled: bool) -> dict[str, Call | Missing]:
     ours = mechanism(row, length, dtype=row.dtype)
-    fed = inputs(ours, length, dtype=row.dtype)
-    found = by_tier(deed(row, ours, fed, weights(ours)))
+    tensors = inputs(ours, length, dtype=row.dtype)
+    contenders = by_tier(make_call(row, ours, tensors, weights(ours)))
     for rival in row.rivals(length):
         if rival == FUSED:
             fused = partial(F.scaled_dot_product_attention, is_causal=row.causal)
             qkv = {name: normal(length) for name in ("query", "key", "value")}
-            found[rival] = deed(row, fused, qkv)
+            contenders[rival] = make_call(row, fused, qkv)
         elif rival == OWN_FLOAT32:
             full = mechanism(row, length)
-            own = by_tier(deed(row, full, inputs(full, length), weights(full)))
-            found |= {f"{rival}, {name}": call for name, call in own.items()}
+            own = by_tier(make_call(row, full, inputs(full, length), weights(full)))
+            contenders |= {f"{rival}, {name}": call for name, call in own.items()}
         else:
-            found[rival] = peer(rival, ours, length, compiled, partial(deed, row, inputs=fed))
-    return found
+            contenders[rival] = peer(rival, ours, length, compiled, partial(make_call, row, inputs=tensors))
+    return contenders
 
 
 def weights(of: nn.Module) -> tuple[Tensor, ...]:
     return tuple(p for p in of.parameters() if p.requires_grad)
 
 
-def deed(
+def make_call(
     row: Row, mix: Callable[..., Tensor], inputs: Mapping[str, Tensor], weights: tuple[Tensor, ...] = ()
 ) -> Call:
     candidate = Candidate(mix, inputs, weights)
-    return candidate.forward if row.deed == "forward" else candidate.forward_backward
+    return candidate.forward if row.operation == "forward" else candidate.forward_backward
 
 
 def by_tier(call: Call) -> dict[str, Call | Missing]:
@@ -119,7 +119,7 @@ def peer(
         return Missing(f'not installed: pip install "{other.package}"')
     if other.compiled and not compiled:
         return Missing("compiled: left out of --quick")
-    return ready(other.made(ours, length))
+    return ready(other.attention_like(ours, length))
 
 
 def steps(row: Row, length: int, *, compiled: bool) -> dict[str, Call | Missing]:
@@ -138,19 +138,19 @@ def steps(row: Row, length: int, *, compiled: bool) -> dict[str, Call | Missing]
         with torch.inference_mode():
             return F.scaled_dot_product_attention(q, k, v)
 
-    found = by_tier(step) | {FUSED: attend}
+    contenders = by_tier(step) | {FUSED: attend}
     for rival in row.rivals(length)[1:]:
-        found[rival] = recurrent_step(token)
-    return found
+        contenders[rival] = recurrent_step(token)
+    return contenders
 
 
 def recurrent_step(token: Mapping[str, Tensor]) -> Call | Missing:
     """fast-transformers' own recurrent layer, which keeps its sums in the state it is given."""
     if not PEERS["fast-transformers"].installed:
         return Missing('not installed: pip install "pytorch-fast-transformers"')
-    from subquad.measure.peers import imported
+    from subquad.measure.peers import import_quietly
 
-    attention = imported("fast_transformers.recurrent.attention.self_attention.linear_attention")
+    attention = import_quietly("fast_transformers.recurrent.attention.self_attention.linear_attention")
     layer = attention.RecurrentLinearAttention(WIDTH).eval()
     q, k, v = (x[:, :, 0] for x in token.values())
     memory: list[Any] = [None]
@@ -163,7 +163,7 @@ def recurrent_step(token: Mapping[str, Tensor]) -> Call | Missing:
     return step
 
 
-class Instead(nn.Module):
+class PeerLayer(nn.Module):
     """A peer where a layer of heads has its mechanism."""
 
     def __init__(self, mix: Callable[..., Tensor], traits: Traits) -> None:
@@ -179,30 +179,30 @@ def training(row: Row, length: int, *, compiled: bool) -> dict[str, Call | Missi
     """A whole step of an optimiser: an encoder forward and back, and its weights changed."""
     x = torch.randn(1, length, ENCODER["dim"])
     encoder = built(row.attention, row, length)
-    found = by_tier(training_step(encoder, x))
+    contenders = by_tier(training_step(encoder, x))
     bare = copy.deepcopy(encoder)
-    put_in(bare, lambda q, k, v: v)
-    found[UNATTENDED] = training_step(bare, x)
+    replace_mechanisms(bare, lambda q, k, v: v)
+    contenders[NO_ATTENTION] = training_step(bare, x)
     for rival in row.rivals(length):
         if rival == FUSED:
-            found[rival] = training_step(built("softmax", row, length, options={}), x)
+            contenders[rival] = training_step(built("softmax", row, length, options={}), x)
             continue
         other = copy.deepcopy(encoder)
 
         def ready(mix: Callable[..., Tensor], other: Encoder = other) -> Call:
-            put_in(other, mix)
+            replace_mechanisms(other, mix)
             return training_step(other, x)
 
         first = encoder.get_submodule("blocks.0.attention.mechanism")
         assert isinstance(first, Mechanism)
-        found[rival] = peer(rival, first, length, compiled, ready)
-    return found
+        contenders[rival] = peer(rival, first, length, compiled, ready)
+    return contenders
 
 
-def put_in(encoder: Encoder, mix: Callable[..., Tensor]) -> None:
+def replace_mechanisms(encoder: Encoder, mix: Callable[..., Tensor]) -> None:
     """In place of the mechanism of each layer."""
     for block, mechanism in zip(encoder.blocks, encoder.mechanisms(), strict=True):
-        block.get_submodule("attention").mechanism = Instead(mix, mechanism.traits)
+        block.get_submodule("attention").mechanism = PeerLayer(mix, mechanism.traits)
 
 
 def built(attention: str, row: Row, length: int, **settings: Any) -> Encoder:

@@ -18,7 +18,7 @@ QUICK = 4096  # tokens: --quick leaves longer sequences out, unless a row has no
 LOW = 1 / 1.2  # "within 1.2 times of our own float32"
 
 Tier = Literal["kernel", "torch"]
-Deed = Literal["forward", "forward and backward", "step", "training step"]
+Operation = Literal["forward", "forward and backward", "step", "training step"]
 TIERS: tuple[Tier, ...] = ("kernel", "torch")
 
 
@@ -42,7 +42,7 @@ class Row:
     attention: str
     options: Mapping[str, Any] = field(default_factory=dict)
     causal: bool = False
-    deed: Deed = "forward"
+    operation: Operation = "forward"
     dtype: str = "float32"
     targets: tuple[Target, ...]
     roofline: Mapping[Tier, float | None] = field(default_factory=dict)  # part of it to be reached, if asked
@@ -83,7 +83,7 @@ def training(name: str, **settings: Any) -> Row:
     return Row(
         name=f"training-{name}",
         title=f"training step of an encoder, 4 layers, 256 wide, {name}",
-        deed="training step",
+        operation="training step",
         roofline={"kernel": None},
         **settings,
     )
@@ -116,7 +116,7 @@ ROWS: tuple[Row, ...] = (
         title="FAVOR+ m = 256, forward and backward",
         attention="performer",
         options=M256,
-        deed="forward and backward",
+        operation="forward and backward",
         targets=(
             *against(FUSED, "kernel", {1024: 2.5, 2048: 5, 4096: 10}),
             *against(PERFORMER, "kernel", {4096: 4.8}),
@@ -156,7 +156,7 @@ ROWS: tuple[Row, ...] = (
         title="causal linear m = 64, forward and backward",
         attention="linear",
         causal=True,
-        deed="forward and backward",
+        operation="forward and backward",
         targets=(
             *against(FUSED, "kernel", {2048: 10, 4096: 18}),
             *against(FAST, "kernel", {4096: 5}),
@@ -222,7 +222,7 @@ ROWS: tuple[Row, ...] = (
         attention="local",
         options={"width": 256},
         causal=True,
-        deed="forward and backward",
+        operation="forward and backward",
         targets=(
             *against(FUSED, "torch", {2048: 3.6}),
             *against(FUSED, "kernel", {2048: 7}),
@@ -233,15 +233,15 @@ ROWS: tuple[Row, ...] = (
     ),
     *(
         Row(
-            name=f"{name}{'' if deed == 'forward' else '-training'}",
-            title=f"{title}, {deed}",
+            name=f"{name}{'' if operation == 'forward' else '-training'}",
+            title=f"{title}, {operation}",
             attention=attention,
             options=options,
-            deed=deed,
+            operation=operation,
             targets=(
                 *against(FUSED, "kernel", {4096: None}),
                 *against(FUSED, "torch", {4096: None}),
-                *(against(FLEX, "torch", {4096: 1.5}) if deed == "forward" else ()),
+                *(against(FLEX, "torch", {4096: 1.5}) if operation == "forward" else ()),
             ),
             roofline={"kernel": 0.5, "torch": 0.5},
         )
@@ -249,7 +249,7 @@ ROWS: tuple[Row, ...] = (
             ("window-global", "window 128 + 16 global", "pattern", GLOBAL_WINDOW),
             ("bigbird", "BigBird", "bigbird", {}),
         )
-        for deed in ("forward", "forward and backward")
+        for operation in ("forward", "forward and backward")
     ),
     Row(
         name="linformer",
@@ -291,7 +291,7 @@ ROWS: tuple[Row, ...] = (
         title="decoding, one step, m = 64",
         attention="linear",
         causal=True,
-        deed="step",
+        operation="step",
         targets=(
             *against(FUSED, "kernel", {1024: 4, 8192: 70, 32768: 270}),
             *against(FAST, "kernel", {1024: 10}),

@@ -45,7 +45,7 @@ class Verdict:
 
 def selected(row: Row, *, quick: bool) -> tuple[int, ...]:
     """The lengths that are run."""
-    short = tuple(length for length in row.lengths if length <= QUICK or row.deed == "step")
+    short = tuple(length for length in row.lengths if length <= QUICK or row.operation == "step")
     return (short or row.lengths[:1]) if quick else row.lengths
 
 
@@ -63,16 +63,16 @@ def verdicts(results: Results) -> list[Verdict]:
 def verdict(row: Row, target: Target, results: Results) -> Verdict:
     if target.figure == "memory":
         return of_memory(row, target, results)
-    found, reason = {}, ""
+    measured, reason = {}, ""
     for threads, by_length in results["rows"][row.name].items():
         cell = by_length.get(str(target.length), by_length)
         rival = f"{target.rival}, {target.tier}" if target.rival == OWN_FLOAT32 else target.rival
         times = cell.get("ms", {})
         if target.tier in times and rival in times:
-            found[threads] = (times[target.tier], times[rival], cell)
+            measured[threads] = (times[target.tier], times[rival], cell)
         elif threads == "1":
             reason = cell.get("failed") or cell.get("missing", {}).get(rival) or "no kernels here"
-    one = found.get("1")
+    one = measured.get("1")
     return Verdict(
         row=row,
         target=target,
@@ -80,7 +80,7 @@ def verdict(row: Row, target: Target, results: Results) -> Verdict:
         ours=one[0]["median"] if one else None,
         theirs=one[1]["median"] if one else None,
         one=quotient(*one[:2]) if one else None,
-        two=quotient(*found["2"][:2]) if "2" in found else None,
+        two=quotient(*measured["2"][:2]) if "2" in measured else None,
         reason=reason,
     )
 
@@ -163,7 +163,7 @@ def claims(results: Results) -> list[Claim]:
     ]
 
 
-def failed(found: Sequence[Verdict], claimed: Sequence[Claim]) -> list[str]:
+def failed(judged: Sequence[Verdict], claimed: Sequence[Claim]) -> list[str]:
     """What makes the command fail: a target missed by more than the gate allows, a gated claim not met.
 
     A rival that is not installed is no failure; a row of ours that does not run is.
@@ -171,12 +171,12 @@ def failed(found: Sequence[Verdict], claimed: Sequence[Claim]) -> list[str]:
     missed = [
         f"{v.row.name}: {v.one.median:.3g} times over {v.target.rival} at {v.target.length:,} tokens "
         f"({v.target.tier}, {v.target.figure}); the gate is {GATE * v.aim:.3g}"
-        for v in found
+        for v in judged
         if v.outcome == "missed" and v.one and v.aim
     ]
     broken = {
         f"{v.row.name} did not run: {v.reason}"
-        for v in found
+        for v in judged
         if v.outcome == "not run" and v.target.rival in (FUSED, OWN_FLOAT32) and v.reason != "no kernels here"
     }
     unmet = [f"{claim.name}: {claim.found}" for claim in claimed if claim.gate and not claim.met]

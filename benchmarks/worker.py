@@ -119,7 +119,7 @@ def enter(row: Row, length: int, *, compiled: bool) -> tuple[dict[str, Any], dic
     ready = {name: call for name, call in calls.items() if not isinstance(call, subjects.Missing)}
     for name in list(ready):
         try:
-            if name in subjects.PEERS and row.deed != "step" and not subjects.PEERS[name].compiled:
+            if name in subjects.PEERS and row.operation != "step" and not subjects.PEERS[name].compiled:
                 correctness.require_peer_right(row, name)
             ready[name]()
         except Exception as error:  # another package's, whatever it raises: it is left out, and told
@@ -139,8 +139,8 @@ def measured(
     ours = subjects.mechanism(row, length)
     rates_here = rates(seconds=0.5, clock=clock)
     roofline = 1e3 * rates_here.seconds(work) if (work := rooflines.work(row, ours, length)) else None
-    if subjects.UNATTENDED in timings:
-        roofline = timings[subjects.UNATTENDED].median
+    if subjects.NO_ATTENTION in timings:
+        roofline = timings[subjects.NO_ATTENTION].median
     return {
         "ms": {name: asdict(timing) for name, timing in timings.items()},
         "missing": missing,

@@ -4,6 +4,7 @@ A test fails when the pages, or the README, and the code have come apart.
 """
 
 import inspect
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import groupby
@@ -17,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = ROOT / "docs" / "mechanisms"
 BEGIN, END = "<!-- mechanisms: made by docs/make.py -->", "<!-- end of mechanisms -->"
+OPTION = re.compile(r"[a-z_]+(, [a-z_]+)*: ")
 HEADINGS = ("name", "family", "bidirectional", "causal", "cross", "state", "cost", "paper")
 
 
@@ -59,22 +61,30 @@ def page(classes: list[type[Mechanism]]) -> str:
 
 
 def described(cls: type[Mechanism]) -> Iterator[str]:
-    """The class's docstring: what it approximates, when not to use it, and its options."""
-    found = {"Approximates ": "", "Not for ": ""}
-    rest = []
+    """The class's docstring: its options, what it approximates, and when not to use it."""
+    last = {"Approximates ": "", "Not for ": ""}
+    rest, listed = [], set()
     for paragraph in inspect.cleandoc(cls.__doc__ or "").split("\n\n"):
-        for opening in found:
-            if paragraph.startswith(opening):
-                found[opening] = paragraph
-                break
+        opening = next((opening for opening in last if paragraph.startswith(opening)), None)
+        entries = re.split(r"\n(?! )", paragraph)
+        if opening:
+            last[opening] = paragraph
+        elif all(OPTION.match(entry) for entry in entries):
+            listed |= {name for entry in entries for name in entry.partition(":")[0].split(", ")}
+            rest.append("\n".join(map(item, entries)))
         else:
             rest.append(paragraph)
-    missing = [opening.strip() for opening, paragraph in found.items() if not paragraph]
+    missing = [f"paragraph that begins {opening.strip()}" for opening, text in last.items() if not text]
+    missing += [f"line for the option {name!r}" for name in options(cls) if name not in listed]
     if missing:
-        raise ValueError(
-            f"the docstring of {cls.__name__} has no paragraph that begins {' or '.join(missing)}"
-        )
-    yield from (f"## {cls.__name__}", *rest, *found.values())
+        raise ValueError(f"the docstring of {cls.__name__} has no {' and no '.join(missing)}")
+    yield from (f"## {cls.__name__}", *rest, *last.values())
+
+
+def item(option: str) -> str:
+    """A line of a docstring, "name: what it is", as an item of a list."""
+    names, _, text = option.partition(": ")
+    return f"- {', '.join(f'`{name}`' for name in names.split(', '))}: {' '.join(text.split())}"
 
 
 def claims(classes: list[type[Mechanism]]) -> Iterator[str]:
@@ -86,7 +96,7 @@ def claims(classes: list[type[Mechanism]]) -> Iterator[str]:
         form for form, has in (("bidirectional", traits.bidirectional), ("causal", traits.causal)) if has
     ]
     cross = "attends across sequences" if traits.cross else "attends within one sequence"
-    told = [
+    lines = [
         ("Forms", f"{' and '.join(forms)}; {cross}."),
         ("Causality", CAUSALITY[traits.causal]),
         ("State of a stream", STATE[traits.state]),
@@ -95,7 +105,7 @@ def claims(classes: list[type[Mechanism]]) -> Iterator[str]:
         ("Equals softmax attention", equals(traits)),
         ("Padding", "anywhere, of any content; real tokens come out as if it were not in the sequence."),
     ]
-    yield "\n".join(f"- **{what}**: {text}" for what, text in told)
+    yield "\n".join(f"- **{what}**: {text}" for what, text in lines)
 
 
 CAUSALITY = {
@@ -143,7 +153,7 @@ def markdown(headings: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in escaped)
 
 
-def renewed(text: str) -> str:
+def with_table(text: str) -> str:
     """`text` with the table between the two marks made anew."""
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
@@ -151,7 +161,7 @@ def renewed(text: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(renewed(README.read_text()))
+    README.write_text(with_table(README.read_text()))
     for stale in PAGES.glob("*.md"):
         stale.unlink()
     PAGES.mkdir(exist_ok=True)

@@ -19,7 +19,10 @@ CELL = Bench(
     threads=1,
 )
 TIMING = {"median": 1.0, "low": 1.0, "high": 1.0, "repeats": 3}
-MEASURED = {"forward_ms": TIMING, "reference_forward_ms": TIMING, "peak_mb": 1.0, "reference_peak_mb": 1.0}
+MEASURED = {
+    "forward": {"ms": TIMING, "reference_ms": TIMING},
+    "memory": {"mb": 1.0, "reference_mb": 1.0},
+}
 
 
 def cells(*names):

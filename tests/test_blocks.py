@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from subquad import Dims, build
 from subquad.mechanisms import kernel
-from subquad.ops import scan
+from subquad.ops.shared import scan
 
 DIMS = Dims(heads=2, head_dim=4, max_len=64)
 CASES = [
@@ -25,7 +25,7 @@ CASES = [
 def short_blocks(monkeypatch):
     for module in (scan, kernel):
         monkeypatch.setattr(module, "BLOCK", 8)
-    monkeypatch.setattr(kernel, "KEPT", 0)
+    monkeypatch.setattr(kernel, "MAX_SAVED", 0)
 
 
 def tokens(count, *, dtype):

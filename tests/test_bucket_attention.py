@@ -1,5 +1,6 @@
 """Attention within buckets against a mask over all pairs, in both tiers, and hashing tokens in blocks."""
 
+from contextlib import nullcontext
 from inspect import unwrap
 from itertools import product
 
@@ -9,10 +10,12 @@ from torch.testing import assert_close
 
 from subquad.mechanism import Dims
 from subquad.mechanisms.reformer import Reformer
-from subquad.ops import hashing, native
+from subquad.ops import hashing
+from subquad.ops.backends import using
 from subquad.ops.bucket_attention import bucket_attention
 from subquad.ops.bucket_attention.rounds import ALONE
 from subquad.ops.bucket_attention.sorting import Buckets
+from subquad.ops.native.library import missing
 
 FLAGS = ("causal", "last_n_only", "self_only_if_alone", "count_duplicates")
 # but for the last two together: float32 does not tell ALONE plus the logarithm of a few from ALONE
@@ -21,13 +24,12 @@ CASES = [flags for flags in product([False, True], repeat=4) if not all(flags[2:
 SIZES = [(2, 3, 3, 70, 20, 12, 8), (1, 2, 4, 200, 64, 64, 64), (2, 1, 1, 90, 5, 3, 50), (1, 1, 2, 1, 8, 8, 1)]
 
 
-@pytest.fixture(params=["native", "torch", "float64"])
-def tier(request, monkeypatch):
-    if request.param == "torch":
-        monkeypatch.setenv("SUBQUAD_NATIVE", "0")
-    elif request.param == "native" and native.kernels_in_use().name == "torch":
-        pytest.skip(native.kernels_in_use().reason)
-    return request.param
+@pytest.fixture(params=["cpu", "reference", "float64"])
+def tier(request):
+    if request.param == "cpu" and (reason := missing()):
+        pytest.skip(reason)
+    with using("reference") if request.param == "reference" else nullcontext():
+        yield request.param
 
 
 def inputs(sizes):
@@ -92,8 +94,8 @@ def test_shapes_that_do_not_fit_are_refused_before_compiled_code_reads_past_thei
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_one_sequence_is_split_among_threads(causal, monkeypatch):
-    if native.kernels_in_use().name == "torch":
-        pytest.skip(native.kernels_in_use().reason)
+    if reason := missing():
+        pytest.skip(reason)
     *tokens, buckets, labels, grad = inputs((1, 1, 3, 300, 16, 8, 16))
     given, results = [x.float().requires_grad_() for x in tokens], []
     for threads in (1, 4):

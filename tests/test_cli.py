@@ -19,7 +19,7 @@ from own_sample import write
 
 from subquad.__main__ import main
 from subquad.experiments.asked import Comparison
-from subquad.experiments.predictor import load
+from subquad.experiments.predictor import load_model
 from subquad.records import Store
 from subquad.registry import catalog
 
@@ -137,7 +137,7 @@ def test_an_unknown_flag_or_a_number_out_of_range_is_bad_usage(call):
 
 
 def test_a_defect_shows_no_traceback_and_says_where_it_is(call, monkeypatch):
-    monkeypatch.setattr("subquad.tasks.TASKS", None)
+    monkeypatch.setattr("subquad.tasks.catalog", None)
     status, _, err = call("list")
     assert status == 2
     assert err.count("\n") == 1
@@ -172,7 +172,7 @@ def test_every_option_of_a_comparison_can_be_given_on_the_command_line(call, mon
     told += " --lengths 8,16 --workers 2 --executor far --device cpu --timeout 9"
     told += " --target spend --attention linear,softmax"
     call("compare", *told.split())
-    call("compare", "own", "--data", "s.toml", "--no-bench")
+    call("compare", "custom", "--data", "s.toml", "--no-bench")
     for option in fields(Comparison):
         assert any(getattr(each, option.name) != option.default for each in asked), option.name
 
@@ -249,7 +249,7 @@ def test_compare_ends_with_rows_an_answer_models_and_a_page(compared):
     assert {row["label"] for row in written["rows"]} == {"linear", "majority", "gradient boosting"}
     assert written["failed"] == 0
     assert written["answer"]["sentence"]
-    assert load(written["models"]["linear"][0]).fit["attention"] == "linear"
+    assert load_model(written["models"]["linear"][0]).fit["attention"] == "linear"
     assert Path(written["report"]).read_text().lower().startswith("<!doctype html>")
 
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from subquad.mechanisms.compressive import CompressiveAttention, Memory
+from subquad.mechanisms.compressive import CompressiveAttention, CompressiveState
 from subquad.mechanisms.transformer_xl import TransformerXL
-from subquad.testing.cases import LENGTH, make, random_inputs, stream
+from subquad.testing.mechanism.cases import LENGTH, make, random_inputs, stream
 
 TINY = dict(CompressiveAttention.traits.tiny)
 KINDS = ("mean", "max", "convolution")
@@ -148,7 +148,9 @@ def test_a_row_with_the_initial_state_starts_afresh():
     attention, tokens = mechanism(), inputs()
     _, initial = attention.step(**cut(tokens, slice(0)))
     _, state = attention.step(**tokens)
-    reset = Memory(*(torch.stack([new[0], old[1]]) for new, old in zip(initial, state, strict=True)))
+    reset = CompressiveState(
+        *(torch.stack([new[0], old[1]]) for new, old in zip(initial, state, strict=True))
+    )
     out, _ = attention.step(**tokens, state=reset)
     carried, _ = attention.step(**tokens, state=state)
     assert_close(out[:1], attention(**tokens)[:1])
@@ -163,7 +165,7 @@ def test_a_detached_state_ends_the_gradient():
     _, state = attention.step(**past)
     out, _ = attention.step(**present, state=state)
     assert torch.autograd.grad(out.sum(), k, retain_graph=True)[0].any()
-    out, _ = attention.step(**present, state=Memory(*(x.detach() for x in state)))
+    out, _ = attention.step(**present, state=CompressiveState(*(x.detach() for x in state)))
     assert torch.autograd.grad(out.sum(), k, allow_unused=True) == (None,)
 
 

@@ -48,8 +48,8 @@ def test_one_graph_serves_all_lengths(name, check):
 EXPORTED = """
 import sys
 from subquad.registry import find
-from subquad.testing.cases import each_form
-from subquad.testing.graphs import exported
+from subquad.testing.mechanism.cases import each_form
+from subquad.testing.mechanism.graphs import exported
 
 for name in sys.argv[1:]:
     for mechanism in each_form(find(name)):

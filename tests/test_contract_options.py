@@ -4,7 +4,8 @@ import pytest
 from variants import variant
 
 from subquad import catalog
-from subquad.testing import contract, cost
+from subquad.testing import contract
+from subquad.testing.mechanism import cost
 
 OPTIONS = [
     ("hedgehog", {"normalise": True}),

@@ -21,7 +21,7 @@ from subquad import tasks
 from subquad.__main__ import main
 from subquad.experiments import checkpoint
 from subquad.experiments.model import build
-from subquad.experiments.predictor import export, load
+from subquad.experiments.predictor import export, load_model
 from subquad.records import Store, comparison_key
 
 TRIALS = 100
@@ -97,7 +97,7 @@ def test_a_damaged_model_is_refused_in_one_line_or_answers(tmp_path, schema, dat
     events = pl.read_csv(schema.parent / "events.csv", infer_schema=False)
     config, weights = paths = [folder / name for name in ("config.json", "model.safetensors")]
     before = {path: path.read_bytes() for path in paths}
-    encoding = load(folder).encoding
+    encoding = load_model(folder).encoding
     chance = random.Random(0)
     for _ in range(TRIALS):
         path = chance.choice((config, config, config, weights))
@@ -105,10 +105,10 @@ def test_a_damaged_model_is_refused_in_one_line_or_answers(tmp_path, schema, dat
         if path is weights and weights.is_file() and weights.stat().st_size:  # as if it was written so
             digest = hashlib.sha256(weights.read_bytes()).hexdigest()
             config.write_text(json.dumps({**json.loads(config.read_text()), "weights": digest}))
-        said = refused(lambda: load(folder))
+        said = refused(lambda: load_model(folder))
         assert said is None or str(folder) in said, how
-        if said is None and path is config and load(folder).encoding == encoding:
-            assert len(load(folder).predict(events)), how
+        if said is None and path is config and load_model(folder).encoding == encoding:
+            assert len(load_model(folder).predict(events)), how
         for each in paths:
             mended(each, before[each])
 

@@ -1,5 +1,6 @@
 """The docs say what the code does."""
 
+import os
 import re
 import runpy
 import sys
@@ -7,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from subquad import report, tasks
+from subquad.experiments.asked import Comparison
+from subquad.experiments.comparison import plan, run
+from subquad.experiments.grid import Observer
+from subquad.mechanisms.linear import LinearAttention
+from subquad.records import Store, comparison_key
 from subquad.testing import contract
+from subquad.testing.task import certify
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,12 +31,30 @@ def make():
 
 def test_the_readmes_table_is_made_from_the_traits(make):
     readme = (ROOT / "README.md").read_text()
-    assert make["renewed"](readme) == readme, "run: python docs/make.py"
+    assert make["with_table"](readme) == readme, "run: python docs/make.py"
 
 
 def test_the_mechanisms_pages_are_made_from_docstrings_and_traits(make):
     found = {path.stem: path.read_text() for path in (ROOT / "docs" / "mechanisms").glob("*.md")}
     assert found == make["pages"](), "run: python docs/make.py"
+
+
+def test_an_option_that_a_docstring_leaves_out_has_no_page(make):
+    class Silent(LinearAttention):
+        """Says nothing of its option.
+
+        width: of something else.
+
+        Approximates nothing.
+
+        Not for anything.
+        """
+
+        def __init__(self, dims, *, causal, depth=2):
+            super().__init__(dims, causal=causal)
+
+    with pytest.raises(ValueError, match="the docstring of Silent has no line for the option 'depth'"):
+        list(make["described"](Silent))
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +71,59 @@ def test_the_documented_mechanism_keeps_the_contract(square):
     for check in contract(square):
         if not hasattr(check, "slow"):
             check(square)
+
+
+@pytest.fixture
+def palindromes(tmp_path, monkeypatch):
+    """The task of docs/adding-a-task.md, installed as a package of its own."""
+    page = (ROOT / "docs" / "adding-a-task.md").read_text()
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "__init__.py").touch()
+    code = blocks(ROOT / "docs" / "adding-a-task.md", "python")[0]
+    (tmp_path / "my_package" / "palindromes.py").write_text(code)
+    info = tmp_path / "my_package-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my_package\nVersion: 1\n")
+    entry = re.search(r'entry-points."(subquad.tasks)"\]\n(.*)', page)
+    (info / "entry_points.txt").write_text(f"[{entry[1]}]\n{entry[2].replace(chr(34), '')}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    tasks.catalog.cache_clear()
+    yield "palindromes"
+    tasks.catalog.cache_clear()
+    for name in ("my_package", "my_package.palindromes"):
+        sys.modules.pop(name, None)
+
+
+def test_the_documented_task_keeps_the_contract(palindromes):
+    outcomes = list(certify(tasks.build(palindromes)))
+    assert [outcome for outcome in outcomes if not outcome.passed] == []
+
+
+def test_the_documented_task_is_compared_end_to_end(palindromes, tmp_path):
+    config = Comparison(
+        task=f"{palindromes}:words=100",
+        attention=("linear",),
+        steps=2,
+        batch=8,
+        dim=8,
+        heads=2,
+        depth=1,
+        bench=False,
+        device="cpu",
+    )
+    store = Store(tmp_path / "runs")
+    planned = plan(config)
+    records = run(planned, config, store, observer=Observer())
+    assert [(record["kind"], record["status"]) for record in records] == [
+        ("baseline", "ok"),
+        ("baseline", "ok"),
+        ("fit", "ok"),
+    ], [record["reason"] for record in records]
+    assert planned.document["unit"] == "letter"
+    assert records[-1]["data"]["objective"] == "binary"
+    assert "accuracy" in records[-1]["result"]["test"]
+    assert report.write(store.folder, comparison_key(planned.document)).is_file()
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # torch's encoder makes them

@@ -58,7 +58,7 @@ match asked["spec"]["attention"]:
     case "strange": say(event="progress", phase="train", step="one", steps=2, loss=None)
     case "unknown": say(event="end")
     case "empty": end(result={}, measured={}, data={})
-    case "infinite": end(result={}, measured={**MEASURED, "peak_mb": float("inf")}, data={})
+    case "infinite": end(result={}, measured={**MEASURED, "memory": float("inf")}, data={})
     case "no status": say(event="outcome", status="fine", reason="", result={}, measured={}, data={})
     case "closed":
         os.close(1)
@@ -143,7 +143,7 @@ def test_a_stopped_executor_begins_nothing(store):
         ("unasked", 'something wrote b\'{"event": "outcome"'),
         ("strange", "it sent an invalid event: step: input should be a valid integer, not 'one'"),
         ("unknown", "it sent an unknown event 'end'"),
-        ("empty", "its outcome is no result: measured.forward_ms: is missing"),
+        ("empty", "its outcome is no result: measured.forward: is missing"),
         ("infinite", "something wrote"),
         ("no status", "it sent an invalid event: status: input should be 'ok'"),
         ("closed", "it closed the pipe of its events"),

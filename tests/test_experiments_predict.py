@@ -23,7 +23,7 @@ def loaded(folder, *, column, kind):
     data = tasks.load("custom", schema=str(schema))
     spec = quick(schema, data)
     export(build(spec, data), data, spec, folder / "model")
-    return subquad.load(folder / "model"), pl.read_csv(folder / "events.csv")
+    return subquad.load_model(folder / "model"), pl.read_csv(folder / "events.csv")
 
 
 @pytest.fixture(scope="module")

@@ -266,7 +266,7 @@ def test_a_loaded_model_answers_for_new_histories_as_the_trained_one(spec, schem
     training = trained(spec, data, tmp_path)
     export(training.model, data, spec, tmp_path / "model")
     events = pl.read_csv(schema.parent / "events.csv", infer_schema=False)
-    answers = subquad.load(tmp_path / "model").predict(events)
+    answers = subquad.load_model(tmp_path / "model").predict(events)
     assert answers.columns == ["account", "class", "probability of false", "probability of true"]
     truth = pl.read_csv(schema.parent / "owners.csv", infer_schema=False)
     asked = [data.histories.entities[place] for place in data.test.entity]
@@ -292,7 +292,7 @@ def test_what_a_loaded_model_says_is_in_the_targets_own_terms(tmp_path, spec, co
     training = trained(spec, data, tmp_path)
     export(training.model, data, spec, tmp_path / "model")
     events = pl.read_csv(tmp_path / "own" / "events.csv", infer_schema=False)
-    answers = subquad.load(tmp_path / "model").predict(events)
+    answers = subquad.load_model(tmp_path / "model").predict(events)
     assert answers.columns == columns
     if kind == "regression":
         assert answers["value"].is_between(30, 90).all()
@@ -339,9 +339,9 @@ def test_what_stands_beside_a_model_is_of_its_types_and_goes_together(spec, data
     damage(config["extra"])
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=rf"holds a model that `compare` did not write: {message}"):
-        subquad.load(tmp_path)
+        subquad.load_model(tmp_path)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no exported model"):
-        subquad.load(tmp_path / "nothing")
+        subquad.load_model(tmp_path / "nothing")

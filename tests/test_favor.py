@@ -17,7 +17,7 @@ from subquad import Dims
 from subquad.features.directions import Projection, gaussian, orthogonal_gaussian
 from subquad.features.favor import Favor, Hyperbolic
 from subquad.mechanisms.performer import ESTIMATES, MAPS, Performer
-from subquad.ops.generators import seeded
+from subquad.ops.shared.generators import seeded
 from subquad.testing import contract
 
 D = 8

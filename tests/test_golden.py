@@ -1,4 +1,4 @@
-"""Figures stay what they were: the scores of small runs, as version 0.1.0 had them before tasks were a contract."""
+"""Figures stay what they were: the scores of small runs, as they were before tasks became a contract."""
 
 from dataclasses import replace
 

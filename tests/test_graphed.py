@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from subquad.mechanisms.informer import sparsely
 from subquad.mechanisms.routing import by_centroid
 from subquad.ops.banded_attention import banded
-from subquad.ops.landmarks import Segments, means
+from subquad.ops.shared.landmarks import Segments, means
 from subquad.patterns import CAUSAL, Global, Local, PerHead, Random, Strided, attend
 from subquad.patterns.grammar import parse, read_again
 from subquad.patterns.graph import pattern_attention

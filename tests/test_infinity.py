@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from subquad.mechanism import Dims
 from subquad.mechanisms.infinity import InfinityAttention
-from subquad.mechanisms.unbounded import Memory
+from subquad.mechanisms.unbounded import UnboundedState
 from subquad.memories.continuous import ridge_fit
 from subquad.memories.reads import Gaussian, divergence, middles, quantiles
 from subquad.ops.relative_attention.positions import sinusoid, turn
@@ -257,7 +257,7 @@ def test_a_row_with_the_initial_state_starts_afresh():
     attention, inputs = mechanism(), sequence()
     _, initial = attention.step(**cut(inputs, slice(0)), state=None)
     _, state = attention.step(**inputs, state=None)
-    reset = Memory(*(torch.stack([new[0], old[1]]) for new, old in zip(initial, state, strict=True)))
+    reset = UnboundedState(*(torch.stack([new[0], old[1]]) for new, old in zip(initial, state, strict=True)))
     out, _ = attention.step(**inputs, state=reset)
     assert_close(out[:1], attention(**inputs)[:1])
     carried, _ = attention.step(**inputs, state=state)
@@ -274,7 +274,7 @@ def test_a_detached_state_ends_the_gradient():
     out, _ = attention.step(**present, state=state)
     reached = torch.autograd.grad(out.sum(), list(past.values()), allow_unused=True, retain_graph=True)
     assert [gradient is not None for gradient in reached] == [False, True, True, True, True]
-    cut_off, _ = attention.step(**present, state=Memory(*(x.detach() for x in state)))
+    cut_off, _ = attention.step(**present, state=UnboundedState(*(x.detach() for x in state)))
     assert not any(torch.autograd.grad(cut_off.sum(), list(past.values()), allow_unused=True))
 
 

@@ -7,8 +7,9 @@ from variants import variant
 
 from subquad import Dims, MultiheadAttention
 from subquad.mechanisms.infinity import InfinityAttention, InfinityGpt2Attention
-from subquad.testing import contract, cost
-from subquad.testing.cases import random_inputs
+from subquad.testing import contract
+from subquad.testing.mechanism import cost
+from subquad.testing.mechanism.cases import random_inputs
 
 H, D, LENGTH = 2, 4, 24
 TINY = dict(InfinityAttention.traits.tiny)

@@ -97,7 +97,7 @@ def test_the_signature_is_that_of_the_form(name):
 def test_a_state_of_another_kind_is_told(name):
     mechanism = build(name, DIMS, causal=True)
     _, state = build("delta", DIMS, causal=True).step(q, k, v, torch.zeros(2, 4, 40, 1))
-    with pytest.raises(ValueError, match=r"got a state with .*recurrent\.Memory.* where its own has"):
+    with pytest.raises(ValueError, match=r"got a state with .*recurrent\.RecurrentState.* where its own has"):
         mechanism.step(q, k, v, state=state)
 
 

@@ -1,12 +1,24 @@
 """The operator beneath the kernel family, where denominators leave the range of a chunk."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch.testing import assert_close
 
+from subquad.ops.backends import using
 from subquad.ops.linear_attention import FeatureKind, KernelInputs, LinearCall, linear_attention, reference
+from subquad.ops.native.library import missing
 
 LENGTH = 100
+
+
+@pytest.fixture
+def backend(request):
+    if request.param == "cpu" and (reason := missing()):
+        pytest.skip(reason)
+    with using("reference") if request.param == "reference" else nullcontext():
+        yield
 
 
 def drowned(dtype):
@@ -24,9 +36,8 @@ def exact(q, k, v):
     return weights.masked_fill(~past, -torch.inf).softmax(-1) @ v
 
 
-@pytest.mark.parametrize("native", ["0", "1"])
-def test_a_prefix_that_later_keys_drown_keeps_its_outputs_and_gradients(native, monkeypatch):
-    monkeypatch.setenv("SUBQUAD_NATIVE", native)
+@pytest.mark.parametrize("backend", ["cpu", "reference"], indirect=True)
+def test_a_prefix_that_later_keys_drown_keeps_its_outputs_and_gradients(backend):
     inputs, truth = drowned(torch.float32), drowned(torch.float64)
     q, k, v = inputs
     out, expected = (
@@ -52,9 +63,8 @@ def test_chunks_of_any_length_give_the_same(chunk):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("native", ["0", "1"])
-def test_half_precision_is_float32_but_for_rounding_of_what_goes_in_and_out(native, dtype, monkeypatch):
-    monkeypatch.setenv("SUBQUAD_NATIVE", native)
+@pytest.mark.parametrize("backend", ["cpu", "reference"], indirect=True)
+def test_half_precision_is_float32_but_for_rounding_of_what_goes_in_and_out(backend, dtype):
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 5, LENGTH, 8, generator=generator).to(dtype).requires_grad_() for _ in range(3))
     W = torch.randn(16, 8, generator=generator) / 8**0.25

@@ -76,7 +76,7 @@ def test_the_limit_ends_the_rounds_but_not_one_in_progress(clock):
 
 
 def test_a_quick_computation_is_called_until_a_sample_is_full(clock, monkeypatch):
-    monkeypatch.setattr(timing, "SAMPLE", 2)
+    monkeypatch.setattr(timing, "SAMPLE_S", 2)
     found = interleaved({"a": clock.takes(0.5)}, repeats=3, seconds=0, warmup=0)["a"]
     assert (found.median, clock.now) == (500, 3 * 2)
 

@@ -13,6 +13,8 @@ from mutants.mutant import plant
 from trial import trial
 
 import subquad
+from subquad.registry import find
+from subquad.testing import contract
 
 PACKAGE = Path(subquad.__file__).parent
 ONLY_CODE = shutil.ignore_patterns("__pycache__", "*.so")
@@ -24,6 +26,13 @@ def test_every_bug_has_one_place(tmp_path):
         shutil.copytree(PACKAGE, copy, ignore=ONLY_CODE)
         plant(mutant, copy)
         shutil.rmtree(copy)
+
+
+def test_every_bug_names_a_check_of_its_mechanism():
+    for mutant in MUTANTS:
+        assert f"check_{mutant.check}" in {check.__name__ for check in contract(find(mutant.mechanism))}, (
+            mutant
+        )
 
 
 @pytest.mark.slow

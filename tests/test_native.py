@@ -11,10 +11,10 @@ from torch.testing import assert_close
 import subquad
 from subquad.ops.linear_attention import BACKENDS, FeatureKind, LinearCall, reference
 from subquad.ops.linear_attention import cpu as kernels
-from subquad.ops.native import build, library, usable
+from subquad.ops.native import build, library
 from subquad.registry import catalog
 from subquad.testing import contract
-from subquad.testing.cases import precision
+from subquad.testing.mechanism.cases import precision
 
 needs_kernels = pytest.mark.skipif(library.load()[0] is None, reason=library.load()[1])
 SIZES = [
@@ -29,7 +29,7 @@ UNDER_FLOAT32 = [  # one at least for each kernel
     *("star", "reformer", "routing", "retention", "gated-linear", "delta", "gated-delta"),
 ]
 # float64 says nothing of them, or they only name the other precisions
-ELSEWHERE = {"check_half_precision", "check_limit_is_softmax", "check_work", "check_memory"}
+ELSEWHERE = {"check_half_precision", "check_limit_is_softmax", "check_flop_growth", "check_memory_growth"}
 
 
 class Inputs(NamedTuple):
@@ -216,16 +216,15 @@ def test_the_contract_holds_on_the_kernels(name, check):
 
 def test_the_environment_switches_the_kernels_off(monkeypatch):
     monkeypatch.setenv("SUBQUAD_NATIVE", "0")
-    assert subquad.backend() == ("torch", "SUBQUAD_NATIVE=0 switches the kernels off")
-    assert not usable(torch.zeros(1))
+    assert library.load.__wrapped__() == (None, "SUBQUAD_NATIVE=0 switches the kernels off")
 
 
 @needs_kernels
 def test_kernels_are_for_float32_on_the_cpu():
     assert subquad.backend().name == "native"
-    assert usable(torch.zeros(1), None)
-    assert not usable(torch.zeros(1), torch.zeros(1).double())
-    assert not usable(torch.zeros(1, device="meta"))
+    assert library.why_not_float32(torch.zeros(1), None) is None
+    assert "not torch.float64" in str(library.why_not_float32(torch.zeros(1), torch.zeros(1).double()))
+    assert "on meta" in str(library.why_not_half(torch.zeros(1, device="meta")))
 
 
 def test_without_a_library_the_operators_do_it(monkeypatch, tmp_path):

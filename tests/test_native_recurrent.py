@@ -1,5 +1,7 @@
 """The compiled recurrences, and their twins in PyTorch, against the recurrence itself in float64."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -10,22 +12,22 @@ from subquad.mechanisms.delta import DeltaAttention
 from subquad.mechanisms.gated_delta import GatedDeltaAttention
 from subquad.mechanisms.gated_linear import GatedLinearAttention
 from subquad.mechanisms.retention import Retention
-from subquad.ops import native
+from subquad.ops.backends import using
+from subquad.ops.native.library import missing
 from subquad.ops.recurrence import NOTHING, blocks, decayed_product, delta_product, rows
 from subquad.ops.recurrence.rows import Fusion
-from subquad.ops.rotary import turns
+from subquad.ops.shared.rotary import turns
 
 RULES = ("one decay", "decay by channel", "delta")
 B, H = 2, 3
 
 
-@pytest.fixture(params=["native", "torch"])
-def tier(request, monkeypatch):
-    if request.param == "torch":
-        monkeypatch.setenv("SUBQUAD_NATIVE", "0")
-    elif native.kernels_in_use().name == "torch":
-        pytest.skip(native.kernels_in_use().reason)
-    return request.param
+@pytest.fixture(params=["cpu", "reference"])
+def tier(request):
+    if request.param == "cpu" and (reason := missing()):
+        pytest.skip(reason)
+    with using("reference") if request.param == "reference" else nullcontext():  # float64 is not for kernels
+        yield
 
 
 def normal(*shape, seed):

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from subquad.nn.positions import KINDS, build, count
-from subquad.ops.rotary import rotate
+from subquad.ops.shared.rotary import rotate
 
 HOLES = torch.tensor([[False, False, True, False, True, True], [True, True, True, False, False, False]])
 START = torch.zeros(1, dtype=torch.int64)

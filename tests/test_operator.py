@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from subquad.ops.operator import call_op
+from subquad.ops.shared.operator import call_op
 from subquad.ops.window_attention import window_attention, window_op
 
 

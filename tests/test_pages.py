@@ -5,7 +5,7 @@ import weakref
 import pytest
 import torch
 
-from subquad.ops.allocation import LARGE, concat_into, empty_result
+from subquad.ops.shared.allocation import LARGE, concat_into, empty_result
 
 
 @pytest.mark.parametrize("numbers", [0, 5, LARGE // 4 + 3])

@@ -7,16 +7,16 @@ from subquad.mechanisms.compressive import CompressiveAttention
 from subquad.mechanisms.infinity import InfinityAttention
 from subquad.mechanisms.transformer_xl import TransformerXL
 from subquad.ops.relative_attention import reference
-from subquad.testing.cases import make, random_inputs
-from subquad.testing.meaning import check_matches_definition
-from subquad.testing.order import check_stream_equals_sequence
+from subquad.testing.mechanism.cases import make, random_inputs
+from subquad.testing.mechanism.causality import check_stream_equals_sequence
+from subquad.testing.mechanism.meaning import check_matches_definition
 
 SAME_LENGTH = {"segment": 5, "memory": 7, "same_length": True}
 
 
 @pytest.fixture(params=[(1, 1), (3, 1), (2, 40)], ids=str)
 def small_blocks(request, monkeypatch):
-    for name, size in zip(("BLOCK", "MAX_SCORES"), request.param, strict=True):
+    for name, size in zip(("BLOCK_QUERIES", "MAX_SCORES"), request.param, strict=True):
         monkeypatch.setattr(reference, name, size)
 
 

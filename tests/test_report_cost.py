@@ -72,8 +72,8 @@ def test_what_was_not_measured_or_not_seen_has_no_scaling() -> None:
     records = made_up.sample(SETTING)
     for record in records:
         if record["kind"] == "bench" and record["status"] == "ok":
-            del record["measured"]["forward_backward_ms"]
-            record["measured"]["peak_mb"] = 0.0
+            del record["measured"]["forward_backward"]
+            record["measured"]["memory"]["mb"] = 0.0
     curve = curves(records)[0]
     assert curve.scaling("forward_backward_ms") is None
     assert curve.scaling("peak_mb") is None
@@ -84,7 +84,7 @@ def test_causal_and_bidirectional_mechanisms_have_baselines_of_their_own() -> No
     records = made_up.sample(SETTING)
     for record in records:
         if record["kind"] == "bench" and record["status"] == "ok":
-            record["measured"]["reference_peak_mb"] = 1.0 if record["spec"]["causal"] else 2.0
+            record["measured"]["memory"]["reference_mb"] = 1.0 if record["spec"]["causal"] else 2.0
     lines = references(curves(records), "peak_mb")
     assert lines == {
         "bidirectional": [(length, 2.0) for length in made_up.LENGTHS],
@@ -101,8 +101,9 @@ def test_a_roofline_is_told_as_a_part_and_older_records_have_none() -> None:
     assert not any(curve.rooflines("forward_ms") for curve in curves(records))
     for record in records:
         if record["kind"] == "bench" and record["status"] == "ok":
-            record["measured"]["forward_roofline_ms"] = record["measured"]["forward_ms"]["median"] / 4
-            record["measured"]["peers"] = {"theirs": {"forward_ms": {"median": 7.0}}}
+            timed = record["measured"]["forward"]
+            timed["roofline_ms"] = timed["ms"]["median"] / 4
+            timed["peers_ms"] = {"theirs": {"median": 7.0}}
     curve = curves(records)[0]
     assert len(curve.rooflines("forward_ms")) == len(curve.cells)
     assert not curve.rooflines("peak_mb")

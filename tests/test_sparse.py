@@ -17,7 +17,7 @@ from subquad.mechanisms.pattern import PatternAttention
 from subquad.mechanisms.sparse_transformer import SparseTransformer
 from subquad.mechanisms.star import StarAttention
 from subquad.patterns import Blocks, Global, Local
-from subquad.testing import meaning, numerics, order, padding
+from subquad.testing.mechanism import causality, meaning, numerics, padding
 
 DIMS = Dims(heads=2, head_dim=4)
 
@@ -73,8 +73,8 @@ def test_heads_take_turns_at_sub_blocks(heads, layer, causal):
         meaning.check_shapes_and_dtypes,
         numerics.check_half_precision,
         padding.check_padding_is_invisible,
-        order.check_stream_equals_sequence,
-        order.check_causal_by_gradients,
+        causality.check_stream_equals_sequence,
+        causality.check_causal_by_gradients,
     ],
 )
 def test_sub_blocks_keep_the_contract(check):
@@ -90,7 +90,7 @@ def test_strides_keep_the_contract_with_padding():
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["strided", "fixed"])  # fixed: where rows see nothing
 def test_split_heads_stream(kind):
-    order.check_stream_equals_sequence(
+    causality.check_stream_equals_sequence(
         with_options(SparseTransformer, kind=kind, stride=4, columns=1, heads="split")
     )
 

@@ -12,7 +12,7 @@ from subquad.features.directions import Projection
 from subquad.features.favor import Favor
 from subquad.features.spectral import FourierSpectral, Mixture, PositiveSpectral
 from subquad.mechanisms.spectral import SpectralAttention
-from subquad.ops.generators import seeded
+from subquad.ops.shared.generators import seeded
 from subquad.testing import contract
 
 HEAD_DIM = 6
@@ -65,7 +65,7 @@ def expected(mechanism, q, k, form):
     return (pi * exponent.exp()).sum(-1)
 
 
-COSTLY = ("check_work", "check_memory")  # run for the positive form, on the same sums
+COSTLY = ("check_flop_growth", "check_memory_growth")  # run for the positive form, on the same sums
 CHECKS = [
     check
     for check in contract(FourierSpectralAttention)
@@ -135,7 +135,7 @@ def test_a_seed_repeats_the_draws_and_redrawing_changes_them():
         ({"components": 0}, "'spectral': components must be at least 1, not 0"),
         ({"components": 3}, "'spectral': features must be a multiple of the 3 components, not 256"),
         ({"redraw_every": -1}, "'spectral': redraw_every must be a number of steps, 0 for never, not -1"),
-        ({"features": 0}, "'spectral': features must be a multiple of the 2 components, not 0"),
+        ({"features": 0}, "'spectral': features must be at least 1, not 0"),
     ],
 )
 def test_an_impossible_option_is_refused_with_what_is_possible(options, message):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from subquad.ops.topk import stable_topk
+from subquad.ops.shared.topk import stable_topk
 
 
 @pytest.mark.parametrize("count", [1, 7, 40])

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from subquad.mechanisms.transformer_xl import Memory, TransformerXL
-from subquad.testing.cases import LENGTH, make, random_inputs, stream
+from subquad.mechanisms.transformer_xl import TransformerXL, TransformerXLState
+from subquad.testing.mechanism.cases import LENGTH, make, random_inputs, stream
 
 
 def mechanism(**options) -> Any:
@@ -127,7 +127,9 @@ def test_a_row_with_the_initial_state_starts_afresh():
     attention, tokens = mechanism(segment=5, memory=7), inputs()
     _, initial = attention.step(**cut(tokens, slice(0)))
     _, state = attention.step(**tokens)
-    reset = Memory(*(torch.stack([new[0], old[1]]) for new, old in zip(initial, state, strict=True)))
+    reset = TransformerXLState(
+        *(torch.stack([new[0], old[1]]) for new, old in zip(initial, state, strict=True))
+    )
     out, _ = attention.step(**tokens, state=reset)
     carried, _ = attention.step(**tokens, state=state)
     assert_close(out[:1], attention(**tokens)[:1])
@@ -142,7 +144,7 @@ def test_a_detached_state_ends_the_gradient():
     _, state = attention.step(**past)
     out, _ = attention.step(**present, state=state)
     assert torch.autograd.grad(out.sum(), k, retain_graph=True)[0].any()
-    out, _ = attention.step(**present, state=Memory(*(x.detach() for x in state)))
+    out, _ = attention.step(**present, state=TransformerXLState(*(x.detach() for x in state)))
     assert torch.autograd.grad(out.sum(), k, allow_unused=True) == (None,)
 
 

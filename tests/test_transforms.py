@@ -6,11 +6,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 
 from subquad import MultiheadAttention, catalog
-from subquad.ops.operator import call_op
-from subquad.ops.transforms import lasting
+from subquad.ops.shared.operator import call_op
+from subquad.ops.shared.transforms import lasting
 from subquad.ops.window_attention import window_op
-from subquad.testing import transforms
-from subquad.testing.cases import precision
+from subquad.testing.mechanism import transforms
+from subquad.testing.mechanism.cases import precision
 
 KERNELS = ("linear", "performer", "local", "bigbird", "reformer", "retention", "delta")  # one of each kernel
 
@@ -32,9 +32,9 @@ def loss(subject):
 @pytest.mark.parametrize(
     "check",
     [
-        transforms.check_forward_mode_is_right_or_refused,
-        transforms.check_per_sample_gradients_are_right_or_refused,
-        transforms.check_transforms_leave_nothing_behind,
+        transforms.check_forward_mode_derivatives,
+        transforms.check_per_sample_gradients,
+        transforms.check_transforms_leak_nothing,
     ],
     ids=lambda check: check.__name__,
 )

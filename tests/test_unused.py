@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from subquad.ops.unused import unused
+from subquad.ops.shared.unused import unused
 
 
 @pytest.mark.parametrize("value", [1.0, math.nan, math.inf])

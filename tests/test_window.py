@@ -1,23 +1,26 @@
 """Laws of attention in a sliding window and in tiles: the formula, in every precision, on both tiers."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch.testing import assert_close
 
+from subquad.ops.backends import using
 from subquad.ops.native.library import missing
 from subquad.ops.window_attention import window_attention
 from subquad.patterns import CAUSAL, Blocks, Dilated, Fixed, Global, Local, Random, attend
 
 SIDES = [(0, 0), (15, 0), (70, 70), (3, 9), (5000, 0)]
-TIERS = ["0", "1"]
 
 
-@pytest.fixture(params=TIERS, ids=["torch", "native"])
-def tier(request, monkeypatch):
-    """float32 on one tier after the other, as far as it is there."""
-    monkeypatch.setenv("SUBQUAD_NATIVE", request.param)
-    if request.param == "1" and missing():
-        pytest.skip("no kernels were compiled")
+@pytest.fixture(params=["cpu", "reference"])
+def tier(request):
+    """float32 on one backend after the other, as far as it is there."""
+    if request.param == "cpu" and (reason := missing()):
+        pytest.skip(reason)
+    with using("reference") if request.param == "reference" else nullcontext():
+        yield
 
 
 def inputs(length, *, batch=2, heads=2, d=5, e=3, seed=1):

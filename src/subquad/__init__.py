@@ -1,32 +1,23 @@
 """Efficient attention: every mechanism behind one checked contract, compared on your data and machine."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from subquad.exports import export_lazily
 
 if TYPE_CHECKING:
-    from subquad.experiments.predictor import load
+    from subquad.compare import compare
+    from subquad.experiments.asked import Comparison
+    from subquad.experiments.predictor import load_model
     from subquad.mechanism import Dims, Mechanism, Traits
     from subquad.nn.multihead import MultiheadAttention
     from subquad.nn.replace import replace_attention
     from subquad.ops.backends import backend
-    from subquad.registry import build, catalog, options
+    from subquad.registry import build, catalog, find, options
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "Dims": "mechanism",
-    "Mechanism": "mechanism",
-    "Traits": "mechanism",
-    "backend": "ops.backends",
-    "build": "registry",
-    "catalog": "registry",
-    "options": "registry",
-    "MultiheadAttention": "nn.multihead",
-    "replace_attention": "nn.replace",
-    "load": "experiments.predictor",
-}
-
 __all__ = [
+    "Comparison",
     "Dims",
     "Mechanism",
     "MultiheadAttention",
@@ -34,14 +25,24 @@ __all__ = [
     "backend",
     "build",
     "catalog",
-    "load",
+    "compare",
+    "find",
+    "load_model",
     "options",
     "replace_attention",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Import on first use: the command line and the report start without torch."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'subquad' has no attribute {name!r}")
-    return getattr(import_module(f"subquad.{_HOME[name]}"), name)
+export_lazily(
+    __name__,
+    {
+        "compare": ["compare"],
+        "experiments.asked": ["Comparison"],
+        "experiments.predictor": ["load_model"],
+        "mechanism": ["Dims", "Mechanism", "Traits"],
+        "nn.multihead": ["MultiheadAttention"],
+        "nn.replace": ["replace_attention"],
+        "ops.backends": ["backend"],
+        "registry": ["build", "catalog", "find", "options"],
+    },
+    renamed={"load": "load_model"},
+)

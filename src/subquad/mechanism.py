@@ -209,6 +209,8 @@ def checked(owner: type[Mechanism], name: str, form: Callable[..., Any]) -> Call
     def fitting(self: Mechanism, *inputs: Any, **named: Any) -> Any:
         if getattr(type(self), name) is not fitting:
             return form(self, *inputs, **named)
+        if name == "step" and not self.causal:
+            return Mechanism.step(self)  # which refuses
         widths = self.projections()
         given = require_inputs(
             self.traits.name,
@@ -235,13 +237,13 @@ def checked(owner: type[Mechanism], name: str, form: Callable[..., Any]) -> Call
 
     # the compiler keeps graphs by code, a few for each: forms that shared theirs would use up each other's
     fitting.__code__ = fitting.__code__.replace(co_name=f"{owner.__qualname__}.{name}, checked")
-    fitting = wraps(form)(fitting)
+    guarded: Any = wraps(form)(fitting)
     signature = inspect.signature(form)
     me, first, *rest = signature.parameters.values()
     if first.kind is inspect.Parameter.VAR_POSITIONAL:  # all inputs at once: their names are the owner's
         inputs = [me.replace(name=name, annotation=x) for name, x in owner.inputs.__annotations__.items()]
-        fitting.__signature__ = signature.replace(parameters=[me, *inputs, *rest])
-    return fitting
+        guarded.__signature__ = signature.replace(parameters=[me, *inputs, *rest])
+    return guarded
 
 
 @torch.no_grad()

@@ -107,22 +107,24 @@ class FitMeasured(TypedDict):
     training_peak_mb: NotRequired[Amount | None]
 
 
+class Timed(TypedDict):
+    """Milliseconds of a call, and of fused attention with the same causality."""
+
+    ms: Timing
+    reference_ms: Timing
+    roofline_ms: NotRequired[Amount]
+    peers_ms: NotRequired[dict[str, Timing]]
+
+
+class MemoryMeasured(TypedDict):
+    mb: Amount
+    reference_mb: Amount
+
+
 class BenchMeasured(TypedDict):
-    forward_ms: Timing
-    reference_forward_ms: Timing
-    forward_roofline_ms: NotRequired[Amount]
-    forward_backward_ms: NotRequired[Timing]
-    reference_forward_backward_ms: NotRequired[Timing]
-    forward_backward_roofline_ms: NotRequired[Amount]
-    peak_mb: Amount
-    reference_peak_mb: Amount
-    peers: NotRequired[dict[str, dict[str, Timing]]]
-
-
-def with_references(measured: BenchMeasured) -> BenchMeasured:
-    if ("forward_backward_ms" in measured) != ("reference_forward_backward_ms" in measured):
-        raise ValueError("forward_backward_ms and its reference should stand together")
-    return measured
+    forward: Timed
+    forward_backward: NotRequired[Timed]
+    memory: MemoryMeasured
 
 
 class Machine(TypedDict):
@@ -156,7 +158,7 @@ class BaselineRecord(AnyRecord):
 class BenchRecord(AnyRecord):
     spec: BenchSpec
     result: dict[str, Any]
-    measured: Annotated[BenchMeasured, AfterValidator(with_references)]
+    measured: BenchMeasured
 
 
 class FailedRecord(AnyRecord):

@@ -157,7 +157,7 @@ MUTANTS = [
     ),
     Mutant(
         "informer",
-        "work",
+        "flop_growth",
         "every query's scores with every key are formed",
         "choose",
         "scores = q @ take(k, order, real=in_sample).mT",

@@ -37,15 +37,15 @@ MUTANTS = [
     ),
     Mutant(
         "softmax",
-        "refuses_what_it_lacks",
+        "rejects_unsupported_forms",
         "the bidirectional form streams",
-        "SoftmaxAttention.step",
-        "        if not self.causal:\n            return super().step(q, k, v, valid=valid, state=state)\n",
-        "",
+        "checked",
+        'if name == "step" and not self.causal:',
+        "if False:",
     ),
     Mutant(
         "softmax",
-        "refuses_what_it_lacks",
+        "rejects_unsupported_forms",
         "a causal form takes fewer queries than keys",
         "checked",
         "cross=self.traits.cross and not self.causal",
@@ -53,7 +53,7 @@ MUTANTS = [
     ),
     Mutant(
         "softmax",
-        "work",
+        "flop_growth",
         "a claim of linear cost",
         "SoftmaxAttention.traits",
         "cost=2.0",
@@ -69,7 +69,7 @@ MUTANTS = [
     ),
     Mutant(
         "linformer",
-        "refuses_inputs_that_do_not_go_together",
+        "rejects_mismatched_inputs",
         "fewer values than keys are taken",
         "require_inputs",
         "(batch, heads, tokens, width) or",
@@ -77,7 +77,7 @@ MUTANTS = [
     ),
     Mutant(
         "linear",
-        "refuses_inputs_of_other_dims",
+        "rejects_other_dims",
         "tokens and heads in each other's place are taken",
         "require_inputs",
         "(batch, heads, tokens, width) or",
@@ -85,7 +85,7 @@ MUTANTS = [
     ),
     Mutant(
         "softmax",
-        "refuses_inputs_of_other_dims",
+        "rejects_other_dims",
         "a chunk of a stream is not looked at",
         "Mechanism.__init_subclass__",
         '("definition", "forward", "step")',
@@ -93,7 +93,7 @@ MUTANTS = [
     ),
     Mutant(
         "softmax",
-        "refuses_states_of_others",
+        "rejects_foreign_states",
         "a state of one row is taken for those of all",
         "require_state",
         "rows == like.shape[0] and ",
@@ -101,7 +101,7 @@ MUTANTS = [
     ),
     Mutant(
         "linear",
-        "refuses_states_of_others",
+        "rejects_foreign_states",
         "a state of more heads is taken",
         "require_state",
         "if sizes == parts or",

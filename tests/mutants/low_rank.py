@@ -21,7 +21,7 @@ MUTANTS = [
     ),
     Mutant(
         "nystromformer",
-        "batch_mates_do_not_matter",
+        "batch_invariance",
         "norms of the whole batch",
         "pseudo_inverse",
         "A.sum(-2).amax(-1) * A.sum(-1).amax(-1)",
@@ -77,7 +77,7 @@ MUTANTS = [
     ),
     Mutant(
         "poolingformer",
-        "work",
+        "flop_growth",
         "one chunk for the whole sequence",
         "banded",
         "step = max(-(-before // stride), 1)",

@@ -7,7 +7,7 @@ MUTANTS = [
         "performer",
         "limit_is_softmax",
         "queries and keys are not scaled by the fourth root of the width",
-        "Projection.given",
+        "Projection.prepare",
         "W.to(torch.promote_types(q.dtype, torch.float32)) / root",
         "W.to(torch.promote_types(q.dtype, torch.float32))",
     ),
@@ -53,7 +53,7 @@ MUTANTS = [
     ),
     Mutant(
         "performer",
-        "memory",
+        "memory_growth",
         "the kernel is formed for all pairs",
         "averages",
         "torch.div(phi_q @ sums.S, seen(total)",

@@ -13,7 +13,7 @@ MUTANTS = [
     ),
     Mutant(
         "cosformer",
-        "batch_mates_do_not_matter",
+        "batch_invariance",
         "the cosine reaches as far as the number of rows and tokens say",
         "CosFormer.forward",
         "angles = math.pi / 2 * places(valid, like=q) / M[:, None, None, None]",

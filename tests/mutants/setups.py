@@ -5,7 +5,7 @@ from mutants.mutant import Mutant
 MUTANTS = [
     Mutant(
         "poolingformer",
-        "no_rows",
+        "empty_batch",
         "the rows are guessed from what is left, which is nothing",
         "banded",
         "(batch, i.shape[0])",
@@ -13,7 +13,7 @@ MUTANTS = [
     ),
     Mutant(
         "longformer",
-        "no_rows",
+        "empty_batch",
         "no rows are laid out in tiles",
         "attend",
         "if s == 0 or q.shape[0] == 0:",
@@ -21,7 +21,7 @@ MUTANTS = [
     ),
     Mutant(
         "linear",
-        "nothing_to_see",
+        "empty_cross_attention",
         "a query that sees no key divides by nothing",
         "divide",
         "denominator.masked_fill(denominator == 0, 1)",
@@ -29,7 +29,7 @@ MUTANTS = [
     ),
     Mutant(
         "glu-1",
-        "copies",
+        "copying_and_pickling",
         "a class goes by a name that its module lacks",
         "named",
         "Named.__name__ = Named.__qualname__ =",
@@ -37,7 +37,7 @@ MUTANTS = [
     ),
     Mutant(
         "compressive",
-        "copies",
+        "copying_and_pickling",
         "the graph of the latest penalty is copied along",
         "CompressiveAttention.__getstate__",
         'return {**super().__getstate__(), "_loss": torch.zeros(())}',
@@ -45,7 +45,7 @@ MUTANTS = [
     ),
     Mutant(
         "infinity",
-        "is_loaded_into_new_memory",
+        "meta_device_loading",
         "what is not stored is not made again",
         "ContinuousMemory._load_from_state_dict",
         "super()._load_from_state_dict(*given)\n        self._renew()",
@@ -53,7 +53,7 @@ MUTANTS = [
     ),
     Mutant(
         "routing",
-        "is_loaded_into_new_memory",
+        "meta_device_loading",
         "what is gathered stays on the meta device",
         "RoutingAttention.__init__",
         ', device="cpu")  # sums, count',

@@ -53,7 +53,7 @@ MUTANTS = [
     ),
     Mutant(
         "local",
-        "work",
+        "flop_growth",
         "one tile for the whole sequence",
         "band",
         "if before + 1 + after >= -(-own // block):",
@@ -88,7 +88,7 @@ MUTANTS = [
         "matches_definition",
         "global tokens have the ordinary query",
         "LongformerAttention.forward",
-        "attention(packed[3][:, :, : self.globals]",
-        "attention(packed[0][:, :, : self.globals]",
+        "attention(q_global[:, :, : self.globals]",
+        "attention(q[:, :, : self.globals]",
     ),
 ]

@@ -5,7 +5,7 @@ from mutants.mutant import Mutant
 MUTANTS = [
     Mutant(
         "linear",
-        "forward_mode_is_right_or_refused",
+        "forward_mode_derivatives",
         "an operator drops tangents without a word",
         "call_op",
         "if not transformed():",
@@ -13,7 +13,7 @@ MUTANTS = [
     ),
     Mutant(
         "local",
-        "forward_mode_is_right_or_refused",
+        "forward_mode_derivatives",
         "tangents of zeros are given in place of a refusal",
         "under_transforms",
         "def jvp(ctx: Any, *tangents: Tensor | None) -> Any:\n",
@@ -21,15 +21,15 @@ MUTANTS = [
     ),
     Mutant(
         "svd",
-        "second_derivatives_are_right_or_refused",
+        "second_derivatives",
         "what is held constant in the gradient is held constant in the gradient's gradient",
         "SvdAttention.forward",
-        "A, wide_v = once(A, NO_SECOND), once(wide_v, NO_SECOND)\n",
+        "A, v = once(A, NO_SECOND), once(v, NO_SECOND)\n",
         "pass\n",
     ),
     Mutant(
         "retention",
-        "per_sample_gradients_are_right_or_refused",
+        "per_sample_gradients",
         "every sample is taken for the first",
         "under_transforms",
         "x.select(dim, i)",
@@ -37,7 +37,7 @@ MUTANTS = [
     ),
     Mutant(
         "bigbird",
-        "transforms_leave_nothing_behind",
+        "transforms_leak_nothing",
         "layouts that fake tensors made are kept for real ones",
         "layout",
         "if passing():",
@@ -45,7 +45,7 @@ MUTANTS = [
     ),
     Mutant(
         "routing",
-        "transforms_leave_nothing_behind",
+        "transforms_leak_nothing",
         "what was gathered under a transform is added to what comes after",
         "RoutingAttention._route",
         "if torch.compiler.is_dynamo_compiling() or not passing():",
@@ -53,7 +53,7 @@ MUTANTS = [
     ),
     Mutant(
         "poolingformer",
-        "exports_with_free_lengths",
+        "exports_with_dynamic_lengths",
         "a window is cut to the length that is traced",
         "window_attention",
         "return call_op(window_op, q, k, v, lengths, left, right)",
@@ -61,7 +61,7 @@ MUTANTS = [
     ),
     Mutant(
         "local",
-        "compiles_once_for_several_lengths",
+        "compiles_with_dynamic_lengths",
         "tiles are laid out in the graph, for one length",
         "attend",
         "if torch.compiler.is_compiling():",
@@ -69,7 +69,7 @@ MUTANTS = [
     ),
     Mutant(
         "compressive",
-        "exports_with_free_lengths",
+        "exports_with_dynamic_lengths",
         "the graph's memory lacks what leaves it last",
         "Segments.leaving",
         "slots = self.count * self.size\n",

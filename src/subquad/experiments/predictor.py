@@ -68,7 +68,7 @@ class Predictor:
 
 
 def export(model: SequenceModel, data: Dataset, spec: Fit, folder: Path) -> None:
-    """Write a model so that `load` finds all it needs; nothing is pickled."""
+    """Write a model so that `load_model` finds all it needs; nothing is pickled."""
     extra = {
         "encoding": None if data.encoding is None else asdict(data.encoding),
         "objective": {"kind": data.objective.kind, **asdict(data.objective)},
@@ -89,7 +89,7 @@ class Beside(TypedDict):
     fit: dict[str, Any]
 
 
-def load(folder: str | Path) -> Predictor:
+def load_model(folder: str | Path) -> Predictor:
     """The trained model that a comparison left in DIR/models/KEY.
 
     Raises `ValueError` where the folder holds none, what it holds does not go together, or the model's task

@@ -137,7 +137,7 @@ class Bench(Spec):
     """Time and memory of one mechanism at one length, beside torch's fused attention."""
 
     kind: ClassVar = "bench"
-    version: ClassVar = 2
+    version: ClassVar = 3
     timed: ClassVar = True
 
     attention: str

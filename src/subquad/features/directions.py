@@ -64,7 +64,7 @@ class Projection(nn.Module):
     def forward(self, x: Heads) -> Features:
         return self.scaled(x) @ self.W.to(x.dtype).mT
 
-    def given(self, q: Heads, k: Keys, W: Rows) -> KernelInputs:
+    def prepare(self, q: Heads, k: Keys, W: Rows) -> KernelInputs:
         """What linear attention makes exp(W x' - |x'|^2 / 2) from, W being ours, or ours and more."""
         root = W.shape[1] ** 0.25
         if self.scaling == "unit":

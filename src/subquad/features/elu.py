@@ -18,5 +18,5 @@ class Elu(FeatureMap):
         # elu(x) + 1 would round to zero below -17 in float32, and a query could see no key
         return torch.where(x > 0, x + 1, x.clamp(max=0).exp())
 
-    def given(self, q: Heads, k: Keys) -> KernelInputs:
+    def prepare(self, q: Heads, k: Keys) -> KernelInputs:
         return KernelInputs(q, k, FeatureKind.ELU)

@@ -53,8 +53,8 @@ class Favor(RandomExponentials):
         x, W = self.project.scaled(x), self.project.W
         return (x @ W.mT - x.square().sum(-1, keepdim=True) / 2).exp() / len(W) ** 0.5
 
-    def given(self, q: Heads, k: Keys) -> KernelInputs:
-        return self.project.given(q, k, self.project.W)
+    def prepare(self, q: Heads, k: Keys) -> KernelInputs:
+        return self.project.prepare(q, k, self.project.W)
 
     def log_queries(self, q: Heads) -> Features:
         return self.project(q)
@@ -75,8 +75,8 @@ class Hyperbolic(RandomExponentials):
         u, shrink = x @ W.mT, (-x.square().sum(-1, keepdim=True) / 2).exp()
         return torch.cat([u.exp(), (-u).exp()], -1) * shrink / (2 * len(W)) ** 0.5
 
-    def given(self, q: Heads, k: Keys) -> KernelInputs:
-        return self.project.given(q, k, torch.cat([self.project.W, -self.project.W]))
+    def prepare(self, q: Heads, k: Keys) -> KernelInputs:
+        return self.project.prepare(q, k, torch.cat([self.project.W, -self.project.W]))
 
     def log_queries(self, q: Heads) -> Features:
         u = self.project(q)

@@ -28,7 +28,7 @@ class FeatureMap(nn.Module, ABC):
     def forward(self, x: Heads) -> Features:
         """phi(x), as the paper writes it."""
 
-    def given(self, q: Heads, k: Keys) -> KernelInputs:
+    def prepare(self, q: Heads, k: Keys) -> KernelInputs:
         """What linear attention starts from: features, or what it makes them from by itself."""
         return KernelInputs(self(q), self(k))
 
@@ -55,7 +55,7 @@ class ExponentialFeatureMap(FeatureMap):
     def log_keys(self, k: Heads) -> LogFeatures:
         """log phi(k), up to one constant for all keys; where there is an amplitude, as for queries."""
 
-    def given(self, q: Heads, k: Keys) -> KernelInputs:
+    def prepare(self, q: Heads, k: Keys) -> KernelInputs:
         return KernelInputs(self.log_queries(q), self.log_keys(k), FeatureKind.LOGS)
 
     def amplitude(self, x: Heads) -> Features | None:

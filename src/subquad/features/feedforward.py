@@ -11,7 +11,6 @@ which counts twice, once for queries and once for keys, as in the authors' code.
 Section 3 of arXiv:2211.04076.
 """
 
-import math
 from collections.abc import Callable
 from types import MappingProxyType
 
@@ -37,10 +36,7 @@ DEEPEST = 3  # layers; the paper's ablation goes no further
 
 
 class FeedForward(FeatureMap):
-    """`layers` layers for `heads` heads of width `head_dim`; see the module for the other options.
-
-    `gate_rank` is the rank of the gate as a share of the head's width; at 1 it is one full matrix.
-    """
+    """`layers` layers for heads of width `head_dim`; `FeedForwardKernel` describes the options."""
 
     def __init__(
         self,
@@ -55,18 +51,6 @@ class FeedForward(FeatureMap):
         strength: float,
     ) -> None:
         super().__init__()
-        if gate not in GATES:
-            raise ValueError(f"gate must be one of {', '.join(GATES)}, not {gate!r}")
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}")
-        if not 1 <= layers <= DEEPEST:
-            raise ValueError(f"layers must be from 1 to {DEEPEST}, not {layers!r}")
-        if not 0 < gate_rank <= 1:
-            raise ValueError(
-                f"gate_rank is a share of the head's width, above 0 and up to 1, not {gate_rank!r}"
-            )
-        if not 0 <= strength < math.inf:
-            raise ValueError(f"strength must be zero or a positive number, not {strength!r}")
         self.activation = ACTIVATIONS[activation]
         self.strength = strength if orthogonal else 0.0
         draw = orthogonal_matrices if orthogonal else gaussian_matrices

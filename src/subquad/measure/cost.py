@@ -9,18 +9,44 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from subquad.measure import peers as others
 from subquad.measure.flops import count_flops
 from subquad.measure.memory import peak_memory
+from subquad.measure.peers import installed_peers
 from subquad.measure.roofline import Work, rates
 from subquad.measure.timing import Timing, interleaved
 from subquad.mechanism import Dims, Mechanism
 from subquad.registry import build
 
-WARMUP = 64  # tokens that are run first, so that libraries are loaded when memory is measured
+WARMUP_TOKENS = 64  # are run first, so that libraries are loaded when memory is measured
 COUNTED = (1024, 2048)  # tokens at which work is counted, where sequences are longer
-RATING = 0.5  # seconds at most in which the machine's rates are measured
-PATIENCE = 3  # timing ends after this many times the seconds asked for, however few the rounds
+RATES_S = 0.5  # seconds at most in which the machine's rates are measured
+LIMIT = 3  # timing ends after this many times the seconds asked for, however few the rounds
+
+OURS, REFERENCE = "ours", "reference"  # among those who are timed in turns; peers go by their packages' names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """Milliseconds of a call: median, quartiles, rounds.
+
+    reference_ms: of fused attention with the same causality.
+    roofline_ms: the least time for the same work at this machine's rates, see `measure.roofline`.
+    peers_ms: of the installed packages that have the mechanism too and can do this; none unless asked for.
+    """
+
+    ms: Timing
+    reference_ms: Timing
+    roofline_ms: float
+    peers_ms: Mapping[str, Timing]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Peak memory in 10 ** 6 bytes, beyond inputs and weights, and how it was measured: `measure.memory`."""
+
+    mb: float
+    reference_mb: float
+    method: str
 
 
 def cost(
@@ -38,18 +64,14 @@ def cost(
     seconds: float = 1.0,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Time and peak memory of a mechanism and of torch's fused attention with the same causality.
+    """Time and peak memory of a mechanism and of the reference, PyTorch's fused attention.
 
-    Both get normal inputs and run in this process, in turns. Give each cell a process of its own: memory
+    Both get normal inputs and are timed in turns in this process. Give each cell a process of its own: memory
     is measured first, and exactly only in a process that has freed little before.
 
-    forward_ms            without a graph, in eval mode: median, quartiles, rounds
-    forward_backward_ms   with the gradients of all inputs and parameters; only if `backward`
-    peak_mb               what the larger of the two takes at its highest, beyond inputs and weights
-    peak_method           how that was found, see `subquad.measure.memory.peak_memory`
-    reference_...          the same three of the fused attention
-    ..._roofline_ms          what the work would take at this machine's own rates, see `measure.roofline`
-    peers                 only if `peers`: the timings, by name, of the installed packages that have it too
+    forward            a `Timed`, without a graph, in eval mode
+    forward_backward   a `Timed`, with the gradients of all inputs and parameters; only if `backward`
+    memory             a `Memory`, of the larger of the two
 
     Each timing takes about `seconds`; where calls are slow it has fewer rounds, and "repeats" says how
     many. The threads are torch's (`torch.set_num_threads`). Raises `ValueError` for what cannot be built,
@@ -60,78 +82,83 @@ def cost(
         raise ValueError(f"unknown dtype {dtype!r}; give 'float32', 'bfloat16', 'float16' or 'float64'")
     dims = Dims(heads=heads, head_dim=head_dim, max_len=length)
     mechanism = build(attention, dims, causal=causal, **options).to(device, kind)
-    known = others.found(mechanism) if peers else []
     generator = torch.Generator().manual_seed(0)
 
     def normal(width: int) -> Tensor:
-        drawn = torch.randn(batch, heads, length, width, generator=generator)
-        return drawn.to(device, kind).requires_grad_()
+        x = torch.randn(batch, heads, length, width, generator=generator)
+        return x.to(device, kind).requires_grad_()
 
     inputs = {name: normal(width) for name, width in mechanism.projections().items()}
     ours = Candidate(mechanism, inputs, tuple(p for p in mechanism.parameters() if p.requires_grad))
     attend = partial(F.scaled_dot_product_attention, is_causal=causal)
-    fused = Candidate(attend, {name: normal(head_dim) for name in ("query", "key", "value")})
+    reference = Candidate(attend, {name: normal(head_dim) for name in ("query", "key", "value")})
 
-    largest = Candidate.forward_backward if backward else Candidate.forward
-    for candidate in (ours, fused):
-        largest(candidate.shortened(WARMUP))
-    peak, fused_peak = (peak_memory(partial(largest, each), device=device) for each in (ours, fused))
+    operations = {"forward": Candidate.forward}
+    if backward:
+        operations = {"forward_backward": Candidate.forward_backward, **operations}
+    largest = next(iter(operations.values()))
+    for candidate in (ours, reference):
+        largest(candidate.shortened(WARMUP_TOKENS))
+    peak, reference_peak = (peak_memory(partial(largest, x), device=device) for x in (ours, reference))
     if not ours.forward().isfinite().all():
         raise FloatingPointError(f"{attention!r} gives numbers that are not finite at length {length:,}")
 
-    turns = partial(interleaved, seconds=seconds, limit=PATIENCE * seconds, warmup=0, device=device)
-    deeds = {"forward_ms": Candidate.forward}
-    if backward:
-        deeds = {"forward_backward_ms": Candidate.forward_backward, **deeds}
-    beside = {peer.name: replace(ours, mix=peer.made(mechanism, length), weights=()) for peer in known}
-    timings: dict[str, Timing] = {}
-    of_peers: dict[str, dict[str, Any]] = {name: {} for name in beside}
-    rooflines: dict[str, float] = {}
-    reached = rates(seconds=min(seconds, RATING), device=device)
-    for name, deed in deeds.items():
-        mechanism.train(name != "forward_ms")
-        rooflines[name.replace("_ms", "_roofline_ms")] = 1e3 * reached.seconds(
-            work(deed, ours, mechanism, length)
-        )
-        able = {other: candidate for other, candidate in beside.items() if runs(deed, candidate)}
-        taken = turns(
+    others = {
+        peer.name: replace(ours, mix=peer.attention_like(mechanism, length), weights=())
+        for peer in (installed_peers(mechanism) if peers else [])
+    }
+    result: dict[str, Any] = {}
+    machine = rates(seconds=min(seconds, RATES_S), device=device)
+    for name, operation in operations.items():
+        mechanism.train(operation is not Candidate.forward)
+        least = machine.seconds(work(operation, ours, mechanism, length))
+        able = {peer: candidate for peer, candidate in others.items() if runs(operation, candidate)}
+        timings = interleaved(
             {
-                name: partial(deed, ours),
-                f"reference_{name}": partial(deed, fused),
-                **{other: partial(deed, candidate) for other, candidate in able.items()},
-            }
+                OURS: partial(operation, ours),
+                REFERENCE: partial(operation, reference),
+                **{peer: partial(operation, candidate) for peer, candidate in able.items()},
+            },
+            seconds=seconds,
+            limit=LIMIT * seconds,
+            warmup=0,
+            device=device,
         )
-        for other in able:
-            of_peers[other][name] = asdict(taken.pop(other))
-        timings |= taken
-    measured = {name: asdict(timing) for name, timing in timings.items()} | rooflines
-    measured |= {"peak_mb": peak.mb, "reference_peak_mb": fused_peak.mb, "peak_method": peak.method}
-    return measured | ({"peers": of_peers} if peers else {})
+        timed = Timed(
+            ms=timings[OURS],
+            reference_ms=timings[REFERENCE],
+            roofline_ms=1e3 * least,
+            peers_ms={peer: timings[peer] for peer in able},
+        )
+        result[name] = asdict(timed)
+    memory = Memory(mb=peak.mb, reference_mb=reference_peak.mb, method=peak.method)
+    return result | {"memory": asdict(memory)}
 
 
-def runs(deed: Callable[["Candidate"], object], candidate: "Candidate") -> bool:
-    """Whether another package can do it at this length and in this precision, whatever it raises if not."""
+Operation = Callable[["Candidate"], object]
+
+
+def runs(operation: Operation, candidate: "Candidate") -> bool:
+    """Whether another package supports this length and precision; it may raise anything where it does not."""
     try:
-        deed(candidate)
+        operation(candidate)
     except Exception:
         return False
     return True
 
 
-def work(
-    deed: Callable[["Candidate"], object], candidate: "Candidate", mechanism: Mechanism, length: int
-) -> Work:
-    """What is computed, as it is computed, and each input, output and gradient moved once.
+def work(operation: Operation, candidate: "Candidate", mechanism: Mechanism, length: int) -> Work:
+    """The products as they are computed, and each input, output and gradient moved once.
 
-    The products are counted at `length`, or at two shorter ones, from which on they grow as the mechanism
-    claims: in proportion to what is added, or to its square.
+    The products are counted at `length`, or at two shorter lengths and extrapolated with the power that the
+    mechanism claims.
     """
     moved = sum(x.nbytes for x in candidate.inputs.values())
     moved += next(iter(candidate.inputs.values())).nbytes  # the output, as wide as the queries
-    moved *= 1 if deed is Candidate.forward else 2
+    moved *= 1 if operation is Candidate.forward else 2
     if length <= COUNTED[-1]:
-        return Work(flops=count_flops(partial(deed, candidate)), bytes=moved)
-    first, second = (count_flops(partial(deed, candidate.shortened(tokens))) for tokens in COUNTED)
+        return Work(flops=count_flops(partial(operation, candidate)), bytes=moved)
+    first, second = (count_flops(partial(operation, candidate.shortened(tokens))) for tokens in COUNTED)
     power = mechanism.traits.cost
     part = (length**power - COUNTED[0] ** power) / (COUNTED[1] ** power - COUNTED[0] ** power)
     return Work(flops=first + part * (second - first), bytes=moved)
@@ -139,23 +166,23 @@ def work(
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way to mix tokens, with what it is fed."""
+    """An attention with its inputs."""
 
     mix: Callable[..., Tensor]
     inputs: Mapping[str, Tensor]
     weights: tuple[Tensor, ...] = ()
 
     def forward(self) -> Tensor:
-        """As when a model is used: no graph."""
+        """Inference: no graph."""
         with torch.inference_mode():
             return self.mix(**self.inputs)
 
     def forward_backward(self) -> tuple[Tensor | None, ...]:
-        """As when it is trained: the gradients of all inputs and weights, where they have one."""
+        """Training: the gradients of all inputs and weights that take part."""
         out = self.mix(**self.inputs)
         leaves = [*self.inputs.values(), *self.weights]
         return torch.autograd.grad(out, leaves, torch.ones_like(out), allow_unused=True)
 
     def shortened(self, tokens: int) -> "Candidate":
-        """The same, fed the first `tokens` tokens."""
+        """The same with the first `tokens` tokens."""
         return replace(self, inputs={name: x[:, :, :tokens] for name, x in self.inputs.items()})

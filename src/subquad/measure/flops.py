@@ -8,7 +8,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, baddbmm_flop, sdpa_backward_flop_count, sdpa_flop_count
 from torch.utils.module_tracker import ModuleTracker
 
-from subquad.measure.opened import opened
+from subquad.measure.decompose import decompose_custom_ops
+from subquad.torch_internals import FLASH, FLASH_BACKWARD
 
 aten = torch.ops.aten
 
@@ -19,17 +20,18 @@ def count_flops(compute: Callable[..., object], **inputs: Any) -> int:
     A backward pass inside `compute` counts too. Fused attention counts as its two products over all pairs,
     masked or not. Elementwise work, sorting and factorisations do not count.
     """
-    counter = FlopCounterMode(display=False, custom_mapping=_UNKNOWN_TO_TORCH)
-    counter.mod_tracker = _OneForAll()
-    with counter, opened(), sdpa_kernel(SDPBackend.MATH):  # the counter cannot see into fused kernels
+    counter = FlopCounterMode(display=False, custom_mapping=_MISSING_IN_TORCH)
+    counter.mod_tracker = _NoModuleTracker()
+    visible = sdpa_kernel(SDPBackend.MATH)  # the counter cannot see into fused kernels
+    with counter, decompose_custom_ops(), visible:
         compute(**inputs)
     return counter.get_total_flops()
 
 
-class _OneForAll(ModuleTracker):
-    """Torch's own watches the gradients of what modules are given, and fails for leaves."""
+class _NoModuleTracker(ModuleTracker):
+    """Torch's own hooks the gradients of modules' inputs, and fails for leaves."""
 
-    def __enter__(self) -> "_OneForAll":
+    def __enter__(self) -> "_NoModuleTracker":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -63,12 +65,12 @@ def _fused_backward(gradient: Shape, q: Shape, k: Shape, v: Shape, *_: Any, **__
     return sdpa_backward_flop_count(gradient, q, k, v)
 
 
-_UNKNOWN_TO_TORCH = {
+_MISSING_IN_TORCH = {
     aten.mv: _matrix_vector,
     aten.addmv: _added_matrix_vector,
     aten.dot: _vectors,
     aten.baddbmm_: _added_product,
-    # for code that asks for the fused kernel by name, from which nobody can turn it away
-    aten._scaled_dot_product_flash_attention_for_cpu: _fused,
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: _fused_backward,
+    # code may ask for the fused kernel by name, whatever sdpa_kernel allows
+    FLASH: _fused,
+    FLASH_BACKWARD: _fused_backward,
 }

@@ -30,7 +30,7 @@ def machine() -> dict[str, Any]:
     """
     import torch
 
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "cpu": _cpu_model(),
         "cores": _physical_cores(),
         "memory_gb": _memory_gb(),
@@ -40,19 +40,19 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "devices": ["cpu", *map(torch.cuda.get_device_name, range(torch.cuda.device_count()))],
     }
-    written = json.dumps(found, sort_keys=True).encode()
-    return {**found, "fingerprint": hashlib.sha256(written).hexdigest()[:16]}
+    written = json.dumps(facts, sort_keys=True).encode()
+    return {**facts, "fingerprint": hashlib.sha256(written).hexdigest()[:16]}
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
     """The installed version of each package; those that are not installed are left out."""
-    found = {}
+    installed = {}
     for package in packages:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def _cpu_model() -> str:
@@ -70,7 +70,7 @@ def _physical_cores() -> int:
 
 
 def _processors() -> list[dict[str, str]]:
-    """What Linux tells of each logical processor; nothing elsewhere."""
+    """The fields of each logical processor on Linux; empty elsewhere."""
     if not _CPUINFO.exists():
         return []
     blocks = _CPUINFO.read_text().strip().split("\n\n")

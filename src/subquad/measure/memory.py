@@ -1,4 +1,4 @@
-"""Peak memory of a computation: counted, the same on every machine, or as this machine really held it."""
+"""Peak memory of a computation: counted, the same on every machine, or as resident on this one."""
 
 import ctypes
 import gc
@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
-from subquad.measure.opened import opened
+from subquad.measure.decompose import decompose_custom_ops
+from subquad.torch_internals import TorchDispatchMode, storage_id, tree_iter
 
 MB = 1e6
 _STATUS = Path("/proc/self/status")
@@ -28,9 +27,9 @@ def peak_bytes(compute: Callable[..., object], **inputs: Any) -> int:
     counts until the graph dies; inputs and whatever else existed before do not count. What an operator
     allocates and frees inside itself is not seen.
     """
-    with _Ledger() as ledger, opened():
+    with _StorageCounter() as counter, decompose_custom_ops():
         compute(**inputs)
-    return ledger.peak
+    return counter.peak
 
 
 class Peak(NamedTuple):
@@ -59,8 +58,8 @@ def peak_memory(compute: Callable[[], object], *, device: str | torch.device = "
         compute()
         torch.cuda.synchronize(device)
         return Peak((torch.cuda.max_memory_allocated(device) - before) / MB, "cuda")
-    with _freed_at_once():
-        if not _forget_peak():
+    with _return_freed_memory():
+        if not _reset_peak():
             return Peak(peak_bytes(compute) / MB, "counted")
         before = _resident("VmRSS")
         compute()
@@ -70,25 +69,25 @@ def peak_memory(compute: Callable[[], object], *, device: str | torch.device = "
 def process_peak_mb() -> float:
     """The most memory this process has held so far, in 10 ** 6 bytes, libraries included."""
     with suppress(OSError):
-        return max(_resident("VmHWM"), _forgotten) / MB
+        return max(_resident("VmHWM"), _peak_before_reset) / MB
     import resource  # Unix only
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MB
 
 
-_forgotten = 0  # bytes: the highest peak that `peak_memory` had the kernel forget
+_peak_before_reset = 0  # bytes: the highest peak that `peak_memory` has reset
 
 
-def _forget_peak() -> bool:
+def _reset_peak() -> bool:
     """Have the kernel keep the highest resident memory from now on; False where it will not."""
-    global _forgotten
+    global _peak_before_reset
     try:
         highest = _resident("VmHWM")
         _CLEAR_REFS.write_text("5")  # proc(5), /proc/pid/clear_refs: 5 resets the peak resident set size
     except OSError:
         return False
-    _forgotten = max(_forgotten, highest)
+    _peak_before_reset = max(_peak_before_reset, highest)
     return True
 
 
@@ -102,8 +101,8 @@ def _resident(field: Literal["VmRSS", "VmHWM"]) -> int:
 
 
 @contextmanager
-def _freed_at_once() -> Iterator[None]:
-    """Within, what is freed goes back to the system, where the allocator is the GNU C library's.
+def _return_freed_memory() -> Iterator[None]:
+    """Within, freed memory is returned to the system at once, where the allocator is the GNU C library's.
 
     Left to itself it keeps freed blocks and fits new ones between them: of the same computation it then
     holds up to twice the bytes in use, another number each time. Afterwards it keeps blocks as in a
@@ -125,42 +124,42 @@ def _freed_at_once() -> Iterator[None]:
         mallopt(_M_TRIM_THRESHOLD, 2**26)
 
 
-class _Ledger(TorchDispatchMode):
-    """Enters the bytes of each storage when an operator makes it, and strikes them off when it dies."""
+class _StorageCounter(TorchDispatchMode):
+    """Adds the bytes of each storage when an operator makes it, and subtracts them when it is freed."""
 
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = 0
-        self.entered: dict[int, int] = {}  # bytes that count, by storage
-        self.exempt: dict[int, int] = {}  # bytes that do not, because they were there before
+        self.counted: dict[int, int] = {}  # bytes, by storage
+        self.existing: dict[int, int] = {}  # bytes that do not count, because they were there before
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        fresh = func is torch.ops.aten.lift_fresh.default  # torch.tensor(...) makes its data unseen
+        lifted = func is torch.ops.aten.lift_fresh.default  # torch.tensor(...) makes its data unseen
         for storage in _storages((args, kwargs)):
-            self._enter(storage, new=fresh)
+            self._add(storage, new=lifted)
         with self:  # inference mode hands over composite operators whole
             out = func.decompose(*args, **kwargs)
         if out is NotImplemented:
             out = func(*args, **kwargs)
         for storage in _storages(out):
-            self._enter(storage, new=True)
+            self._add(storage, new=True)
         return out
 
-    def _enter(self, storage: torch.UntypedStorage, *, new: bool) -> None:
-        identity, size = storage._cdata, storage.nbytes()
-        if identity not in self.entered:
-            self.entered[identity] = 0
-            self.exempt[identity] = 0 if new else size
-            weakref.finalize(storage, self._strike, identity).atexit = False
-        counted = max(0, size - self.exempt[identity])  # a storage may have been resized
-        self.live += counted - self.entered[identity]
-        self.entered[identity] = counted
+    def _add(self, storage: torch.UntypedStorage, *, new: bool) -> None:
+        identity, size = storage_id(storage), storage.nbytes()
+        if identity not in self.counted:
+            self.counted[identity] = 0
+            self.existing[identity] = 0 if new else size
+            weakref.finalize(storage, self._free, identity).atexit = False
+        size = max(0, size - self.existing[identity])  # a storage may have been resized
+        self.live += size - self.counted[identity]
+        self.counted[identity] = size
         self.peak = max(self.peak, self.live)
 
-    def _strike(self, identity: int) -> None:
-        self.live -= self.entered.pop(identity)
-        del self.exempt[identity]
+    def _free(self, identity: int) -> None:
+        self.live -= self.counted.pop(identity)
+        del self.existing[identity]
 
 
 def _storages(tree: object) -> Iterator[torch.UntypedStorage]:

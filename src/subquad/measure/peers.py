@@ -1,8 +1,8 @@
-"""Other packages' attention, fed as ours is, so that the two can be timed and compared on equal terms.
+"""Other packages' attention on the inputs of ours, so that the two can be timed and compared on equal terms.
 
 A peer is built from a mechanism of ours and takes its weights where both have them. Only the core is theirs:
-layers of theirs that project tokens are replaced by the identity. Nothing here is imported before it is
-asked for; what is missing says which package to install.
+layers of theirs that project tokens are replaced by the identity. Packages are imported when they are used;
+where one is missing, the error says what to install.
 """
 
 import warnings
@@ -46,16 +46,16 @@ class Peer:
     def installed(self) -> bool:
         return all(find_spec(module) is not None for module in self.modules)
 
-    def made(self, mechanism: Mechanism, length: int) -> Mix:
-        """Ready to be fed what `mechanism` is fed; `ValueError` where it is not installed."""
+    def attention_like(self, mechanism: Mechanism, length: int) -> Mix:
+        """The peer's attention on the mechanism's inputs; `ValueError` where it is not installed."""
         if not self.installed:
             raise ValueError(f'{self.name!r} is not installed; pip install "{self.package}"')
-        with warnings.catch_warnings(), redirect_stdout(StringIO()):  # they talk while they are imported
+        with warnings.catch_warnings(), redirect_stdout(StringIO()):  # they print and warn
             warnings.simplefilter("ignore")
             return self.build(mechanism, length)
 
 
-def found(mechanism: Mechanism, *, compiled: bool = False) -> list[Peer]:
+def installed_peers(mechanism: Mechanism, *, compiled: bool = False) -> list[Peer]:
     """The installed peers of a mechanism in its form, those that take a compiler only on request."""
     return [
         peer
@@ -64,7 +64,8 @@ def found(mechanism: Mechanism, *, compiled: bool = False) -> list[Peer]:
     ]
 
 
-def imported(module: str) -> Any:
+def import_quietly(module: str) -> Any:
+    """The module; packages print and warn while they are imported."""
     with warnings.catch_warnings(), redirect_stdout(StringIO()):
         warnings.simplefilter("ignore")
         return import_module(module)
@@ -72,7 +73,7 @@ def imported(module: str) -> Any:
 
 def performer(mechanism: Mechanism, length: int) -> Mix:
     W = mechanism.state_dict()["features.project.W"]
-    package = imported("performer_pytorch.performer_pytorch")
+    package = import_quietly("performer_pytorch.performer_pytorch")
     attend = package.FastAttention(W.shape[1], nb_features=W.shape[0], causal=mechanism.causal)
     attend.projection_matrix.copy_(W)
     return lambda q, k, v: attend(q, k, v)
@@ -85,7 +86,8 @@ def performer_compiled(mechanism: Mechanism, length: int) -> Mix:
 def performer_extended(mechanism: Mechanism, length: int) -> Mix:
     """As it would be, did it not take the C++ for CUDA's alone."""
     W = mechanism.state_dict()["features.project.W"]
-    features = partial(imported("performer_pytorch.performer_pytorch").softmax_kernel, projection_matrix=W)
+    package = import_quietly("performer_pytorch.performer_pytorch")
+    features = partial(package.softmax_kernel, projection_matrix=W)
     return lambda q, k, v: causal_product(features(q, is_query=True), features(k, is_query=False), v)
 
 
@@ -94,12 +96,12 @@ def fast_transformers(mechanism: Mechanism, length: int) -> Mix:
 
 
 def causal_product(phi_q: Tensor, phi_k: Tensor, v: Tensor) -> Tensor:
-    product = imported("fast_transformers.causal_product").causal_dot_product
+    product = import_quietly("fast_transformers.causal_product").causal_dot_product
     return product(phi_q, phi_k, v) / (phi_q * phi_k.cumsum(2)).sum(-1, keepdim=True)
 
 
 def fla_linear(mechanism: Mechanism, length: int) -> Mix:
-    chunked = imported("fla.ops.linear_attn.naive").naive_chunk_linear_attn
+    chunked = import_quietly("fla.ops.linear_attn.naive").naive_chunk_linear_attn
 
     def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         phi_q, phi_k = F.elu(q) + 1, F.elu(k) + 1
@@ -111,7 +113,7 @@ def fla_linear(mechanism: Mechanism, length: int) -> Mix:
 
 def fla_retention(mechanism: Mechanism, length: int) -> Mix:
     """Its recurrence, and in PyTorch what the mechanism does around it."""
-    chunked = imported("fla.ops.simple_gla.naive").naive_chunk_simple_gla
+    chunked = import_quietly("fla.ops.simple_gla.naive").naive_chunk_simple_gla
     decay = (1 - 2.0 ** -(5 + torch.arange(mechanism.dims.heads))).log()
     waves = 10_000 ** -torch.linspace(0, 1, mechanism.dims.head_dim // 2)
     turns = torch.polar(torch.ones(()), torch.arange(length)[:, None] * waves)
@@ -132,7 +134,7 @@ def turned(x: Tensor, turns: Tensor) -> Tensor:
 
 def fla_gated(mechanism: Mechanism, length: int) -> Mix:
     """Its recurrence, token by token, and in PyTorch what the mechanism does around it."""
-    recurrent = imported("fla.ops.gla.naive").naive_recurrent_gla
+    recurrent = import_quietly("fla.ops.gla.naive").naive_recurrent_gla
 
     def mix(q: Tensor, k: Tensor, v: Tensor, forget: Tensor, gate: Tensor) -> Tensor:
         out = ours(recurrent(*theirs(q, k, v, F.logsigmoid(forget) / 16))[0])
@@ -142,7 +144,7 @@ def fla_gated(mechanism: Mechanism, length: int) -> Mix:
 
 
 def fla_delta(mechanism: Mechanism, length: int) -> Mix:
-    chunkwise = imported("fla.ops.delta_rule.naive").delta_rule_chunkwise
+    chunkwise = import_quietly("fla.ops.delta_rule.naive").delta_rule_chunkwise
 
     def mix(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
         q, k = (F.normalize(F.silu(x), dim=-1) for x in (q, k))
@@ -167,7 +169,7 @@ def ours(out: Tensor) -> Tensor:
 
 
 def local_attention(mechanism: Mechanism, length: int) -> Mix:
-    attend = imported("local_attention.local_attention").LocalAttention(
+    attend = import_quietly("local_attention.local_attention").LocalAttention(
         getattr(mechanism, "span"),  # noqa: B009  # the mechanism is one of several to the type checker
         causal=mechanism.causal,
         exact_windowsize=True,
@@ -182,7 +184,7 @@ def linformer(mechanism: Mechanism, length: int) -> Mix:
     weights = mechanism.state_dict()
     heads, width = mechanism.dims.heads, mechanism.dims.head_dim
     rank, positions = weights["E"].shape[-2:]
-    layer = imported("linformer.linformer").LinformerSelfAttention(
+    layer = import_quietly("linformer.linformer").LinformerSelfAttention(
         heads * width, positions, k=rank, heads=heads
     )
     layer.to_q = layer.to_k = layer.to_v = layer.to_out = nn.Identity()
@@ -194,7 +196,7 @@ def linformer(mechanism: Mechanism, length: int) -> Mix:
 def nystrom_attention(mechanism: Mechanism, length: int) -> Mix:
     """As `linformer`: of one sequence."""
     heads, width = mechanism.dims.heads, mechanism.dims.head_dim
-    layer = imported("nystrom_attention.nystrom_attention").NystromAttention(
+    layer = import_quietly("nystrom_attention.nystrom_attention").NystromAttention(
         heads * width,
         dim_head=width,
         heads=heads,
@@ -220,7 +222,7 @@ def merged(layer: nn.Module, x: Tensor) -> Tensor:
 def reformer(mechanism: Mechanism, length: int) -> Mix:
     """Its rotations are drawn anew at each call and its scores are over sqrt(d): its numbers are its own."""
     attend = (
-        imported("reformer_pytorch.reformer_pytorch")
+        import_quietly("reformer_pytorch.reformer_pytorch")
         .LSHAttention(
             bucket_size=getattr(mechanism, "bucket"),  # noqa: B009
             n_hashes=getattr(mechanism, "rounds"),  # noqa: B009
@@ -237,7 +239,7 @@ def routing(mechanism: Mechanism, length: int) -> Mix:
     means = mechanism.state_dict()["mu"]
     heads, clusters, width = means.shape
     attend = (
-        imported("routing_transformer.routing_transformer")
+        import_quietly("routing_transformer.routing_transformer")
         .KmeansAttention(
             clusters,
             mechanism.window,
@@ -254,7 +256,7 @@ def routing(mechanism: Mechanism, length: int) -> Mix:
 
 def flex(mechanism: Mechanism, length: int) -> Mix:
     """PyTorch's own way to run a pattern, which is compiled; it has no backward pass on CPUs."""
-    package = imported("torch.nn.attention.flex_attention")
+    package = import_quietly("torch.nn.attention.flex_attention")
     seen = getattr(mechanism, "pairs")(length)  # noqa: B009
     seen = seen.expand(mechanism.dims.heads, length, length)
 

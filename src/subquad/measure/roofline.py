@@ -15,9 +15,9 @@ from typing import Literal
 
 import torch
 
-SQUARES = (256, 512, 1024)  # sizes of the products: the best is known only afterwards
-IN_CACHE = 2**13  # numbers
-BEYOND_CACHE = 2**24  # numbers
+MATRIX_SIZES = (256, 512, 1024)  # the fastest is known only afterwards
+IN_CACHE = 2**13  # elements
+BEYOND_CACHE = 2**24  # elements
 
 Clock = Literal["wall", "cpu"]
 
@@ -51,15 +51,15 @@ def rates(*, seconds: float = 0.5, clock: Clock = "wall", device: str | torch.de
 
     `clock="cpu"` counts processor time, which takes one thread, as in `subquad.measure.timing`.
     """
-    each = seconds / (len(SQUARES) + 2)
+    share = seconds / (len(MATRIX_SIZES) + 2)
     products = []
-    for size in SQUARES:
+    for size in MATRIX_SIZES:
         a, b, c = (torch.rand(size, size, device=device) for _ in range(3))
-        products.append(2 * size**3 / best(lambda a=a, b=b, c=c: torch.mm(a, b, out=c), each, clock, device))
+        products.append(2 * size**3 / best(lambda a=a, b=b, c=c: torch.mm(a, b, out=c), share, clock, device))
     x, y = (torch.rand(IN_CACHE, device=device) for _ in range(2))
-    exponential = best(lambda: torch.exp(x, out=y), each, clock, device)
+    exponential = best(lambda: torch.exp(x, out=y), share, clock, device)
     source, target = (torch.ones(BEYOND_CACHE, device=device) for _ in range(2))
-    copied = best(lambda: target.copy_(source), each, clock, device)
+    copied = best(lambda: target.copy_(source), share, clock, device)
     return Rates(
         flops=max(products),
         bytes=2 * source.nbytes / copied,
@@ -70,16 +70,16 @@ def rates(*, seconds: float = 0.5, clock: Clock = "wall", device: str | torch.de
 
 def best(compute: Callable[[], object], seconds: float, clock: Clock, device: str | torch.device) -> float:
     """The fewest seconds that a call took, of those that fit into `seconds`, and of three at the least."""
-    read = {"wall": time.perf_counter, "cpu": time.process_time}[clock]
+    now = {"wall": time.perf_counter, "cpu": time.process_time}[clock]
     cuda = torch.device(device).type == "cuda"
-    taken: list[float] = []
-    begun = time.perf_counter()
+    times: list[float] = []
+    begin = time.perf_counter()
     with torch.inference_mode():
-        while len(taken) < 3 or time.perf_counter() - begun < seconds:
-            start = read()
+        while len(times) < 3 or time.perf_counter() - begin < seconds:
+            start = now()
             compute()
             if cuda:
                 torch.cuda.synchronize(device)
-            taken.append(read() - start)
+            times.append(now() - start)
     tick = time.get_clock_info("process_time").resolution  # a clock may stand still for a call
-    return min((x for x in taken if x > 0), default=tick)
+    return min((x for x in times if x > 0), default=tick)

@@ -1,11 +1,11 @@
-"""What a series of measurements over lengths says: how fast it grows, and from where on it wins."""
+"""Measurements over lengths: the exponent of their growth, and the crossover with a reference."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import linear_regression
 
-NEEDED = 3  # lengths that a fitted exponent rests on: through two, every power passes exactly
+MIN_LENGTHS = 3  # for a fitted exponent: through two points, some power passes exactly
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ def exponent(lengths: Sequence[float], values: Sequence[float]) -> float:
     `ValueError` for fewer.
     """
     points = _logarithms(lengths, values)
-    if len(points) < NEEDED:
-        raise ValueError(f"an exponent needs at least {NEEDED} lengths, not {len(points)}")
-    upper = points[-max(NEEDED, math.ceil(len(points) / 2)) :]
+    if len(points) < MIN_LENGTHS:
+        raise ValueError(f"an exponent needs at least {MIN_LENGTHS} lengths, not {len(points)}")
+    upper = points[-max(MIN_LENGTHS, math.ceil(len(points) / 2)) :]
     return linear_regression(*zip(*upper, strict=True)).slope
 
 

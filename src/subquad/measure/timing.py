@@ -1,4 +1,4 @@
-"""How long computations take, side by side: candidates run in turns, so that a busy moment hits them all."""
+"""Timing computations side by side: candidates alternate, so that a busy moment hits them all."""
 
 import math
 import time
@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-SAMPLE = 0.005  # seconds: quicker computations are called several times for one sample
+SAMPLE_S = 0.005  # quicker computations are called several times for one sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,21 +41,21 @@ def interleaved(
     """
     if not candidates or repeats < 1:
         raise ValueError(f"{len(candidates)} candidates and {repeats!r} repeats: give at least one of each")
-    read = {"wall": time.perf_counter, "cpu": time.process_time}[clock]
+    now = {"wall": time.perf_counter, "cpu": time.process_time}[clock]
     cuda = torch.device(device).type == "cuda"
 
     def sample(compute: Callable[[], object], *, least: float) -> float:
         """Seconds a call takes, on the mean of as many as fill `least` seconds."""
         if cuda:
             torch.cuda.synchronize(device)
-        calls, start = 0, read()
+        calls, start = 0, now()
         while True:
             compute()
             if cuda:
                 torch.cuda.synchronize(device)
-            calls, passed = calls + 1, read() - start
-            if passed >= least:
-                return passed / calls
+            calls, elapsed = calls + 1, now() - start
+            if elapsed >= least:
+                return elapsed / calls
 
     if warmup > 0:
         for compute in candidates.values():
@@ -64,15 +64,15 @@ def interleaved(
     order, rounds, start = list(candidates), 0, time.perf_counter()
     while rounds < repeats or time.perf_counter() - start < seconds:
         for name in order:
-            samples[name].append(sample(candidates[name], least=SAMPLE))
+            samples[name].append(sample(candidates[name], least=SAMPLE_S))
         order.reverse()
         rounds += 1
         if time.perf_counter() - start >= limit:
             break
-    return {name: _summary(taken) for name, taken in samples.items()}
+    return {name: _summary(times) for name, times in samples.items()}
 
 
 def _summary(samples: list[float]) -> Timing:
-    taken = [1e3 * sample for sample in samples]
-    low, median, high = quantiles(taken, n=4, method="inclusive") if len(taken) > 1 else taken * 3
-    return Timing(median=median, low=low, high=high, repeats=len(taken))
+    times = [1e3 * sample for sample in samples]
+    low, median, high = quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
+    return Timing(median=median, low=low, high=high, repeats=len(times))

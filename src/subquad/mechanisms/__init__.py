@@ -1,4 +1,7 @@
-"""The mechanisms that ship with subquad. To add one: write its file, then name it here."""
+"""The mechanisms that ship with subquad, and the bases of whole families.
+
+To add one: write its file, then name it here.
+"""
 
 from subquad.mechanism import Mechanism
 from subquad.mechanisms.bigbird import BigBird
@@ -13,6 +16,7 @@ from subquad.mechanisms.gated_linear import GatedLinearAttention
 from subquad.mechanisms.hedgehog import HedgehogAttention
 from subquad.mechanisms.infinity import InfinityAttention, InfinityGpt2Attention
 from subquad.mechanisms.informer import Informer
+from subquad.mechanisms.kernel import KernelAttention
 from subquad.mechanisms.linear import LinearAttention
 from subquad.mechanisms.linformer import Linformer
 from subquad.mechanisms.local import LocalAttention
@@ -21,16 +25,56 @@ from subquad.mechanisms.nystromformer import Nystromformer
 from subquad.mechanisms.pattern import PatternAttention
 from subquad.mechanisms.performer import Performer
 from subquad.mechanisms.poolingformer import Poolingformer
+from subquad.mechanisms.recurrent import RecurrentAttention
 from subquad.mechanisms.reformer import Reformer
 from subquad.mechanisms.retention import Retention
 from subquad.mechanisms.routing import RoutingAttention
 from subquad.mechanisms.softmax import SoftmaxAttention
+from subquad.mechanisms.sparse import SparseAttention
 from subquad.mechanisms.sparse_transformer import SparseTransformer
 from subquad.mechanisms.spectral import SpectralAttention
 from subquad.mechanisms.star import StarAttention
 from subquad.mechanisms.svd import SvdAttention
 from subquad.mechanisms.taylor import TaylorAttention
 from subquad.mechanisms.transformer_xl import TransformerXL
+
+__all__ = [
+    "BUILTIN",
+    "BigBird",
+    "CompressiveAttention",
+    "CosFormer",
+    "DeltaAttention",
+    "DpfpAttention",
+    "FavorPlusPlus",
+    "FeedForwardKernel",
+    "GatedDeltaAttention",
+    "GatedLinearAttention",
+    "HedgehogAttention",
+    "InfinityAttention",
+    "InfinityGpt2Attention",
+    "Informer",
+    "KernelAttention",
+    "LinearAttention",
+    "Linformer",
+    "LocalAttention",
+    "LongformerAttention",
+    "Nystromformer",
+    "PatternAttention",
+    "Performer",
+    "Poolingformer",
+    "RecurrentAttention",
+    "Reformer",
+    "Retention",
+    "RoutingAttention",
+    "SoftmaxAttention",
+    "SparseAttention",
+    "SparseTransformer",
+    "SpectralAttention",
+    "StarAttention",
+    "SvdAttention",
+    "TaylorAttention",
+    "TransformerXL",
+]
 
 KERNELS = (
     LinearAttention,

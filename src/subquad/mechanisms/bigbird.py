@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from subquad.bounds import Count, CountOrZero, OddCount
 from subquad.mechanism import Dims, Traits
 from subquad.mechanisms.sparse import SparseAttention
 from subquad.patterns import Blocks, Global, Local, Pattern, Random
@@ -33,8 +34,10 @@ from subquad.patterns.draws import draws
 class BigBird(SparseAttention):
     """Sees a window of blocks, the first and the last block, and random ones.
 
-    `block`: b, tokens in a block. `window`: w, blocks in the window, the own one in the middle; odd.
-    `random`: r, random blocks that each block sees. `seed`: of the draws, which differ from layer to layer.
+    block: b, tokens in a block.
+    window: w, blocks in the window, the own one in the middle; odd.
+    random: r, random blocks that each block sees.
+    seed: of the draws, which differ from layer to layer.
 
     Approximates softmax attention by a sparse random graph, and equals it where the blocks are so long that
     all are global: up to two blocks, or three with the window.
@@ -53,13 +56,15 @@ class BigBird(SparseAttention):
     )
 
     def __init__(
-        self, dims: Dims, *, causal: bool, block: int = 64, window: int = 3, random: int = 3, seed: int = 0
+        self,
+        dims: Dims,
+        *,
+        causal: bool,
+        block: Count = 64,
+        window: OddCount = 3,
+        random: Count = 3,
+        seed: CountOrZero = 0,
     ) -> None:
-        if window < 1 or window % 2 == 0:
-            raise ValueError(f"'bigbird': window must be an odd number of blocks, not {window!r}")
-        for name, size, least in (("block", block, 1), ("random", random, 1), ("seed", seed, 0)):
-            if size < least:
-                raise ValueError(f"'bigbird': {name} must be at least {least}, not {size!r}")
         self.block, self.window, self.random = block, window, random
         self.seed = (seed << 16) + dims.layer
         super().__init__(dims, causal=causal, pattern=self._pattern())

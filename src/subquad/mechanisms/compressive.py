@@ -35,28 +35,28 @@ their best for WikiText-103. Where it departs:
 - Segments count real tokens, each row by its own clock.
 """
 
-import math
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from subquad.inputs import no_autocast, zero_padding
-from subquad.mechanism import Dims, Mechanism, Outputs, Queries, Traits, Valid
+from subquad.bounds import Count, PositiveOrZero, one_of
+from subquad.mechanism import Dims, Mechanism, Outputs, Queries, State, Traits, Valid
 from subquad.memories.compression import KINDS, Convolution, compressor
 from subquad.memories.literal import Row, relative_attention, row_by_row
 from subquad.memories.segments import Segments, as_batch, windows
 from subquad.memories.short_term import Far, RelativeAttention
 from subquad.ops.attention import attention
-from subquad.ops.precision import wide
-from subquad.ops.transforms import lasting
+from subquad.ops.shared.precision import wide
+from subquad.ops.shared.transforms import lasting
 
+Compression = Annotated[str, one_of(*KINDS)]
 Line = Float[Tensor, "b h _ c"]  # tokens or slots, one after the other
 
 
-class Memory(NamedTuple):
+class CompressiveState(NamedTuple):
     """What is remembered between chunks, keys and values side by side; all zeros before the first."""
 
     compressed: Float[Tensor, "b h g c"]  # slots made of what left the memory, the latest last
@@ -69,11 +69,13 @@ class Memory(NamedTuple):
 class CompressiveAttention(Mechanism):
     """Relative attention to one's own segment, to a memory of tokens, and to one of compressed tokens.
 
-    `segment`: tokens per segment. `memory`: tokens before it that are kept as they are. `compressed`: slots
-    for older ones, `rate` tokens to a slot; `segment` and `memory` must be multiples of `rate`.
-    `compression`: how a slot is made, `convolution`, `mean` or `max`. `penalty()` is `weight` times the
-    attention-reconstruction loss; it is there in training, where a convolution learns from it, and zero
-    otherwise.
+    segment: tokens per segment, a multiple of `rate`.
+    memory: tokens before the segment that are kept as they are, a multiple of `rate`.
+    compressed: slots for older tokens.
+    rate: tokens to a slot.
+    compression: how a slot is made, "convolution", "mean" or "max".
+    weight: `penalty()` is this times the attention-reconstruction loss, which is there in training, where a
+        convolution learns from it, and zero otherwise.
 
     Approximates causal softmax attention with relative positions: exact for the segment and the memory
     before it, by a slot for every `rate` tokens further back, and blind to what is older still. Where a
@@ -99,30 +101,20 @@ class CompressiveAttention(Mechanism):
         dims: Dims,
         *,
         causal: bool,
-        segment: int = 512,
-        memory: int = 512,
-        compressed: int = 512,
-        rate: int = 4,
-        compression: str = "convolution",
-        weight: float = 1.0,
+        segment: Count = 512,
+        memory: Count = 512,
+        compressed: Count = 512,
+        rate: Count = 4,
+        compression: Compression = "convolution",
+        weight: PositiveOrZero = 1.0,
     ) -> None:
         super().__init__(dims, causal=causal)
-        sizes = {"segment": segment, "memory": memory, "compressed": compressed, "rate": rate}
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"'compressive': {name} must be at least 1, not {size!r}")
-        for name in ("segment", "memory"):
-            if sizes[name] % rate:
+        for name, size in (("segment", segment), ("memory", memory)):
+            if size % rate:
                 raise ValueError(
                     f"'compressive': {name} must be a multiple of rate={rate}, so that no token is left "
-                    f"over, not {sizes[name]!r}: take {-(-sizes[name] // rate) * rate}, or another rate"
+                    f"over, not {size!r}: take {-(-size // rate) * rate}, or another rate"
                 )
-        if compression not in KINDS:
-            raise ValueError(
-                f"'compressive': unknown compression {compression!r}; it is one of {', '.join(KINDS)}"
-            )
-        if not 0 <= weight < math.inf:
-            raise ValueError(f"'compressive': weight must be zero or a positive number, not {weight!r}")
         self.segment, self.memory, self.compressed, self.rate = segment, memory, compressed, rate
         self.weight = weight
         self.attention = RelativeAttention(dims.heads, dims.head_dim)
@@ -160,55 +152,58 @@ class CompressiveAttention(Mechanism):
         return torch.cat(slot, -1)[:, None]
 
     def forward(self, q: Queries, k: Queries, v: Queries, *, valid: Valid | None = None) -> Outputs:
-        return self.step(q, k, v, valid=valid)[0]
+        return self._run(q, k, v, valid=valid, state=None)[0]
 
     def step(
-        self, q: Queries, k: Queries, v: Queries, *, valid: Valid | None = None, state: Memory | None = None
-    ) -> tuple[Outputs, Memory]:
-        l, m, g, c, dtype = self.segment, self.memory, self.compressed, self.rate, q.dtype
-        with no_autocast(q):
-            q, k, v = wide(*zero_padding(valid, q, k, v))
-            memory = self._empty(k, v) if state is None else state
-            filled = None if state is None else state.filled
-            segments = Segments.place(q, size=l, valid=valid, filled=filled)
-            known = zip((k, v), memory.past.chunk(2, -1), memory.unfinished.chunk(2, -1), strict=True)
-            lines = [segments.line(*each) for each in known]
-            made = self.f_c(*(segments.leaving(x, memory=m, group=c) for x in lines))
-            if state is not None or valid is not None:
-                made = [torch.cat(x, 2) for x in zip(memory.compressed.chunk(2, -1), made, strict=True)]
-            before = segments.before(memory.held, each=l // c)
-            queries = segments.queries(q)
-            mixed = self.attention(
-                queries,
-                *lines,
-                segments=segments,
-                memory=m,
-                held=c * before.clamp(max=m // c) + (before - m // c).clamp(0, g),
-                reach=g + m + l,
-                far=Far(*made, size=g, step=l // c),
-            )
-            self._loss = self._reconstruction(queries, lines, segments, before)
-            missing = segments.missing(m)
-            kept = [segments.after(x, width=m + l, stride=l, missing=missing) for x in lines]
-            past, unfinished = torch.cat(kept, -1).split([m, l], 2)
-            missing = segments.missing(g + m // c)
-            kept = [segments.after(x, width=g, stride=l // c, missing=missing) for x in made]
-            compressed = torch.cat(kept, -1)
-            held = (memory.held + l // c * segments.done()).clamp(max=m // c + g)
-            return segments.outputs(mixed).to(dtype), Memory(
-                compressed, past, unfinished, segments.filled(), held
-            )
+        self, q: Queries, k: Queries, v: Queries, *, valid: Valid | None = None, state: State | None = None
+    ) -> tuple[Outputs, State]:
+        return self._run(q, k, v, valid=valid, state=state)
+
+    def _run(
+        self, q: Queries, k: Queries, v: Queries, *, valid: Valid | None, state: CompressiveState | None
+    ) -> tuple[Outputs, CompressiveState]:
+        l, m, g, c = self.segment, self.memory, self.compressed, self.rate
+        q, k, v = wide(q, k, v)
+        memory = self._initial_state(k, v) if state is None else state
+        filled = None if state is None else state.filled
+        segments = Segments.place(q, size=l, valid=valid, filled=filled)
+        known = zip((k, v), memory.past.chunk(2, -1), memory.unfinished.chunk(2, -1), strict=True)
+        lines = [segments.line(*each) for each in known]
+        made = self.f_c(*(segments.leaving(x, memory=m, group=c) for x in lines))
+        if state is not None or valid is not None:
+            made = [torch.cat(x, 2) for x in zip(memory.compressed.chunk(2, -1), made, strict=True)]
+        before = segments.before(memory.held, each=l // c)
+        queries = segments.queries(q)
+        mixed = self.attention(
+            queries,
+            *lines,
+            segments=segments,
+            memory=m,
+            held=c * before.clamp(max=m // c) + (before - m // c).clamp(0, g),
+            reach=g + m + l,
+            far=Far(*made, size=g, step=l // c),
+        )
+        self._loss = self._reconstruction(queries, lines, segments, before)
+        missing = segments.missing(m)
+        kept = [segments.after(x, width=m + l, stride=l, missing=missing) for x in lines]
+        past, unfinished = torch.cat(kept, -1).split([m, l], 2)
+        missing = segments.missing(g + m // c)
+        kept = [segments.after(x, width=g, stride=l // c, missing=missing) for x in made]
+        compressed = torch.cat(kept, -1)
+        held = (memory.held + l // c * segments.done()).clamp(max=m // c + g)
+        after = CompressiveState(compressed, past, unfinished, segments.filled(), held)
+        return segments.outputs(mixed), after
 
     def penalty(self) -> Float[Tensor, ""]:
         return self.weight * lasting(self._loss)
 
-    def _empty(self, k: Queries, v: Queries) -> Memory:
+    def _initial_state(self, k: Queries, v: Queries) -> CompressiveState:
         """What is remembered before the first token."""
         b, h, _, d = k.shape
         count = torch.zeros(b, dtype=torch.int64, device=k.device)
         sizes = (self.compressed, self.memory, self.segment)
         compressed, past, unfinished = (v.new_zeros(b, h, slots, 2 * d) for slots in sizes)
-        return Memory(compressed, past, unfinished, count, count)
+        return CompressiveState(compressed, past, unfinished, count, count)
 
     def _reconstruction(
         self, queries: Line, lines: list[Line], segments: Segments, before: Int[Tensor, "b n"]

@@ -23,20 +23,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from subquad.inputs import no_autocast, zero_padding
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, State, Traits, Valid, Values
-from subquad.ops.allocation import concat_into
 from subquad.ops.linear_attention import KernelInputs, linear_attention
 from subquad.ops.linear_attention.sums import Sums, causal_average, collect, divide, read
-from subquad.ops.precision import wide
-from subquad.ops.scan import again, blocks, scan
+from subquad.ops.shared.allocation import concat_into
+from subquad.ops.shared.precision import wide
+from subquad.ops.shared.scan import again, blocks, scan
 
 Angles = Float[Tensor, "#b 1 t 1"]
 
 CHUNK = 64  # tokens, as in the rest of the kernel family
 
 
-class Past(NamedTuple):
+class CosFormerState(NamedTuple):
     """The sums over the keys so far, and how many there were."""
 
     S: Float[Tensor, "b h f e"]
@@ -45,7 +44,7 @@ class Past(NamedTuple):
 
 
 class CosFormer(Mechanism):
-    """Weights fall with distance as a quarter of a cosine, over the whole length.
+    """Weights fall with distance as a quarter of a cosine, over the whole length. It has no options.
 
     Approximates nothing: it keeps two properties of softmax attention, weights that are not negative and
     that concentrate on near tokens, and is equal to it for no options. The causal form asks for
@@ -87,44 +86,48 @@ class CosFormer(Mechanism):
 
     def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
         if self.causal and not torch.compiler.is_compiling():
-            return self.step(q, k, v, valid=valid)[0]
+            return self._stream(q, k, v, valid=valid, state=None)[0]
         if self.causal:
             return self._in_graph(q, k, v, valid=valid)
-        with no_autocast(q):
-            q, k, v = zero_padding(valid, q, k, v)
-            M = counted(valid, like=q).clamp(min=1)
-            angles = math.pi / 2 * places(valid, like=q) / M[:, None, None, None]
-            sums = None
-            for part, seen in blocks(k, angles, v, valid=valid):
-                sums = again(_collect, *part, seen, sums)
-            parts = (again(_read, *part, sums) for part, _ in blocks(q, angles))
-            return concat_into(parts, v, *q.shape[:3], v.shape[3], dim=2)
+        M = counted(valid, like=q).clamp(min=1)
+        angles = math.pi / 2 * places(valid, like=q) / M[:, None, None, None]
+        sums = None
+        for part, seen in blocks(k, angles, v, valid=valid):
+            sums = again(_collect, *part, seen, sums)
+        parts = (again(_read, *part, sums) for part, _ in blocks(q, angles))
+        return concat_into(parts, v, *q.shape[:3], v.shape[3], dim=2)
 
     def _in_graph(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None) -> Outputs:
         """The causal form as one node for all lengths, which chunk by chunk it would not be."""
         assert self.dims.max_len is not None
         self._require_room(q, valid, None)
-        with no_autocast(q):
-            wide_q, wide_k, wide_v = wide(*zero_padding(valid, q, k, v))
-            angles = math.pi / 2 / self.dims.max_len * places(valid, like=wide_q)
-            inputs = KernelInputs(features(wide_q, angles), features(wide_k, angles))
-            return linear_attention(inputs, wide_v, valid=valid, causal=True).to(v.dtype)
+        q, k, v = wide(q, k, v)
+        angles = math.pi / 2 / self.dims.max_len * places(valid, like=q)
+        inputs = KernelInputs(features(q, angles), features(k, angles))
+        return linear_attention(inputs, v, valid=valid, causal=True)
 
     def step(
-        self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, state: Past | None = None
+        self,
+        q: Queries,
+        k: Keys,
+        v: Values,
+        *,
+        valid: Valid | None = None,
+        state: CosFormerState | None = None,
     ) -> tuple[Outputs, State]:
-        if not self.causal:
-            return super().step(q, k, v, valid=valid, state=state)
+        return self._stream(q, k, v, valid=valid, state=state)
+
+    def _stream(
+        self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: CosFormerState | None
+    ) -> tuple[Outputs, CosFormerState]:
         self._require_room(q, valid, state)
-        with no_autocast(q):
-            out, state = scan(self._chunk, q, k, v, valid=valid, state=state, chunk=CHUNK)
-        return out.to(v.dtype), state
+        return scan(self._chunk, q, k, v, valid=valid, state=state, chunk=CHUNK)
 
     def _chunk(
-        self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: Past | None
-    ) -> tuple[Outputs, Past]:
+        self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: CosFormerState | None
+    ) -> tuple[Outputs, CosFormerState]:
         assert self.dims.max_len is not None
-        q, k, v = wide(*zero_padding(valid, q, k, v))
+        q, k, v = wide(q, k, v)
         place = places(valid, like=q)
         count = counted(valid, like=q)
         if state is not None:
@@ -137,9 +140,9 @@ class CosFormer(Mechanism):
             valid=valid,
             state=None if state is None else Sums(state.S, state.z),
         )
-        return out, Past(*sums, count)
+        return out, CosFormerState(*sums, count)
 
-    def _require_room(self, q: Queries, valid: Valid | None, state: Past | None) -> None:
+    def _require_room(self, q: Queries, valid: Valid | None, state: CosFormerState | None) -> None:
         """Raise `ValueError` for more real tokens than `max_len`; looks into tensors only where it must."""
         assert self.dims.max_len is not None
         if state is None and q.shape[2] <= self.dims.max_len:

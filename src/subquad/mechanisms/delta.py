@@ -13,26 +13,35 @@ head belongs to the mechanism here; the silu of v is that of the authors' code (
 Departs from the second paper: there is no short convolution before q, k and v, which is the layer's matter.
 """
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from subquad.inputs import zero_padding
-from subquad.mechanism import Dims, Outputs, Queries, Traits, Valid
-from subquad.mechanisms.recurrent import Memory, RecurrentAttention, Row, nothing
-from subquad.ops.precision import wide
+from subquad.mechanism import Dims, Keys, Outputs, Queries, Traits, Valid, Values
+from subquad.mechanisms.recurrent import RecurrentAttention, RecurrentState, initial
 from subquad.ops.recurrence import delta_product
+from subquad.ops.shared.precision import wide
 
 EPSILON = 1e-6  # under the length of queries and keys, in the authors' code
 
 Rates = Float[Tensor, "b h t 1"]
 
 
+class DeltaInputs(NamedTuple):
+    q: Queries
+    k: Keys
+    v: Values
+    beta: Rates  # logits of how much is overwritten
+
+
 class DeltaAttention(RecurrentAttention):
     """Linear attention that overwrites: a key recalls its last value.
 
-    `swish_values`: values pass through silu; otherwise they are written as they come.
-    `beta`, an input of width 1 beyond q, k and v, holds the logits of how much is overwritten.
+    swish_values: whether values pass through silu, as in the authors' code, or are written as they come.
+
+    An input beyond q, k and v, `beta`, of width 1, holds the logits of how much is overwritten.
 
     Approximates no softmax: it is an associative memory trained on the sequence as it reads it. Keys at right
     angles, written with beta = 1, recall exactly what they wrote; it is never equal to softmax attention.
@@ -41,6 +50,7 @@ class DeltaAttention(RecurrentAttention):
     many things as a head is wide. Where the past should fade, use `gated-delta`.
     """
 
+    inputs = DeltaInputs
     traits = Traits(
         name="delta",
         paper="arXiv:2406.06484",
@@ -53,52 +63,24 @@ class DeltaAttention(RecurrentAttention):
         super().__init__(dims, causal=causal)
         self.swish_values = swish_values
 
-    def projections(self) -> dict[str, int]:
-        return {**super().projections(), "beta": 1}
-
-    def definition(
-        self, q: Queries, k: Queries, v: Queries, beta: Rates, *, valid: Valid | None = None
-    ) -> Outputs:
-        return self._define(q, k, v, beta, valid=valid)
-
-    def forward(
-        self, q: Queries, k: Queries, v: Queries, beta: Rates, *, valid: Valid | None = None
-    ) -> Outputs:
-        return self._run(q, k, v, beta, valid=valid, state=None)[0]
-
-    def step(
-        self,
-        q: Queries,
-        k: Queries,
-        v: Queries,
-        beta: Rates,
-        *,
-        valid: Valid | None = None,
-        state: Memory | None = None,
-    ) -> tuple[Outputs, Memory]:
-        return self._run(q, k, v, beta, valid=valid, state=state)
-
-    def _recur(self, q: Row, k: Row, v: Row, beta: Row) -> Row:
+    def _recur(self, x: DeltaInputs) -> Outputs:
+        q, k = (y * y.sigmoid() for y in (x.q, x.k))
+        q, k = (y / (y.norm(dim=-1, keepdim=True) ** 2 + EPSILON).sqrt() for y in (q, k))
+        v = x.v * x.v.sigmoid() if self.swish_values else x.v
         I = torch.eye(k.shape[-1], dtype=k.dtype, device=k.device)
-        v = v * v.sigmoid() if self.swish_values else v
-        S, out = k.new_zeros(len(k), k.shape[-1], v.shape[-1]), [v[:, :0]]
-        for i in range(k.shape[1]):
-            q_i, k_i = (x[:, i] * x[:, i].sigmoid() for x in (q, k))
-            q_i, k_i = (
-                (x / (x.norm(dim=-1, keepdim=True) ** 2 + EPSILON).sqrt())[..., None] for x in (q_i, k_i)
-            )
-            beta_i = beta[:, i, :, None].sigmoid()
-            S = (I - beta_i * k_i @ k_i.mT) @ S + beta_i * k_i @ v[:, i, None]
-            out.append(q_i.mT @ S)
-        o = torch.cat(out, 1)
-        return self._normed(o)
+        S, out = k.new_zeros(*k.shape[:2], k.shape[-1], v.shape[-1]), [v[:, :, :0]]
+        for i in range(k.shape[2]):
+            k_i, beta_i = k[:, :, i, :, None], x.beta[:, :, i, :, None].sigmoid()
+            S = (I - beta_i * k_i @ k_i.mT) @ S + beta_i * k_i @ v[:, :, i, None]
+            out.append(q[:, :, i, None] @ S)
+        return self._normed(torch.cat(out, 2))
 
     def _advance(
-        self, q: Queries, k: Queries, v: Queries, beta: Rates, *, valid: Valid | None, state: Memory | None
-    ) -> tuple[Outputs, Memory]:
-        q, k, v, beta = zero_padding(valid, q, k, v, beta)
-        S = nothing(k, v) if state is None else state.S
-        nothing_fades = S.new_zeros(1).expand(1, 1, k.shape[2], 1)
+        self, x: DeltaInputs, *, valid: Valid | None, state: RecurrentState | None
+    ) -> tuple[Outputs, RecurrentState]:
+        S = initial(x.k, x.v) if state is None else state.S
+        nothing_fades = S.new_zeros(1).expand(1, 1, x.k.shape[2], 1)
         fusion = self._fusion(S, qk_l2norm_eps=EPSILON, swish_values=self.swish_values)
-        out, S = delta_product(q, k, v, wide(beta)[0].sigmoid(), nothing_fades, state=S, fusion=fusion)
-        return out, Memory(S)
+        beta = wide(x.beta)[0].sigmoid()
+        out, S = delta_product(x.q, x.k, x.v, beta, nothing_fades, state=S, fusion=fusion)
+        return out, RecurrentState(S)

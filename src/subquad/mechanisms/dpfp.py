@@ -16,7 +16,9 @@ from subquad.mechanisms.kernel import KERNEL, KernelAttention
 
 
 class DpfpAttention(KernelAttention):
-    """`nu` shifts make 2 `nu` times as many features as a head is wide.
+    """Products of rectified coordinates; 2 nu times as many features as a head is wide.
+
+    nu: shifts, from 1 to one less than twice the head's width; the paper has 1 to 3.
 
     Approximates nothing: it makes room for more keys that do not disturb each other than a head is wide. It
     is equal to softmax attention for no options.

@@ -12,25 +12,29 @@ Likhosherstov et al.: Chefs' Random Tables: Non-Trigonometric Random Features. N
 section 3. Departs from it in that, and as Performer does in its stabiliser.
 """
 
-import math
 from dataclasses import replace
 
 import torch
 
+from subquad.bounds import Count, PositiveOrZero, Steps
 from subquad.features.directions import Projection
 from subquad.features.optimal import OptimalFavor
 from subquad.mechanism import Dims, Keys, Queries
 from subquad.mechanisms.kernel import KERNEL, KernelAttention
-from subquad.ops.generators import seeded
-from subquad.ops.precision import wide
+from subquad.ops.shared.generators import seeded
+from subquad.ops.shared.precision import wide
 
 
 class FavorPlusPlus(KernelAttention):
-    """`features` random directions drawn from `seed` and the layer's number.
+    """The positive random features of least variance, for inputs of a known spread.
 
-    `orthogonal`: they are so within blocks of the head's width. `spread`: the expected square of a coordinate
-    of q + k, 2 for independent normal inputs; at 0 the features are FAVOR+'s. `redraw_every`: steps of
-    training until directions are drawn anew, 0 for never; the training loop calls `subquad.nn.redraw`.
+    features: random directions, a feature each.
+    seed: from which they are drawn, with the layer's number.
+    orthogonal: whether they are so within blocks of the head's width.
+    spread: the expected square of a coordinate of q + k, 2 for independent normal inputs; at 0 the features
+        are FAVOR+'s.
+    redraw_every: steps of training until directions are drawn anew, 0 for never; the training loop calls
+        `subquad.nn.redraw`.
 
     Approximates softmax attention whatever the spread, and equals it as `features` grows, with an error that
     falls as features^(-1/2). Where the spread is right, no positive features of this form err less.
@@ -54,21 +58,12 @@ class FavorPlusPlus(KernelAttention):
         dims: Dims,
         *,
         causal: bool,
-        features: int = 256,
+        features: Count = 256,
         seed: int = 0,
         orthogonal: bool = True,
-        spread: float = 2.0,
-        redraw_every: int = 0,
+        spread: PositiveOrZero = 2.0,
+        redraw_every: Steps = 0,
     ) -> None:
-        if features < 1:
-            raise ValueError(f"'favor-plus-plus': features must be at least 1, not {features!r}")
-        if not 0 <= spread < math.inf:
-            raise ValueError(f"'favor-plus-plus': spread must be zero or a positive number, not {spread!r}")
-        if redraw_every < 0:
-            raise ValueError(
-                "'favor-plus-plus': redraw_every must be a number of steps, 0 for never, "
-                f"not {redraw_every!r}"
-            )
         generator = seeded(seed, dims.layer)
         project = Projection(dims.head_dim, rows=features, orthogonal=orthogonal, generator=generator)
         optimal = OptimalFavor(dims.heads, project=project, spread=spread)

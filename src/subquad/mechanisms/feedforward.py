@@ -31,19 +31,30 @@ kernel; and `strength`, the weight of the orthogonality penalty, which the publi
 """
 
 from dataclasses import replace
+from typing import Annotated
 
-from subquad.features.feedforward import FeedForward
+from subquad.bounds import Bound, PositiveOrZero, one_of
+from subquad.features.feedforward import ACTIVATIONS, DEEPEST, GATES, FeedForward
 from subquad.mechanism import Dims
 from subquad.mechanisms.kernel import KERNEL, KernelAttention
 
 STRENGTH = 0.01
 
+Gate = Annotated[str, one_of(*GATES)]
+Layers = Annotated[int, Bound(f"from 1 to {DEEPEST}", lambda n: 1 <= n <= DEEPEST)]
+Rank = Annotated[float, Bound("a share of the head's width, above 0 and up to 1", lambda x: 0 < x <= 1)]
+Activation = Annotated[str, one_of(*ACTIVATIONS)]
+
 
 class FeedForwardKernel(KernelAttention):
-    """Any of the family: `gate` "none" or "glu", 1 to 3 `layers`, `activation` softplus, gelu or sigmoid.
+    """Any of the family.
 
-    `orthogonal`: W starts orthogonal, and `penalty()`, weighted with `strength`, keeps it near. `gate_rank`:
-    the rank of gates as a share of the head's width.
+    gate: "none", or "glu", a gate in each layer.
+    layers: 1 to 3 of them; the paper's ablation goes no further.
+    orthogonal: whether W starts orthogonal and `penalty()` keeps it near.
+    gate_rank: the rank of gates as a share of the head's width; at 1 a gate is one full matrix.
+    activation: of the last layer, "softplus", "gelu" or "sigmoid", all of them positive.
+    strength: what the penalty is multiplied by; 0 in the authors' notebooks.
 
     Approximates no other attention: its kernel is learnt with the task, and equals softmax attention at no
     setting.
@@ -59,12 +70,12 @@ class FeedForwardKernel(KernelAttention):
         dims: Dims,
         *,
         causal: bool,
-        gate: str = "glu",
-        layers: int = 1,
+        gate: Gate = "glu",
+        layers: Layers = 1,
         orthogonal: bool = False,
-        gate_rank: float = 1.0,
-        activation: str = "softplus",
-        strength: float = STRENGTH,
+        gate_rank: Rank = 1.0,
+        activation: Activation = "softplus",
+        strength: PositiveOrZero = STRENGTH,
     ) -> None:
         features = FeedForward(
             dims.heads,
@@ -87,7 +98,7 @@ def named(
     class Named(FeedForwardKernel):
         traits = replace(FeedForwardKernel.traits, name=name)
 
-        def __init__(self, dims: Dims, *, causal: bool, activation: str = "softplus") -> None:
+        def __init__(self, dims: Dims, *, causal: bool, activation: Activation = "softplus") -> None:
             super().__init__(
                 dims,
                 causal=causal,

@@ -16,17 +16,26 @@ twice as wide.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from subquad.inputs import zero_padding
-from subquad.mechanism import Dims, Outputs, Queries, Traits, Valid
+from subquad.mechanism import Dims, Keys, Outputs, Queries, Traits, Valid, Values
 from subquad.mechanisms.delta import EPSILON, Rates
-from subquad.mechanisms.recurrent import Memory, RecurrentAttention, Row, kept, nothing
-from subquad.ops.precision import wide
+from subquad.mechanisms.recurrent import RecurrentAttention, RecurrentState, initial, mask_decay
 from subquad.ops.recurrence import delta_product
+from subquad.ops.shared.precision import wide
+
+
+class GatedDeltaInputs(NamedTuple):
+    q: Queries
+    k: Keys
+    v: Values
+    beta: Rates  # logits of how much is overwritten
+    alpha: Rates  # the larger, the faster the past fades
+    gate: Values  # of the output
 
 
 class GatedDeltaAttention(RecurrentAttention):
@@ -42,6 +51,7 @@ class GatedDeltaAttention(RecurrentAttention):
     that is `gated-linear`.
     """
 
+    inputs = GatedDeltaInputs
     traits = Traits(
         name="gated-delta",
         paper="arXiv:2412.06464",
@@ -56,79 +66,26 @@ class GatedDeltaAttention(RecurrentAttention):
         self.log_A = nn.Parameter(torch.empty(dims.heads).uniform_(1, 16).log())
         self.b = nn.Parameter(step.expm1().log())  # softplus(b) = step
 
-    def projections(self) -> dict[str, int]:
-        return {**super().projections(), "beta": 1, "alpha": 1, "gate": self.dims.head_dim}
-
-    def definition(
-        self,
-        q: Queries,
-        k: Queries,
-        v: Queries,
-        beta: Rates,
-        alpha: Rates,
-        gate: Queries,
-        *,
-        valid: Valid | None = None,
-    ) -> Outputs:
-        return self._define(q, k, v, beta, alpha, gate, valid=valid)
-
-    def forward(
-        self,
-        q: Queries,
-        k: Queries,
-        v: Queries,
-        beta: Rates,
-        alpha: Rates,
-        gate: Queries,
-        *,
-        valid: Valid | None = None,
-    ) -> Outputs:
-        return self._run(q, k, v, beta, alpha, gate, valid=valid, state=None)[0]
-
-    def step(
-        self,
-        q: Queries,
-        k: Queries,
-        v: Queries,
-        beta: Rates,
-        alpha: Rates,
-        gate: Queries,
-        *,
-        valid: Valid | None = None,
-        state: Memory | None = None,
-    ) -> tuple[Outputs, Memory]:
-        return self._run(q, k, v, beta, alpha, gate, valid=valid, state=state)
-
-    def _recur(self, q: Row, k: Row, v: Row, beta: Row, alpha: Row, gate: Row) -> Row:
-        q, k, v = (x * x.sigmoid() for x in (q, k, v))
-        q, k = (x / (x.norm(dim=-1, keepdim=True) ** 2 + EPSILON).sqrt() for x in (q, k))
-        beta = beta.sigmoid()
-        alpha = (1 + (alpha + self.b[:, None, None]).exp()) ** -self.log_A.exp()[:, None, None]
+    def _recur(self, x: GatedDeltaInputs) -> Outputs:
+        q, k, v = (y * y.sigmoid() for y in (x.q, x.k, x.v))
+        q, k = (y / (y.norm(dim=-1, keepdim=True) ** 2 + EPSILON).sqrt() for y in (q, k))
+        beta = x.beta.sigmoid()
+        alpha = (1 + (x.alpha + self.b[:, None, None]).exp()) ** -self.log_A.exp()[:, None, None]
         I = torch.eye(k.shape[-1], dtype=k.dtype, device=k.device)
-        S, out = k.new_zeros(len(k), k.shape[-1], v.shape[-1]), [v[:, :0]]
-        for i in range(k.shape[1]):
-            k_i, beta_i = k[:, i, :, None], beta[:, i, :, None]
-            S = alpha[:, i, :, None] * (I - beta_i * k_i @ k_i.mT) @ S + beta_i * k_i @ v[:, i, None]
-            out.append(q[:, i, None] @ S)
-        o = torch.cat(out, 1)
-        return gate * gate.sigmoid() * self._normed(o)
+        S, out = k.new_zeros(*k.shape[:2], k.shape[-1], v.shape[-1]), [v[:, :, :0]]
+        for i in range(k.shape[2]):
+            k_i, v_i = k[:, :, i, :, None], v[:, :, i, None]
+            beta_i, alpha_i = beta[:, :, i, :, None], alpha[:, :, i, :, None]
+            S = alpha_i * (I - beta_i * k_i @ k_i.mT) @ S + beta_i * k_i @ v_i
+            out.append(q[:, :, i, None] @ S)
+        return x.gate * x.gate.sigmoid() * self._normed(torch.cat(out, 2))
 
     def _advance(
-        self,
-        q: Queries,
-        k: Queries,
-        v: Queries,
-        beta: Rates,
-        alpha: Rates,
-        gate: Queries,
-        *,
-        valid: Valid | None,
-        state: Memory | None,
-    ) -> tuple[Outputs, Memory]:
-        q, k, v, beta, alpha, gate = zero_padding(valid, q, k, v, beta, alpha, gate)
-        S = nothing(k, v) if state is None else state.S
-        beta, alpha, log_A, b = wide(beta, alpha, self.log_A, self.b)
-        fading = log_A.exp()[:, None, None] * F.softplus(alpha + b[:, None, None])
-        fusion = self._fusion(S, gate, qk_l2norm_eps=EPSILON, swish_values=True)
-        out, S = delta_product(q, k, v, beta.sigmoid(), kept(-fading, valid), state=S, fusion=fusion)
-        return out, Memory(S)
+        self, x: GatedDeltaInputs, *, valid: Valid | None, state: RecurrentState | None
+    ) -> tuple[Outputs, RecurrentState]:
+        S = initial(x.k, x.v) if state is None else state.S
+        beta, alpha, log_A, b = wide(x.beta, x.alpha, self.log_A, self.b)
+        log_decay = mask_decay(-log_A.exp()[:, None, None] * F.softplus(alpha + b[:, None, None]), valid)
+        fusion = self._fusion(S, x.gate, qk_l2norm_eps=EPSILON, swish_values=True)
+        out, S = delta_product(x.q, x.k, x.v, beta.sigmoid(), log_decay, state=S, fusion=fusion)
+        return out, RecurrentState(S)

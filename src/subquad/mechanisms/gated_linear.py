@@ -16,20 +16,30 @@ mechanism here. Departs from the paper:
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 
-from subquad.inputs import zero_padding
-from subquad.mechanism import Dims, Outputs, Queries, Traits, Valid
-from subquad.mechanisms.recurrent import Memory, RecurrentAttention, Row, nothing
+from subquad.bounds import Positive
+from subquad.mechanism import Dims, Keys, Outputs, Queries, Traits, Valid, Values
+from subquad.mechanisms.recurrent import RecurrentAttention, RecurrentState, initial
 from subquad.ops.recurrence import decayed_product
+
+
+class GatedLinearInputs(NamedTuple):
+    q: Queries
+    k: Keys
+    v: Values
+    forget: Keys  # logits of the forget gates
+    gate: Values  # of the output
 
 
 class GatedLinearAttention(RecurrentAttention):
     """Linear attention with a forget gate for each channel of a key.
 
-    `tau`: the root that is taken of the forget gate; the larger, the slower it forgets. Inputs beyond q, k
-    and v: `forget`, the logits of the forget gates, and `gate`, that of the output.
+    tau: the root that is taken of the forget gate; the larger, the slower it forgets. The paper's is 16.
+
+    Inputs beyond q, k and v: `forget`, the logits of the forget gates, and `gate`, that of the output.
 
     Approximates no softmax: weights may be negative and sum to nothing in particular. With all forget gates
     open it is linear attention without its denominator; it is never equal to softmax attention.
@@ -38,6 +48,7 @@ class GatedLinearAttention(RecurrentAttention):
     again recalls the sum of its values. Where the last one counts, use `gated-delta`.
     """
 
+    inputs = GatedLinearInputs
     traits = Traits(
         name="gated-linear",
         paper="arXiv:2312.06635",
@@ -46,76 +57,26 @@ class GatedLinearAttention(RecurrentAttention):
         state="bounded",
     )
 
-    def __init__(self, dims: Dims, *, causal: bool, tau: float = 16.0) -> None:
+    def __init__(self, dims: Dims, *, causal: bool, tau: Positive = 16.0) -> None:
         super().__init__(dims, causal=causal)
-        if not 0 < tau < math.inf:
-            raise ValueError(f"'gated-linear': tau must be a positive number, not {tau!r}")
         self.tau = tau
 
-    def projections(self) -> dict[str, int]:
-        return dict.fromkeys(("q", "k", "v", "forget", "gate"), self.dims.head_dim)
-
-    def definition(
-        self,
-        q: Queries,
-        k: Queries,
-        v: Queries,
-        forget: Queries,
-        gate: Queries,
-        *,
-        valid: Valid | None = None,
-    ) -> Outputs:
-        return self._define(q, k, v, forget, gate, valid=valid)
-
-    def forward(
-        self,
-        q: Queries,
-        k: Queries,
-        v: Queries,
-        forget: Queries,
-        gate: Queries,
-        *,
-        valid: Valid | None = None,
-    ) -> Outputs:
-        return self._run(q, k, v, forget, gate, valid=valid, state=None)[0]
-
-    def step(
-        self,
-        q: Queries,
-        k: Queries,
-        v: Queries,
-        forget: Queries,
-        gate: Queries,
-        *,
-        valid: Valid | None = None,
-        state: Memory | None = None,
-    ) -> tuple[Outputs, Memory]:
-        return self._run(q, k, v, forget, gate, valid=valid, state=state)
-
-    def _recur(self, q: Row, k: Row, v: Row, forget: Row, gate: Row) -> Row:
+    def _recur(self, x: GatedLinearInputs) -> Outputs:
+        q, k, v, forget, gate = x
         alpha = forget.sigmoid() ** (1 / self.tau)
-        S, out = q.new_zeros(len(q), q.shape[-1], v.shape[-1]), [v[:, :0]]
-        for i in range(q.shape[1]):
-            S = alpha[:, i, :, None] * S + k[:, i, :, None] * v[:, i, None]
-            out.append(q[:, i, None] @ S / q.shape[-1] ** 0.5)
-        o = torch.cat(out, 1)
-        return gate * gate.sigmoid() * self._normed(o)
+        S, out = q.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1]), [v[:, :, :0]]
+        for i in range(q.shape[2]):
+            S = alpha[:, :, i, :, None] * S + k[:, :, i, :, None] * v[:, :, i, None]
+            out.append(q[:, :, i, None] @ S / q.shape[-1] ** 0.5)
+        return gate * gate.sigmoid() * self._normed(torch.cat(out, 2))
 
     def _advance(
-        self,
-        q: Queries,
-        k: Queries,
-        v: Queries,
-        forget: Queries,
-        gate: Queries,
-        *,
-        valid: Valid | None,
-        state: Memory | None,
-    ) -> tuple[Outputs, Memory]:
-        q, k, v, forget, gate = zero_padding(valid, q, k, v, forget, gate)
+        self, x: GatedLinearInputs, *, valid: Valid | None, state: RecurrentState | None
+    ) -> tuple[Outputs, RecurrentState]:
+        q, k, v, forget, gate = x
         if valid is not None:
             forget = forget.masked_fill(~valid[:, None, :, None], math.inf)  # nothing fades at padding
-        S = nothing(k, v) if state is None else state.S
+        S = initial(k, v) if state is None else state.S
         fusion = self._fusion(S, gate, q_scale=q.shape[-1] ** -0.5, gate_normalizer=self.tau)
         out, S = decayed_product(q, k, v, forget, state=S, fusion=fusion)
-        return out, Memory(S)
+        return out, RecurrentState(S)

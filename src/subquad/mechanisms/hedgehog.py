@@ -21,8 +21,8 @@ from subquad.mechanisms.kernel import KERNEL, KernelAttention
 class HedgehogAttention(KernelAttention):
     """Learnt exponentials of queries and keys, two for each coordinate.
 
-    `normalise`: the features of a key sum to one, so that its norm does not weigh. `halves`: those of either
-    sign do, of queries as of keys.
+    normalise: whether the features of a key sum to one, so that its norm does not weigh.
+    halves: whether those of either sign do, of queries as of keys, as in LoLCATs; not beside `normalise`.
 
     Approximates softmax attention as far as its maps are trained to: like it, weights are positive, spiky,
     and grow with a key along its query. It is equal to it for no options.

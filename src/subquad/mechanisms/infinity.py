@@ -45,29 +45,55 @@ section 3. Defaults of `infinity-gpt2` but `segment` are those of the authors' c
   write keeps.
 """
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from subquad.mechanism import Dims, Outputs, Queries, Traits, Valid
-from subquad.mechanisms.unbounded import Coefficients, Memory, RowSegment, Segment, UnboundedAttention
+from subquad.bounds import Count, EvenCount, OpenShare, Positive, PositiveOrZero
+from subquad.mechanism import Dims, Keys, Queries, Traits, Values
+from subquad.mechanisms.unbounded import Coefficients, DensityName, RowSegment, Segment, UnboundedAttention
 from subquad.memories.continuous import Signal
 from subquad.memories.literal import Row
 
 TINY = {"segment": 5, "basis": 8, "narrow": 0.1, "wide": 0.2, "samples": 12}
 
 
+class InfinityInputs(NamedTuple):
+    q: Queries
+    k: Keys
+    v: Values
+    long_k: Keys  # for the long-term memory
+    long_v: Values
+
+
+class InfinityGpt2Inputs(NamedTuple):
+    q: Queries
+    k: Keys
+    v: Values
+    memory: Keys  # hidden states
+
+
 class InfinityAttention(UnboundedAttention):
     """Transformer-XL attention over two segments, plus a Gaussian read of everything before them.
 
-    `segment`: tokens per segment. `basis`: bumps of the signal, half `narrow` wide and half `wide`, the past
-    having length 1. `ridge`: lambda of the fit. `tau`: the share of the signal that a write leaves to the
-    past, which is read at `samples` points, close together where it was read most if `sticky`.
-    `penalty()` is `kl_weight` times the divergence of the reads from Gaussians `deviation` wide.
-    `smallest_variance`: of a read. `density`: its form, `gaussian`, or `sparsemax` for a parabola that looks
-    nowhere outside a part of the past. `shared`: all heads have one w_mu and one w_sigma, and no b.
-    `across_heads`: W_o mixes heads, for h times its work.
+    segment: tokens per segment.
+    basis: bumps of the signal, half of them narrow and half wide; even.
+    narrow: the width of a narrow bump, the past having length 1.
+    wide: the width of a wide bump.
+    ridge: lambda of the fit.
+    tau: the share of the signal that a write leaves to the past, between 0 and 1.
+    samples: points at which the past is read when it is written anew.
+    sticky: whether these are close together where the past was read most; otherwise they are evenly spread.
+    kl_weight: `penalty()` is this times the divergence of the reads from Gaussians `deviation` wide.
+    deviation: of the Gaussians that reads are held near, and of reads at first.
+    smallest_variance: of a read.
+    density: the form of a read: "gaussian", or "sparsemax", a parabola that looks nowhere outside a part of
+        the past.
+    shared: whether all heads have one w_mu and one w_sigma, and no b.
+    across_heads: whether W_o mixes heads, for h times its work.
 
     A token costs O(segment + basis) and a segment O(basis (samples + segment)); fewer of `basis` and
     `samples` make it faster and the past vaguer.
@@ -81,6 +107,7 @@ class InfinityAttention(UnboundedAttention):
     the memory is written segment by segment, and a graph holds the segments of one length.
     """
 
+    inputs = InfinityInputs
     traits = Traits(
         name="infinity",
         paper="arXiv:2109.00301",
@@ -89,46 +116,6 @@ class InfinityAttention(UnboundedAttention):
         state="bounded",
         tiny=TINY,
     )
-
-    def projections(self) -> dict[str, int]:
-        return dict.fromkeys(("q", "k", "v", "long_k", "long_v"), self.dims.head_dim)
-
-    def definition(
-        self,
-        q: Queries,
-        k: Queries,
-        v: Queries,
-        long_k: Queries,
-        long_v: Queries,
-        *,
-        valid: Valid | None = None,
-    ) -> Outputs:
-        return self._row_by_row(q, k, v, long_k, long_v, valid=valid)
-
-    def forward(
-        self,
-        q: Queries,
-        k: Queries,
-        v: Queries,
-        long_k: Queries,
-        long_v: Queries,
-        *,
-        valid: Valid | None = None,
-    ) -> Outputs:
-        return self._run(q, k, v, long_k, long_v, valid=valid, state=None, keep=False)[0]
-
-    def step(
-        self,
-        q: Queries,
-        k: Queries,
-        v: Queries,
-        long_k: Queries,
-        long_v: Queries,
-        *,
-        valid: Valid | None = None,
-        state: Memory | None = None,
-    ) -> tuple[Outputs, Memory]:
-        return self._run(q, k, v, long_k, long_v, valid=valid, state=state, keep=True)
 
     def _remembered(self, *tokens: Segment) -> Segment:
         return torch.cat(tokens, -1)
@@ -148,8 +135,12 @@ class InfinityAttention(UnboundedAttention):
 class InfinityGpt2Attention(UnboundedAttention):
     """`infinity` as the authors configured it for GPT-2: masked hidden states, maps across heads.
 
-    `mask=False` lets everything into the signal. Options are those of `infinity`, of which `shared` and
-    `across_heads` are on for good, and the input `memory` takes the place of `long_k` and `long_v`.
+    segment, basis, narrow, wide, ridge, tau, samples, sticky: of the signal, as in `infinity`.
+    kl_weight, deviation, smallest_variance, density: of reads, as in `infinity`; `shared` and `across_heads`
+        are on for good.
+    mask: whether a mask decides what enters the signal; otherwise everything does.
+
+    The input `memory` takes the place of `long_k` and `long_v`.
 
     To what `infinity` costs it adds maps across heads: C and W_o for each token, and W_K and W_V for each
     bump in each segment.
@@ -160,6 +151,7 @@ class InfinityGpt2Attention(UnboundedAttention):
     large as the layer's output projection.
     """
 
+    inputs = InfinityGpt2Inputs
     traits = Traits(
         name="infinity-gpt2",
         paper="arXiv:2109.00301",
@@ -174,18 +166,18 @@ class InfinityGpt2Attention(UnboundedAttention):
         dims: Dims,
         *,
         causal: bool,
-        segment: int = 128,
-        basis: int = 512,
-        narrow: float = 0.005,
-        wide: float = 0.01,
-        ridge: float = 0.5,
-        tau: float = 0.5,
-        samples: int = 512,
+        segment: Count = 128,
+        basis: EvenCount = 512,
+        narrow: Positive = 0.005,
+        wide: Positive = 0.01,
+        ridge: Positive = 0.5,
+        tau: OpenShare = 0.5,
+        samples: Count = 512,
         sticky: bool = True,
-        kl_weight: float = 1e-6,
-        deviation: float = 0.05,
-        smallest_variance: float = 1e-4,
-        density: str = "gaussian",
+        kl_weight: PositiveOrZero = 1e-6,
+        deviation: Positive = 0.05,
+        smallest_variance: Positive = 1e-4,
+        density: DensityName = "gaussian",
         mask: bool = True,
     ) -> None:
         super().__init__(
@@ -213,31 +205,6 @@ class InfinityGpt2Attention(UnboundedAttention):
             bound = (3 * width) ** -0.5  # torch's for a convolution
             self.C = nn.Parameter(torch.empty(3, width, width).uniform_(-bound, bound))
             self.c = nn.Parameter(torch.empty(width).uniform_(-bound, bound))
-
-    def projections(self) -> dict[str, int]:
-        return dict.fromkeys(("q", "k", "v", "memory"), self.dims.head_dim)
-
-    def definition(
-        self, q: Queries, k: Queries, v: Queries, memory: Queries, *, valid: Valid | None = None
-    ) -> Outputs:
-        return self._row_by_row(q, k, v, memory, valid=valid)
-
-    def forward(
-        self, q: Queries, k: Queries, v: Queries, memory: Queries, *, valid: Valid | None = None
-    ) -> Outputs:
-        return self._run(q, k, v, memory, valid=valid, state=None, keep=False)[0]
-
-    def step(
-        self,
-        q: Queries,
-        k: Queries,
-        v: Queries,
-        memory: Queries,
-        *,
-        valid: Valid | None = None,
-        state: Memory | None = None,
-    ) -> tuple[Outputs, Memory]:
-        return self._run(q, k, v, memory, valid=valid, state=state, keep=True)
 
     def _remembered(self, *tokens: Segment) -> Segment:
         (x,) = tokens

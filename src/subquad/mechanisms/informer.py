@@ -31,19 +31,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from subquad.inputs import no_autocast
+from subquad.bounds import Count
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
-from subquad.ops.generators import seeded
-from subquad.ops.graphed import graphed
-from subquad.ops.packing import Packing, take
-from subquad.ops.precision import wide
+from subquad.ops.shared.generators import seeded
+from subquad.ops.shared.graphed import graphed
+from subquad.ops.shared.packing import Packing, take
+from subquad.ops.shared.precision import wide
 
 
 class Informer(Mechanism):
     """ProbSparse: softmax attention for the queries that need it most, the mean of values for the others.
 
-    `factor`: how many queries attend, and how many keys they are judged by, in units of ceil(ln n). `seed`:
-    of the sample of keys, which each layer draws anew.
+    factor: how many queries attend, and how many keys they are judged by, in units of ceil(ln n).
+    seed: of the sample of keys, which each layer draws anew.
 
     Approximates softmax attention in which most queries attend nearly uniformly. It equals softmax attention
     where `factor` is so large that every query is chosen.
@@ -54,6 +54,7 @@ class Informer(Mechanism):
 
     key: Int[Tensor, " two"]
 
+    zeros_padding = False
     traits = Traits(
         name="informer",
         paper="arXiv:2012.07436",
@@ -66,10 +67,8 @@ class Informer(Mechanism):
         tiny={"factor": 1},
     )
 
-    def __init__(self, dims: Dims, *, causal: bool, factor: int = 5, seed: int = 0) -> None:
+    def __init__(self, dims: Dims, *, causal: bool, factor: Count = 5, seed: int = 0) -> None:
         super().__init__(dims, causal=causal)
-        if factor < 1:
-            raise ValueError(f"'informer': factor must be at least 1, not {factor!r}")
         self.factor = factor
         self.register_buffer("key", torch.zeros(2, dtype=torch.int64))
         self.redraw(generator=seeded(seed, dims.layer))
@@ -101,11 +100,9 @@ class Informer(Mechanism):
         return out
 
     def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
-        with no_autocast(q):
-            packing = Packing.of(valid, like=k)
-            Q, K, V = wide(*(packing.pack(x) for x in (q, k, v)))
-            out = sparsely(Q, K, V, packing.count, self.key, self.factor, self.causal)
-            return packing.unpack(out).to(v.dtype)
+        packing = Packing.of(valid, like=k)
+        Q, K, V = wide(*(packing.pack(x) for x in (q, k, v)))
+        return packing.unpack(sparsely(Q, K, V, packing.count, self.key, self.factor, self.causal))
 
     def _shuffled(self, n: int) -> Int[Tensor, " n"]:
         return shuffled(n, self.key)

@@ -17,9 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from subquad.features.feature_map import ExponentialFeatureMap, FeatureMap
-from subquad.inputs import no_autocast, zero_padding
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, State, Traits, Valid, Values
-from subquad.ops.allocation import concat_into
 from subquad.ops.linear_attention import advance, fast_steps, linear_attention
 from subquad.ops.linear_attention.sums import (
     Exponentials,
@@ -32,11 +30,12 @@ from subquad.ops.linear_attention.sums import (
     read,
     read_exponentials,
 )
-from subquad.ops.precision import wide
-from subquad.ops.scan import BLOCK, again, blocks, scan
+from subquad.ops.shared.allocation import concat_into
+from subquad.ops.shared.precision import wide
+from subquad.ops.shared.scan import BLOCK, again, blocks, scan
 
 CHUNK = 64  # tokens; measured best on CPUs over 32, 128 and 256
-KEPT = 2**23  # numbers; where queries have more, their features are made again in the backward pass
+MAX_SAVED = 2**23  # numbers; where queries have more, their features are recomputed in the backward pass
 
 KERNEL = Traits(  # what every member claims; it gives its own name and paper with `dataclasses.replace`
     name="kernel",
@@ -60,7 +59,6 @@ class KernelAttention(Mechanism):
         self.features = features
 
     def definition(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
-        q, k, v = zero_padding(valid, q, k, v)
         weights = self.features(q) @ self.features(k).mT
         if self.causal:
             weights = weights.tril()
@@ -70,17 +68,17 @@ class KernelAttention(Mechanism):
 
     def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
         if self.causal and (self.features.signed or (not self.features.fused and fast_steps(q, k, v))):
-            return self.step(q, k, v, valid=valid)[0]
-        with no_autocast(q):
-            q, k, v = zero_padding(valid, q, k, v)
-            return self.average(q, k, v, valid=valid, causal=self.causal).to(v.dtype)
+            return self._stream(q, k, v, valid=valid, state=None)[0]
+        return self.average(q, k, v, valid=valid, causal=self.causal)
 
     def average(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, causal: bool) -> Outputs:
-        """The averages of values, for inputs whose padding is hidden."""
-        kept = torch.is_grad_enabled() and not self.features.signed and max(q.numel(), k.numel()) <= KEPT
-        if causal or kept or self.features.fused:
+        """The averages of values, for inputs with zeros at padding."""
+        save_features = (
+            torch.is_grad_enabled() and not self.features.signed and max(q.numel(), k.numel()) <= MAX_SAVED
+        )
+        if causal or save_features or self.features.fused:
             q, k, values = (q, k, v) if self.features.fused else wide(q, k, v)
-            return linear_attention(self.features.given(q, k), values, valid=valid, causal=causal)
+            return linear_attention(self.features.prepare(q, k), values, valid=valid, causal=causal)
         sums = None
         for part, seen in blocks(k, v, valid=valid):
             sums = again(self._collect, *part, seen, sums)
@@ -90,14 +88,14 @@ class KernelAttention(Mechanism):
     def step(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, state: State | None = None
     ) -> tuple[Outputs, State]:
-        if not self.causal:
-            return super().step(q, k, v, valid=valid, state=state)
-        with no_autocast(q):
-            if q.shape[2] <= BLOCK or self.features.fused:
-                out, state = self._block(q, k, v, valid=valid, state=state)
-            else:
-                out, state = scan(self._block, q, k, v, valid=valid, state=state, chunk=BLOCK)
-        return out.to(v.dtype), state
+        return self._stream(q, k, v, valid=valid, state=state)
+
+    def _stream(
+        self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: State | None
+    ) -> tuple[Outputs, State]:
+        if q.shape[2] <= BLOCK or self.features.fused:
+            return self._block(q, k, v, valid=valid, state=state)
+        return scan(self._block, q, k, v, valid=valid, state=state, chunk=BLOCK)
 
     def _block(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: State | None
@@ -107,8 +105,7 @@ class KernelAttention(Mechanism):
             return scan(self._chunk, q, k, v, valid=valid, state=state, chunk=CHUNK)
         if not phi.fused:
             q, k, v = wide(q, k, v)
-        q, k, v = zero_padding(valid, q, k, v)
-        return advance(phi.given(q, k), v, valid=valid, before=state)
+        return advance(phi.prepare(q, k), v, valid=valid, before=state)
 
     def _chunk(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: State | None
@@ -116,7 +113,7 @@ class KernelAttention(Mechanism):
         """Of features whose sign log space cannot hold."""
         phi = self.features
         assert isinstance(phi, ExponentialFeatureMap)
-        q, k, v = wide(*zero_padding(valid, q, k, v))
+        q, k, v = wide(q, k, v)
         return causal_exponential_average(queries(phi, q), keys(phi, k), v, valid=valid, state=state)
 
     def _collect(self, k: Keys, v: Values, valid: Valid | None, sums: State | None) -> Sums | ShiftedSums:

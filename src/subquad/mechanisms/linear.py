@@ -15,7 +15,7 @@ from subquad.mechanisms.kernel import KERNEL, KernelAttention
 
 
 class LinearAttention(KernelAttention):
-    """Weights are dot products of elu(x) + 1: cheap, smooth, unable to be sharp.
+    """Weights are dot products of elu(x) + 1: cheap, smooth, unable to be sharp. It has no options.
 
     Approximates no other attention: it is a kernel of its own, and never equals softmax attention.
 

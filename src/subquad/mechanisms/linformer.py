@@ -18,19 +18,21 @@ Wang, Li, Khabsa, Fang, Ma: Linformer: Self-Attention with Linear Complexity. 20
   some implementations have it, lets the future through.
 """
 
+from typing import Annotated
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from subquad.inputs import no_autocast, zero_padding
+from subquad.bounds import Count, one_of
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
 from subquad.ops.attention import attention
-from subquad.ops.packing import Packing
-from subquad.ops.pooling import Windows
-from subquad.ops.precision import by_heads
+from subquad.ops.shared.packing import Packing
+from subquad.ops.shared.pooling import Windows
+from subquad.ops.shared.precision import by_heads
 
-SHARING = ("none", "heads", "key-value", "layers")
-PROJECTIONS = ("linear", "mean", "max", "convolution")
+Sharing = Annotated[str, one_of("none", "heads", "key-value", "layers")]
+Projection = Annotated[str, one_of("linear", "mean", "max", "convolution")]
 
 Row = Float[Tensor, "h n c"]  # of keys or values
 Slots = Float[Tensor, "b h r c"]
@@ -39,12 +41,13 @@ Slots = Float[Tensor, "b h r c"]
 class Linformer(Mechanism):
     """Attention to `rank` slots, each a learnt combination of all tokens.
 
-    `rank`: k, the slots; at or above the longest sequence they save nothing.
-    `sharing`: who has the same weights. "none": each head has an E and an F; "heads": all heads of a layer
-    have one E and one F, the default of the authors' code; "key-value": and E = F; "layers": and all layers
-    of a network have this one E (`tie`).
-    `projection`: "linear" is the paper's E and F; "mean" and "max" pool windows of max_len / rank tokens and
-    have no weights to share; "convolution" has a kernel as wide as its stride, and mixes components.
+    rank: k, the slots; at or above the longest sequence they save nothing.
+    sharing: who has the same weights. "none": each head has an E and an F; "heads": all heads of a layer
+        have one E and one F, the default of the authors' code; "key-value": and E = F; "layers": and all
+        layers of a network have this one E (`tie`).
+    projection: "linear", the paper's E and F; "mean" and "max", which pool windows of max_len / rank tokens
+        and have no weights to share; "convolution", whose kernel is as wide as its stride and mixes
+        components.
 
     Approximates softmax attention as far as its matrix has rank k, with E and F learnt for it. It equals
     softmax attention where rank = n and E = F = I, which is `projection="mean"` with a `rank` of at least
@@ -69,16 +72,11 @@ class Linformer(Mechanism):
         dims: Dims,
         *,
         causal: bool,
-        rank: int = 256,
-        sharing: str = "heads",
-        projection: str = "linear",
+        rank: Count = 256,
+        sharing: Sharing = "heads",
+        projection: Projection = "linear",
     ) -> None:
         super().__init__(dims, causal=causal)
-        if rank < 1:
-            raise ValueError(f"'linformer': rank must be at least 1, not {rank!r}")
-        for name, choice, known in (("sharing", sharing, SHARING), ("projection", projection, PROJECTIONS)):
-            if choice not in known:
-                raise ValueError(f"'linformer': {name} must be one of {', '.join(known)}; not {choice!r}")
         if dims.max_len is None:
             raise ValueError("'linformer' has weights per position: set Dims.max_len")
         self.max_len, self.rank = dims.max_len, rank
@@ -97,7 +95,6 @@ class Linformer(Mechanism):
 
     def definition(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
         self._require_room(k)
-        q, k, v = zero_padding(valid, q, k, v)
         out = q.new_zeros(*q.shape[:3], v.shape[-1])
         for row in range(len(q)):
             real = slice(None) if valid is None else valid[row]
@@ -122,7 +119,6 @@ class Linformer(Mechanism):
 
     def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
         self._require_room(k)
-        q, k, v = zero_padding(valid, q, k, v)
         packing = Packing.of(valid, like=k)
 
         def attend(own: slice, q: Queries, k: Keys, v: Values) -> Outputs:
@@ -132,8 +128,7 @@ class Linformer(Mechanism):
             mask = None if real is None else real[:, None, None, :]
             return attention(q, slots, mixed, seen=mask)
 
-        with no_autocast(q):
-            return by_heads(attend, q, k, v)
+        return by_heads(attend, q, k, v)
 
     def _project(
         self, x: Float[Tensor, "b h s c"], packing: Packing, weights: Tensor | None

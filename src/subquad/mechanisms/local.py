@@ -21,19 +21,19 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from subquad.inputs import no_autocast
-from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
+from subquad.bounds import Count
+from subquad.mechanism import Dims, Keys, Outputs, Queries, Traits, Valid, Values
 from subquad.mechanisms.sparse import SparseAttention
 from subquad.ops.attention import attention
-from subquad.ops.packing import Packing, take
-from subquad.ops.precision import wide
-from subquad.ops.scan import scan
+from subquad.ops.shared.packing import Packing, take
+from subquad.ops.shared.precision import wide
+from subquad.ops.shared.scan import scan
 from subquad.patterns import Dilated, Local
 
 SMALLEST_CHUNK = 64  # tokens of a stream taken at once, even where the window is narrower
 
 
-class Window(NamedTuple):
+class WindowState(NamedTuple):
     """The last keys and values; those of a young stream stand at the right."""
 
     k: Float[Tensor, "b h w d"]
@@ -44,8 +44,8 @@ class Window(NamedTuple):
 class LocalAttention(SparseAttention):
     """Sees `width` tokens on either side, or before it in the causal form, and itself.
 
-    `width`: w, tokens on one side. `dilation`: delta; take every delta-th token, which reaches delta times as
-    far with gaps between.
+    width: w, tokens on one side; Longformer's 512 on both.
+    dilation: delta; take every delta-th token, which reaches delta times as far with gaps between.
 
     Approximates softmax attention by its nearest keys, and equals it when the width is the sequence's length.
     Layers stack: after l of them a token has heard from l w tokens away.
@@ -65,10 +65,7 @@ class LocalAttention(SparseAttention):
         tiny={"width": 3, "dilation": 2},
     )
 
-    def __init__(self, dims: Dims, *, causal: bool, width: int = 256, dilation: int = 1) -> None:
-        for name, size in (("width", width), ("dilation", dilation)):
-            if size < 1:
-                raise ValueError(f"'local': {name} must be at least 1, not {size!r}")
+    def __init__(self, dims: Dims, *, causal: bool, width: Count = 256, dilation: Count = 1) -> None:
         pattern = Local(width) if dilation == 1 else Dilated(width, dilation)
         super().__init__(dims, causal=causal, pattern=pattern)
         self.dilation, self.span = dilation, width * dilation
@@ -78,17 +75,14 @@ class LocalAttention(SparseAttention):
         near = ((i - j).abs() <= self.span) & ((i - j) % self.dilation == 0)
         return near & (j <= i) if self.causal else near
 
-    def step(
-        self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, state: Window | None = None
-    ) -> tuple[Outputs, Window]:
-        if not self.causal:
-            return Mechanism.step(self, q, k, v, valid=valid, state=state)  # which refuses
-        with no_autocast(q):
-            return scan(self._chunk, q, k, v, valid=valid, state=state, chunk=max(self.span, SMALLEST_CHUNK))
+    def _stream(
+        self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: WindowState | None
+    ) -> tuple[Outputs, WindowState]:
+        return scan(self._chunk, q, k, v, valid=valid, state=state, chunk=max(self.span, SMALLEST_CHUNK))
 
     def _chunk(
-        self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: Window | None
-    ) -> tuple[Outputs, Window]:
+        self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: WindowState | None
+    ) -> tuple[Outputs, WindowState]:
         packing, w = Packing.of(valid, like=k), self.span
         q, k, v = (packing.pack(x) for x in (q, k, v))
         seen = torch.zeros_like(packing.count)
@@ -104,5 +98,5 @@ class LocalAttention(SparseAttention):
         out = attention(*wide(q, k, v), seen=near[:, None])
         last = packing.count[:, None] + torch.arange(w, device=k.device)
         keep = torch.ones_like(last, dtype=torch.bool)
-        window = Window(take(k, last, real=keep), take(v, last, real=keep), seen + packing.count)
-        return packing.unpack(out).to(v.dtype), window
+        window = WindowState(take(k, last, real=keep), take(v, last, real=keep), seen + packing.count)
+        return packing.unpack(out), window

@@ -13,21 +13,34 @@ The paper chooses global tokens by task; here they are the first ones, so put th
 models have no global tokens, and are `local`.
 """
 
-import torch
+from typing import NamedTuple
 
-from subquad.inputs import no_autocast
+import torch
+from torch import Tensor
+
+from subquad.bounds import Count, EvenCount
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
 from subquad.ops.attention import attention
-from subquad.ops.packing import Packing
-from subquad.ops.precision import wide
+from subquad.ops.shared.packing import Packing
+from subquad.ops.shared.precision import wide
 from subquad.patterns import Columns, Local, attend
+
+
+class LongformerInputs(NamedTuple):
+    q: Queries
+    k: Keys
+    v: Values
+    q_global: Queries
+    k_global: Keys
+    v_global: Values
 
 
 class LongformerAttention(Mechanism):
     """Sees `window` neighbours and the first `globals` tokens, which see everything.
 
-    `window`: w, half of it on either side. `globals`: g, how many of the first tokens are global; the
-    sequence's own first tokens, so begin it with something that may speak for the whole.
+    window: w, tokens, half of them on either side; even.
+    globals: g, how many of the first tokens are global. They are the sequence's own, so begin it with
+        something that may speak for the whole. Without any it would be `local`.
 
     Approximates softmax attention by its nearest keys, and equals it when the window is twice the sequence's
     length and the global projections are the ordinary ones.
@@ -36,6 +49,8 @@ class LongformerAttention(Mechanism):
     tokens are any tokens. Not for generation either, since global tokens see what follows; use `local`.
     """
 
+    inputs = LongformerInputs
+    zeros_padding = False
     traits = Traits(
         name="longformer",
         paper="arXiv:2004.05150",
@@ -45,72 +60,40 @@ class LongformerAttention(Mechanism):
         tiny={"window": 6, "globals": 2},
     )
 
-    def __init__(self, dims: Dims, *, causal: bool, window: int = 512, globals: int = 1) -> None:
+    def __init__(self, dims: Dims, *, causal: bool, window: EvenCount = 512, globals: Count = 1) -> None:
         super().__init__(dims, causal=causal)
-        if window < 2 or window % 2:
-            raise ValueError(f"'longformer': window must be even and at least 2, not {window!r}")
-        if globals < 1:
-            raise ValueError(f"'longformer': globals must be at least 1, not {globals!r}; or use 'local'")
         self.window, self.globals = window, globals
         self.pattern = Local(window // 2) | Columns(globals)
-
-    def projections(self) -> dict[str, int]:
-        names = ("q", "k", "v", "q_global", "k_global", "v_global")
-        return dict.fromkeys(names, self.dims.head_dim)
 
     def score_inputs(self) -> tuple[str, ...]:
         return "q", "q_global"
 
-    def definition(
-        self,
-        q: Queries,
-        k: Keys,
-        v: Values,
-        q_global: Queries,
-        k_global: Keys,
-        v_global: Values,
-        *,
-        valid: Valid | None = None,
-    ) -> Outputs:
+    def definition(self, *inputs: Tensor, valid: Valid | None = None) -> Outputs:
         """Row by row without its padding: all scores of both kinds, and each token takes its own kind's."""
-        out = torch.zeros_like(v)
-        for row in range(len(q)):
+        out = torch.zeros_like(inputs[0])
+        for row in range(len(out)):
             real = slice(None) if valid is None else valid[row]
-            inputs = (x[row][:, real] for x in (q, k, v, q_global, k_global, v_global))
-            q_row, k_row, v_row, q_whole, k_whole, v_whole = inputs
-            i = torch.arange(q_row.shape[1], device=q.device)
+            q, k, v, q_global, k_global, v_global = (x[row][:, real] for x in inputs)
+            i = torch.arange(q.shape[1], device=q.device)
             near = (i[:, None] - i).abs() <= self.window / 2
-            scores = (q_row @ k_row.mT / q.shape[-1] ** 0.5).masked_fill(
-                ~near & (i >= self.globals), -torch.inf
-            )
-            local = scores.softmax(-1) @ v_row
-            whole = (q_whole @ k_whole.mT / q.shape[-1] ** 0.5).softmax(-1) @ v_whole
+            scores = (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(~near & (i >= self.globals), -torch.inf)
+            local = scores.softmax(-1) @ v
+            whole = (q_global @ k_global.mT / q.shape[-1] ** 0.5).softmax(-1) @ v_global
             out[row, :, real] = torch.where((i < self.globals)[:, None], whole, local)
         return out
 
-    def forward(
-        self,
-        q: Queries,
-        k: Keys,
-        v: Values,
-        q_global: Queries,
-        k_global: Keys,
-        v_global: Values,
-        *,
-        valid: Valid | None = None,
-    ) -> Outputs:
-        packing = Packing.of(valid, like=k)
-        with no_autocast(q):
-            packed = [packing.pack(x) for x in wide(q, k, v, q_global, k_global, v_global)]
-            local = attend(self.pattern, *packed[:3], n=None if valid is None else packing.count)
-            seen = None if packing.valid is None else packing.valid[:, None, None, :]
-            if torch.compiler.is_compiling():  # for any length, fewer tokens than globals among them
-                i = torch.arange(q.shape[2], device=q.device)
-                at = torch.arange(self.globals, device=q.device).clamp(max=q.shape[2] - 1)
-                whole = attention(packed[3].index_select(2, at), *packed[4:], seen=seen)
-                whole = whole.index_select(2, i.clamp(max=self.globals - 1))
-                out = torch.where((i < self.globals)[:, None], whole, local)
-            else:
-                whole = attention(packed[3][:, :, : self.globals], *packed[4:], seen=seen)
-                out = torch.cat([whole, local[:, :, self.globals :]], 2)
-        return packing.unpack(out).to(v.dtype)
+    def forward(self, *inputs: Tensor, valid: Valid | None = None) -> Outputs:
+        packing = Packing.of(valid, like=inputs[1])
+        q, k, v, q_global, k_global, v_global = (packing.pack(x) for x in wide(*inputs))
+        local = attend(self.pattern, q, k, v, n=None if valid is None else packing.count)
+        seen = None if packing.valid is None else packing.valid[:, None, None, :]
+        if torch.compiler.is_compiling():  # for any length, fewer tokens than globals among them
+            i = torch.arange(q.shape[2], device=q.device)
+            at = torch.arange(self.globals, device=q.device).clamp(max=q.shape[2] - 1)
+            whole = attention(q_global.index_select(2, at), k_global, v_global, seen=seen)
+            whole = whole.index_select(2, i.clamp(max=self.globals - 1))
+            out = torch.where((i < self.globals)[:, None], whole, local)
+        else:
+            whole = attention(q_global[:, :, : self.globals], k_global, v_global, seen=seen)
+            out = torch.cat([whole, local[:, :, self.globals :]], 2)
+        return packing.unpack(out)

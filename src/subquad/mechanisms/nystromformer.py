@@ -22,21 +22,24 @@ departs:
 - There is no causal form: every landmark but the first is a mean that knows later tokens.
 """
 
+from typing import Annotated
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from subquad.inputs import no_autocast, zero_padding
+from subquad.bounds import Bound, Count
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
 from subquad.ops.attention import attention
 from subquad.ops.convolution import convolve
-from subquad.ops.landmarks import Segments
-from subquad.ops.masked_softmax import masked_softmax
-from subquad.ops.packing import Packing
-from subquad.ops.precision import by_heads
-from subquad.ops.unused import unused
+from subquad.ops.shared.landmarks import Segments
+from subquad.ops.shared.masked_softmax import masked_softmax
+from subquad.ops.shared.packing import Packing
+from subquad.ops.shared.precision import by_heads
+from subquad.ops.shared.unused import unused
 
+Kernel = Annotated[int, Bound("odd, or 0 for none", lambda n: n == 0 or (n > 0 and n % 2 == 1))]
 Row = Float[Tensor, "h n d"]
 RowValues = Float[Tensor, "h n e"]
 Square = Float[Tensor, "b h m m"]
@@ -45,9 +48,10 @@ Square = Float[Tensor, "b h m m"]
 class Nystromformer(Mechanism):
     """Softmax attention by way of `landmarks`, and a convolution of the values beside it.
 
-    `landmarks`: m. `iterations`: of the pseudo-inverse; six suffice for landmarks that differ little from
-    each other, more are needed the nearer A is to a singular matrix. `kernel`: tokens that the depthwise
-    convolution spans, one kernel a head; an odd number, or 0 for no convolution.
+    landmarks: m, means of as many segments.
+    iterations: of the pseudo-inverse; six suffice for landmarks that differ little from each other, more are
+        needed the nearer A is to a singular matrix.
+    kernel: tokens that the depthwise convolution spans, one kernel a head; odd, or 0 for no convolution.
 
     Approximates softmax attention, well where its matrix has rank m and the landmarks span it. It equals
     softmax attention where there are as many landmarks as tokens, the iterations have converged and there is
@@ -67,14 +71,9 @@ class Nystromformer(Mechanism):
     )
 
     def __init__(
-        self, dims: Dims, *, causal: bool, landmarks: int = 64, iterations: int = 6, kernel: int = 33
+        self, dims: Dims, *, causal: bool, landmarks: Count = 64, iterations: Count = 6, kernel: Kernel = 33
     ) -> None:
         super().__init__(dims, causal=causal)
-        for name, size in (("landmarks", landmarks), ("iterations", iterations)):
-            if size < 1:
-                raise ValueError(f"'nystromformer': {name} must be at least 1, not {size!r}")
-        if kernel < 0 or (kernel > 0 and kernel % 2 == 0):
-            raise ValueError(f"'nystromformer': kernel must be odd, or 0 for none, not {kernel!r}")
         self.landmarks, self.iterations, self.kernel = landmarks, iterations, kernel
         if kernel:
             bound = kernel**-0.5  # torch's for a convolution
@@ -114,7 +113,6 @@ class Nystromformer(Mechanism):
             return v + unused(q, k, *self.parameters()).to(v.dtype)
         if torch.compiler.is_compiling() and valid is None:  # there may be fewer tokens than landmarks
             valid = torch.ones_like(k[:, 0, :, 0], dtype=torch.bool)
-        q, k, v = zero_padding(valid, q, k, v)
         packing = Packing.of(valid, like=k)
 
         def attend(own: slice, q: Queries, k: Keys, v: Values) -> Outputs:
@@ -122,8 +120,7 @@ class Nystromformer(Mechanism):
                 self._attend(packing.pack(q), packing.pack(k), packing.pack(v), own, packing)
             )
 
-        with no_autocast(q):
-            return by_heads(attend, q, k, v)
+        return by_heads(attend, q, k, v)
 
     def _attend(self, q: Queries, k: Keys, v: Values, own: slice, packing: Packing) -> Outputs:
         """What packed tokens of the heads `own` get, from the right: B V, then Z (B V), then F (Z B V)."""

@@ -18,8 +18,8 @@ from subquad.patterns.grammar import parse
 class PatternAttention(SparseAttention):
     """Sees what an expression says; in the causal form, what it says `& CAUSAL`.
 
-    `expr`: the pattern, such as "Local(64) | Global(2) | Random(3)". A pair that several terms allow counts
-    once. Positions count real tokens, and `Random` draws from each row's own.
+    expr: the pattern, such as "Local(64) | Global(2) | Random(3)". A pair that several terms allow counts
+        once. Positions count real tokens, and `Random` draws from each row's own.
 
     Approximates softmax attention by the pairs of the pattern, and equals it where the pattern holds all
     pairs, as "Global(n)" does for n tokens. Work and memory grow with the pairs: linearly for windows,

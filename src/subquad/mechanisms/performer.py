@@ -22,14 +22,15 @@ Departs from the authors' code:
 - signed weights (trigonometric, gelu) are divided by their sum as it is, near zero or below it.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Annotated
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from subquad.bounds import Count, Positive, Steps, one_of
 from subquad.features.directions import LENGTHS, Projection, Scaling, Unprojected, scaled
 from subquad.features.favor import Favor, Hyperbolic, Trigonometric
 from subquad.features.feature_map import FeatureMap
@@ -37,8 +38,8 @@ from subquad.features.generalised import FUNCTIONS, Generalised, GeneralisedExpo
 from subquad.inputs import no_autocast, require_inputs, zero_padding
 from subquad.mechanism import Dims, Keys, Queries, Valid
 from subquad.mechanisms.kernel import KERNEL, KernelAttention
-from subquad.ops.generators import seeded
-from subquad.ops.precision import wide
+from subquad.ops.shared.generators import seeded
+from subquad.ops.shared.precision import wide
 
 ESTIMATES: dict[str, Callable[[Projection], FeatureMap]] = {  # of the softmax kernel
     "positive": Favor,
@@ -48,23 +49,31 @@ ESTIMATES: dict[str, Callable[[Projection], FeatureMap]] = {  # of the softmax k
 OTHERS = ("exp", *FUNCTIONS)  # kernels of their own
 FEATURES = 256
 PAIRED = ("hyperbolic", "trigonometric")  # two features a row of W
+
 MAPS = (*ESTIMATES, *OTHERS)
+
+Map = Annotated[str, one_of(*MAPS)]
+Lengths = Annotated[str, one_of(*LENGTHS)]
 
 
 class Performer(KernelAttention):
-    """Random features of queries and keys, `features` of them, in one of several kinds.
+    """Random features of queries and keys, in one of several kinds.
 
-    `map`: "positive" features of the softmax kernel; "hyperbolic", positive with less variance, and
-    "trigonometric", without sign, both of them two to a random direction, so that `features` is even; or the
-    features f(W x') + `epsilon` of another kernel: relu, abs, elu, gelu, sigmoid or exp.
-    `projection`: without it, the features of another kernel are f(x') + `epsilon`, as many as a head is wide.
-    `rescale`: without it, x' is x there. Without both, "relu" is the Performer of the Long Range Arena.
-    `orthogonal`: directions are so within blocks of the head's width, which lowers the variance. `lengths`:
-    "chi", those of Gaussian vectors, or "fixed", all sqrt(d), which lowers the variance further at the price
-    of a bias (SMREG). `seed`: they are drawn from it and from the layer's number. `redraw_every`: steps of
-    training until they are drawn anew, 0 for never; the training loop calls `subquad.nn.redraw`.
-    `normalise`: queries and keys are divided by their norms, and the softmax that is estimated is that of
-    their cosines: a weight's relative variance is then below exp(4) / `features`, whatever is learnt.
+    features: how many; even where two are made of a random direction.
+    map: "positive" features of the softmax kernel; "hyperbolic", positive with less variance, and
+        "trigonometric", without sign, both of them two to a direction; or the features f(W x') + `epsilon` of
+        another kernel: relu, abs, elu, gelu, sigmoid or exp.
+    orthogonal: whether directions are so within blocks of the head's width, which lowers the variance.
+    lengths: of directions: "chi", those of Gaussian vectors; "fixed", all sqrt(d), which lowers the variance
+        further at the price of a bias (SMREG).
+    epsilon: added to each feature of another kernel, so that a query cannot see no key at all.
+    projection: without it, the features of another kernel are f(x') + `epsilon`, as many as a head is wide.
+    rescale: without it, x' is x there. Without both, "relu" is the Performer of the Long Range Arena.
+    normalise: whether queries and keys are divided by their norms, and the softmax that is estimated is that
+        of their cosines: a weight's relative variance is then below exp(4) / `features`, whatever is learnt.
+    seed: from which directions are drawn, with the layer's number.
+    redraw_every: steps of training until they are drawn anew, 0 for never; the training loop calls
+        `subquad.nn.redraw`.
 
     Approximates softmax attention, and equals it as `features` grows, where `map` is positive, hyperbolic or
     trigonometric, `lengths` "chi" and `normalise` off. Good at small norms only: call `estimate_error` on
@@ -90,33 +99,20 @@ class Performer(KernelAttention):
         dims: Dims,
         *,
         causal: bool,
-        features: int = FEATURES,
-        map: str = "positive",
+        features: Count = FEATURES,
+        map: Map = "positive",
         orthogonal: bool = True,
-        lengths: str = "chi",
-        epsilon: float = 1e-3,
+        lengths: Lengths = "chi",
+        epsilon: Positive = 1e-3,
         projection: bool = True,
         rescale: bool = True,
         normalise: bool = False,
         seed: int = 0,
-        redraw_every: int = 0,
+        redraw_every: Steps = 0,
     ) -> None:
-        for option, chosen, possible in (("map", map, MAPS), ("lengths", lengths, LENGTHS)):
-            if chosen not in possible:
-                raise ValueError(
-                    f"'performer': {option} must be one of {', '.join(possible)}, not {chosen!r}"
-                )
-        if features < 1:
-            raise ValueError(f"'performer': features must be at least 1, not {features!r}")
         if map in PAIRED and features % 2:
             raise ValueError(
                 f"'performer': {map} features come in pairs: features must be even, not {features!r}"
-            )
-        if not 0 < epsilon < math.inf:
-            raise ValueError(f"'performer': epsilon must be a positive number, not {epsilon!r}")
-        if redraw_every < 0:
-            raise ValueError(
-                f"'performer': redraw_every must be a number of steps, 0 for never, not {redraw_every!r}"
             )
         if map in ESTIMATES and not (projection and rescale):
             raise ValueError(

@@ -21,19 +21,22 @@ Zhang, Gong, Shen, Li, Lv, Duan, Chen: Poolingformer: Long Document Modeling wit
   complete.
 """
 
+from typing import Annotated
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from subquad.inputs import no_autocast, zero_padding
+from subquad.bounds import Count, CountOrZero, one_of
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
 from subquad.ops.banded_attention import NEVER, banded_attention
-from subquad.ops.packing import Packing
-from subquad.ops.pooling import Pooled, Windows
-from subquad.ops.precision import wide
+from subquad.ops.shared.packing import Packing
+from subquad.ops.shared.pooling import Pooled, Windows
+from subquad.ops.shared.precision import wide
 from subquad.ops.window_attention import window_attention
 
-POOLINGS = ("mean", "max", "convolution")
+Pooling = Annotated[str, one_of("mean", "max", "convolution")]
+Second = Annotated[str, one_of("x", "y")]
 
 Row = Float[Tensor, "h n d"]
 
@@ -41,10 +44,13 @@ Row = Float[Tensor, "h n d"]
 class Poolingformer(Mechanism):
     """A window of tokens, and a wider window of pooled ones.
 
-    `near`: w_1, tokens to each side that the first level sees. `far`: w_2, those of the second.
-    `kernel` and `stride`: kappa and xi of the pooling. `pooling`: "mean", "max", or "convolution", whose
-    weights depend on the window. `second`: what the second level reads: "x", the layer's own q, k and v; or
-    "y", projections of the first level's output.
+    near: w_1, tokens to each side that the first level sees.
+    far: w_2, those of the second.
+    kernel: kappa, tokens that are pooled into one.
+    stride: xi, tokens from one pooled one to the next; from 1 to `kernel`.
+    pooling: "mean", "max", or "convolution", whose weights depend on the window.
+    second: what the second level reads: "x", the layer's own q, k and v; "y", projections of the first
+        level's output.
 
     Approximates softmax attention over `far` tokens to each side, finely near by and coarsely far off, as the
     sum of two attentions, so that it never equals softmax attention. With a kernel and a stride of 1 it is
@@ -67,26 +73,21 @@ class Poolingformer(Mechanism):
         dims: Dims,
         *,
         causal: bool,
-        near: int = 128,
-        far: int = 512,
-        kernel: int = 5,
-        stride: int = 4,
-        pooling: str = "mean",
-        second: str = "x",
+        near: CountOrZero = 128,
+        far: CountOrZero = 512,
+        kernel: Count = 5,
+        stride: Count = 4,
+        pooling: Pooling = "mean",
+        second: Second = "x",
     ) -> None:
         super().__init__(dims, causal=causal)
-        if near < 0:
-            raise ValueError(f"'poolingformer': near must be at least 0, not {near!r}")
-        if not 1 <= stride <= kernel:
+        if stride > kernel:
             raise ValueError(
                 f"'poolingformer': stride={stride!r} and kernel={kernel!r} would leave tokens out; choose a "
                 "stride from 1 up to the kernel"
             )
         if far < kernel - 1:
             raise ValueError(f"'poolingformer': far must be at least kernel - 1 = {kernel - 1}, not {far!r}")
-        for name, choice, known in (("pooling", pooling, POOLINGS), ("second", second, ("x", "y"))):
-            if choice not in known:
-                raise ValueError(f"'poolingformer': {name} must be one of {', '.join(known)}; not {choice!r}")
         self.near, self.far, self.kernel, self.stride = near, far, kernel, stride
         self.pooling, self.second = pooling, second
         h, d = dims.heads, dims.head_dim
@@ -135,11 +136,9 @@ class Poolingformer(Mechanism):
         return torch.einsum("hw,hwd->hd", logits[:, : window.shape[1]].softmax(-1), window)
 
     def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
-        with no_autocast(q):
-            packing = Packing.of(valid, like=k)
-            tokens = wide(*zero_padding(valid, q, k, v))
-            wide_q, wide_k, wide_v = (packing.pack(x) for x in tokens)
-            return packing.unpack(self._attend(wide_q, wide_k, wide_v, packing)).to(v.dtype)
+        packing = Packing.of(valid, like=k)
+        q, k, v = (packing.pack(x) for x in wide(q, k, v))
+        return packing.unpack(self._attend(q, k, v, packing))
 
     def _attend(self, q: Queries, k: Keys, v: Values, packing: Packing) -> Outputs:
         """What packed tokens get from both levels."""

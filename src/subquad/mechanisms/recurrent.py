@@ -19,22 +19,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from subquad.inputs import no_autocast
-from subquad.mechanism import Dims, Mechanism, Outputs, State, Valid
-from subquad.ops.precision import wide
+from subquad.mechanism import Dims, Mechanism, Outputs, State, Valid, Values
 from subquad.ops.recurrence.rows import Fusion, Gates
+from subquad.ops.shared.precision import wide
 
-Inputs = Float[Tensor, "b h t _"]
-Row = Float[Tensor, "h t _"]
 Matrix = Float[Tensor, "b h d e"]
 
 
-class Memory(NamedTuple):
+class RecurrentState(NamedTuple):
     S: Matrix
 
 
 class RecurrentAttention(Mechanism):
-    """Owns padding, precision, streaming and the norm; a member writes `_recur` and `_advance`."""
+    """Owns streaming and the norm; a member names its `inputs` and writes `_recur` and `_advance`."""
 
     epsilon: float = 1e-5  # under the root mean square, in the layers of flash-linear-attention
     scale: nn.Parameter | None
@@ -45,27 +42,31 @@ class RecurrentAttention(Mechanism):
         self.register_parameter("scale", nn.Parameter(torch.ones(dims.head_dim)) if affine else None)
 
     @abstractmethod
-    def _recur(self, *row: Row) -> Row:
-        """The recurrence for one sequence without padding, token by token."""
+    def _recur(self, x: Any) -> Outputs:
+        """The recurrence for `inputs` without padding, token by token."""
 
     @abstractmethod
-    def _advance(self, *inputs: Inputs, valid: Valid | None, state: State | None) -> tuple[Outputs, State]:
-        """The same for the next tokens of a batch, by chunks; the inputs are as they were given."""
+    def _advance(self, x: Any, *, valid: Valid | None, state: Any) -> tuple[Outputs, State]:
+        """The same for the next `inputs` of a stream, by chunks."""
 
-    def _define(self, *inputs: Inputs, valid: Valid | None) -> Outputs:
+    def definition(self, *inputs: Tensor, valid: Valid | None = None) -> Outputs:
         """Row by row without its padding."""
         out = torch.zeros_like(inputs[2])
         for row in range(len(out)):
             real = slice(None) if valid is None else valid[row]
-            tokens = wide(*(x[row][:, real] for x in inputs))
-            out[row, :, real] = self._recur(*tokens).to(out.dtype)
+            own = wide(*(x[row : row + 1, :, real] for x in inputs))
+            out[row : row + 1, :, real] = self._recur(self.inputs(*own)).to(out.dtype)
         return out
 
-    def _run(self, *inputs: Inputs, valid: Valid | None, state: State | None) -> tuple[Outputs, State]:
-        with no_autocast(inputs[0]):
-            return self._advance(*inputs, valid=valid, state=state)
+    def forward(self, *inputs: Tensor, valid: Valid | None = None) -> Outputs:
+        return self._advance(self.inputs(*inputs), valid=valid, state=None)[0]
 
-    def _normed(self, o: Row) -> Row:
+    def step(
+        self, *inputs: Tensor, valid: Valid | None = None, state: State | None = None
+    ) -> tuple[Outputs, State]:
+        return self._advance(self.inputs(*inputs), valid=valid, state=state)
+
+    def _normed(self, o: Values) -> Values:
         """The norm of outputs, for the definition."""
         o = o / (o.square().mean(-1, keepdim=True) + self.epsilon).sqrt()
         return o if self.scale is None else o * self.scale
@@ -76,12 +77,12 @@ class RecurrentAttention(Mechanism):
         return Fusion(rms_norm_eps=self.epsilon, scale=scale, gate=gate, **before)
 
 
-def nothing(k: Float[Tensor, "b h t d"], v: Float[Tensor, "b h t e"]) -> Matrix:
+def initial(k: Float[Tensor, "b h t d"], v: Float[Tensor, "b h t e"]) -> Matrix:
     """What is remembered before the first token, in float32 at least."""
     wider = torch.promote_types(k.dtype, torch.float32)
     return k.new_zeros(*k.shape[:2], k.shape[3], v.shape[3], dtype=wider)
 
 
-def kept(log_decay: Float[Tensor, "#b #h t #d"], valid: Valid | None) -> Float[Tensor, "#b #h t #d"]:
+def mask_decay(log_decay: Float[Tensor, "#b #h t #d"], valid: Valid | None) -> Float[Tensor, "#b #h t #d"]:
     """Nothing fades at padding."""
     return log_decay if valid is None else log_decay.masked_fill(~valid[:, None, :, None], 0)

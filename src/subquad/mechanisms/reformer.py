@@ -32,20 +32,29 @@ appendix A. How it is laid out here, and where it departs:
   savings of memory rest as much: they are the network's matter.
 """
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from subquad.inputs import no_autocast, zero_padding
+from subquad.bounds import Count
+from subquad.inputs import zero_padding
 from subquad.mechanism import Dims, Mechanism, Outputs, Queries, Traits, Valid, Values
 from subquad.ops.bucket_attention import bucket_attention
 from subquad.ops.bucket_attention.sorting import Buckets
-from subquad.ops.generators import seeded
 from subquad.ops.hashing import WIDEST, hash_sizes, hashed
-from subquad.ops.precision import wide
+from subquad.ops.shared.generators import seeded
+from subquad.ops.shared.precision import wide
 
 Row = Float[Tensor, "h n d"]
+
+
+class ReformerInputs(NamedTuple):
+    q: Queries  # and keys
+    v: Values
+
 
 HASHES = 4  # in a product of hashes, enough for sixteen million chunks
 
@@ -53,9 +62,12 @@ HASHES = 4  # in a product of hashes, enough for sixteen million chunks
 class Reformer(Mechanism):
     """Softmax attention with shared queries and keys, over the tokens that LSH finds.
 
-    `bucket`: c, the tokens of a chunk and of an average bucket. `rounds` of hashing, from `seed`. Chunks hold
-    strays of other buckets; `strays` attends to them too, as most implementations do. `duplicates` leaves out
-    the correction of pairs found in several rounds, which then weigh more; it saves some time.
+    bucket: c, tokens of a chunk and of an average bucket.
+    rounds: of hashing.
+    strays: whether tokens of other buckets that a chunk holds are attended to, as in most implementations.
+    duplicates: whether the correction of pairs found in several rounds is left out: they then weigh more,
+        which saves some time.
+    seed: from which rotations are drawn, with the layer's number.
 
     Approximates softmax attention whose queries are its keys, by the few large weights of each query. It
     never equals softmax attention of queries and keys apart, but equals its own full form, over all keys,
@@ -69,6 +81,8 @@ class Reformer(Mechanism):
 
     R: Float[Tensor, "levels r d f"]
 
+    inputs = ReformerInputs
+    zeros_padding = False  # of queries it must, which are keys, too
     traits = Traits(
         name="reformer",
         paper="arXiv:2001.04451",
@@ -84,16 +98,13 @@ class Reformer(Mechanism):
         dims: Dims,
         *,
         causal: bool,
-        bucket: int = 64,
-        rounds: int = 8,
+        bucket: Count = 64,
+        rounds: Count = 8,
         strays: bool = False,
         duplicates: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__(dims, causal=causal)
-        for name, size in (("bucket", bucket), ("rounds", rounds)):
-            if size < 1:
-                raise ValueError(f"'reformer': {name} must be at least 1, not {size!r}")
         self.bucket, self.rounds = bucket, rounds
         self.strays, self.duplicates = strays, duplicates
         self.register_buffer("R", torch.empty(HASHES, rounds, dims.head_dim, WIDEST // 2))
@@ -101,9 +112,6 @@ class Reformer(Mechanism):
 
     def redraw(self, *, generator: torch.Generator) -> None:
         self.R.copy_(torch.randn(self.R.shape, dtype=torch.float64, generator=generator))
-
-    def projections(self) -> dict[str, int]:
-        return dict.fromkeys(("q", "v"), self.dims.head_dim)
 
     def definition(self, q: Queries, v: Values, *, valid: Valid | None = None) -> Outputs:
         """Row by row without its padding, as a softmax over the pairs that are in P."""
@@ -138,24 +146,22 @@ class Reformer(Mechanism):
         return near if self.strays else near & (bucket[:, :, None] == bucket[:, None])
 
     def forward(self, q: Queries, v: Values, *, valid: Valid | None = None) -> Outputs:
-        with no_autocast(q):
-            wide_q, wide_v = wide(*zero_padding(valid, q, q, v)[1:])
-            real = torch.ones_like(q[:, 0, :, 0], dtype=torch.bool) if valid is None else valid
-            bucket = self._hash(wide_q.detach(), None if valid is None else valid.sum(1))
-            bucket = bucket.masked_fill(~real[:, None, None], BEHIND)
-            rounds = Buckets.of(bucket, size=self.bucket)
-            out = bucket_attention(
-                wide_q,
-                F.normalize(wide_q, dim=-1) * q.shape[-1] ** 0.5,  # it divides scores by that
-                wide_v,
-                order=rounds.order,
-                labels=self._labels(bucket, rounds, real),
-                size=rounds.size,
-                causal=self.causal,
-                self_only_if_alone=True,
-                count_duplicates=self.duplicates,
-            )
-            return out.to(v.dtype)
+        _, q, v = wide(*zero_padding(valid, q, q, v))
+        real = torch.ones_like(q[:, 0, :, 0], dtype=torch.bool) if valid is None else valid
+        bucket = self._hash(q.detach(), None if valid is None else valid.sum(1))
+        bucket = bucket.masked_fill(~real[:, None, None], BEHIND)
+        rounds = Buckets.of(bucket, size=self.bucket)
+        return bucket_attention(
+            q,
+            F.normalize(q, dim=-1) * q.shape[-1] ** 0.5,  # it divides scores by that
+            v,
+            order=rounds.order,
+            labels=self._labels(bucket, rounds, real),
+            size=rounds.size,
+            causal=self.causal,
+            self_only_if_alone=True,
+            count_duplicates=self.duplicates,
+        )
 
     def _hash(self, x: Queries, count: Int[Tensor, " b"] | None) -> Int[Tensor, "b h r n"]:
         """The bucket of each token in each round, by the number of tokens in its row (None: all)."""

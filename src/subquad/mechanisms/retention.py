@@ -23,22 +23,31 @@ Weights of RetNet carry over where its values are as wide as its keys: its pairs
 those here c and c + d/2, so that the rows of its maps to queries and keys have to be put into that order.
 """
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from subquad.inputs import zero_padding
-from subquad.mechanism import Dims, Outputs, Queries, Traits, Valid
-from subquad.mechanisms.recurrent import RecurrentAttention, Row, kept, nothing
+from subquad.bounds import one_of
+from subquad.mechanism import Dims, Keys, Outputs, Queries, Traits, Valid, Values
+from subquad.mechanisms.recurrent import RecurrentAttention, initial, mask_decay
 from subquad.ops.recurrence import decayed_product
-from subquad.ops.rotary import LONGEST_WAVE, turns
+from subquad.ops.shared.rotary import LONGEST_WAVE, turns
 
 FORMS = {"torchscale": 1e-6, "fla": 1e-5}  # and their epsilons
 
+Form = Annotated[str, one_of(*FORMS)]
 
-class Turning(NamedTuple):
+
+class RetentionInputs(NamedTuple):
+    q: Queries
+    k: Keys
+    v: Values
+    gate: Values  # of the output
+
+
+class RetentionState(NamedTuple):
     S: Float[Tensor, "b h d e"]
     seen: Int[Tensor, " b"]  # real tokens so far
 
@@ -46,10 +55,11 @@ class Turning(NamedTuple):
 class Retention(RecurrentAttention):
     """Linear attention that forgets at fixed rates, one for each head.
 
-    `form`: "torchscale", the authors' code; or "fla", that of flash-linear-attention, where the norm has a
-    learnt scale and epsilon 1e-5, and theta is that of rotary embeddings, 10000^(-2c/d).
+    form: "torchscale", as in the authors' code; "fla", as in flash-linear-attention: the norm has a learnt
+        scale and epsilon 1e-5, and theta is that of rotary embeddings, 10000^(-2c/d).
 
-    `gate` is an input as wide as a value. Heads come in pairs of channels: `head_dim` must be even.
+    An input beyond q, k and v, `gate`, is that of the output. Channels come in pairs, so that `head_dim` must
+    be even.
 
     Approximates no softmax: weights may be negative, sum to nothing in particular, and fall with distance as
     gamma^(i-j). It is never equal to softmax attention.
@@ -58,6 +68,7 @@ class Retention(RecurrentAttention):
     of eight heads keeps a third after 4,096 tokens. Where the text should decide, use `gated-linear`.
     """
 
+    inputs = RetentionInputs
     traits = Traits(
         name="retention",
         paper="arXiv:2307.08621",
@@ -66,9 +77,7 @@ class Retention(RecurrentAttention):
         state="bounded",
     )
 
-    def __init__(self, dims: Dims, *, causal: bool, form: str = "torchscale") -> None:
-        if form not in FORMS:
-            raise ValueError(f"'retention': form must be one of {', '.join(FORMS)}, not {form!r}")
+    def __init__(self, dims: Dims, *, causal: bool, form: Form = "torchscale") -> None:
         super().__init__(dims, causal=causal, affine=form == "fla")
         self.form, self.epsilon = form, FORMS[form]
         if dims.head_dim % 2:
@@ -76,59 +85,27 @@ class Retention(RecurrentAttention):
                 f"'retention' turns pairs of channels: head_dim must be even, not {dims.head_dim}"
             )
 
-    def projections(self) -> dict[str, int]:
-        return dict.fromkeys(("q", "k", "v", "gate"), self.dims.head_dim)
-
-    def definition(
-        self, q: Queries, k: Queries, v: Queries, gate: Queries, *, valid: Valid | None = None
-    ) -> Outputs:
-        return self._define(q, k, v, gate, valid=valid)
-
-    def forward(
-        self, q: Queries, k: Queries, v: Queries, gate: Queries, *, valid: Valid | None = None
-    ) -> Outputs:
-        return self._run(q, k, v, gate, valid=valid, state=None)[0]
-
-    def step(
-        self,
-        q: Queries,
-        k: Queries,
-        v: Queries,
-        gate: Queries,
-        *,
-        valid: Valid | None = None,
-        state: Turning | None = None,
-    ) -> tuple[Outputs, Turning]:
-        return self._run(q, k, v, gate, valid=valid, state=state)
-
-    def _recur(self, q: Row, k: Row, v: Row, gate: Row) -> Row:
-        h, t, d = q.shape
+    def _recur(self, x: RetentionInputs) -> Outputs:
+        q, k, v, gate = x
+        b, h, t, d = q.shape
         points = d // 2 + (self.form == "fla")  # rotary embeddings leave out the last
         theta = LONGEST_WAVE ** -torch.linspace(0, 1, points, dtype=q.dtype, device=q.device)[: d // 2]
         gamma = 1 - 2.0 ** -(5 + torch.arange(h, dtype=q.dtype, device=q.device))[:, None, None]
-        S, out = torch.zeros(h, d // 2, d, dtype=torch.complex(q, q).dtype, device=q.device), []
+        S, out = torch.zeros(b, h, d // 2, d, dtype=torch.complex(q, q).dtype, device=q.device), []
         for n in range(t):
             turn = torch.polar(torch.ones_like(theta), n * theta)
-            q_n, k_n = (torch.complex(*x[:, n].chunk(2, -1)) * turn for x in (q, k))
-            S = gamma * S + k_n.conj()[:, :, None] * v[:, n, None]
-            out.append((q_n[:, None] @ S).real / d**0.5)
-        o = torch.cat([q[:, :0], *out], 1)
-        return gate * gate.sigmoid() * self._normed(o)
+            q_n, k_n = (torch.complex(*y[:, :, n].chunk(2, -1)) * turn for y in (q, k))
+            S = gamma * S + k_n.conj()[..., None] * v[:, :, n, None]
+            out.append((q_n[:, :, None] @ S).real / d**0.5)
+        return gate * gate.sigmoid() * self._normed(torch.cat([q[:, :, :0], *out], 2))
 
     def _advance(
-        self,
-        q: Queries,
-        k: Queries,
-        v: Queries,
-        gate: Queries,
-        *,
-        valid: Valid | None,
-        state: Turning | None,
-    ) -> tuple[Outputs, Turning]:
-        q, k, v, gate = zero_padding(valid, q, k, v, gate)
+        self, x: RetentionInputs, *, valid: Valid | None, state: RetentionState | None
+    ) -> tuple[Outputs, RetentionState]:
+        q, k, v, gate = x
         batch, heads, length, d = q.shape
         if state is None:
-            state = Turning(nothing(k, v), torch.zeros(batch, dtype=torch.int64, device=q.device))
+            state = RetentionState(initial(k, v), torch.zeros(batch, dtype=torch.int64, device=q.device))
         if valid is None:
             position, new = state.seen[:, None] + torch.arange(length, device=q.device), length
         else:
@@ -137,5 +114,5 @@ class Retention(RecurrentAttention):
         log_gamma = torch.log1p(-torch.exp2(-5 - h))[:, None, None].expand(1, heads, length, 1)
         turn = turns(position, d // 2, dtype=state.S.dtype, closed=self.form == "torchscale")
         fusion = self._fusion(state.S, gate, q_scale=d**-0.5, rotary=turn)
-        out, S = decayed_product(q, k, v, kept(log_gamma, valid), state=state.S, fusion=fusion)
-        return out, Turning(S, state.seen + new)
+        out, S = decayed_product(q, k, v, mask_decay(log_gamma, valid), state=state.S, fusion=fusion)
+        return out, RetentionState(S, state.seen + new)

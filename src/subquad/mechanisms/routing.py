@@ -36,17 +36,18 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.nn import functional as F
 
-from subquad.inputs import no_autocast, zero_padding
+from subquad.bounds import Count, PositiveOrZero, Share
+from subquad.inputs import zero_padding
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
 from subquad.ops.attention import attention
 from subquad.ops.bucket_attention import bucket_attention
 from subquad.ops.bucket_attention.sorting import Buckets, reorder
-from subquad.ops.generators import seeded
-from subquad.ops.graphed import graphed
-from subquad.ops.precision import wide
-from subquad.ops.scan import scan
-from subquad.ops.topk import stable_topk
-from subquad.ops.transforms import lasting, passing
+from subquad.ops.shared.generators import seeded
+from subquad.ops.shared.graphed import graphed
+from subquad.ops.shared.precision import wide
+from subquad.ops.shared.scan import scan
+from subquad.ops.shared.topk import stable_topk
+from subquad.ops.shared.transforms import lasting, passing
 
 CHUNK = 32  # tokens of a stream at a time
 
@@ -54,7 +55,7 @@ Cosines = Float[Tensor, "b h n c"]
 Real = Bool[Tensor, "b n"]
 
 
-class Clusters(NamedTuple):
+class RoutingState(NamedTuple):
     """The last tokens of each cluster; the token that is number g of its cluster stands at g mod w."""
 
     k: Float[Tensor, "b h c w d"]
@@ -65,10 +66,11 @@ class Clusters(NamedTuple):
 class RoutingAttention(Mechanism):
     """Softmax attention within clusters of queries and keys that are learnt by k-means.
 
-    `clusters`: c, best near the square root of the length. `window`: w, the most tokens of a cluster; for
-    full use clusters * window should be the length. `decay` of the centroids' moving averages; `commitment`
-    times the mean squared distance of queries and keys from their centroids is the `penalty()`. Centroids
-    are drawn from `seed`, each layer its own.
+    clusters: c, best near the square root of the length.
+    window: w, the most tokens of a cluster; for full use clusters * window should be the length.
+    decay: of the centroids' moving averages, from 0 to 1; the paper's is 0.999.
+    commitment: `penalty()` is this times the mean squared distance of queries and keys from their centroids.
+    seed: from which centroids are drawn, with the layer's number.
 
     Approximates softmax attention of queries and keys of one length, by the large weights of each query. It
     equals that with one cluster whose window holds the sequence.
@@ -80,6 +82,7 @@ class RoutingAttention(Mechanism):
 
     mu: Float[Tensor, "h c d"]
 
+    zeros_padding = False  # of queries it must, which are routed as keys are
     traits = Traits(
         name="routing",
         paper="arXiv:2003.05997",
@@ -96,20 +99,13 @@ class RoutingAttention(Mechanism):
         dims: Dims,
         *,
         causal: bool,
-        clusters: int = 16,
-        window: int = 256,
-        decay: float = 0.999,
-        commitment: float = 1e-4,
+        clusters: Count = 16,
+        window: Count = 256,
+        decay: Share = 0.999,
+        commitment: PositiveOrZero = 1e-4,
         seed: int = 0,
     ) -> None:
         super().__init__(dims, causal=causal)
-        for name, size in (("clusters", clusters), ("window", window)):
-            if size < 1:
-                raise ValueError(f"'routing': {name} must be at least 1, not {size!r}")
-        if not 0 <= decay <= 1:
-            raise ValueError(f"'routing': decay must lie between 0 and 1, not {decay!r}")
-        if not 0 <= commitment < torch.inf:
-            raise ValueError(f"'routing': commitment must be zero or a positive number, not {commitment!r}")
         self.clusters, self.window = clusters, window
         self.decay, self.commitment = decay, commitment
         self.register_buffer("mu", torch.empty(dims.heads, clusters, dims.head_dim))
@@ -184,23 +180,18 @@ class RoutingAttention(Mechanism):
         return torch.stack(out) if out else v
 
     def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
-        with no_autocast(q):
-            inputs, real = self._route(q, k, v, valid)
-            if self.causal:
-                return self._within_clusters(*inputs, real).to(v.dtype)
-            return self._by_centroid(*inputs, valid).to(v.dtype)
+        inputs, real = self._route(q, k, v, valid)
+        if self.causal:
+            return self._within_clusters(*inputs, real)
+        return self._by_centroid(*inputs, valid)
 
     def step(
-        self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, state: Clusters | None = None
-    ) -> tuple[Outputs, Clusters]:
-        if not self.causal:
-            return super().step(q, k, v, valid=valid, state=state)
-        with no_autocast(q):
-            inputs, real = self._route(q, k, v, valid)
-            before = self._empty(*inputs[1:3]) if state is None else state
-            chunk = min(CHUNK, self.window)  # no more, or two tokens would want one place of a ring
-            out, after = scan(self._chunk, *inputs, valid=real, state=before, chunk=chunk)
-        return out.to(v.dtype), after
+        self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, state: RoutingState | None = None
+    ) -> tuple[Outputs, RoutingState]:
+        inputs, real = self._route(q, k, v, valid)
+        before = self._initial_state(*inputs[1:3]) if state is None else state
+        chunk = min(CHUNK, self.window)  # no more, or two tokens would want one place of a ring
+        return scan(self._chunk, *inputs, valid=real, state=before, chunk=chunk)
 
     def _route(
         self, q: Queries, k: Keys, v: Values, valid: Valid | None
@@ -254,15 +245,15 @@ class RoutingAttention(Mechanism):
             q, k, v, order=buckets.order, labels=labels, size=buckets.size, last_n_only=True
         )
 
-    def _empty(self, k: Keys, v: Values) -> Clusters:
+    def _initial_state(self, k: Keys, v: Values) -> RoutingState:
         """What is remembered before the first token."""
-        kept = (*k.shape[:2], self.clusters, self.window)
-        count = torch.zeros(kept[:3], dtype=torch.int64, device=k.device)
-        return Clusters(k.new_zeros(*kept, k.shape[-1]), v.new_zeros(*kept, v.shape[-1]), count)
+        rings = (*k.shape[:2], self.clusters, self.window)
+        count = torch.zeros(rings[:3], dtype=torch.int64, device=k.device)
+        return RoutingState(k.new_zeros(*rings, k.shape[-1]), v.new_zeros(*rings, v.shape[-1]), count)
 
     def _chunk(
-        self, q: Queries, k: Keys, v: Values, near: Cosines, *, valid: Real, state: Clusters
-    ) -> tuple[Outputs, Clusters]:
+        self, q: Queries, k: Keys, v: Values, near: Cosines, *, valid: Real, state: RoutingState
+    ) -> tuple[Outputs, RoutingState]:
         """At most w tokens: each attends to what its cluster held and to what has joined it since."""
         w, real, cluster = self.window, valid, near.argmax(-1)
         joins = self._joins(cluster, real).cumsum(2)
@@ -281,7 +272,7 @@ class RoutingAttention(Mechanism):
         out = (weights[..., None, :w] @ old_v)[..., 0, :] + weights[..., w:] @ v
         place = (cluster * w + number % w).masked_fill(~real[:, None], self.clusters * w)
         count = state.count + joins[:, :, -1:].sum(2)
-        return out, Clusters(put(state.k, k, place), put(state.v, v, place), count)
+        return out, RoutingState(put(state.k, k, place), put(state.v, v, place), count)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_distance": torch.zeros(())}  # its graph cannot be copied

@@ -13,12 +13,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from subquad.inputs import zero_padding
 from subquad.mechanism import Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
 from subquad.ops.attention import attention
 
 
-class Cache(NamedTuple):
+class KVCache(NamedTuple):
     k: Float[Tensor, "b h s d"]
     v: Float[Tensor, "b h s e"]
     valid: Bool[Tensor, "b s"]
@@ -47,7 +46,6 @@ class SoftmaxAttention(Mechanism):
     )
 
     def definition(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
-        q, k, v = zero_padding(valid, q, k, v)
         scores = q @ k.mT / q.shape[-1] ** 0.5
         seen = torch.ones_like(scores, dtype=torch.bool)
         if self.causal:
@@ -58,7 +56,6 @@ class SoftmaxAttention(Mechanism):
         return scores.masked_fill(~seen, lowest).softmax(-1).masked_fill(~seen, 0) @ v
 
     def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
-        q, k, v = zero_padding(valid, q, k, v)
         if valid is None:
             return attention(q, k, v, causal=self.causal)
         seen = valid[:, None, None, :]
@@ -67,18 +64,15 @@ class SoftmaxAttention(Mechanism):
         return attention(q, k, v, seen=seen)
 
     def step(
-        self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, state: Cache | None = None
-    ) -> tuple[Outputs, Cache]:
-        if not self.causal:
-            return super().step(q, k, v, valid=valid, state=state)
-        q, k, v = zero_padding(valid, q, k, v)
+        self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, state: KVCache | None = None
+    ) -> tuple[Outputs, KVCache]:
         if valid is None:
             valid = torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device)
         if state is not None:
             k, v = torch.cat([state.k, k], 2), torch.cat([state.v, v], 2)
             valid = torch.cat([state.valid, valid], 1)
         seen = valid[:, None, None, :] & past(q.shape[2], k.shape[2], device=q.device)
-        return attention(q, k, v, seen=seen), Cache(k, v, valid)
+        return attention(q, k, v, seen=seen), KVCache(k, v, valid)
 
 
 def past(t: int, s: int, *, device: torch.device) -> Bool[Tensor, "t s"]:

@@ -6,7 +6,7 @@ S_i, the keys that query i sees, depend on positions only, and a key that severa
 Work and memory grow with the pairs (`patterns/running.py` says how). Positions count real tokens, row by row,
 and what depends on the length depends on each row's own.
 
-On CUDA, sequences without padding go through FlexAttention, which sees the same pairs.
+On CUDA FlexAttention sees the same pairs (`patterns/flex.py`).
 
 A stream keeps all keys and values, since a pattern may reach back to the first, but reads only those that the
 new queries see.
@@ -15,23 +15,21 @@ Lin, Wang, Liu, Qiu: A Survey of Transformers. AI Open 2022, arXiv:2106.04554, s
 """
 
 from abc import abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from subquad.inputs import no_autocast
-from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Valid, Values
-from subquad.ops.packing import Packing, take
-from subquad.ops.precision import wide
+from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, State, Valid, Values
+from subquad.ops.shared.packing import Packing, take
+from subquad.ops.shared.precision import wide
 from subquad.patterns import CAUSAL, Pattern, attend, attend_rows
-from subquad.patterns.flex import flex_attend, suits_flex
 
 CHUNK = 128  # rows of a stream that are read at once
 
 
-class Cache(NamedTuple):
+class PackedKVCache(NamedTuple):
     """All real tokens so far, packed to the left; zeros behind them."""
 
     k: Float[Tensor, "b h s d"]
@@ -41,6 +39,8 @@ class Cache(NamedTuple):
 
 class SparseAttention(Mechanism):
     """Owns the running; a member of the family names its pattern, and writes its paper's sets as `pairs`."""
+
+    zeros_padding = False
 
     def __init__(self, dims: Dims, *, causal: bool, pattern: Pattern) -> None:
         super().__init__(dims, causal=causal)
@@ -67,41 +67,41 @@ class SparseAttention(Mechanism):
         return out
 
     def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
-        if valid is None and suits_flex(q):
-            return flex_attend(self.pattern, q, k, v)
         packing = Packing.of(valid, like=k)
-        with no_autocast(q):
-            packed = (packing.pack(x) for x in (q, k, v))
-            out = attend(self.pattern, *packed, n=None if valid is None else packing.count)
+        packed = (packing.pack(x) for x in (q, k, v))
+        out = attend(self.pattern, *packed, n=None if valid is None else packing.count)
         return packing.unpack(out)
 
     def step(
-        self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, state: Cache | None = None
-    ) -> tuple[Outputs, Cache]:
-        if not self.causal:
-            return super().step(q, k, v, valid=valid, state=state)
+        self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, state: State | None = None
+    ) -> tuple[Outputs, State]:
+        return self._stream(q, k, v, valid=valid, state=state)
+
+    def _stream(
+        self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: Any
+    ) -> tuple[Outputs, State]:
+        """`step` of the causal form; a member with a pattern of short reach can keep less."""
         packing = Packing.of(valid, like=k)
         cache = extend(state, packing, k, v)
         i = (cache.count - packing.count)[:, None] + torch.arange(q.shape[2], device=q.device)
-        with no_autocast(q):
-            packed, known_k, known_v = wide(packing.pack(q), cache.k, cache.v)
-            chunks = zip(packed.split(CHUNK, 2), i.split(CHUNK, 1), strict=True)
-            outputs = [attend_rows(self.pattern, rows, known_k, known_v, i=at) for rows, at in chunks]
-        return packing.unpack(torch.cat(outputs, 2)).to(v.dtype), cache
+        packed, known_k, known_v = wide(packing.pack(q), cache.k, cache.v)
+        chunks = zip(packed.split(CHUNK, 2), i.split(CHUNK, 1), strict=True)
+        outputs = [attend_rows(self.pattern, rows, known_k, known_v, i=at) for rows, at in chunks]
+        return packing.unpack(torch.cat(outputs, 2)), cache
 
 
-def extend(cache: Cache | None, packing: Packing, k: Keys, v: Values) -> Cache:
+def extend(cache: PackedKVCache | None, packing: Packing, k: Keys, v: Values) -> PackedKVCache:
     """The cache with the real tokens of one more chunk."""
     k, v = packing.pack(k), packing.pack(v)
     if cache is None:
-        return Cache(k, v, packing.count)
+        return PackedKVCache(k, v, packing.count)
     old, new = cache.k.shape[2], k.shape[2]
     count = cache.count + packing.count
     slot = torch.arange(old + new, device=k.device)
     behind = (slot - cache.count[:, None]).clamp(max=new - 1) + old  # the chunk's tokens follow the row's own
     source = torch.where(slot < cache.count[:, None], slot, behind.clamp(min=0))
     real = slot < count[:, None]
-    return Cache(
+    return PackedKVCache(
         take(torch.cat([cache.k, k], 2), source, real=real),
         take(torch.cat([cache.v, v], 2), source, real=real),
         count,

@@ -25,25 +25,32 @@ not take turns unless `subblocks` says so, which is `num_verts` in the authors' 
 keys as in the paper, where their code has l.
 """
 
+from typing import Annotated
+
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from subquad.bounds import Count, one_of
 from subquad.mechanism import Dims, Traits
 from subquad.mechanisms.sparse import SparseAttention
 from subquad.patterns import Blocks, Local, Pattern, PerHead, Strided, Summaries
 
-KINDS, HEADS = ("strided", "fixed"), ("merged", "split", "alternate")
+Kind = Annotated[str, one_of("strided", "fixed")]
+Heads = Annotated[str, one_of("merged", "split", "alternate")]
 
 
 class SparseTransformer(SparseAttention):
     """Sees its neighbourhood, and one token in `stride` (or a summary of each block) everywhere else.
 
-    `kind`: "strided" or "fixed". `stride`: l; choose it near the square root of the length. `columns`: c, and
-    `subblocks`, how many stretches of c tokens heads take turns at: for "fixed" only. `heads`: "merged", each
-    sees A1 and A2; "split", the first half of the heads sees A1 and the other A2; "alternate", layers see A1
-    and A2 in turn, the first layer A1. Where "fixed" has A2 alone, a causal token before the first summary
-    sees nothing and gets zeros.
+    kind: "strided", for data with a period; "fixed", for data without.
+    stride: l, tokens; choose it near the square root of the length.
+    columns: c, tokens that sum up a block; for "fixed" only.
+    subblocks: how many stretches of c tokens heads take turns at; for "fixed" only.
+    heads: "merged", each sees A1 and A2; "split", the first half of the heads sees A1 and the other A2;
+        "alternate", layers see A1 and A2 in turn, the first layer A1.
+
+    Where "fixed" has A2 alone, a causal token before the first summary sees nothing and gets zeros.
 
     Approximates softmax attention in two hops, and equals it when the stride is the sequence's length.
 
@@ -69,21 +76,18 @@ class SparseTransformer(SparseAttention):
         dims: Dims,
         *,
         causal: bool,
-        kind: str = "fixed",
-        stride: int = 128,
-        columns: int = 32,
-        subblocks: int = 1,
-        heads: str = "merged",
+        kind: Kind = "fixed",
+        stride: Count = 128,
+        columns: Count = 32,
+        subblocks: Count = 1,
+        heads: Heads = "merged",
     ) -> None:
-        for name, given, known in (("kind", kind, KINDS), ("heads", heads, HEADS)):
-            if given not in known:
-                raise ValueError(f"'sparse-transformer': {name} must be one of {known}, not {given!r}")
-        if not 1 <= columns <= stride:
+        if columns > stride:
             raise ValueError(
-                f"'sparse-transformer': stride and columns must be at least 1 and columns no more than the "
-                f"stride, not stride={stride!r} and columns={columns!r}"
+                f"'sparse-transformer': columns must be no more than the stride, not stride={stride!r} and "
+                f"columns={columns!r}"
             )
-        if subblocks < 1 or subblocks * columns > stride:
+        if subblocks * columns > stride:
             raise ValueError(
                 f"'sparse-transformer': subblocks must be from 1 to stride // columns = {stride // columns}, "
                 f"not {subblocks!r}"

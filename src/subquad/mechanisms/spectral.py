@@ -19,22 +19,30 @@ GMM-PRF is `form="positive"`, GMM-RKS `form="fourier"`. Departs from the authors
 
 from dataclasses import replace
 from types import MappingProxyType
+from typing import Annotated
 
+from subquad.bounds import Count, Steps, one_of
 from subquad.features.spectral import FourierSpectral, Mixture, PositiveSpectral
 from subquad.mechanism import Dims
 from subquad.mechanisms.kernel import KERNEL, KernelAttention
-from subquad.ops.generators import seeded
+from subquad.ops.shared.generators import seeded
 
 FORMS = MappingProxyType({"positive": PositiveSpectral, "fourier": FourierSpectral})
 
+Form = Annotated[str, one_of(*FORMS)]
+
 
 class SpectralAttention(KernelAttention):
-    """`features` random directions, as many from each of `components` Gaussians.
+    """Random directions of a learnt density, as many from each of its Gaussians.
 
-    `form`: "positive", exponential features and weights above zero; or "fourier", cosines and sines, to whose
-    weights 1 is added so that none is below zero. `orthogonal`: the noise is so within blocks of the head's
-    width. `seed`: the noise is drawn from it and from the layer's number. `redraw_every`: steps of training
-    until it is drawn anew, 0 for never; the training loop calls `subquad.nn.redraw`.
+    form: "positive", exponential features and weights above zero; "fourier", cosines and sines, to whose
+        weights 1 is added so that none is below zero.
+    components: Gaussians of the density.
+    features: random directions, a multiple of `components`.
+    seed: from which the noise is drawn, with the layer's number.
+    orthogonal: whether the noise is so within blocks of the head's width.
+    redraw_every: steps of training until the noise is drawn anew, 0 for never; the training loop calls
+        `subquad.nn.redraw`.
 
     Approximates the Gaussian kernel exp(-|q - k|^2 / (2 sqrt(d))) at the start, but for its random means,
     and then whatever kernel the task teaches it. It is equal to softmax attention for no options; where all
@@ -51,24 +59,16 @@ class SpectralAttention(KernelAttention):
         dims: Dims,
         *,
         causal: bool,
-        form: str = "positive",
-        components: int = 2,
-        features: int = 256,
+        form: Form = "positive",
+        components: Count = 2,
+        features: Count = 256,
         seed: int = 0,
         orthogonal: bool = False,
-        redraw_every: int = 0,
+        redraw_every: Steps = 0,
     ) -> None:
-        if form not in FORMS:
-            raise ValueError(f"'spectral': form must be one of {', '.join(FORMS)}, not {form!r}")
-        if components < 1:
-            raise ValueError(f"'spectral': components must be at least 1, not {components!r}")
-        if features < 1 or features % components:
+        if features % components:
             raise ValueError(
                 f"'spectral': features must be a multiple of the {components} components, not {features!r}"
-            )
-        if redraw_every < 0:
-            raise ValueError(
-                f"'spectral': redraw_every must be a number of steps, 0 for never, not {redraw_every!r}"
             )
         mixture = Mixture(
             dims.heads,

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from subquad.bounds import Count
 from subquad.mechanism import Dims, Traits
 from subquad.mechanisms.sparse import SparseAttention
 from subquad.patterns import Global, Ring
@@ -29,7 +30,7 @@ from subquad.patterns import Global, Ring
 class StarAttention(SparseAttention):
     """Sees its neighbours and the first token, which sees all.
 
-    `width`: neighbours on either side, on a ring without the first token; the paper's is 1.
+    width: neighbours on either side, on a ring without the first token; the paper's is 1.
 
     Approximates softmax attention by its nearest keys and one meeting point, and equals it when the ring's
     width is the sequence's length.
@@ -48,9 +49,7 @@ class StarAttention(SparseAttention):
         tiny={"width": 1},
     )
 
-    def __init__(self, dims: Dims, *, causal: bool, width: int = 1) -> None:
-        if width < 1:
-            raise ValueError(f"'star': width must be at least 1, not {width!r}")
+    def __init__(self, dims: Dims, *, causal: bool, width: Count = 1) -> None:
         self.width = width
         super().__init__(dims, causal=causal, pattern=Ring(width, start=1) | Global(1))
 

@@ -18,11 +18,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from subquad.inputs import no_autocast, zero_padding
+from subquad.bounds import Count
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
-from subquad.ops.masked_softmax import masked_softmax
-from subquad.ops.precision import wide
-from subquad.ops.transforms import once
+from subquad.ops.shared.masked_softmax import masked_softmax
+from subquad.ops.shared.precision import wide
+from subquad.ops.shared.transforms import once
 
 NO_SECOND = (
     "'svd' holds its singular vectors constant in the gradient, so that there is no second derivative: take "
@@ -35,7 +35,7 @@ Weights = Float[Tensor, "b h t t"]
 class SvdAttention(Mechanism):
     """Softmax attention with all but its `rank` greatest singular values set to zero.
 
-    `rank`: r, for each head and row by itself. The paper's Figure 1 looks at the 128th singular value.
+    rank: r, for each head and row by itself. The paper's Figure 1 looks at the 128th singular value.
 
     Approximates softmax attention as well as any matrix of rank r can. It equals softmax attention where
     `rank` is at least the number of tokens.
@@ -54,10 +54,8 @@ class SvdAttention(Mechanism):
         tiny={"rank": 6},
     )
 
-    def __init__(self, dims: Dims, *, causal: bool, rank: int = 128) -> None:
+    def __init__(self, dims: Dims, *, causal: bool, rank: Count = 128) -> None:
         super().__init__(dims, causal=causal)
-        if rank < 1:
-            raise ValueError(f"'svd': rank must be at least 1, not {rank!r}")
         self.rank = rank
 
     def definition(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
@@ -74,13 +72,12 @@ class SvdAttention(Mechanism):
         return out
 
     def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
-        with no_autocast(q):
-            wide_q, wide_k, wide_v = wide(*zero_padding(valid, q, k, v))
-            A = self._weights(wide_q, wide_k, valid=valid)
-            if torch.compiler.is_compiling() or self.rank < A.shape[-1]:
-                A, wide_v = once(A, NO_SECOND), once(wide_v, NO_SECOND)
-                wide_v = self._truncate(A.detach(), wide_v, valid=valid)
-            return (A @ wide_v).to(v.dtype)
+        q, k, v = wide(q, k, v)
+        A = self._weights(q, k, valid=valid)
+        if torch.compiler.is_compiling() or self.rank < A.shape[-1]:
+            A, v = once(A, NO_SECOND), once(v, NO_SECOND)
+            v = self._truncate(A.detach(), v, valid=valid)
+        return A @ v
 
     def _weights(self, q: Queries, k: Keys, *, valid: Valid | None) -> Weights:
         """A of real tokens; rows and columns of zeros at padding, which leave its singular values alone."""

@@ -13,13 +13,16 @@ are layers of their own, and not part of this one.
 
 from dataclasses import replace
 
+from subquad.bounds import Count
 from subquad.features.taylor import Taylor
 from subquad.mechanism import Dims
 from subquad.mechanisms.kernel import KERNEL, KernelAttention
 
 
 class TaylorAttention(KernelAttention):
-    """`width` numbers for each query and key, in each head.
+    """Scores as polynomials, of queries and keys that are projected to few numbers.
+
+    width: r, numbers for each query and key, in each head; 16 in the paper.
 
     Approximates softmax attention where scores are small: the error of a weight is of third order in its
     score s. It is equal to it for no options: large scores, of either sign, weigh as their squares.
@@ -31,9 +34,7 @@ class TaylorAttention(KernelAttention):
 
     traits = replace(KERNEL, name="taylor", paper="arXiv:2402.18668", tiny={"width": 4})
 
-    def __init__(self, dims: Dims, *, causal: bool, width: int = 16) -> None:
-        if width < 1:
-            raise ValueError(f"'taylor': width must be at least 1, not {width!r}")
+    def __init__(self, dims: Dims, *, causal: bool, width: Count = 16) -> None:
         super().__init__(dims, causal=causal, features=Taylor(width))
         self.width = width
 

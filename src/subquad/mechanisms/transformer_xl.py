@@ -28,15 +28,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from subquad.inputs import no_autocast, zero_padding
-from subquad.mechanism import Dims, Mechanism, Outputs, Queries, Traits, Valid
+from subquad.bounds import Count, CountOrZero
+from subquad.mechanism import Dims, Mechanism, Outputs, Queries, State, Traits, Valid
 from subquad.memories.literal import Row, relative_attention, row_by_row
 from subquad.memories.segments import Segments
 from subquad.memories.short_term import RelativeAttention
-from subquad.ops.precision import wide
+from subquad.ops.shared.precision import wide
 
 
-class Memory(NamedTuple):
+class TransformerXLState(NamedTuple):
     """What is remembered between chunks, keys and values side by side; all zeros before the first."""
 
     past: Float[Tensor, "b h m c"]  # the tokens before the unfinished segment, the latest last
@@ -48,9 +48,10 @@ class Memory(NamedTuple):
 class TransformerXL(Mechanism):
     """Relative attention to one's own segment and to the tokens remembered before it.
 
-    `segment`: tokens per segment. `memory`: how many tokens before its segment a token sees; it may be more
-    or less than a segment, or none. `same_length`: every token sees itself and the `memory` - 1 tokens
-    before it, a sliding window, wherever it stands in its segment.
+    segment: tokens per segment.
+    memory: how many tokens before its segment a token sees; it may be more or less than a segment, or none.
+    same_length: whether every token sees itself and the `memory` - 1 tokens before it, a sliding window,
+        wherever it stands in its segment.
 
     Approximates causal softmax attention with relative positions by leaving out what is older than the
     memory; where the sequence fits into one segment and the memory before it, nothing is left out. It
@@ -71,13 +72,15 @@ class TransformerXL(Mechanism):
     )
 
     def __init__(
-        self, dims: Dims, *, causal: bool, segment: int = 150, memory: int = 150, same_length: bool = False
+        self,
+        dims: Dims,
+        *,
+        causal: bool,
+        segment: Count = 150,
+        memory: CountOrZero = 150,
+        same_length: bool = False,
     ) -> None:
         super().__init__(dims, causal=causal)
-        if segment < 1:
-            raise ValueError(f"'transformer-xl': segment must be at least 1, not {segment!r}")
-        if memory < 0:
-            raise ValueError(f"'transformer-xl': memory must be at least 0, not {memory!r}")
         if same_length and memory < 1:
             raise ValueError(
                 f"'transformer-xl': same_length=True shows every token `memory` keys, itself among them: "
@@ -104,36 +107,40 @@ class TransformerXL(Mechanism):
         return torch.cat(outputs, 1)
 
     def forward(self, q: Queries, k: Queries, v: Queries, *, valid: Valid | None = None) -> Outputs:
-        return self.step(q, k, v, valid=valid)[0]
+        return self._run(q, k, v, valid=valid, state=None)[0]
 
     def step(
-        self, q: Queries, k: Queries, v: Queries, *, valid: Valid | None = None, state: Memory | None = None
-    ) -> tuple[Outputs, Memory]:
-        l, m, dtype = self.segment, self.memory, q.dtype
-        with no_autocast(q):
-            q, k, v = wide(*zero_padding(valid, q, k, v))
-            memory = self._empty(k, v) if state is None else state
-            filled = None if state is None else state.filled
-            segments = Segments.place(q, size=l, valid=valid, filled=filled)
-            known = zip((k, v), memory.past.chunk(2, -1), memory.unfinished.chunk(2, -1), strict=True)
-            lines = [segments.line(*each) for each in known]
-            mixed = self.attention(
-                segments.queries(q),
-                *lines,
-                segments=segments,
-                memory=m,
-                held=segments.before(memory.held, each=l).clamp(max=m),
-                reach=self.reach,
-            )
-            missing = segments.missing(m)
-            kept = [segments.after(x, width=m + l, stride=l, missing=missing) for x in lines]
-            past, unfinished = torch.cat(kept, -1).split([m, l], 2)
-            held = (memory.held + l * segments.done()).clamp(max=m)
-            return segments.outputs(mixed).to(dtype), Memory(past, unfinished, segments.filled(), held)
+        self, q: Queries, k: Queries, v: Queries, *, valid: Valid | None = None, state: State | None = None
+    ) -> tuple[Outputs, State]:
+        return self._run(q, k, v, valid=valid, state=state)
 
-    def _empty(self, k: Queries, v: Queries) -> Memory:
+    def _run(
+        self, q: Queries, k: Queries, v: Queries, *, valid: Valid | None, state: TransformerXLState | None
+    ) -> tuple[Outputs, TransformerXLState]:
+        l, m = self.segment, self.memory
+        q, k, v = wide(q, k, v)
+        memory = self._initial_state(k, v) if state is None else state
+        filled = None if state is None else state.filled
+        segments = Segments.place(q, size=l, valid=valid, filled=filled)
+        known = zip((k, v), memory.past.chunk(2, -1), memory.unfinished.chunk(2, -1), strict=True)
+        lines = [segments.line(*each) for each in known]
+        mixed = self.attention(
+            segments.queries(q),
+            *lines,
+            segments=segments,
+            memory=m,
+            held=segments.before(memory.held, each=l).clamp(max=m),
+            reach=self.reach,
+        )
+        missing = segments.missing(m)
+        windows = [segments.after(x, width=m + l, stride=l, missing=missing) for x in lines]
+        past, unfinished = torch.cat(windows, -1).split([m, l], 2)
+        held = (memory.held + l * segments.done()).clamp(max=m)
+        return segments.outputs(mixed), TransformerXLState(past, unfinished, segments.filled(), held)
+
+    def _initial_state(self, k: Queries, v: Queries) -> TransformerXLState:
         """What is remembered before the first token."""
         b, h, _, d = k.shape
         count = torch.zeros(b, dtype=torch.int64, device=k.device)
         past, unfinished = (v.new_zeros(b, h, slots, 2 * d) for slots in (self.memory, self.segment))
-        return Memory(past, unfinished, count, count)
+        return TransformerXLState(past, unfinished, count, count)

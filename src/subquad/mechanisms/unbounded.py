@@ -6,33 +6,33 @@
 A member says what of a token is remembered, and how keys and values follow from the signal of that.
 """
 
-import math
 from abc import abstractmethod
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from subquad.inputs import no_autocast, zero_padding
-from subquad.mechanism import Dims, Mechanism, Outputs, Queries, Valid
+from subquad.bounds import Count, EvenCount, OpenShare, Positive, PositiveOrZero, one_of
+from subquad.mechanism import Dims, Mechanism, Outputs, Queries, State, Valid
 from subquad.memories.continuous import ContinuousMemory, Signal
 from subquad.memories.literal import Density, Row, even, normal, relative_attention, row_by_row, sticky
 from subquad.memories.reads import BINS, DENSITIES, divergence, histogram, quantiles
 from subquad.memories.segments import Segments
 from subquad.memories.short_term import RelativeAttention
-from subquad.ops.precision import wide
-from subquad.ops.transforms import lasting
-from subquad.ops.unused import unused
+from subquad.ops.shared.precision import wide
+from subquad.ops.shared.transforms import lasting
+from subquad.ops.shared.unused import unused
 
+DensityName = Annotated[str, one_of(*DENSITIES)]
 Tokens = Float[Tensor, "b h l c"]  # k, v and what is remembered in the long term, side by side
 Segment = Float[Tensor, "b h l _"]
 RowSegment = Float[Tensor, "h l _"]
 Coefficients = Float[Tensor, "b h d n"]  # K^T, or V^T
 
 
-class Memory(NamedTuple):
+class UnboundedState(NamedTuple):
     """What is remembered between chunks; all zeros before the first."""
 
     short: Tokens  # the last full segment
@@ -51,38 +51,22 @@ class UnboundedAttention(Mechanism):
         dims: Dims,
         *,
         causal: bool,
-        segment: int = 128,
-        basis: int = 512,
-        narrow: float = 0.005,
-        wide: float = 0.01,
-        ridge: float = 0.5,
-        tau: float = 0.5,
-        samples: int = 512,
+        segment: Count = 128,
+        basis: EvenCount = 512,
+        narrow: Positive = 0.005,
+        wide: Positive = 0.01,
+        ridge: Positive = 0.5,
+        tau: OpenShare = 0.5,
+        samples: Count = 512,
         sticky: bool = True,
-        kl_weight: float = 1e-6,
-        deviation: float = 0.05,
-        smallest_variance: float = 1e-6,
-        density: str = "gaussian",
+        kl_weight: PositiveOrZero = 1e-6,
+        deviation: Positive = 0.05,
+        smallest_variance: Positive = 1e-6,
+        density: DensityName = "gaussian",
         shared: bool = False,
         across_heads: bool = False,
     ) -> None:
         super().__init__(dims, causal=causal)
-        name = repr(self.traits.name)
-        for option, size in (("segment", segment), ("samples", samples)):
-            if size < 1:
-                raise ValueError(f"{name}: {option} must be at least 1, not {size!r}")
-        if basis < 2 or basis % 2:
-            raise ValueError(f"{name}: basis must be even and at least 2, not {basis!r}")
-        positive = {"narrow": narrow, "wide": wide, "ridge": ridge, "deviation": deviation}
-        for option, value in {**positive, "smallest_variance": smallest_variance}.items():
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name}: {option} must be a positive number, not {value!r}")
-        if not 0 < tau < 1:
-            raise ValueError(f"{name}: tau must lie between 0 and 1, both excluded, not {tau!r}")
-        if not 0 <= kl_weight < math.inf:
-            raise ValueError(f"{name}: kl_weight must be zero or a positive number, not {kl_weight!r}")
-        if density not in DENSITIES:
-            raise ValueError(f"{name}: unknown density {density!r}; it is one of {', '.join(DENSITIES)}")
         self.segment, self.basis, self.samples = segment, basis, samples
         self.ridge, self.tau, self.sticky = ridge, tau, sticky
         self.kl_weight, self.deviation, self.density = kl_weight, deviation, density
@@ -126,7 +110,7 @@ class UnboundedAttention(Mechanism):
     def penalty(self) -> Float[Tensor, ""]:
         return self.kl_weight * lasting(self._divergence)
 
-    def _row_by_row(self, *inputs: Queries, valid: Valid | None) -> Outputs:
+    def definition(self, *inputs: Tensor, valid: Valid | None = None) -> Outputs:
         """Row by row without its padding, segment by segment, every system solved where it stands."""
         return row_by_row(self._define, *inputs, valid=valid)
 
@@ -163,57 +147,64 @@ class UnboundedAttention(Mechanism):
                 B = torch.linalg.solve(F_T.mT @ F_T + self.ridge * torch.eye(len(mu)).to(mu), F_T.mT @ X)
         return torch.cat(outputs, 1)
 
-    def _run(
-        self, *inputs: Queries, valid: Valid | None, state: Memory | None, keep: bool
-    ) -> tuple[Outputs, Memory]:
-        """What the chunk's tokens get, and what is remembered after it; to `keep` it takes a last write."""
-        with no_autocast(inputs[0]):
-            q, *rest = wide(*zero_padding(valid, *inputs))
-            memory = self._empty(q) if state is None else state
-            filled = None if state is None else state.filled
-            segments = Segments.place(q, size=self.segment, valid=valid, filled=filled, unrolled=True)
-            if isinstance(segments.count, torch.SymInt):
-                raise ValueError(
-                    f"{self.traits.name!r} writes its memory segment by segment, and a graph holds the "
-                    "segments of one length: export it with a fixed length, or run it as it is"
-                )
-            past = (x.chunk(len(rest), -1) for x in (memory.short, memory.unfinished))
-            known = zip(rest, *past, strict=True)
-            lines = [segments.line(*each) for each in known]
-            queries = segments.queries(q)
-            near = self.short_term(
-                queries,
-                *lines[:2],
-                segments=segments,
-                memory=self.segment,
-                held=self.segment * segments.before(memory.behind, each=1).clamp(max=1),
-                reach=2 * self.segment,
-            )
-            far, signal, reads = self._read_and_write(
-                queries, lines[2:], segments, memory, new=state is None, keep=keep
-            )
-            out = segments.outputs(near + far).to(inputs[0].dtype)
-            l, missing = self.segment, segments.missing(self.segment)
-            kept = [segments.after(x, width=2 * l, stride=l, missing=missing) for x in lines]
-            short, unfinished = torch.cat(kept, -1).chunk(2, 2)
-            behind = memory.behind + segments.done()
-            return out, Memory(short, unfinished, signal, reads, segments.filled(), behind)
+    def forward(self, *inputs: Tensor, valid: Valid | None = None) -> Outputs:
+        return self._run(*inputs, valid=valid, state=None, keep=False)[0]
 
-    def _empty(self, q: Queries) -> Memory:
+    def step(
+        self, *inputs: Tensor, valid: Valid | None = None, state: State | None = None
+    ) -> tuple[Outputs, State]:
+        return self._run(*inputs, valid=valid, state=state, keep=True)
+
+    def _run(
+        self, *inputs: Tensor, valid: Valid | None, state: UnboundedState | None, keep: bool
+    ) -> tuple[Outputs, UnboundedState]:
+        """What the chunk's tokens get, and what is remembered after it; to `keep` it takes a last write."""
+        q, *rest = wide(*inputs)
+        memory = self._initial_state(q) if state is None else state
+        filled = None if state is None else state.filled
+        segments = Segments.place(q, size=self.segment, valid=valid, filled=filled, unrolled=True)
+        if isinstance(segments.count, torch.SymInt):
+            raise ValueError(
+                f"{self.traits.name!r} writes its memory segment by segment, and a graph holds the "
+                "segments of one length: export it with a fixed length, or run it as it is"
+            )
+        past = (x.chunk(len(rest), -1) for x in (memory.short, memory.unfinished))
+        known = zip(rest, *past, strict=True)
+        lines = [segments.line(*each) for each in known]
+        queries = segments.queries(q)
+        near = self.short_term(
+            queries,
+            *lines[:2],
+            segments=segments,
+            memory=self.segment,
+            held=self.segment * segments.before(memory.behind, each=1).clamp(max=1),
+            reach=2 * self.segment,
+        )
+        far, signal, reads = self._read_and_write(
+            queries, lines[2:], segments, memory, new=state is None, keep=keep
+        )
+        out = segments.outputs(near + far)
+        l, missing = self.segment, segments.missing(self.segment)
+        kept = [segments.after(x, width=2 * l, stride=l, missing=missing) for x in lines]
+        short, unfinished = torch.cat(kept, -1).chunk(2, 2)
+        behind = memory.behind + segments.done()
+        return out, UnboundedState(short, unfinished, signal, reads, segments.filled(), behind)
+
+    def _initial_state(self, q: Queries) -> UnboundedState:
         """What is remembered before the first token."""
         b, h, _, d = q.shape
-        far = (len(self.projections()) - 3) * d
+        far = (len(self.inputs.__annotations__) - 3) * d
         segment = q.new_zeros(b, h, self.segment, 2 * d + far)
         count = torch.zeros(b, dtype=torch.int64, device=q.device)
         signal, reads = q.new_zeros(b, h, far, self.basis), count.new_zeros(b, BINS)
-        return Memory(segment, segment, signal, reads, count, count)
+        return UnboundedState(segment, segment, signal, reads, count, count)
 
     def _read_and_write(
         self,
         queries: Queries,
         lines: list[Float[Tensor, "b h s d"]],
         segments: Segments,
-        memory: Memory,
+        memory: UnboundedState,
         *,
         new: bool,
         keep: bool,

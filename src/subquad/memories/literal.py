@@ -10,7 +10,7 @@ from torch.distributions import Normal
 
 from subquad.memories.reads import BINS, GRAIN
 from subquad.memories.short_term import RelativeAttention
-from subquad.ops.precision import wide
+from subquad.ops.shared.precision import wide
 
 Row = Float[Tensor, "h t d"]
 

@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from subquad.ops.packing import take
-from subquad.ops.transforms import several
+from subquad.ops.shared.packing import take
+from subquad.ops.shared.transforms import several
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,1 +1,46 @@
 """Layers and models around any mechanism: heads, positions, blocks, encoder, classifier."""
+
+from typing import TYPE_CHECKING
+
+from subquad.exports import export_lazily
+
+if TYPE_CHECKING:
+    from subquad.nn.blocks import TransformerBlock
+    from subquad.nn.encoder import Encoder, EncoderConfig, EncoderState
+    from subquad.nn.initialise import initialise
+    from subquad.nn.multihead import MultiheadAttention, Stream
+    from subquad.nn.redraw import redraw
+    from subquad.nn.replace import replace_attention
+    from subquad.nn.sequence import Sequence, make_sequence
+    from subquad.nn.state import detach, reorder, reset_rows
+
+__all__ = [
+    "Encoder",
+    "EncoderConfig",
+    "EncoderState",
+    "MultiheadAttention",
+    "Sequence",
+    "Stream",
+    "TransformerBlock",
+    "detach",
+    "initialise",
+    "make_sequence",
+    "redraw",
+    "reorder",
+    "replace_attention",
+    "reset_rows",
+]
+
+export_lazily(
+    __name__,
+    {
+        "blocks": ["TransformerBlock"],
+        "encoder": ["Encoder", "EncoderConfig", "EncoderState"],
+        "initialise": ["initialise"],
+        "multihead": ["MultiheadAttention", "Stream"],
+        "redraw": ["redraw"],
+        "replace": ["replace_attention"],
+        "sequence": ["Sequence", "make_sequence"],
+        "state": ["detach", "reorder", "reset_rows"],
+    },
+)

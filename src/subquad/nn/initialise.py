@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from subquad.nn.multihead import MultiheadAttention
-from subquad.ops.generators import digest
+from subquad.ops.shared.generators import digest
 
 
 def initialise(model: nn.Module, *, seed: int) -> None:

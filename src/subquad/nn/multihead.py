@@ -32,7 +32,7 @@ from subquad.nn.torch_layer import (
     unsupported,
     watch_assignments,
 )
-from subquad.ops.rotary import rotate
+from subquad.ops.shared.rotary import rotate
 from subquad.registry import build
 
 Heads = Float[Tensor, "b h t e"]

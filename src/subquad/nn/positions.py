@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from subquad.mechanism import Valid
-from subquad.ops.rotary import phases
+from subquad.ops.shared.rotary import phases
 from subquad.plugins import hint
 
 KINDS = ("none", "learnt", "sinusoidal", "rotary")

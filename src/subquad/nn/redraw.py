@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from subquad.nn.multihead import MultiheadAttention
-from subquad.ops.generators import seeded
+from subquad.ops.shared.generators import seeded
 
 
 @runtime_checkable

@@ -32,7 +32,8 @@ def replace_attention(model: M, attention: str = "softmax", *, only: str = "*", 
     if "layer" in options:
         raise ValueError("layers are numbered in the order of their names: leave layer out")
     chosen = choose(model, only)
-    holders = Counter(parameter for module in model.modules() for parameter in module._parameters.values())
+    held = (x.named_parameters(recurse=False, remove_duplicate=False) for x in model.modules())
+    holders = Counter(parameter for parameters in held for _, parameter in parameters)
     replacements: dict[nn.MultiheadAttention, MultiheadAttention] = {}
     problems: dict[str, list[str]] = defaultdict(list)
     for number, (theirs, names) in enumerate(chosen.items()):

@@ -7,10 +7,9 @@ compiler three inputs of a graph.
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_batchedtensor, is_functorch_wrapped_tensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from subquad.ops.operator import PLAIN
+from subquad.ops.shared.operator import PLAIN
+from subquad.torch_internals import assert_async, current_dispatch_mode, is_batched, is_wrapped, jit_tracing
 
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of a number
 
@@ -25,14 +24,14 @@ def require_one(x: Tensor, other: Tensor, *, otherwise: str) -> None:
         return
     if (x.shape, x.dtype, x.device) != (other.shape, other.dtype, other.device):
         raise ValueError(otherwise)
-    if is_batchedtensor(x):  # vmap lets nothing be read, nor asserted
+    if is_batched(x):  # vmap lets nothing be read, nor asserted
         raise ValueError(otherwise)
     traced = is_traced(x)
     if not traced and x.data_ptr() == other.data_ptr() and x.stride() == other.stride():
         return
     same = (bits(x) == bits(other)).all()
     if traced or x.is_cuda:
-        torch.ops.aten._assert_async(same, otherwise)
+        assert_async(same, otherwise)
     elif not same:
         raise ValueError(otherwise)
 
@@ -46,8 +45,8 @@ def is_traced(x: Tensor) -> bool:
     """Whether `x` stands for numbers that are not there to be read."""
     return (
         torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or _get_current_dispatch_mode() is not None
+        or jit_tracing()
+        or current_dispatch_mode() is not None
         or type(x) not in PLAIN
-        or is_functorch_wrapped_tensor(x)
+        or is_wrapped(x)
     )

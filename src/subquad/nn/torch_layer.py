@@ -12,6 +12,8 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
+from subquad.torch_internals import child
+
 ARGUMENTS = (  # of torch's constructor, from the third on
     "dropout",
     "bias",
@@ -77,7 +79,7 @@ def unsupported(theirs: nn.MultiheadAttention) -> list[str]:
             f"it drops attention weights, which are never formed (dropout={theirs.dropout}): set its dropout "
             "to 0.0, and drop from its output"
         )
-    if not theirs._qkv_same_embed_dim:
+    if not theirs.kdim == theirs.vdim == theirs.embed_dim:
         found.append(
             f"keys of kdim={theirs.kdim} and values of vdim={theirs.vdim} have weights with no place here: "
             f"project both to embed_dim={theirs.embed_dim} first"
@@ -106,7 +108,7 @@ def watch_assignments(ours: type[nn.Module]) -> None:
 
 def require_same_axes(parent: nn.Module, name: str, module: nn.Module) -> None:
     """Raise `ValueError` where `parent.name` is called with the other order of axes."""
-    here = getattr(parent._modules.get(name), "batch_first", None)
+    here = getattr(child(parent, name), "batch_first", None)
     if here is not None and here != module.batch_first:
         raise ValueError(
             f"{type(parent).__name__}.{name} takes {AXES[here]}, and this layer {AXES[not here]}: build it "

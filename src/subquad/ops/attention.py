@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from subquad.ops.transforms import PLAINLY, once, transformed
+from subquad.ops.shared.transforms import PLAINLY, once, transformed
 
 NO_SECOND = (
     "PyTorch's fused attention has no second derivative: take it within torch.nn.attention.sdpa_kernel("
@@ -27,7 +27,12 @@ def attention(
     seen: Bool[Tensor, "#b #h #t s"] | None = None,
     causal: bool = False,
 ) -> Float[Tensor, "b h t e"]:
-    """What each query gets from the keys that are `seen` (None: all), or that are not later than itself."""
+    """What each query gets from the keys that it sees.
+
+    q       (batch, heads, tokens, d); k, v (batch, heads, keys, d and e): one floating dtype
+    seen    bool, (batch, heads, tokens, keys) or one for several. None: all are seen
+    causal  no key later than its query is seen; without `seen`
+    """
     if transformed():
         with sdpa_kernel(SDPBackend.MATH):
             return scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal)

@@ -67,6 +67,14 @@ class Unavailable(Exception):
     """Raised by a backend that cannot be built on this machine: the next one serves, with one warning."""
 
 
+class Refused(ValueError):
+    """No backend serves a call; `reasons` are theirs by name."""
+
+    def __init__(self, operator: str, reasons: dict[str, str]) -> None:
+        super().__init__("no backend serves this call of " + str(Choice(operator, "none", reasons)))
+        self.reasons = reasons
+
+
 class Choice(NamedTuple):
     """Which backend served a call, and why those before it refused."""
 
@@ -113,7 +121,7 @@ class Backends(Generic[Call]):
                 self.loaded[index] = name, Lost(reason := str(error))
                 warn_once(name, reason)
             refusals[name] = reason
-        raise ValueError("no backend serves this call of " + str(Choice(self.operator, "none", refusals)))
+        raise Refused(self.operator, refusals)
 
     def first(self, form: str, call: Call) -> str | None:
         """The name of the backend that `run` would begin with."""

@@ -10,11 +10,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from subquad.ops.allocation import concat_into
 from subquad.ops.attention import attention
-from subquad.ops.graphed import graphed
-from subquad.ops.operator import needs_dispatcher
-from subquad.ops.shapes import require_places, require_shape, require_together
+from subquad.ops.shared.allocation import concat_into
+from subquad.ops.shared.graphed import graphed
+from subquad.ops.shared.operator import needs_dispatcher
+from subquad.ops.shared.shapes import require_places, require_shape, require_together
 
 NEVER = 2**62  # the last token of a key that nobody sees
 MAX_ELEMENTS = 2**18  # numbers of queries that are taken at once, at least a chunk's
@@ -31,6 +31,11 @@ def banded_attention(
     after: int,
 ) -> Float[Tensor, "b h t e"]:
     """What each query gets; zeros where it sees no key.
+
+    q       (batch, heads, tokens, d); k, v (batch, heads, keys, d and e): one floating dtype
+    last    int64 (batch, keys): the last token that each key stands for
+    stride  tokens from the first of one key to the first of the next
+    before, after  tokens on either side of a query that keys may stand for
 
     Raises `ValueError` for shapes or dtypes that do not fit.
     """

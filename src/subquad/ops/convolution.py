@@ -14,30 +14,32 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from subquad.ops.allocation import empty_result
-from subquad.ops.operator import call_op, differentiable_once
-from subquad.ops.shapes import require_dtype, require_shape
+from subquad.ops.shared.allocation import empty_result
+from subquad.ops.shared.operator import call_op, differentiable_once
+from subquad.ops.shared.shapes import require_dtype, require_shape
 
-Tokens = Float[Tensor, "b h n e"]
 Kernels = Float[Tensor, "h w"]
 
-BLOCK = 32  # outputs of one product
+BLOCK_OUTPUTS = 32  # outputs of one product
 
 
-def convolve(x: Tokens, kernel: Kernels) -> Tokens:
-    """`x` convolved with each head's kernel, of odd width.
+def convolve(x: Float[Tensor, "b h n e"], kernel: Kernels) -> Float[Tensor, "b h n e"]:
+    """`x` convolved with each head's kernel.
 
-    Raises `ValueError` for kernels that are not, or of other heads or another dtype.
+    x       (batch, heads, tokens, e): a floating dtype
+    kernel  (heads, width): the same dtype, an odd width
+
+    Raises `ValueError` for a kernel of even width, of other heads or of another dtype.
     """
     require_shape("kernels", kernel, x.shape[1], kernel.shape[1] // 2 * 2 + 1)
     require_dtype("kernels", kernel, x.dtype)
-    return call_op(forward, x, kernel)
+    return call_op(convolve_op, x, kernel)
 
 
 @torch.library.custom_op("subquad::convolve", mutates_args=())
-def forward(x: Tensor, kernel: Tensor) -> Tensor:
+def convolve_op(x: Tensor, kernel: Tensor) -> Tensor:
     out, around = empty_result(x), surroundings(x, kernel)
-    whole = x.shape[2] // BLOCK * BLOCK
+    whole = x.shape[2] // BLOCK_OUTPUTS * BLOCK_OUTPUTS
     rest, width = x.shape[2] - whole, kernel.shape[1]
     for head, band in enumerate(banded(kernel)):
         for row in range(len(x)):
@@ -45,16 +47,18 @@ def forward(x: Tensor, kernel: Tensor) -> Tensor:
             to = out[row, head]
             if whole:
                 blocks = windows(around, whole, width)
-                torch.bmm(band.expand(len(blocks), -1, -1), blocks, out=to[:whole].unflatten(0, (-1, BLOCK)))
+                torch.bmm(
+                    band.expand(len(blocks), -1, -1), blocks, out=to[:whole].unflatten(0, (-1, BLOCK_OUTPUTS))
+                )
             to[whole:] = band[:rest, : rest + width - 1] @ around[whole:]
     return out
 
 
 @torch.library.custom_op("subquad::convolve_kernel_gradient", mutates_args=())
-def kernel_gradient(grad: Tensor, x: Tensor, kernel: Tensor) -> Tensor:
+def kernel_gradient_op(grad: Tensor, x: Tensor, kernel: Tensor) -> Tensor:
     """Products of outputs' gradients with inputs, summed along the diagonals that share a number."""
-    found, around = torch.zeros_like(kernel), surroundings(x, kernel)
-    whole = x.shape[2] // BLOCK * BLOCK
+    gradient, around = torch.zeros_like(kernel), surroundings(x, kernel)
+    whole = x.shape[2] // BLOCK_OUTPUTS * BLOCK_OUTPUTS
     width = kernel.shape[1]
     for head in range(x.shape[1]):
         for row in range(len(x)):
@@ -62,11 +66,13 @@ def kernel_gradient(grad: Tensor, x: Tensor, kernel: Tensor) -> Tensor:
             g = grad[row, head]
             if whole:
                 blocks = windows(around, whole, width)
-                pairs = torch.bmm(g[:whole].unflatten(0, (-1, BLOCK)), blocks.mT).sum(0)
-                found[head] += F.pad(pairs.flatten(), (0, BLOCK)).view(BLOCK, -1).sum(0)[:width]
+                pairs = torch.bmm(g[:whole].unflatten(0, (-1, BLOCK_OUTPUTS)), blocks.mT).sum(0)
+                gradient[head] += (
+                    F.pad(pairs.flatten(), (0, BLOCK_OUTPUTS)).view(BLOCK_OUTPUTS, -1).sum(0)[:width]
+                )
             for i in range(whole, x.shape[2]):
-                found[head] += around[i : i + width] @ g[i]
-    return found
+                gradient[head] += around[i : i + width] @ g[i]
+    return gradient
 
 
 def surroundings(x: Tensor, kernel: Tensor) -> Tensor:
@@ -76,34 +82,38 @@ def surroundings(x: Tensor, kernel: Tensor) -> Tensor:
 
 def windows(around: Tensor, whole: int, width: int) -> Tensor:
     """What each block of outputs is made of: a view."""
-    return around[: whole + width - 1].unfold(0, BLOCK + width - 1, BLOCK).mT
+    return around[: whole + width - 1].unfold(0, BLOCK_OUTPUTS + width - 1, BLOCK_OUTPUTS).mT
 
 
 def banded(kernel: Tensor) -> Tensor:
     """For each head the matrix with the kernel in its rows, one place to the right in each."""
-    row = BLOCK + kernel.shape[1] - 1
-    return F.pad(kernel, (0, BLOCK)).repeat(1, BLOCK)[:, : BLOCK * row].unflatten(1, (BLOCK, row))
+    row = BLOCK_OUTPUTS + kernel.shape[1] - 1
+    return (
+        F.pad(kernel, (0, BLOCK_OUTPUTS))
+        .repeat(1, BLOCK_OUTPUTS)[:, : BLOCK_OUTPUTS * row]
+        .unflatten(1, (BLOCK_OUTPUTS, row))
+    )
 
 
-@forward.register_fake
+@convolve_op.register_fake
 def _(x: Tensor, kernel: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@kernel_gradient.register_fake
+@kernel_gradient_op.register_fake
 def _(grad: Tensor, x: Tensor, kernel: Tensor) -> Tensor:
     return torch.empty_like(kernel)
 
 
-def remember(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+def save_convolution(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+def convolution_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
     x, kernel = ctx.saved_tensors
-    change = call_op(forward, grad, kernel.flip(1))
-    return change, call_op(kernel_gradient, grad, x, kernel)
+    change = call_op(convolve_op, grad, kernel.flip(1))
+    return change, call_op(kernel_gradient_op, grad, x, kernel)
 
 
-forward.register_autograd(gradients, setup_context=remember)
-differentiable_once(kernel_gradient)
+convolve_op.register_autograd(convolution_gradients, setup_context=save_convolution)
+differentiable_once(kernel_gradient_op)

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from subquad.ops.operator import call_op
-from subquad.ops.shapes import require_places, require_shape
+from subquad.ops.shared.operator import call_op
+from subquad.ops.shared.shapes import require_places, require_shape
 
-BLOCK = 2**19  # rotated coordinates at once, at least a token's
+MAX_COORDINATES = 2**19  # rotated coordinates at once, at least a token's
 WIDEST = 64  # buckets of one hash; more are a product of hashes
 
 
@@ -25,7 +25,12 @@ def hashed(
     *,
     bucket: int,
 ) -> Int[Tensor, "b h r n"]:
-    """The bucket of each token in each round, among about `count / bucket` (None: all tokens count).
+    """The bucket of each token in each round, int64 (batch, heads, rounds, tokens), from 0 up.
+
+    x       (batch, heads, tokens, d): a floating dtype
+    R       (levels, rounds, d, 32): random rotations, for each digit of a bucket's number
+    count   int64 (batch): tokens of each row, for about count / bucket buckets. None: all tokens count
+    bucket  tokens of a bucket, on average
 
     Of columns that are equally large the first counts. Raises `ValueError` for shapes that do not fit.
     """
@@ -43,7 +48,7 @@ def _hashed(x: Tensor, R: Tensor, count: Tensor | None, bucket: int) -> Tensor:
     if not rotations:
         return found
     widest = max(R.shape[0] * R.shape[2] for R in rotations)
-    step = max(1, BLOCK // max(1, x.shape[0] * x.shape[1] * widest))
+    step = max(1, MAX_COORDINATES // max(1, x.shape[0] * x.shape[1] * widest))
     for tokens, here in zip(x.split(step, 2), found.split(step, 3), strict=True):
         for R, size in reversed(list(zip(rotations, sizes.unbind(1), strict=True))):
             size = size[:, None, None, None]

@@ -144,17 +144,17 @@ class Fixed(Pattern):
         require_columns(self, self.stride, self.columns)
 
     @property
-    def _both(self) -> Pattern:
+    def union(self) -> Pattern:
         return Blocks(Local(0), self.stride) | Summaries(self.stride, self.columns)
 
     def allows(self, i: Positions, j: Positions, n: Positions) -> Bool[Tensor, "*_"]:
-        return self._both.allows(i, j, n)
+        return self.union.allows(i, j, n)
 
     def parts(self, *, length: int, n: Int[Tensor, " b"], causal: bool, unit: int) -> list[Part]:
-        return self._both.parts(length=length, n=n, causal=causal, unit=unit)
+        return self.union.parts(length=length, n=n, causal=causal, unit=unit)
 
     def reach(self, i: Int[Tensor, "b t"], *, length: int) -> list[Reach]:
-        return self._both.reach(i, length=length)
+        return self.union.reach(i, length=length)
 
     def coarse(self, block: int) -> Pattern:
         if self.stride % block:
@@ -247,14 +247,14 @@ class Global(Pattern):
         require_ends(self, self.count, self.last)
 
     @property
-    def _both(self) -> Pattern:
+    def union(self) -> Pattern:
         return Columns(self.count, self.last) | Rows(self.count, self.last)
 
     def allows(self, i: Positions, j: Positions, n: Positions) -> Bool[Tensor, "*_"]:
-        return self._both.allows(i, j, n)
+        return self.union.allows(i, j, n)
 
     def parts(self, *, length: int, n: Int[Tensor, " b"], causal: bool, unit: int) -> list[Part]:
-        both = Columns(self.count, self.last) if causal else self._both  # causally its columns hold its rows
+        both = Columns(self.count, self.last) if causal else self.union  # causally its columns hold its rows
         return both.parts(length=length, n=n, causal=causal, unit=unit)
 
     def reach(self, i: Int[Tensor, "b t"], *, length: int) -> list[Reach]:

@@ -1,105 +1,200 @@
-"""Patterns on CUDA: the block mask of FlexAttention, built from the pattern and never from all n^2 pairs.
+"""Patterns by FlexAttention: PyTorch's kernels for CUDA, which skip blocks that hold no pair.
 
-Which blocks of queries and keys hold a pair follows from the pattern's rounding, where it rounds exactly, and
-else from its tiles. Inside these blocks the kernel asks `allows`, pair by pair, without storing the answers.
+Which blocks hold a pair, `blocks.py` works out. Inside those that hold others too the kernel asks `allows`,
+pair by pair, without storing the answers. Lengths and draws are tensors that the kernel reads, so that one
+kernel serves all lengths.
 
 Dong et al.: Flex Attention: A Programming Model for Generating Optimized Attention Kernels. MLSys 2025,
 arXiv:2412.05496.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from subquad.ops.transforms import passing, transformed
-from subquad.patterns.pattern import CAUSAL, Intersection, Pattern, PerHead, Union
-from subquad.patterns.running import own_pairs, require_heads
+from subquad.ops.shared.operator import call_op
+from subquad.ops.shared.transforms import passing, transformed
+from subquad.patterns.atoms import Random
+from subquad.patterns.blocks import BLOCK, block_lists, draw_table
+from subquad.patterns.grammar import read_again
+from subquad.patterns.pattern import Blocks, Intersection, Pattern, PerHead, Union
 
-BLOCK = 128  # FlexAttention's own default
 SMALLEST_HEAD = 16  # its matrix units take no narrower queries
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def suits_flex(q: Float[Tensor, "b h s d"]) -> bool:
-    """Whether FlexAttention has a fused kernel for such queries; it knows no transforms of `torch.func`."""
-    narrow = q.dtype in (torch.float16, torch.bfloat16, torch.float32)
-    return q.is_cuda and not transformed() and narrow and q.shape[2] > 0 and q.shape[3] >= SMALLEST_HEAD
+class PatternCall(NamedTuple):
+    """Inputs that fit one another: `n` real tokens in each row, None: all."""
+
+    pattern: Pattern
+    q: Float[Tensor, "b h s d"]
+    k: Float[Tensor, "b h s d"]
+    v: Float[Tensor, "b h s e"]
+    n: Int[Tensor, " b"] | None
 
 
-def flex_attend(
-    pattern: Pattern,
-    q: Float[Tensor, "b h s d"],
-    k: Float[Tensor, "b h s d"],
-    v: Float[Tensor, "b h s e"],
-) -> Float[Tensor, "b h s e"]:
-    """`attend` by FlexAttention, for sequences without padding."""
-    if isinstance(pattern, PerHead):
-        require_heads(pattern, q.shape[1])
-    build, run = flex_block_mask, flex_attention
-    if not torch.compiler.is_compiling():
-        build = flex_block_mask if passing() else _remembered
-        run = _fused() if q.is_cuda else flex_attention
-    out = run(q, k, v, block_mask=build(pattern, q.shape[2], device=q.device))
+def refuses(call: PatternCall) -> str | None:
+    """Why FlexAttention has no fused kernel for this call."""
+    q = call.q
+    if not q.is_cuda:
+        return f"it serves CUDA, not {q.device.type}"
+    if q.dtype not in DTYPES:
+        return f"it takes float32 and half precision, not {q.dtype}"
+    if min(q.shape[3], call.v.shape[3]) < SMALLEST_HEAD:
+        return f"heads must be {SMALLEST_HEAD} wide at least, not {q.shape[3]} and {call.v.shape[3]}"
+    if q.shape[0] == 0 or q.shape[2] == 0:
+        return "there are no tokens"
+    return "it knows no transforms of torch.func" if transformed() else None
+
+
+def forward(call: PatternCall) -> Float[Tensor, "b h s e"]:
+    pattern, q, k, v, n = call
+    mask = known_mask if n is None and not passing() else block_mask
+    run = flex_attention if torch.compiler.is_compiling() or not q.is_cuda else compiled()
+    out = run(q, k, v, block_mask=mask(pattern, q.shape[2], n, q.device))
     assert isinstance(out, Tensor)
     return out
 
 
-def flex_block_mask(pattern: Pattern, length: int, *, device: torch.device, block: int = BLOCK) -> BlockMask:
-    """The pattern among `length` tokens, for `flex_attention(..., block_mask=...)`."""
-    each = pattern.patterns if isinstance(pattern, PerHead) else (pattern,)
-    n = torch.tensor(length, device=device)
-    blocks = torch.stack([touched(one, length, block=block) for one in each]).to(device)
-    order = (~blocks).to(torch.int8).argsort(dim=-1, stable=True)  # those that hold a pair come first
-
-    def allows(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        answers = [one.allows(i, j, n) for one in each]
-        allowed = answers[0]
-        for head, answer in enumerate(answers[1:], start=1):
-            allowed = torch.where(h == head, answer, allowed)
-        return allowed
-
-    return BlockMask.from_kv_blocks(
-        blocks.sum(-1, dtype=torch.int32)[None],
-        order.to(torch.int32)[None],
-        BLOCK_SIZE=block,
-        mask_mod=allows,
-        seq_lengths=(length, length),
-    )
-
-
-def touched(pattern: Pattern, length: int, *, block: int) -> Bool[Tensor, "blocks blocks"]:
-    """Which pairs of blocks hold a pair of the pattern."""
-    count = -(-length // block)
-    if isinstance(pattern, Union):
-        return touched(pattern.left, length, block=block) | touched(pattern.right, length, block=block)
-    if isinstance(pattern, Intersection) and pattern.right == CAUSAL and isinstance(pattern.left, Union):
-        halves = (pattern.left.left & CAUSAL, pattern.left.right & CAUSAL)
-        return touched(halves[0], length, block=block) | touched(halves[1], length, block=block)
-    try:
-        return pattern.coarse(block).mask(count)
-    except ValueError:  # no exact rounding: look at the pairs, of which there are few
-        return _touched_by_tiles(pattern, length, block=block)
-
-
-def _touched_by_tiles(pattern: Pattern, length: int, *, block: int) -> Bool[Tensor, "blocks blocks"]:
-    n, at = torch.tensor([length]), torch.arange(1, length + 1)[None, None, :, None]
-    parts = pattern.parts(length=length, n=n, causal=False, unit=1)
-    count = -(-length // block)
-    found = torch.zeros(count, count, dtype=torch.bool)
-    for part, seen in zip(parts, own_pairs(parts, i=at, j=at, n=n), strict=True):
-        i, j = torch.broadcast_tensors(part.queries(at) - 1, (part.keys(at) - 1).mT)
-        found[i[seen] // block, j[seen] // block] = True
-    return found
+@lru_cache(maxsize=1)
+def compiled() -> Callable[..., Any]:
+    return torch.compile(flex_attention, dynamic=True)
 
 
 @lru_cache(maxsize=16)
-def _remembered(pattern: Pattern, length: int, *, device: torch.device) -> BlockMask:
+def known_mask(pattern: Pattern, length: int, n: None, device: torch.device) -> BlockMask:
     with torch.inference_mode(False):  # as in `layout.py`
-        return flex_block_mask(pattern, length, device=device)
+        return block_mask(pattern, length, n, device)
 
 
-@lru_cache(maxsize=1)
-def _fused():
-    return torch.compile(flex_attention)
+def block_mask(
+    pattern: Pattern, length: int, n: Int[Tensor, " b"] | None, device: torch.device, *, block: int = BLOCK
+) -> BlockMask:
+    """The pattern in rows of n real tokens, for `flex_attention(..., block_mask=...)`; no others are seen."""
+    tokens = torch.full((1,), length, dtype=torch.int64, device=device) if n is None else n
+    found = drawings(pattern)
+    if torch.compiler.is_compiling():
+        lists = call_op(blocks_op, tokens, length, repr(pattern), block)
+        drawn = [call_op(draws_op, tokens, length, repr(x.pattern), x.size, x.causal) for x in found]
+    else:
+        lists = listed(*block_lists(pattern, length, tokens, block=block))
+        drawn = [tables_of(x, length, tokens) for x in found]
+    tables = dict(zip(found, drawn, strict=True))
+    each = pattern.patterns if isinstance(pattern, PerHead) else (pattern,)
+    same = len(tokens) == 1
+
+    def allows(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        row = b * 0 if same else b
+        real = tokens[row]
+        answers = [pairs(one, i, j, real, row, tables) for one in each]
+        allowed = answers[0]
+        for head, answer in enumerate(answers[1:], start=1):
+            allowed = torch.where(h == head, answer, allowed)
+        return allowed & (i < real) & (j < real)
+
+    return BlockMask.from_kv_blocks(*lists, BLOCK_SIZE=block, mask_mod=allows, seq_lengths=(length, length))
+
+
+class Drawing(NamedTuple):
+    """Draws of a pattern, in units of tokens, where rows end with themselves or not."""
+
+    pattern: Random
+    size: int = 1
+    causal: bool = False
+
+
+def drawings(pattern: Pattern, size: int = 1, causal: bool = False) -> list[Drawing]:
+    """All that a pattern draws."""
+    if isinstance(pattern, PerHead):
+        found = [x for one in pattern.patterns for x in drawings(one, size, causal)]
+    elif isinstance(pattern, Intersection) and pattern.without_causal is not None:
+        found = drawings(pattern.without_causal, size, True)
+    elif isinstance(pattern, (Union, Intersection)):
+        found = drawings(pattern.left, size, causal) + drawings(pattern.right, size, causal)
+    elif isinstance(pattern, Blocks):
+        found = drawings(pattern.pattern, size * pattern.size, causal)
+    else:
+        found = [Drawing(pattern, size, causal)] if isinstance(pattern, Random) else []
+    return list(dict.fromkeys(found))
+
+
+def pairs(
+    pattern: Pattern,
+    i: Tensor,
+    j: Tensor,
+    n: Tensor,
+    row: Tensor,
+    tables: dict[Drawing, list[Tensor]],
+    size: int = 1,
+    causal: bool = False,
+) -> Tensor:
+    """`pattern.allows`, with draws that are read: the compiler would write out their hashes at each use."""
+    if isinstance(pattern, Intersection) and pattern.without_causal is not None:
+        return pairs(pattern.without_causal, i, j, i + 1, row, tables, size, True) & (j <= i)
+    if isinstance(pattern, (Union, Intersection)):
+        left = pairs(pattern.left, i, j, n, row, tables, size, causal)
+        right = pairs(pattern.right, i, j, n, row, tables, size, causal)
+        return left | right if isinstance(pattern, Union) else left & right
+    if isinstance(pattern, Blocks):
+        s = pattern.size
+        units = (n + s - 1) // s
+        return pairs(pattern.pattern, i // s, j // s, units, row, tables, size * s, causal)
+    if isinstance(pattern, Random):
+        first, *others = (table[row, i] == j for table in tables[Drawing(pattern, size, causal)])
+        for other in others:
+            first = first | other
+        return first
+    return pattern.allows(i, j, n)
+
+
+@torch.library.custom_op("subquad::pattern_blocks", mutates_args=())
+def blocks_op(n: Tensor, length: int, pattern: str, block: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`listed(*block_lists(...))`, for any length."""
+    asked, which, full, which_full = listed(*block_lists(read_again(pattern), length, n, block=block))
+    return asked, which, full, which_full
+
+
+def listed(*kinds: Bool[Tensor, "b h blocks blocks"]) -> tuple[Tensor, ...]:
+    """For each kind how many blocks of keys a block of queries has, and their places, then all others."""
+    found = []
+    for blocks in kinds:
+        order = (~blocks).to(torch.int8).argsort(dim=-1, stable=True)
+        found += [blocks.sum(-1, dtype=torch.int32), order.to(torch.int32)]
+    return tuple(found)
+
+
+@blocks_op.register_fake
+def _(n: Tensor, length: int, pattern: str, block: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    count, heads = -(-length // block), read_again(pattern).heads or 1
+    numbers = n.new_empty(len(n), heads, count, dtype=torch.int32)
+    places = n.new_empty(len(n), heads, count, count, dtype=torch.int32)
+    return numbers, places, torch.empty_like(numbers), torch.empty_like(places)
+
+
+@torch.library.custom_op("subquad::pattern_draws", mutates_args=())
+def draws_op(n: Tensor, length: int, pattern: str, size: int, causal: bool) -> list[Tensor]:
+    """`tables_of`, for any length."""
+    return tables_of(drawing_of(pattern, size, causal), length, n)
+
+
+def tables_of(drawing: Drawing, length: int, n: Int[Tensor, " b"]) -> list[Int[Tensor, "b rows"]]:
+    """For each draw the key that each row draws."""
+    table = draw_table(drawing.pattern, length, n, size=drawing.size, causal=drawing.causal)
+    return [draw.contiguous() for draw in table.unbind(-1)]
+
+
+def drawing_of(pattern: str, size: int, causal: bool) -> Drawing:
+    read = read_again(pattern)
+    assert isinstance(read, Random)
+    return Drawing(read, size, causal)
+
+
+@draws_op.register_fake
+def _(n: Tensor, length: int, pattern: str, size: int, causal: bool) -> list[Tensor]:
+    count = drawing_of(pattern, size, causal).pattern.count
+    return [n.new_empty(len(n), -(-length // size), dtype=torch.int32) for _ in range(count)]

@@ -10,15 +10,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from subquad.ops import tile_attention, window_attention
-from subquad.ops.operator import call_op, differentiable_once
-from subquad.ops.precision import wide, widened
+from subquad.ops.shared.operator import call_op, differentiable_once
+from subquad.ops.shared.precision import wide, widened
+from subquad.ops.tile_attention import BACKENDS as TILE_BACKENDS
 from subquad.ops.tile_attention import TileCall, TileResult
+from subquad.ops.window_attention import BACKENDS as WINDOW_BACKENDS
 from subquad.ops.window_attention import WindowCall, WindowResult, require_tokens, window_call
 from subquad.patterns.grammar import read_again
 from subquad.patterns.layout import layout
 
-SCHEMA = "Tensor q, Tensor k, Tensor v, Tensor? n, str pattern"
+PATTERN_SCHEMA = "Tensor q, Tensor k, Tensor v, Tensor? n, str pattern"
 
 
 def pattern_attention(
@@ -39,25 +40,29 @@ def pattern_call(q: Tensor, k: Tensor, v: Tensor, n: Tensor | None, pattern: str
     band, tilings = layout(read_again(pattern), q.shape[2], n, q.device)
     if band is not None and not tilings:
         return window_call(q, k, v, n, *band)
-    return TileCall(*wide(q, k, v), tilings, n, band)
+    q, k, v = wide(q, k, v)
+    return TileCall(q, k, v, tilings, n, band)
 
 
 @torch.library.custom_op(
-    "subquad::pattern", mutates_args=(), schema=f"({SCHEMA}) -> (Tensor out, Tensor lse, Tensor backend)"
+    "subquad::pattern",
+    mutates_args=(),
+    schema=f"({PATTERN_SCHEMA}) -> (Tensor out, Tensor lse, Tensor backend)",
 )
 def pattern_op(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     call = pattern_call(*inputs)
     if isinstance(call, WindowCall):
-        backend, result = window_attention.BACKENDS.run("forward", call)
+        backend, result = WINDOW_BACKENDS.run("forward", call)
     else:
-        backend, result = tile_attention.BACKENDS.run("forward", call)
+        backend, result = TILE_BACKENDS.run("forward", call)
     return result.out.to(inputs[2].dtype), result.lse, torch.tensor(backend)
 
 
 @torch.library.custom_op(
     "subquad::pattern_backward",
     mutates_args=(),
-    schema=f"(Tensor grad, Tensor out, Tensor lse, Tensor backend, {SCHEMA}) -> (Tensor, Tensor, Tensor)",
+    schema=f"(Tensor grad, Tensor out, Tensor lse, Tensor backend, {PATTERN_SCHEMA}) "
+    "-> (Tensor, Tensor, Tensor)",
 )
 def pattern_backward_op(
     grad: Tensor, out: Tensor, lse: Tensor, backend: Tensor, *inputs: Any
@@ -65,9 +70,9 @@ def pattern_backward_op(
     call = pattern_call(*inputs)
     if isinstance(call, WindowCall):
         grads = WindowResult(grad, torch.zeros_like(lse))
-        return window_attention.BACKENDS[backend].backward(grads, call, WindowResult(out, lse))
+        return WINDOW_BACKENDS[backend].backward(grads, call, WindowResult(out, lse))
     grad, out = wide(grad, out)
-    gradients = tile_attention.BACKENDS[backend].backward(grad, call, TileResult(out, lse))
+    gradients = TILE_BACKENDS[backend].backward(grad, call, TileResult(out, lse))
     dq, dk, dv = (x.to(inputs[2].dtype) for x in gradients)
     return dq, dk, dv
 

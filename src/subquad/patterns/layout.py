@@ -1,7 +1,7 @@
-"""The parts of a pattern as tiles of tokens, for a whole sequence: what `ops/tiles.py` computes on.
+"""The parts of a pattern as tiles of tokens, for a whole sequence: what `ops/tile_attention` computes on.
 
 Parts that take the queries in the same order share their tiles, whose keys then stand side by side: one
-softmax instead of several that must be merged. A plain window takes no tiles, for `ops/window.py` does it.
+softmax instead of several that must be merged. A plain window takes no tiles: `ops/window_attention` does it.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from subquad.ops.shared.transforms import passing
 from subquad.ops.tile_attention import Tiling
-from subquad.ops.transforms import passing
 from subquad.patterns.parts import Banded, Part, Picked, Scattered
 from subquad.patterns.pattern import Pattern
 

@@ -147,27 +147,27 @@ class Intersection(Pattern):
 
     def __post_init__(self) -> None:
         refuse_heads(self.left, self.right)
-        if self._other is not None and self._other.needs_end:
+        if self.without_causal is not None and self.without_causal.needs_end:
             raise ValueError(
                 f"{self!r} has no meaning: row by row every token would be the last of its sequence; use a "
                 "pattern that does not depend on the end, such as Global without `last`"
             )
 
     @property
-    def _other(self) -> Pattern | None:
+    def without_causal(self) -> Pattern | None:
         """What CAUSAL is applied to; None where it is not an operand."""
         if isinstance(self.right, Causal):
             return self.left
         return self.right if isinstance(self.left, Causal) else None
 
     def allows(self, i: Positions, j: Positions, n: Positions) -> Bool[Tensor, "*_"]:
-        if self._other is not None:
-            return before_end(self._other.allows)(i, j, n)
+        if self.without_causal is not None:
+            return before_end(self.without_causal.allows)(i, j, n)
         return self.left.allows(i, j, n) & self.right.allows(i, j, n)
 
     def parts(self, *, length: int, n: Int[Tensor, " b"], causal: bool, unit: int) -> list[Part]:
-        if self._other is not None:
-            parts = self._other.parts(length=length, n=n, causal=True, unit=unit)
+        if self.without_causal is not None:
+            parts = self.without_causal.parts(length=length, n=n, causal=True, unit=unit)
             return [replace(part, covers=before_end(part.covers), grain=1) for part in parts]
         left, right = (x.parts(length=length, n=n, causal=causal, unit=unit) for x in (self.left, self.right))
         if sum(part.pairs(length) for part in left) <= sum(part.pairs(length) for part in right):
@@ -175,8 +175,11 @@ class Intersection(Pattern):
         return [narrowed(part, self.left) for part in right]
 
     def reach(self, i: Int[Tensor, "b t"], *, length: int) -> list[Reach]:
-        if self._other is not None:
-            return [Reach(keys, before_end(covers)) for keys, covers in self._other.reach(i, length=length)]
+        if self.without_causal is not None:
+            return [
+                Reach(keys, before_end(covers))
+                for keys, covers in self.without_causal.reach(i, length=length)
+            ]
         left, right = (x.reach(i, length=length) for x in (self.left, self.right))
         if sum(x.keys.shape[2] for x in left) <= sum(x.keys.shape[2] for x in right):
             return [Reach(keys, both(covers, self.right.allows)) for keys, covers in left]
@@ -184,9 +187,9 @@ class Intersection(Pattern):
 
     def coarse(self, block: int) -> Pattern:
         # exact with CAUSAL alone: each pattern that rounds holds (i, i) wherever it enters block (I, I)
-        if self._other is None:
+        if self.without_causal is None:
             return super().coarse(block)
-        return self._other.coarse(block) & CAUSAL
+        return self.without_causal.coarse(block) & CAUSAL
 
     @property
     def needs_end(self) -> bool:
@@ -350,8 +353,8 @@ def refuse_heads(*patterns: Pattern) -> None:
             raise ValueError(f"{pattern!r} must be outermost: write PerHead around the patterns of each head")
 
 
-def require_whole(name: str, **given: tuple[object, int]) -> None:
+def require_whole(name: str, **options: tuple[object, int]) -> None:
     """Raise `ValueError` for an option that is no whole number, or is below its minimum."""
-    for option, (value, minimum) in given.items():
+    for option, (value, minimum) in options.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
             raise ValueError(f"{name}: {option} must be a whole number of at least {minimum}, not {value!r}")

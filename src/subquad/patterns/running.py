@@ -13,9 +13,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from subquad.ops.precision import wide
+from subquad.ops.backends import wanted
+from subquad.ops.shared.precision import wide
 from subquad.ops.tile_attention import tile_attention
 from subquad.ops.window_attention import window_attention
+from subquad.patterns import flex
+from subquad.patterns.flex import PatternCall
 from subquad.patterns.graph import pattern_attention
 from subquad.patterns.layout import layout
 from subquad.patterns.parts import Part, Scattered
@@ -32,10 +35,18 @@ def attend(
     *,
     n: Int[Tensor, " b"] | None,
 ) -> Float[Tensor, "b h s e"]:
-    """Attention by `pattern` within sequences of which the first n tokens are real; None: all.
+    """Attention by `pattern` within sequences of which the first n tokens are real.
 
-    Sums are kept in float32 at least, and a query that sees no key gives zeros.
+    q, k  (batch, heads, tokens, d), v (batch, heads, tokens, e): one floating dtype
+    n     int64 (batch). None: all tokens are real
+
+    Sums are kept in float32 at least, and a query that sees no key gives zeros. FlexAttention serves where it
+    can, and else windows and tiles (`subquad.ops`). Raises `ValueError` for a pattern of other heads, and for
+    inputs whose shapes or dtypes do not fit one another.
     """
+    call = PatternCall(pattern, q, k, v, n)
+    if flex_may_serve() and flex.refuses(call) is None:
+        return flex.forward(call)
     if isinstance(pattern, PerHead):
         require_heads(pattern, q.shape[1])
         return by_head(pattern, lambda one, own: attend(one, q[:, own], k[:, own], v[:, own], n=n))
@@ -48,6 +59,11 @@ def attend(
     if band is not None and not tilings:
         return window_attention(q, k, v, left=band[0], right=band[1], lengths=n)[0]
     return tile_attention(*wide(q, k, v), tilings=tilings, lengths=n, band=band).to(v.dtype)
+
+
+@torch.compiler.assume_constant_result  # a graph has the backend that was wanted when it was traced
+def flex_may_serve() -> bool:
+    return wanted() in (None, "flex")
 
 
 def attend_rows(

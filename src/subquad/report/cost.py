@@ -4,17 +4,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from subquad.measure.scaling import NEEDED, Crossover, crossover, exponent
+from subquad.measure.scaling import MIN_LENGTHS, Crossover, crossover, exponent
 from subquad.records import Record
 from subquad.report.leaderboard import Failure, failure
 from subquad.report.question import Entry, identity
 from subquad.report.runs import fingerprint
 
-QUANTITIES = {  # names in the records, and what they are called
+QUANTITIES = {  # what they are called
     "forward_ms": "forward",
     "forward_backward_ms": "forward and backward",
     "peak_mb": "memory",
 }
+TIMED = {"forward_ms": "forward", "forward_backward_ms": "forward_backward"}  # fields of the records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +72,8 @@ class Curve:
         lengths, values = zip(*ours, strict=True)
         reference = [value for _, value in theirs]
         return Scaling(
-            exponent=exponent(lengths, values) if len(lengths) >= NEEDED else None,
-            note="" if len(lengths) >= NEEDED else "needs three lengths",
+            exponent=exponent(lengths, values) if len(lengths) >= MIN_LENGTHS else None,
+            note="" if len(lengths) >= MIN_LENGTHS else "needs three lengths",
             crossover=crossover(lengths, values, reference),
             at_longest=values[-1] / reference[-1],
         )
@@ -123,22 +124,21 @@ def references(benched: Sequence[Curve], quantity: str) -> dict[str, list[tuple[
 
 def _cell(record: Record) -> Cell:
     measured = record["measured"]
-    present = [name for name in QUANTITIES if measured.get(name) is not None]
+    timed = {name: measured[field] for name, field in TIMED.items() if field in measured}
+    peers: dict[str, dict[str, float]] = {}
+    for name, each in timed.items():
+        for peer, timing in each.get("peers_ms", {}).items():
+            peers.setdefault(peer, {})[name] = timing["median"]
     return Cell(
         length=record["spec"]["length"],
-        values={name: _value(measured[name]) for name in present},
-        reference={name: _value(measured[f"reference_{name}"]) for name in present},
-        roofline={
-            name: measured[roofline]
-            for name in present
-            if measured.get(roofline := name.replace("_ms", "_roofline_ms")) and roofline != name
+        values={
+            **{name: each["ms"]["median"] for name, each in timed.items()},
+            "peak_mb": measured["memory"]["mb"],
         },
-        peers={
-            peer: {name: _value(timing) for name, timing in timings.items()}
-            for peer, timings in measured.get("peers", {}).items()
+        reference={
+            **{name: each["reference_ms"]["median"] for name, each in timed.items()},
+            "peak_mb": measured["memory"]["reference_mb"],
         },
+        roofline={name: each["roofline_ms"] for name, each in timed.items() if each.get("roofline_ms")},
+        peers=peers,
     )
-
-
-def _value(measured: Mapping[str, float] | float) -> float:
-    return measured["median"] if isinstance(measured, Mapping) else measured

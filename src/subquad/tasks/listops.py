@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from subquad.fields import Inputs, Tokens
@@ -202,7 +202,7 @@ def uniform(bits: np.random.PCG64, count: int) -> np.ndarray:
     return (bits.random_raw(count) >> np.uint64(11)) * 2.0**-53
 
 
-def measured(levels: Sequence[Level]) -> list[Int[np.ndarray, " n"]]:
+def measured(levels: Sequence[Level]) -> list[np.ndarray]:
     """The length of each node's expression, level by level."""
     sizes: list[np.ndarray] = []
     for level in reversed(levels):
@@ -235,7 +235,7 @@ def values(levels: Sequence[Level]) -> Int[np.ndarray, " n"]:
 
 def serialised(
     levels: Sequence[Level], sizes: Sequence[np.ndarray], chosen: Bool[np.ndarray, " n"]
-) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " s"]]:
+) -> tuple[Integer[np.ndarray, " m"], Int[np.ndarray, " s"]]:
     """The symbols of the chosen expressions one after the other, and where each ends."""
     stop = np.cumsum(sizes[0][chosen])
     symbols = np.full(int(stop[-1]) if len(stop) else 0, END, np.uint8)
@@ -285,8 +285,8 @@ def apply(operator: int, ordered: list[int]) -> int:
             return sum(ordered) % 10
 
 
-def first_symbol(train: Sequences, test: Sequences) -> Int[np.ndarray, "n 10"]:
+def first_symbol(train: Sequences, test: Sequences) -> Float[np.ndarray, "n 10"]:
     """For each test expression, how often each value had its first symbol in training."""
-    counts = np.zeros((len(SYMBOLS), 10), np.int64)
+    counts = np.zeros((len(SYMBOLS), 10))
     np.add.at(counts, (train.symbols[train.start], train.answer), 1)
     return counts[test.symbols[test.start]]

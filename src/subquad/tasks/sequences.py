@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int, Real
+from jaxtyping import Int, Integer, Real
 from torch import Tensor
 
 from subquad.fields import SPLITS, Batch, Split, Tokens
@@ -22,7 +22,7 @@ from subquad.tasks.errors import DataError
 class Sequences:
     """Sequences one after the other, with the answer of each."""
 
-    symbols: Int[np.ndarray, " n"]
+    symbols: Integer[np.ndarray, " n"]
     stop: Int[np.ndarray, " s"]  # where a sequence ends and the next begins
     answer: Real[np.ndarray, " s"]
 

@@ -12,6 +12,6 @@ or from the shell, `subquad check my_package:MyAttention`, which prints a certif
 """
 
 from subquad.testing.certificate import Outcome, certify
-from subquad.testing.contract import Check, contract
+from subquad.testing.mechanism.contract import Check, contract
 
 __all__ = ["Check", "Outcome", "certify", "contract"]

@@ -1,4 +1,4 @@
-"""A certificate, line by line: which checks a mechanism passed, and what failed by how much."""
+"""A certificate, line by line: which checks a mechanism passed, and what failed and why."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from subquad.mechanism import Mechanism
-from subquad.testing.contract import contract
+from subquad.testing.mechanism.contract import contract
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +14,7 @@ class Outcome:
     """One line of a certificate."""
 
     check: str  # what was checked, as its function is named
-    claim: str  # what it says when it holds
+    claim: str  # what holds if it passed, the first line of its docstring
     passed: bool
     reason: str  # empty if it passed
     seconds: float
@@ -32,9 +32,9 @@ def outcome(check: Callable[[Any], None], subject: Any) -> Outcome:
     try:
         check(subject)
     except AssertionError as error:
-        reason = sentence(str(error)) or "failed"
+        reason = one_line(str(error)) or "failed"
     except Exception as error:
-        reason = f"{type(error).__name__}: {sentence(str(error))}"
+        reason = f"{type(error).__name__}: {one_line(str(error))}"
     return Outcome(
         check=check.__name__.removeprefix("check_"),
         claim=(check.__doc__ or "").strip().splitlines()[0].rstrip("."),
@@ -44,7 +44,7 @@ def outcome(check: Callable[[Any], None], subject: Any) -> Outcome:
     )
 
 
-def sentence(message: str) -> str:
-    """A message of several lines as one, short enough for a certificate."""
+def one_line(message: str) -> str:
+    """A message of several lines as one, at most 300 characters."""
     line = "; ".join(part.strip() for part in message.splitlines() if part.strip())
     return line if len(line) <= 300 else line[:297] + "…"

@@ -15,11 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from subquad.ops.backends import Backends
-from subquad.ops.operator import call_op, differentiable_once
-from subquad.ops.shapes import require_dtype, require_places, require_shape, require_together
+from subquad.ops.shared.operator import call_op, differentiable_once
+from subquad.ops.shared.precision import wide
+from subquad.ops.shared.shapes import require_dtype, require_places, require_shape, require_together
 
-Queries = Float[Tensor, "b h n d"]
-Values = Float[Tensor, "b h n e"]
 Rounds = Int[Tensor, "b h r n"]
 
 
@@ -36,16 +35,16 @@ class Visibility(NamedTuple):
 class BucketCall(NamedTuple):
     """Inputs that fit one another, as `bucket_attention` says; a chunk is never longer than the sequence."""
 
-    q: Queries
-    k: Queries
-    v: Values
+    q: Float[Tensor, "b h n d"]
+    k: Float[Tensor, "b h n d"]
+    v: Float[Tensor, "b h n e"]
     order: Rounds
     labels: Rounds
     visibility: Visibility
 
 
 class BucketResult(NamedTuple):
-    out: Values
+    out: Float[Tensor, "b h n e"]
     lse: Float[Tensor, "b h n"]
 
 
@@ -53,9 +52,9 @@ BACKENDS = Backends[BucketCall](__name__, "cpu", "reference")
 
 
 def bucket_attention(
-    q: Queries,
-    k: Queries,
-    v: Values,
+    q: Float[Tensor, "b h n d"],
+    k: Float[Tensor, "b h n d"],
+    v: Float[Tensor, "b h n e"],
     *,
     order: Rounds,
     labels: Rounds,
@@ -64,10 +63,10 @@ def bucket_attention(
     last_n_only: bool = False,
     self_only_if_alone: bool = False,
     count_duplicates: bool = False,
-) -> Values:
+) -> Float[Tensor, "b h n e"]:
     """What each token gets from those it sees, of which there must be one, in chunks of `size` tokens.
 
-    q, k     (batch, heads, tokens, d), v (batch, heads, tokens, e): one floating dtype
+    q, k     (batch, heads, tokens, d), v (batch, heads, tokens, e): one dtype, widened if it is half
     order    int64 (batch, heads, rounds, tokens): the token at each sorted place
     labels   int32 or int64 (batch, heads, rounds, tokens): of each token, from -4 up
 
@@ -87,7 +86,7 @@ def bucket_attention(
     if q.shape[2] == 0:
         return v
     options = (size, causal, last_n_only, self_only_if_alone, count_duplicates)
-    return call_op(buckets_op, q, k, v, order, labels.to(torch.int32), *options)[0]
+    return call_op(buckets_op, *wide(q, k, v), order, labels.to(torch.int32), *options)[0].to(v.dtype)
 
 
 def bucket_call(
@@ -96,7 +95,7 @@ def bucket_call(
     return BucketCall(q, k, v, order, labels, Visibility(min(size, q.shape[2]), *options))
 
 
-SCHEMA = (
+BUCKETS_SCHEMA = (
     "Tensor q, Tensor k, Tensor v, Tensor order, Tensor labels, int size, bool causal, bool last_n_only, "
     "bool self_only_if_alone, bool count_duplicates"
 )
@@ -105,17 +104,18 @@ SCHEMA = (
 @torch.library.custom_op(
     "subquad::bucket_attention",
     mutates_args=(),
-    schema=f"({SCHEMA}) -> (Tensor out, Tensor lse, Tensor backend)",
+    schema=f"({BUCKETS_SCHEMA}) -> (Tensor out, Tensor lse, Tensor backend)",
 )
 def buckets_op(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     backend, result = BACKENDS.run("forward", bucket_call(*inputs))
-    return *result, torch.tensor(backend)
+    return result.out, result.lse, torch.tensor(backend)
 
 
 @torch.library.custom_op(
     "subquad::bucket_attention_backward",
     mutates_args=(),
-    schema=f"(Tensor grad, Tensor out, Tensor lse, Tensor backend, {SCHEMA}) -> (Tensor, Tensor, Tensor)",
+    schema=f"(Tensor grad, Tensor out, Tensor lse, Tensor backend, {BUCKETS_SCHEMA}) "
+    "-> (Tensor, Tensor, Tensor)",
 )
 def buckets_backward_op(
     grad: Tensor, out: Tensor, lse: Tensor, backend: Tensor, *inputs: Any

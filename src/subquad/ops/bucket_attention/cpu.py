@@ -5,9 +5,9 @@ from ctypes import c_float, c_int32, c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from subquad.ops.allocation import empty_result
 from subquad.ops.bucket_attention import BucketCall, BucketResult, Visibility
 from subquad.ops.native.library import KernelCall, rows, why_not_float32
+from subquad.ops.shared.allocation import empty_result
 
 
 class Bucketed(KernelCall):
@@ -29,7 +29,7 @@ def refuses(call: BucketCall) -> str | None:
 
 def forward(call: BucketCall) -> BucketResult:
     out, lse = empty_result(call.v).zero_(), call.v.new_empty(call.v.shape[:3])
-    kernel_call = make_call(call)
+    kernel_call = bucket_kernel_call(call)
     kernel_call.point(out=out, lse=lse)
     kernel_call.run("bucketed")
     return BucketResult(out, lse)
@@ -37,13 +37,13 @@ def forward(call: BucketCall) -> BucketResult:
 
 def backward(grad: Tensor, call: BucketCall, result: BucketResult) -> tuple[Tensor, Tensor, Tensor]:
     dq, dk, dv = (empty_result(x).zero_() for x in (call.q, call.k, call.v))
-    kernel_call = make_call(call)
+    kernel_call = bucket_kernel_call(call)
     kernel_call.point(grad=grad, out=result.out, lse=result.lse, dq=dq, dk=dk, dv=dv)
     kernel_call.run("bucketed_backward")
     return dq, dk, dv
 
 
-def make_call(call: BucketCall) -> Bucketed:
+def bucket_kernel_call(call: BucketCall) -> Bucketed:
     """The fields that forward and backward share."""
     q, k, v, order, labels, visibility = call
     batch, heads, length, d = q.shape

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from subquad.ops.allocation import empty_result
 from subquad.ops.bucket_attention import BucketCall, BucketResult
 from subquad.ops.bucket_attention.rounds import buffers, itself, places, rounds, slices, spread, windows
+from subquad.ops.shared.allocation import empty_result
 
 
 def refuses(call: BucketCall) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from subquad.ops.bucket_attention import Visibility
 
 Chunked = Float[Tensor, "w c d"]
-Scores = Float[Tensor, "x c k"]  # of a block of chunks
+BlockScores = Float[Tensor, "x c k"]  # of a block of chunks
 
 ALONE = -1e5  # the score of a token with itself, where it should see itself only for want of others
 HIDDEN = -1e30  # the score of a key that is not seen
@@ -45,7 +45,7 @@ class Round:
         for start in range(1, chunks, step):
             yield slice(start, min(start + step, chunks))
 
-    def weigh(self, q: Chunked, k: Chunked, here: slice) -> tuple[Scores, Float[Tensor, "x c 1"]]:
+    def weigh(self, q: Chunked, k: Chunked, here: slice) -> tuple[BlockScores, Float[Tensor, "x c 1"]]:
         """Weights within the round, and the logarithm of their sum before they were divided by it.
 
         The logarithm follows from the greatest weight, for torch's `exp` is slow where it underflows, and its
@@ -84,7 +84,7 @@ def windows(x: Tensor, here: slice) -> Tensor:
     return found.mT if x.ndim == 3 else found
 
 
-def itself(scores: Scores) -> Float[Tensor, "x c"]:
+def itself(scores: BlockScores) -> Float[Tensor, "x c"]:
     """The score of each token with itself: a view."""
     return scores.diagonal(scores.shape[1], 1, 2)
 

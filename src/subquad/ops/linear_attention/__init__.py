@@ -19,10 +19,10 @@ from torch import Tensor
 
 from subquad.ops.backends import Backends
 from subquad.ops.linear_attention.sums import ShiftedSums, Sums
-from subquad.ops.operator import call_op, differentiable_once, dispatched
-from subquad.ops.padding import require_mask
-from subquad.ops.precision import wide
-from subquad.ops.shapes import require_dtype, require_shape, require_together
+from subquad.ops.shared.operator import call_op, differentiable_once, dispatched
+from subquad.ops.shared.padding import require_mask
+from subquad.ops.shared.precision import wide, widened
+from subquad.ops.shared.shapes import require_dtype, require_shape, require_together
 
 
 class FeatureKind(IntEnum):
@@ -110,11 +110,11 @@ def advance(
         if isinstance(before, ShiftedSums) != kind.exponential:
             wanted = ShiftedSums if kind.exponential else Sums
             raise ValueError(f"sums of {kind.name} are {wanted.__name__}, not {type(before).__name__}")
-        (b, h), e, wider = q.shape[:2], v.shape[3], wide(v[:0])[0].dtype
-        require_shape("sums", before.S, b, h, step.features, e)
-        require_shape("sums of keys", before.z, b, h, step.features, 1)
+        (b, h), e, f, wider = q.shape[:2], v.shape[3], step.features, widened(v.dtype)
+        require_shape("sums", before.S, b, h, f, e)
+        require_shape("sums of keys", before.z, b, h, f, 1)
         if isinstance(before, ShiftedSums):
-            require_shape("shifts", before.c, b, h, 1, step.features)
+            require_shape("shifts", before.c, b, h, 1, f)
         for x in before:
             require_dtype("sums", x, wider)
     if dispatched(q, k, v):  # gradients flow through PyTorch's operators

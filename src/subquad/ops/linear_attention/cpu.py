@@ -8,10 +8,10 @@ from ctypes import c_float, c_int32, c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from subquad.ops.allocation import empty_result
 from subquad.ops.linear_attention import LinearCall, LinearResult
 from subquad.ops.linear_attention.sums import ShiftedSums, Sums
 from subquad.ops.native.library import PRECISIONS, KernelCall, rows, why_not_float32, why_not_half
+from subquad.ops.shared.allocation import empty_result
 
 CHUNK = 64  # tokens, in linear.cpp
 FEW = 8  # tokens that do not fill a tile

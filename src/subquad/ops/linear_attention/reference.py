@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from subquad.ops.allocation import empty_result
 from subquad.ops.linear_attention import FeatureKind, LinearCall, LinearResult
 from subquad.ops.linear_attention.sums import (
     Exponentials,
@@ -20,8 +19,9 @@ from subquad.ops.linear_attention.sums import (
     causal_average,
     causal_exponential_average,
 )
-from subquad.ops.precision import wide, widened
-from subquad.ops.scan import scan
+from subquad.ops.shared.allocation import empty_result
+from subquad.ops.shared.precision import wide, widened
+from subquad.ops.shared.scan import scan
 
 Upstream = Callable[[slice], tuple[Tensor, Tensor]]  # the gradients of some numerators and denominators
 
@@ -93,7 +93,8 @@ def step(call: LinearCall) -> tuple[Tensor, Sums | ShiftedSums]:
         assert not isinstance(state, ShiftedSums)
         return causal_average(q, k, v, valid=valid, state=state)
 
-    return scan(average, *call[:3], valid=call.valid, state=call.before, chunk=CHUNKS[0])
+    out, after = scan(average, *call[:3], valid=call.valid, state=call.before, chunk=CHUNKS[0])
+    return out.to(call.v.dtype), after
 
 
 def backward(grad: Tensor, call: LinearCall, result: LinearResult) -> tuple[Tensor, Tensor, Tensor]:

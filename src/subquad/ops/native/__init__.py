@@ -2,10 +2,6 @@
 
 They compute in float32; some read and write half precision too (`half.h`).
 
-`subquad.backend()` says what is in use and why. The wrappers take tensors as they come from projections, with
-any strides but the last, and check nothing: the functions in `ops/` that call them do.
+`subquad.backend()` says what is in use and why. The operators' backends `cpu.py` call them. They take
+tensors as they come from projections, with any strides but the last, and check nothing: the operators do.
 """
-
-from subquad.ops.native.library import kernels_in_use, usable
-
-__all__ = ["kernels_in_use", "usable"]

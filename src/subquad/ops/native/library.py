@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from subquad.ops.backends import wanted, warn_once
+from subquad.ops.backends import warn_once
 from subquad.ops.native import build
 
 Strides = ctypes.c_int64 * 3
@@ -31,8 +31,8 @@ class Kernels(NamedTuple):
 def kernels_in_use() -> Kernels:
     """What computes on the CPU, subquad's own kernels or PyTorch's operators, and why.
 
-    Kernels take float32, and half precision as it is or widened; float64 takes the operators. The
-    environment's SUBQUAD_NATIVE=0 switches the kernels off.
+    Kernels take float32, and half precision as it is or widened; float64 takes the operators. In the
+    environment that a process starts with, SUBQUAD_NATIVE=0 switches the kernels off.
     """
     reason = missing()
     return Kernels("native", load()[1]) if reason is None else Kernels("torch", reason)
@@ -40,8 +40,6 @@ def kernels_in_use() -> Kernels:
 
 def missing() -> str | None:
     """Why there are no kernels."""
-    if os.environ.get("SUBQUAD_NATIVE") == "0":
-        return "SUBQUAD_NATIVE=0 switches the kernels off"
     library, reason = load()
     return reason if library is None else None
 
@@ -54,36 +52,24 @@ def why_not_float32(*inputs: Tensor | None) -> str | None:
     return missing()
 
 
-def why_not_half(*inputs: Tensor | None) -> str | None:
+def why_not_half(first: Tensor, *inputs: Tensor | None) -> str | None:
     """The same for kernels that read half precision too: inputs are of one dtype."""
-    first = None
+    dtype = first.dtype
+    if dtype not in PRECISIONS or not first.is_cpu:
+        return f"it takes float32 and half precision on the CPU, not {dtype} on {first.device.type}"
     for x in inputs:
-        if x is None:
-            continue
-        if first is None:
-            first = x.dtype
-            if first not in PRECISIONS:
-                return f"it takes float32 and half precision, not {first}"
-        if x.dtype != first:
-            return f"it takes inputs of one dtype, not {first} beside {x.dtype}"
-        if not x.is_cpu:
-            return f"it takes tensors on the CPU, not on {x.device.type}"
+        if x is not None and (x.dtype != dtype or not x.is_cpu):
+            return f"it takes inputs of one dtype on the CPU, not {dtype} beside {x.dtype} on {x.device.type}"
     return missing()
-
-
-def usable(*inputs: Tensor | None) -> bool:
-    return wanted() != "reference" and why_not_float32(*inputs) is None
-
-
-def readable(*inputs: Tensor) -> bool:
-    return wanted() != "reference" and why_not_half(*inputs) is None
 
 
 @cache
 def load() -> tuple[ctypes.CDLL | None, str]:
-    """The library, if there is one, and what is to be said of it."""
+    """The library, if there is one and it is wanted, and what is to be said of it."""
+    if os.environ.get("SUBQUAD_NATIVE") == "0":
+        return None, "SUBQUAD_NATIVE=0 switches the kernels off"
     library, reason = find()
-    if library is None and os.environ.get("SUBQUAD_NATIVE") != "0":
+    if library is None:
         warn_once("cpu", reason)
     return library, reason
 

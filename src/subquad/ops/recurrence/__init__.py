@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from subquad.ops.backends import Backends
-from subquad.ops.operator import call_op, differentiable_once, dispatched
-from subquad.ops.precision import widened
 from subquad.ops.recurrence.decay import LogDecays, Matrix, Queries, Values
 from subquad.ops.recurrence.delta_rule import Betas
 from subquad.ops.recurrence.rows import Fusion, Gradients, Tokens
-from subquad.ops.shapes import require_dtype, require_shape, require_together
+from subquad.ops.shared.operator import call_op, differentiable_once, dispatched
+from subquad.ops.shared.precision import widened
+from subquad.ops.shared.shapes import require_dtype, require_shape, require_together
 
 NOTHING = Fusion()
 
@@ -38,7 +38,7 @@ class RecurrenceResult(NamedTuple):
     state: Matrix
 
 
-BACKENDS = Backends[RecurrenceCall](__name__, "fla", "cpu", "reference")
+BACKENDS = Backends[RecurrenceCall](__name__, "cpu", "fla", "reference")
 
 
 def decayed_product(

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from subquad.ops.allocation import empty_result
-from subquad.ops.precision import wide
 from subquad.ops.recurrence import RecurrenceCall, RecurrenceResult
 from subquad.ops.recurrence.rows import Gradients, Tokens
+from subquad.ops.shared.allocation import empty_result
+from subquad.ops.shared.precision import wide
 
 BLOCK = 512  # tokens whose chunks run side by side; measured best on CPUs, forward and back, of 256 to 4,096
 

@@ -8,10 +8,10 @@ from ctypes import c_float, c_int32, c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from subquad.ops.allocation import empty_result
 from subquad.ops.native.library import PRECISIONS, KernelCall, rows, why_not_float32, why_not_half
 from subquad.ops.recurrence import RecurrenceCall, RecurrenceResult, blocks
 from subquad.ops.recurrence.rows import Gradients, Tokens
+from subquad.ops.shared.allocation import empty_result
 
 
 class Recurrence(KernelCall):
@@ -37,17 +37,17 @@ def refuses(call: RecurrenceCall) -> str | None:
     return (
         why_not_half(q, k, v, fusion.gate)
         or why_not_half(log_decay)
-        or why_not_half(beta)
         or why_not_float32(state, fusion.scale, fusion.rotary)
+        or (None if beta is None else why_not_half(beta))
     )
 
 
 def forward(call: RecurrenceCall) -> RecurrenceResult:
-    _, _, _, log_decay, beta = call.tokens
-    by_channel = log_decay.shape[3] > 1
-    if why_not_float32(beta, None if by_channel else log_decay) is None:
-        return advance(call)
-    return blocks.forward(call, advance)
+    *_, log_decay, beta = call.tokens
+    narrow = log_decay.dtype != torch.float32 and log_decay.shape[3] == 1
+    if narrow or (beta is not None and beta.dtype != torch.float32):
+        return blocks.forward(call, advance)
+    return advance(call)
 
 
 def advance(call: RecurrenceCall) -> RecurrenceResult:

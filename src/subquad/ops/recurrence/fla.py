@@ -12,10 +12,10 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from subquad.ops.graphed import recording
-from subquad.ops.precision import NARROW, wide
 from subquad.ops.recurrence import RecurrenceCall, RecurrenceResult, rows
 from subquad.ops.recurrence.rows import Fusion, Gradients, Tokens
+from subquad.ops.shared.graphed import recording
+from subquad.ops.shared.precision import NARROW, wide
 
 WIDEST = 256  # keys, in the kernels
 
@@ -23,9 +23,9 @@ WIDEST = 256  # keys, in the kernels
 def refuses(call: RecurrenceCall) -> str | None:
     q = call.tokens.q
     if not q.is_cuda or q.dtype not in NARROW:
-        return f"it takes half precision on CUDA, not {q.dtype} on {q.device.type}"
+        return "it takes half precision on CUDA"
     if q.shape[2] == 0 or q.shape[3] > WIDEST:
-        return f"it takes a token or more, with keys of at most {WIDEST}, not {q.shape[2]} of {q.shape[3]}"
+        return f"it takes one token or more, of keys no wider than {WIDEST}"
     return None if installed() else "it is not installed (pip install fla-core triton)"
 
 

@@ -16,10 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from subquad.ops.backends import Backends
-from subquad.ops.operator import call_op, differentiable_once
-from subquad.ops.shapes import require_dtype, require_places, require_shape
+from subquad.ops.shared.operator import call_op, differentiable_once
+from subquad.ops.shared.shapes import require_dtype, require_places, require_shape
 
-Queries = Float[Tensor, "b h t d"]
 Counts = Int[Tensor, "b n"]
 
 
@@ -56,7 +55,7 @@ class Slots(NamedTuple):
 class RelativeCall(NamedTuple):
     """Inputs that fit one another, as `relative_attention` says."""
 
-    q: Queries
+    q: Float[Tensor, "b h t d"]
     weights: Weights
     slots: Slots
     first: Counts
@@ -75,7 +74,7 @@ BACKENDS = Backends[RelativeCall](__name__, "reference")
 
 
 def relative_attention(
-    q: Queries,
+    q: Float[Tensor, "b h t d"],
     weights: Weights,
     slots: Slots,
     *,
@@ -99,7 +98,12 @@ def relative_attention(
 
 
 def require_fit(
-    q: Queries, weights: Weights, slots: Slots, first: Counts, count: Counts, num_held: Counts
+    q: Float[Tensor, "b h t d"],
+    weights: Weights,
+    slots: Slots,
+    first: Counts,
+    count: Counts,
+    num_held: Counts,
 ) -> None:
     """Raise `ValueError` for what does not fit the queries."""
     b, h, _, d = q.shape
@@ -117,7 +121,7 @@ def require_fit(
         require_places(name, x, b, first.shape[1])
 
 
-SCHEMA = (
+RELATIVE_SCHEMA = (
     "Tensor q, Tensor u, Tensor bias, Tensor W_R, Tensor k, Tensor v, Tensor? compressed_k, "
     "Tensor? compressed_v, Tensor first, Tensor count, Tensor num_held, int[] layout"
 )
@@ -125,12 +129,15 @@ LEARNT = 8  # inputs that have gradients come first
 
 
 def relative_call(q: Tensor, *inputs: Any) -> RelativeCall:
-    *counts, layout = inputs[7:]
-    return RelativeCall(q, Weights(*inputs[:3]), Slots(*inputs[3:7]), *counts, Layout(*layout))
+    first, count, num_held, layout = inputs[7:]
+    weights, slots = Weights(*inputs[:3]), Slots(*inputs[3:7])
+    return RelativeCall(q, weights, slots, first, count, num_held, Layout(*layout))
 
 
 @torch.library.custom_op(
-    "subquad::relative_attention", mutates_args=(), schema=f"({SCHEMA}) -> (Tensor out, Tensor backend)"
+    "subquad::relative_attention",
+    mutates_args=(),
+    schema=f"({RELATIVE_SCHEMA}) -> (Tensor out, Tensor backend)",
 )
 def relative_op(*inputs: Any) -> tuple[Tensor, Tensor]:
     backend, out = BACKENDS.run("forward", relative_call(*inputs))
@@ -140,7 +147,8 @@ def relative_op(*inputs: Any) -> tuple[Tensor, Tensor]:
 @torch.library.custom_op(
     "subquad::relative_attention_backward",
     mutates_args=(),
-    schema=f"(Tensor grad, Tensor out, Tensor backend, {SCHEMA}) -> ({', '.join(['Tensor'] * LEARNT)})",
+    schema=f"(Tensor grad, Tensor out, Tensor backend, {RELATIVE_SCHEMA}) "
+    f"-> ({', '.join(['Tensor'] * LEARNT)})",
 )
 def relative_backward_op(grad: Tensor, out: Tensor, backend: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
     """Gradients of the first `LEARNT` inputs; empty tensors for absent ones."""

@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from subquad.ops.allocation import empty_result
 from subquad.ops.relative_attention import RelativeCall, RelativeGradients, Slots, Weights
 from subquad.ops.relative_attention.positions import sinusoid, turn
+from subquad.ops.shared.allocation import empty_result
 
-BLOCK = 160  # queries at once, of one segment
+BLOCK_QUERIES = 160  # queries at once, of one segment
 MAX_SCORES = 2**18  # at once, at least a head's
 
 
@@ -28,7 +28,7 @@ def forward(call: RelativeCall) -> Tensor:
     scores, out = Scores(call), empty_result(v, *q.shape[:3], v.shape[3])
     if call.count.sum() < len(q) * q.shape[2]:
         out.zero_()
-    for block in blocks(call):
+    for block in query_blocks(call):
         weights = scores.weigh(block, scores.prepare(block))
         out[block.row, block.heads, block.at] = torch.bmm(weights, block.take(v, call.slots.compressed_v))
     return out
@@ -38,8 +38,10 @@ def backward(grad: Tensor, call: RelativeCall, out: Tensor) -> RelativeGradients
     q, scores, slots = call.q, Scores(call), call.slots
     dq = empty_result(q).zero_()
     du, dv, dW_R = weights = Weights(*map(torch.zeros_like, call.weights))
-    changes = Slots(*(None if x is None else empty_result(x).zero_() for x in slots))
-    for block in blocks(call):
+    dk, dv_slots = (empty_result(x).zero_() for x in slots[:2])
+    compressed = (None if x is None else empty_result(x).zero_() for x in slots[2:])
+    changes = Slots(dk, dv_slots, *compressed)
+    for block in query_blocks(call):
         row, heads, at = block[:3]
         inputs, g = scores.prepare(block), grad[row, heads, at]
         p = scores.weigh(block, inputs)
@@ -94,13 +96,13 @@ class Block(NamedTuple):
             scores[..., :columns].masked_fill_(mask, -torch.inf)
 
 
-def blocks(call: RelativeCall) -> Iterator[Block]:
+def query_blocks(call: RelativeCall) -> Iterator[Block]:
     heads, layout = call.q.shape[1], call.layout
     l, m = layout.size, layout.memory
     rows = (x.tolist() for x in (call.first, call.count, call.num_held))
     for row, counts in enumerate(zip(*rows, strict=True)):
         for n, (begin, queries, held) in enumerate(zip(*counts, strict=True)):
-            step = -(-queries // max(1, -(-queries // BLOCK)))
+            step = -(-queries // max(1, -(-queries // BLOCK_QUERIES)))
             for a in range(0, queries, max(1, step)):
                 place, stop = begin + a, begin + min(a + step, queries)
                 start = max(-held, place - layout.reach + 1)
@@ -141,7 +143,7 @@ class Scores:
         self.u, self.v, self.W = u[:, None], v[:, None], W_R * self.scale
         places = torch.arange(self.first, layout.size, device=q.device)
         self.r = sinusoid(places, W_R.shape[1], like=q)
-        self.later = q.new_full((BLOCK, BLOCK), -torch.inf).triu(1)
+        self.later = q.new_full((BLOCK_QUERIES, BLOCK_QUERIES), -torch.inf).triu(1)
         self.call = call
 
     def prepare(self, block: Block) -> BlockInputs:

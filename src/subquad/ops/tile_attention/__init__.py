@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from subquad.ops.backends import Backends
-from subquad.ops.operator import call_op, differentiable_once
-from subquad.ops.shapes import require_dtype, require_places, require_shape
+from subquad.ops.shared.operator import call_op, differentiable_once
+from subquad.ops.shared.shapes import require_dtype, require_places, require_shape
 from subquad.ops.window_attention import WindowCall, require_tokens, window_call
 
 
@@ -132,24 +132,25 @@ def tile_call(
     return TileCall(q, k, v, tilings, lengths, None if left is None or right is None else (left, right))
 
 
-SCHEMA = (
+TILES_SCHEMA = (
     "Tensor q, Tensor k, Tensor v, Tensor[] queries, Tensor[] keys, Tensor[] seen, int[] widths, "
     "int[] units, Tensor? lengths, int? left, int? right"
 )
 
 
 @torch.library.custom_op(
-    "subquad::tiles", mutates_args=(), schema=f"({SCHEMA}) -> (Tensor out, Tensor lse, Tensor backend)"
+    "subquad::tiles", mutates_args=(), schema=f"({TILES_SCHEMA}) -> (Tensor out, Tensor lse, Tensor backend)"
 )
 def tiles_op(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     backend, result = BACKENDS.run("forward", tile_call(*inputs))
-    return *result, torch.tensor(backend)
+    return result.out, result.lse, torch.tensor(backend)
 
 
 @torch.library.custom_op(
     "subquad::tiles_backward",
     mutates_args=(),
-    schema=f"(Tensor grad, Tensor out, Tensor lse, Tensor backend, {SCHEMA}) -> (Tensor, Tensor, Tensor)",
+    schema=f"(Tensor grad, Tensor out, Tensor lse, Tensor backend, {TILES_SCHEMA}) "
+    "-> (Tensor, Tensor, Tensor)",
 )
 def tiles_backward_op(
     grad: Tensor, out: Tensor, lse: Tensor, backend: Tensor, *inputs: Any

@@ -188,10 +188,10 @@ class Chunk(NamedTuple):
         values = self.gathered("near", self.tensors[2])
         change = inner(grad, values, self.buffers.take("change", *weights.shape))
         change.sub_(self.of(delta)[..., None]).mul_(weights)
-        self.add(dv, spread(weights, grad, self.buffers.take("near", *values.shape)))
+        self.add(dv, outer(weights, grad, self.buffers.take("near", *values.shape)))
         scale, found = q.shape[-1] ** -0.5, self.buffers.take("found", *q.shape)
         self.add_to_queries(dq, average(change, k, found, scale=scale).flatten(1, 2))
-        self.add(dk, spread(change, q, self.buffers.take("keys", *k.shape), scale=scale))
+        self.add(dk, outer(change, q, self.buffers.take("keys", *k.shape), scale=scale))
 
     def add_to_queries(self, to: Tensor, found: Tensor) -> None:
         if isinstance(self.at, slice):
@@ -233,7 +233,7 @@ def average(
     return product(weights, y, into, scale)
 
 
-def spread(
+def outer(
     weights: Float[Tensor, "h tiles a c"],
     x: Float[Tensor, "h tiles a w"],
     into: Float[Tensor, "h tiles c w"],

@@ -5,8 +5,8 @@ from ctypes import c_float, c_int32, c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from subquad.ops.allocation import empty_result
 from subquad.ops.native.library import KernelCall, rows, why_not_float32
+from subquad.ops.shared.allocation import empty_result
 from subquad.ops.tile_attention import TileCall, TileResult, Tiling
 from subquad.ops.window_attention import WindowResult
 from subquad.ops.window_attention import cpu as window
@@ -36,7 +36,7 @@ def forward(call: TileCall) -> TileResult:
     else:
         out, lse = window.forward(call.window)
     for tiling in call.tilings:
-        kernel_call = make_call(call, tiling)
+        kernel_call = tile_kernel_call(call, tiling)
         kernel_call.point(out=out, lse=lse)
         kernel_call.run("tiled")
     return TileResult(out, lse)
@@ -51,13 +51,13 @@ def backward(grad: Tensor, call: TileCall, result: TileResult) -> tuple[Tensor, 
     delta = torch.einsum("bhtd,bhtd->bht", grad, result.out)
     lse = result.lse.masked_fill(result.lse == -torch.inf, torch.inf)  # a query that sees nothing gives none
     for tiling in call.tilings:
-        kernel_call = make_call(call, tiling)
+        kernel_call = tile_kernel_call(call, tiling)
         kernel_call.point(grad=grad, delta=delta, lse=lse, dq=dq, dk=dk, dv=dv)  # adds to the last three
         kernel_call.run("tiled_backward")
     return dq, dk, dv
 
 
-def make_call(call: TileCall, tiling: Tiling) -> Tiled:
+def tile_kernel_call(call: TileCall, tiling: Tiling) -> Tiled:
     """The fields that forward and backward share."""
     q, k, v, _, lengths, _ = call
     queries, keys, seen = tiling.queries, tiling.keys, tiling.seen

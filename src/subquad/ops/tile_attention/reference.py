@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from subquad.ops.allocation import empty_result
+from subquad.ops.shared.allocation import empty_result
 from subquad.ops.tile_attention import TileCall, TileResult
 from subquad.ops.tile_attention.chunks import in_units, merge, rows
 from subquad.ops.window_attention import WindowResult

@@ -14,9 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from subquad.ops.backends import Backends
-from subquad.ops.operator import call_op, differentiable_once
-from subquad.ops.precision import widened
-from subquad.ops.shapes import require_places, require_shape, require_together
+from subquad.ops.shared.operator import call_op, differentiable_once
+from subquad.ops.shared.precision import widened
+from subquad.ops.shared.shapes import require_places, require_shape, require_together
 
 Queries = Float[Tensor, "b h t d"]
 Values = Float[Tensor, "b h t e"]
@@ -72,21 +72,23 @@ def window_call(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, left: i
     return WindowCall(q, k, v, lengths, *(min(x, q.shape[2] - 1) for x in (left, right)))
 
 
-SCHEMA = "Tensor q, Tensor k, Tensor v, Tensor? lengths, int left, int right"
+WINDOW_SCHEMA = "Tensor q, Tensor k, Tensor v, Tensor? lengths, int left, int right"
 
 
 @torch.library.custom_op(
-    "subquad::window", mutates_args=(), schema=f"({SCHEMA}) -> (Tensor out, Tensor lse, Tensor backend)"
+    "subquad::window",
+    mutates_args=(),
+    schema=f"({WINDOW_SCHEMA}) -> (Tensor out, Tensor lse, Tensor backend)",
 )
 def window_op(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     backend, result = BACKENDS.run("forward", window_call(*inputs))
-    return *result, torch.tensor(backend)
+    return result.out, result.lse, torch.tensor(backend)
 
 
 @torch.library.custom_op(
     "subquad::window_backward",
     mutates_args=(),
-    schema=f"(Tensor grad, Tensor grad_lse, Tensor out, Tensor lse, Tensor backend, {SCHEMA}) "
+    schema=f"(Tensor grad, Tensor grad_lse, Tensor out, Tensor lse, Tensor backend, {WINDOW_SCHEMA}) "
     "-> (Tensor, Tensor, Tensor)",
 )
 def window_backward_op(

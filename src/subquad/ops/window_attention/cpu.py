@@ -5,8 +5,8 @@ from ctypes import c_float, c_int32, c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from subquad.ops.allocation import empty_result
 from subquad.ops.native.library import PRECISIONS, KernelCall, rows, why_not_half
+from subquad.ops.shared.allocation import empty_result
 from subquad.ops.window_attention import WindowCall, WindowResult
 
 
@@ -28,7 +28,7 @@ def refuses(call: WindowCall) -> str | None:
 
 def forward(call: WindowCall) -> WindowResult:
     out, lse = empty_result(call.v), call.v.new_empty(call.v.shape[:3], dtype=torch.float32)
-    kernel_call = make_call(call)
+    kernel_call = window_kernel_call(call)
     kernel_call.point(out=out, lse=lse)
     kernel_call.run("window")
     return WindowResult(out, lse)
@@ -40,14 +40,14 @@ def backward(grad: WindowResult, call: WindowCall, result: WindowResult) -> tupl
         empty_result(q),
         *(empty_result(x, dtype=torch.float32).zero_() for x in (k, v)),
     )  # which are added to
-    kernel_call = make_call(call)
+    kernel_call = window_kernel_call(call)
     kernel_call.point(grad=grad.out, grad_lse=grad.lse, out=result.out, lse=result.lse)
     kernel_call.point(dq=dq, dk=dk, dv=dv)
     kernel_call.run("window_backward")
     return dq, dk.to(k.dtype), dv.to(v.dtype)
 
 
-def make_call(call: WindowCall) -> Window:
+def window_kernel_call(call: WindowCall) -> Window:
     """The fields that forward and backward share."""
     q, k, v, lengths, left, right = call
     batch, heads, length, d = q.shape

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from subquad.ops.allocation import empty_result
-from subquad.ops.precision import widened
+from subquad.ops.shared.allocation import empty_result
+from subquad.ops.shared.precision import widened
 from subquad.ops.window_attention import Queries, Values, WindowCall, WindowResult
 
 BLOCK, HEADS = 64, 8  # queries, and heads, that are taken at once
@@ -31,14 +31,13 @@ def forward(call: WindowCall) -> WindowResult:
     out, lse = empty_result(v), v.new_empty(v.shape[:3], dtype=wide)
     if wide != q.dtype:
         for heads in some_heads(q):
-            inputs = (x[:, heads].to(wide) for x in (q, k, v))
-            out[:, heads], lse[:, heads] = forward(WindowCall(*inputs, lengths, left, right))
+            out[:, heads], lse[:, heads] = forward(of_heads(call, heads, wide))
         return WindowResult(out, lse)
     if lengths is not None:
         out.zero_()
         lse.fill_(-torch.inf)
     for q_, k_, v_, out_, lse_ in sequences(lengths, q, k, v, out, lse):
-        cuts = list(blocks(q_.shape[1], left=left, right=right, multiple=CACHE_LINE))
+        cuts = list(window_blocks(q_.shape[1], left=left, right=right, multiple=CACHE_LINE))
         for at, near in cuts:
             weights = torch.bmm(q_[:, at] * q.shape[3] ** -0.5, k_[:, near].mT).exp_()
             mask_window_(weights, at, near, left=left, right=right)
@@ -63,11 +62,11 @@ def backward(grad: WindowResult, call: WindowCall, result: WindowResult) -> tupl
     dq, dk, dv = (empty_result(x) for x in (q, k, v))
     if (wide := widened(q.dtype)) != q.dtype:
         for heads in some_heads(q):
-            own = [x[:, heads].to(wide) for x in (*grad, *result, q, k, v)]
-            narrow = WindowCall(*own[4:], lengths, left, right)
-            dq[:, heads], dk[:, heads], dv[:, heads] = backward(
-                WindowResult(*own[:2]), narrow, WindowResult(*own[2:4])
+            own_grad, own_result = (
+                WindowResult(x.out[:, heads].to(wide), x.lse[:, heads]) for x in (grad, result)
             )
+            gradients = backward(own_grad, of_heads(call, heads, wide), own_result)
+            dq[:, heads], dk[:, heads], dv[:, heads] = gradients
         return dq, dk, dv
     for written in (dq,) if lengths is None else (dq, dk, dv):
         written.zero_()
@@ -75,7 +74,7 @@ def backward(grad: WindowResult, call: WindowCall, result: WindowResult) -> tupl
     scale = q.shape[3] ** -0.5
     parts = sequences(lengths, q, k, v, grad.out, result.lse[..., None], delta, dq, dk, dv)
     for q_, k_, v_, grad_, lse_, delta_, dq_, dk_, dv_ in parts:
-        for at, near in blocks(k_.shape[1], left=right, right=left):
+        for at, near in window_blocks(k_.shape[1], left=right, right=left):
             own = k_[:, at] * scale
             weights = torch.bmm(q_[:, near], own.mT).sub_(lse_[:, near]).exp_()
             mask_window_(weights, near, at, left=left, right=right)
@@ -98,6 +97,11 @@ def mask_window_(weights: Tensor, queries: slice, keys: slice, *, left: int, rig
     return weights
 
 
+def of_heads(call: WindowCall, heads: slice, dtype: torch.dtype) -> WindowCall:
+    q, k, v = (x[:, heads].to(dtype) for x in (call.q, call.k, call.v))
+    return call._replace(q=q, k=k, v=v)
+
+
 def some_heads(q: Queries) -> Iterator[slice]:
     """A few heads at a time, whose copies in another precision take memory that is in cache already."""
     step = HEADS // 2 if q.is_cpu else q.shape[1]
@@ -113,7 +117,7 @@ def sequences(lengths: Tensor | None, *tensors: Tensor) -> Iterator[tuple[Tensor
         yield from zip(*(x[row, :, :length].split(HEADS) for x in tensors), strict=True)
 
 
-def blocks(length: int, *, left: int, right: int, multiple: int = 1) -> Iterator[tuple[slice, slice]]:
+def window_blocks(length: int, *, left: int, right: int, multiple: int = 1) -> Iterator[tuple[slice, slice]]:
     """Tokens in order, and all that lie `left` and `right` of any of them, from some `multiple` on."""
     for start in range(0, length, BLOCK):
         stop = min(start + BLOCK, length)

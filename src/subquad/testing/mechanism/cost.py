@@ -1,4 +1,4 @@
-"""That work and memory grow with length as claimed: counted, and so the same on every machine."""
+"""That operations and memory grow with length as claimed: counted, so the same on every machine."""
 
 import math
 from collections.abc import Callable
@@ -6,17 +6,17 @@ from collections.abc import Callable
 from subquad.measure.flops import count_flops
 from subquad.measure.memory import peak_bytes
 from subquad.mechanism import Mechanism
-from subquad.testing.cases import each_form, random_inputs
+from subquad.testing.mechanism.cases import each_form, random_inputs
 
 SLACK = 0.1  # chunks that are not full, and tensors whose size does not depend on length
 
 
-def check_work(cls: type[Mechanism]) -> None:
-    """Multiplications grow with length no faster than the traits say."""
+def check_flop_growth(cls: type[Mechanism]) -> None:
+    """Operations in products grow with length no faster than the traits say."""
     check_exponent(cls, count_flops, "work")
 
 
-def check_memory(cls: type[Mechanism]) -> None:
+def check_memory_growth(cls: type[Mechanism]) -> None:
     """Peak memory grows with length no faster than the traits say."""
     check_exponent(cls, peak_bytes, "memory")
 

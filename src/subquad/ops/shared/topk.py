@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from subquad.ops.operator import call_op
+from subquad.ops.shared.operator import call_op
 
 
 def stable_topk(x: Float[Tensor, "b h c n"], count: int) -> Int[Tensor, "b h c k"]:

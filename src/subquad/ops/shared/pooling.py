@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from subquad.ops.masked_softmax import masked_softmax
-from subquad.ops.transforms import several
+from subquad.ops.shared.masked_softmax import masked_softmax
+from subquad.ops.shared.transforms import several
 
 Pooled = Float[Tensor, "b h p d"]
 

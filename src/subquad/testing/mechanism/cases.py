@@ -1,6 +1,6 @@
-"""What the checks feed to a mechanism: odd, small, seeded, and in float64.
+"""The inputs of the checks: odd, small, seeded, and in float64.
 
-On the CPU in float64, what fails is mathematics and not rounding. `precision` has them feed float32, for code
+On the CPU in float64, what fails is mathematics and not rounding. `precision` makes them float32, for code
 that runs in nothing else.
 """
 
@@ -21,9 +21,9 @@ LENGTH = 24
 CHUNKS = ([1, 2, 9, 12], [24], [7, 0, 17], [1] * 24)  # ways to cut a sequence of LENGTH
 
 # sums of float32, and their gradients, in another order; relative, and absolute near zero
-ROUNDED = {"rtol": 1e-3, "atol": 2e-4}
+FLOAT32_TOLERANCE = {"rtol": 1e-3, "atol": 2e-4}
 
-Inputs = dict[str, Tensor]
+Tensors = dict[str, Tensor]  # inputs, gradients or parameters
 
 _dtype = ContextVar("dtype", default=torch.float64)
 
@@ -38,10 +38,10 @@ def precision(dtype: torch.dtype) -> Iterator[None]:
         _dtype.reset(token)
 
 
-def assert_close(found: Any, expected: Any, **given: Any) -> None:
-    """`torch.testing.assert_close`, which forgives what float32 rounds where that is the precision."""
-    tolerance = ROUNDED if _dtype.get() == torch.float32 else {}
-    testing.assert_close(found, expected, **{**tolerance, **given})
+def assert_close(actual: Any, expected: Any, **options: Any) -> None:
+    """`torch.testing.assert_close`, with the tolerance of float32 where that is the precision."""
+    tolerance = FLOAT32_TOLERANCE if _dtype.get() == torch.float32 else {}
+    testing.assert_close(actual, expected, **{**tolerance, **options})
 
 
 def forms(cls: type[Mechanism]) -> list[bool]:
@@ -52,7 +52,7 @@ def forms(cls: type[Mechanism]) -> list[bool]:
 def make(
     cls: type[Mechanism], *, causal: bool, dims: Dims = DIMS, seed: int = 0, **options: Any
 ) -> Mechanism:
-    """A mechanism in the precision at hand, with the options that suit a test unless others are given."""
+    """A mechanism in the current precision, with the options of its `tiny` trait unless others are given."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return cls(dims, causal=causal, **(options or dict(cls.traits.tiny))).to(_dtype.get())
@@ -72,10 +72,10 @@ def random_inputs(
     dtype: torch.dtype | None = None,
     requires_grad: bool = False,
     seed: int = 1,
-) -> Inputs:
+) -> Tensors:
     """Normal inputs for every projection; `queries` where they differ from the keys in number.
 
-    In the precision at hand, unless another `dtype` is given.
+    In the current precision, unless another `dtype` is given.
     """
     generator = torch.Generator().manual_seed(seed)
     inputs = {}
@@ -87,7 +87,7 @@ def random_inputs(
     return inputs
 
 
-def holes() -> dict[str, Bool[Tensor, "2 24"]]:
+def padding_masks() -> dict[str, Bool[Tensor, "2 24"]]:
     """Masks with padding at the end, at the beginning, and anywhere; the second row always has less."""
     t = torch.arange(LENGTH)
     anywhere = torch.rand(2, LENGTH, generator=torch.Generator().manual_seed(3)) < 0.6
@@ -98,7 +98,7 @@ def holes() -> dict[str, Bool[Tensor, "2 24"]]:
     }
 
 
-def fill(inputs: Inputs, valid: Bool[Tensor, "b s"], value: float) -> Inputs:
+def fill(inputs: Tensors, valid: Bool[Tensor, "b s"], value: float) -> Tensors:
     """The inputs with `value` where there is padding, as leaves of their own."""
     padding = ~valid[:, None, :, None]
     return {
@@ -108,33 +108,31 @@ def fill(inputs: Inputs, valid: Bool[Tensor, "b s"], value: float) -> Inputs:
 
 
 def stream(
-    mechanism: Mechanism, inputs: Inputs, chunks: list[int], *, valid: Bool[Tensor, "b s"] | None = None
+    mechanism: Mechanism, inputs: Tensors, chunks: list[int], *, valid: Bool[Tensor, "b s"] | None = None
 ) -> Tensor:
     """What `step` gives for the sequence cut into `chunks`."""
     state, outputs, start = None, [], 0
     for size in chunks:
-        here = slice(start, start + size)
-        parts = {name: x[:, :, here] for name, x in inputs.items()}
-        seen = None if valid is None else valid[:, here]
-        out, state = mechanism.step(**parts, valid=seen, state=state)
+        chunk = slice(start, start + size)
+        parts = {name: x[:, :, chunk] for name, x in inputs.items()}
+        part_valid = None if valid is None else valid[:, chunk]
+        out, state = mechanism.step(**parts, valid=part_valid, state=state)
         outputs.append(out)
         start += size
     return torch.cat(outputs, 2)
 
 
-def leaves(mechanism: Mechanism, inputs: Inputs) -> Inputs:
+def leaves(mechanism: Mechanism, inputs: Tensors) -> Tensors:
     """Everything a gradient should reach: inputs and parameters, by name."""
     return {**inputs, **{f"parameter {name}": p for name, p in mechanism.named_parameters()}}
 
 
-def gradients(out: Tensor, wanted: Inputs) -> Inputs:
-    """The gradients of a fixed weighted sum of `out`."""
+def gradients(out: Tensor, targets: Tensors) -> Tensors:
+    """The gradients of a fixed weighted sum of `out`, by name; zeros where there is none."""
     weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).reshape(out.shape)
-    found = torch.autograd.grad(
-        (out * weight).sum(), list(wanted.values()), retain_graph=True, allow_unused=True
-    )
-    filled = (torch.zeros_like(x) if g is None else g for x, g in zip(wanted.values(), found, strict=True))
-    return dict(zip(wanted, filled, strict=True))
+    loss = (out * weight).sum()
+    found = torch.autograd.grad(loss, list(targets.values()), retain_graph=True, materialize_grads=True)
+    return dict(zip(targets, found, strict=True))
 
 
 def tensors(state: Any) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""That a mechanism survives what training set-ups do to modules: copied, stored, built on no device."""
+"""That a mechanism survives what training set-ups do to modules: copying, storing, the meta device."""
 
 import io
 import pickle
@@ -7,8 +7,8 @@ from copy import deepcopy
 import torch
 
 from subquad.mechanism import Mechanism
-from subquad.testing.cases import (
-    Inputs,
+from subquad.testing.mechanism.cases import (
+    Tensors,
     assert_close,
     each_form,
     forms,
@@ -18,10 +18,10 @@ from subquad.testing.cases import (
     random_inputs,
 )
 
-UNLIKELY = 7  # what memory holds that nobody has written to
+UNINITIALISED = 7  # what memory holds before weights are loaded into it
 
 
-def check_copies(cls: type[Mechanism]) -> None:
+def check_copying_and_pickling(cls: type[Mechanism]) -> None:
     """Copied, pickled or stored between steps of training, it gives the same outputs and gradients."""
     for mechanism in each_form(cls):
         inputs = random_inputs(mechanism, requires_grad=True)
@@ -33,12 +33,11 @@ def check_copies(cls: type[Mechanism]) -> None:
                 twin = make_copy(mechanism)
             except Exception as error:
                 raise AssertionError(f"it cannot be {how}: {type(error).__name__}: {error}") from error
-            found, expected = (computed(each, inputs) for each in (twin, mechanism))
-            assert_close(found, expected, rtol=0, atol=0, msg=f"{how}: ".__add__)
+            actual, expected = (outputs_and_gradients(x, inputs) for x in (twin, mechanism))
+            assert_close(actual, expected, rtol=0, atol=0, msg=f"{how}: ".__add__)
 
 
-def computed(mechanism: Mechanism, inputs: Inputs) -> Inputs:
-    """Outputs and gradients by name."""
+def outputs_and_gradients(mechanism: Mechanism, inputs: Tensors) -> Tensors:
     mechanism.eval()
     out = mechanism(**inputs)
     mechanism.train()
@@ -56,8 +55,8 @@ def stored(mechanism: Mechanism) -> Mechanism:
     return torch.load(file, weights_only=False)
 
 
-def check_is_loaded_into_new_memory(cls: type[Mechanism]) -> None:
-    """Built on no device, given memory and then weights, it is the mechanism whose weights they are."""
+def check_meta_device_loading(cls: type[Mechanism]) -> None:
+    """Built on the meta device, then given memory and weights, it is the mechanism whose weights they are."""
     for causal in forms(cls):
         mechanism = make(cls, causal=causal)
         mechanism.redraw(generator=torch.Generator().manual_seed(5))
@@ -68,9 +67,9 @@ def check_is_loaded_into_new_memory(cls: type[Mechanism]) -> None:
             if not assign:
                 other.to_empty(device="cpu")
                 for buffer in other.buffers():
-                    buffer.fill_(UNLIKELY)
+                    buffer.fill_(UNINITIALISED)
             other.load_state_dict(mechanism.state_dict(), assign=assign)
-            told = f"load_state_dict(assign={assign}): ".__add__
-            assert_close(other(**inputs), mechanism(**inputs), rtol=0, atol=0, msg=told)
+            label = f"load_state_dict(assign={assign}): ".__add__
+            assert_close(other(**inputs), mechanism(**inputs), rtol=0, atol=0, msg=label)
             assert other.penalty().device.type == "cpu", "the penalty is left on the meta device"
             other.update()

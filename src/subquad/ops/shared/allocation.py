@@ -13,7 +13,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from subquad.ops.operator import needs_dispatcher
+from subquad.ops.shared.operator import needs_dispatcher
 
 LARGE = 2**24  # bytes; smaller tensors mostly get memory that was in use before
 PAGE = 4096

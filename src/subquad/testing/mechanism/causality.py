@@ -1,16 +1,16 @@
-"""That the causal form sees no future, and that a stream is a sequence."""
+"""That the causal form sees no future, and that a stream gives what its sequence gives."""
 
 import torch
 
 from subquad.mechanism import Mechanism
-from subquad.testing.cases import (
+from subquad.testing.mechanism.cases import (
     CHUNKS,
     LENGTH,
     assert_close,
     gradients,
-    holes,
     leaves,
     make,
+    padding_masks,
     random_inputs,
     stream,
     tensors,
@@ -21,7 +21,7 @@ def check_causal_by_gradients(cls: type[Mechanism]) -> None:
     """Output t has no gradient in any later token, and one in its own."""
     mechanism = make(cls, causal=True)
     inputs = random_inputs(mechanism, requires_grad=True)
-    causal = inputs if cls.traits.causal == "strict" else {"v": inputs["v"]}
+    causal = inputs if cls.traits.causal == "strict" else {"v": inputs["v"]}  # or value-causal
     out = mechanism(**inputs)
     for t in range(LENGTH):
         for name, gradient in gradients(out[:, :, t], causal).items():
@@ -32,7 +32,7 @@ def check_causal_by_gradients(cls: type[Mechanism]) -> None:
 
 
 def check_causal_by_resampling(cls: type[Mechanism]) -> None:
-    """Whatever the future brings, large, small or hidden, outputs so far stay as they are."""
+    """Outputs do not change with later inputs, be they large, small or masked."""
     mechanism = make(cls, causal=True)
     changed = mechanism.projections() if cls.traits.causal == "strict" else ["v"]
     for past_scale, future_scale in ((1, 60), (60, 1)):
@@ -47,44 +47,45 @@ def check_causal_by_resampling(cls: type[Mechanism]) -> None:
             assert_close(mechanism(**future)[:, :, :t], before, msg=f"from token {t} on: ".__add__)
             if cls.traits.causal == "strict":
                 valid = torch.arange(LENGTH).expand(2, -1) < t
-                hidden = mechanism(**future, valid=valid)[:, :, :t]
-                assert_close(hidden, before, msg=f"hidden from token {t} on: ".__add__)
+                masked = mechanism(**future, valid=valid)[:, :, :t]
+                assert_close(masked, before, msg=f"masked from token {t} on: ".__add__)
 
 
 def check_stream_equals_sequence(cls: type[Mechanism]) -> None:
     """Chunks of any sizes give the sequence's outputs and gradients, with padding anywhere."""
     mechanism = make(cls, causal=True)
     inputs = random_inputs(mechanism, requires_grad=True)
-    wanted = leaves(mechanism, inputs)
-    for where, valid in {"none": None, **holes()}.items():
+    targets = leaves(mechanism, inputs)
+    for where, valid in {"none": None, **padding_masks()}.items():
         keep = torch.ones(2, LENGTH, dtype=torch.bool) if valid is None else valid
         padding = ~keep[:, None, :, None]
-        whole = mechanism(**inputs, valid=valid).masked_fill(padding, 0)
-        expected = gradients(whole, wanted)
+        sequence = mechanism(**inputs, valid=valid).masked_fill(padding, 0)
+        expected = gradients(sequence, targets)
         for chunks in CHUNKS:
-            told = f"padding {where}, chunks of {chunks}: ".__add__
+            label = f"padding {where}, chunks of {chunks}: ".__add__
             streamed = stream(mechanism, inputs, chunks, valid=valid).masked_fill(padding, 0)
-            assert_close(streamed, whole, msg=told)
-            assert_close(gradients(streamed, wanted), expected, msg=told)
+            assert_close(streamed, sequence, msg=label)
+            assert_close(gradients(streamed, targets), expected, msg=label)
 
 
-def check_state_goes_by_row(cls: type[Mechanism]) -> None:
-    """A state is a tuple of tensors, batch first: reordering its rows reorders what comes next."""
+def check_state_is_batch_first(cls: type[Mechanism]) -> None:
+    """A state is a tuple of tensors, batch first: reordering its rows reorders the outputs that follow."""
     mechanism = make(cls, causal=True)
     _, state = mechanism.step(**random_inputs(mechanism, seed=1))
     assert isinstance(state, tuple), f"a state must be a tuple of tensors, not {type(state).__name__}"
     for x in tensors(state):
         assert x.shape[:1] == (2,), f"a tensor of shape {tuple(x.shape)} in the state is not batch first"
-    swapped = type(state)(*(x.flip(0) for x in state))
+    flipped = type(state)(*(x.flip(0) for x in state))
     for seed in (2, 3):
         inputs = random_inputs(mechanism, seed=seed)
         out, state = mechanism.step(**inputs, state=state)
-        turned, swapped = mechanism.step(**{name: x.flip(0) for name, x in inputs.items()}, state=swapped)
-        assert_close(turned, out.flip(0))
+        flipped_inputs = {name: x.flip(0) for name, x in inputs.items()}
+        flipped_out, flipped = mechanism.step(**flipped_inputs, state=flipped)
+        assert_close(flipped_out, out.flip(0))
 
 
 def check_state_growth(cls: type[Mechanism]) -> None:
-    """A state that claims to be bounded has one size from the first token on; one that grows does."""
+    """A bounded state has one size from the first token on; a growing one grows."""
     mechanism = make(cls, causal=True)
     sizes = []
     for length in (1, 64, 256):

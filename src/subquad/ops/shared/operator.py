@@ -13,13 +13,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch.utils import unwrap_dead_wrappers
-from torch._library.custom_ops import CustomOpDef
 from torch.autograd.function import Function
-from torch.utils._python_dispatch import _get_current_dispatch_mode
-from torch.utils._pytree import tree_map
 
-from subquad.ops.transforms import PLAINLY, transformed
+from subquad.ops.shared.transforms import PLAINLY, transformed
+from subquad.torch_internals import (
+    CustomOpDef,
+    current_dispatch_mode,
+    jit_tracing,
+    op_autograd,
+    op_body,
+    op_name,
+    tree_map,
+    unwrap_dead_wrappers,
+)
 
 PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -30,7 +36,7 @@ def call_op(operator: CustomOpDef, *given: Any) -> Any:
     The dispatcher's way to the body takes as long as attention among some sixty tokens.
     """
     if not dispatched(*given):
-        return operator._init_fn(*given)
+        return op_body(operator)(*given)
     if not transformed():
         return operator(*given)
     if torch.compiler.is_compiling():  # which runs what raises without compiling it
@@ -49,8 +55,8 @@ def needs_dispatcher() -> bool:
         torch.is_grad_enabled()
         or torch.compiler.is_compiling()
         or transformed()
-        or torch._C._get_tracing_state() is not None
-        or _get_current_dispatch_mode() is not None
+        or jit_tracing()
+        or current_dispatch_mode() is not None
     )
 
 
@@ -59,7 +65,7 @@ def differentiable_once(operator: CustomOpDef) -> None:
 
     def refuse(ctx: Any, *grads: Tensor) -> None:
         raise ValueError(
-            f"{operator._qualname} has no derivative, so that there is no second one here: take first ones, "
+            f"{op_name(operator)} has no derivative, so that there is no second one here: take first ones, "
             f"without create_graph=True, {PLAINLY}"
         )
 
@@ -91,19 +97,21 @@ def under_transforms(operator: CustomOpDef) -> type[Function]:
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            if operator._setup_context_fn is not None:
-                operator._setup_context_fn(ctx=ctx, inputs=inputs, output=output)
+            setup_context = op_autograd(operator).setup_context
+            if setup_context is not None:
+                setup_context(ctx=ctx, inputs=inputs, output=output)
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor) -> Any:
-            assert operator._backward_fn is not None
-            found = operator._backward_fn(Context(ctx), *grads)
+            backward = op_autograd(operator).backward
+            assert backward is not None
+            found = backward(Context(ctx), *grads)
             return tuple(None if isinstance(x, list) else x for x in found)
 
         @staticmethod
         def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
             raise ValueError(
-                f"{operator._qualname} has no derivative in forward mode (torch.func.jvp, jacfwd, hessian): "
+                f"{op_name(operator)} has no derivative in forward mode (torch.func.jvp, jacfwd, hessian): "
                 f"take reverse mode, torch.autograd.grad, torch.func.vjp or jacrev, {PLAINLY}"
             )
 

@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from subquad.ops.allocation import concat_into
-from subquad.ops.transforms import transformed
+from subquad.ops.shared.allocation import concat_into
+from subquad.ops.shared.transforms import transformed
 
 BLOCK = 1024  # tokens whose features stay in cache
 Chunk = tuple[tuple[Tensor, ...], Tensor | None]

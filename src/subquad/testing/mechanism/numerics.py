@@ -1,4 +1,4 @@
-"""That it computes the same again, anywhere, and in low precision nearly so."""
+"""That it computes the same every time, saved and loaded, compiled, and nearly so in half precision."""
 
 import os
 import shutil
@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from subquad.mechanism import Mechanism
-from subquad.testing.cases import (
+from subquad.testing.mechanism.cases import (
     LENGTH,
-    Inputs,
+    Tensors,
     assert_close,
     each_form,
     forms,
@@ -35,7 +35,7 @@ def check_deterministic(cls: type[Mechanism]) -> None:
 
 
 def check_state_dict_round_trip(cls: type[Mechanism]) -> None:
-    """What is saved is all there is: parameters, features and patterns, also those drawn anew."""
+    """The state dict holds everything: parameters, random features and patterns, also redrawn ones."""
     for causal in forms(cls):
         mechanism, other = make(cls, causal=causal), make(cls, causal=causal, seed=7)
         mechanism.redraw(generator=torch.Generator().manual_seed(5))
@@ -44,16 +44,16 @@ def check_state_dict_round_trip(cls: type[Mechanism]) -> None:
         assert_close(other(**inputs), mechanism(**inputs), rtol=0, atol=0)
 
 
-def check_gradients_when_checkpointed(cls: type[Mechanism]) -> None:
-    """Gradients are the same where what they need is made again for them, or is needed a second time."""
+def check_gradient_checkpointing(cls: type[Mechanism]) -> None:
+    """Gradients are the same under activation checkpointing, and when asked for twice."""
     for mechanism in each_form(cls):
         inputs = random_inputs(mechanism, requires_grad=True)
-        wanted = leaves(mechanism, inputs)
+        targets = leaves(mechanism, inputs)
         out = mechanism(**inputs)
-        expected = gradients(out, wanted)
-        again = checkpoint(lambda m=mechanism, x=inputs: m(**x), use_reentrant=False)
-        for told, found in (("asked for twice", out), ("checkpointed", again)):
-            assert_close(gradients(found, wanted), expected, msg=f"{told}: ".__add__)
+        expected = gradients(out, targets)
+        checkpointed = checkpoint(lambda m=mechanism, x=inputs: m(**x), use_reentrant=False)
+        for label, result in (("asked for twice", out), ("checkpointed", checkpointed)):
+            assert_close(gradients(result, targets), expected, msg=f"{label}: ".__add__)
 
 
 def check_penalty(cls: type[Mechanism]) -> None:
@@ -74,9 +74,9 @@ def check_half_precision(cls: type[Mechanism]) -> None:
     for causal in forms(cls):
         for dtype, allowed in ALLOWED.items():
             short, long = (half_error(cls, causal=causal, dtype=dtype, length=n) for n in (64, 1024))
-            told = f"{dtype}: error {short:.2g} at 64 tokens, {long:.2g} at 1,024"
-            assert max(short, long) < allowed, f"{told}; allowed {allowed}"
-            assert long < 2 * short + allowed / 4, f"{told}: it grows with length"
+            label = f"{dtype}: error {short:.2g} at 64 tokens, {long:.2g} at 1,024"
+            assert max(short, long) < allowed, f"{label}; allowed {allowed}"
+            assert long < 2 * short + allowed / 4, f"{label}: it grows with length"
 
 
 def half_error(cls: type[Mechanism], *, causal: bool, dtype: torch.dtype, length: int) -> float:
@@ -104,10 +104,10 @@ def check_compiles(cls: type[Mechanism]) -> None:
         )
 
 
-def assert_same_gradients(out: Tensor, expected: Tensor, mechanism: Mechanism, inputs: Inputs) -> None:
+def assert_same_gradients(out: Tensor, expected: Tensor, mechanism: Mechanism, inputs: Tensors) -> None:
     assert_close(out, expected)
-    wanted = leaves(mechanism, inputs)
-    assert_close(gradients(out, wanted), gradients(expected, wanted))
+    targets = leaves(mechanism, inputs)
+    assert_close(gradients(out, targets), gradients(expected, targets))
 
 
 check_compiles.slow = True  # type: ignore[attr-defined]

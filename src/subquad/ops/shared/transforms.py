@@ -4,23 +4,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_batchedtensor, maybe_current_level, maybe_get_level
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.autograd import forward_ad
 from torch.autograd.function import Function
-from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from subquad.torch_internals import current_dispatch_mode, has_outlived, transformed
 
 PLAINLY = "or the mechanism's `definition`, which is plain PyTorch"
 
 
-def transformed() -> bool:
-    """Whether a transform of `torch.func`, or differentiation in forward mode, is under way."""
-    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
-
-
 def passing() -> bool:
     """Whether tensors made now must not be kept: those of a transform, a mode or a tracer end with it."""
-    return transformed() or torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
+    return transformed() or torch.compiler.is_compiling() or current_dispatch_mode() is not None
 
 
 def several(count: int) -> int:
@@ -33,10 +26,7 @@ def several(count: int) -> int:
 
 def lasting(x: Tensor) -> Tensor:
     """`x`, or zeros where it was made under a `vmap`, or by a mode for fake tensors, that has ended."""
-    over = is_batchedtensor(x) and maybe_get_level(x) > (maybe_current_level() or 0)
-    if over or (isinstance(x, FakeTensor) and _get_current_dispatch_mode() is None):
-        return torch.zeros(())
-    return x
+    return torch.zeros(()) if has_outlived(x) else x
 
 
 def once(x: Tensor, what: str) -> Tensor:

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from subquad.ops.graphed import graphed
-from subquad.ops.packing import take
-from subquad.ops.transforms import several
+from subquad.ops.shared.graphed import graphed
+from subquad.ops.shared.packing import take
+from subquad.ops.shared.transforms import several
 
 
 class Segments(NamedTuple):

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from subquad.ops.allocation import LARGE, concat_into
-from subquad.ops.operator import needs_dispatcher
+from subquad.ops.shared.allocation import LARGE, concat_into
+from subquad.ops.shared.operator import needs_dispatcher
 
 NARROW = (torch.float16, torch.bfloat16)
 MAX_ELEMENTS = 2**18

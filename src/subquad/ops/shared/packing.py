@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from subquad.ops.padding import require_mask
+from subquad.ops.shared.padding import require_mask
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

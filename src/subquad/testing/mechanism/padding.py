@@ -1,4 +1,4 @@
-"""That padding is invisible, wherever it stands and whatever stands in it."""
+"""That padding is invisible, wherever it is and whatever it holds."""
 
 import math
 
@@ -7,39 +7,39 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from subquad.mechanism import Mechanism
-from subquad.testing.cases import (
+from subquad.testing.mechanism.cases import (
     CHUNKS,
     LENGTH,
-    Inputs,
+    Tensors,
     assert_close,
     each_form,
     fill,
     gradients,
-    holes,
     leaves,
+    padding_masks,
     random_inputs,
     stream,
 )
 
 
 def check_padding_is_invisible(cls: type[Mechanism]) -> None:
-    """Real tokens come out as if padding were not there, even if it is NaN, with the same gradients."""
+    """Real tokens give the outputs and gradients they give without the padding, even if that is NaN."""
     for mechanism in each_form(cls):
-        for where, valid in holes().items():
+        for where, valid in padding_masks().items():
             inputs = fill(random_inputs(mechanism, requires_grad=True), valid, math.nan)
             expected = without_padding(mechanism, inputs, valid)
-            found = {"forward": mechanism(**inputs, valid=valid)}
+            outputs = {"forward": mechanism(**inputs, valid=valid)}
             if cls.traits.state is not None and mechanism.causal:
-                found["step"] = stream(mechanism, inputs, CHUNKS[0], valid=valid)
-            for form, out in found.items():
-                told = f"padding {where}, {form}: ".__add__
+                outputs["step"] = stream(mechanism, inputs, CHUNKS[0], valid=valid)
+            for form, out in outputs.items():
+                label = f"padding {where}, {form}: ".__add__
                 real = out.masked_fill(~valid[:, None, :, None], 0)
-                assert_close(real, expected, msg=told)
-                wanted = leaves(mechanism, inputs)
-                assert_close(gradients(real, wanted), gradients(expected, wanted), msg=told)
+                assert_close(real, expected, msg=label)
+                targets = leaves(mechanism, inputs)
+                assert_close(gradients(real, targets), gradients(expected, targets), msg=label)
 
 
-def without_padding(mechanism: Mechanism, inputs: Inputs, valid: Bool[Tensor, "b s"]) -> Tensor:
+def without_padding(mechanism: Mechanism, inputs: Tensors, valid: Bool[Tensor, "b s"]) -> Tensor:
     """Each row by itself with its padding taken out, and zeros put back in its place."""
     rows = []
     for b, keep in enumerate(valid):
@@ -50,8 +50,8 @@ def without_padding(mechanism: Mechanism, inputs: Inputs, valid: Bool[Tensor, "b
     return torch.cat(rows)
 
 
-def check_a_row_of_padding_gives_zeros(cls: type[Mechanism]) -> None:
-    """A query that sees no key gives zeros and finite gradients, and leaves the next row alone."""
+def check_all_padding_gives_zeros(cls: type[Mechanism]) -> None:
+    """A row that is all padding gives zeros and finite gradients, and leaves the next row alone."""
     for mechanism in each_form(cls):
         inputs = random_inputs(mechanism, requires_grad=True)
         valid = torch.ones(2, LENGTH, dtype=torch.bool)

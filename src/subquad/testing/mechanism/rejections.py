@@ -1,4 +1,4 @@
-"""That what a mechanism cannot do is an error, and never silently something else."""
+"""That what a mechanism cannot do is a ValueError, and never silently something else."""
 
 import inspect
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from subquad.mechanism import Mechanism
-from subquad.testing.cases import DIMS, LENGTH, each_form, forms, make, positional, random_inputs
+from subquad.testing.mechanism.cases import DIMS, LENGTH, each_form, forms, make, positional, random_inputs
 
 
 def check_signature(cls: type[Mechanism]) -> None:
@@ -21,54 +21,55 @@ def check_signature(cls: type[Mechanism]) -> None:
             scalar = isinstance(option.default, (bool, int, float, str))
             assert scalar, f"option {option.name!r} needs a scalar default, not {option.default!r}"
     for mechanism in each_form(cls):
-        wanted = list(mechanism.projections())
-        assert wanted[:1] == ["q"], f"projections must begin with 'q', not {wanted}"
+        names = list(mechanism.projections())
+        assert names[:1] == ["q"], f"projections must begin with 'q', not {names}"
         methods: list[Callable[..., Any]] = [mechanism.forward, mechanism.definition]
         if cls.traits.state is not None:
             methods.append(mechanism.step)
         for method in methods:
             taken = positional(method)
-            assert taken == wanted, f"{method.__name__} takes {taken}, projections promise {wanted}"
+            assert taken == names, f"{method.__name__} takes {taken}, projections promise {names}"
 
 
-def check_refuses_what_it_lacks(cls: type[Mechanism]) -> None:
+def check_rejects_unsupported_forms(cls: type[Mechanism]) -> None:
     """A form that the traits rule out is a ValueError that names the mechanism."""
     for causal in {True, False} - set(forms(cls)):
-        refused(cls, f"built with causal={causal}", lambda c=causal: cls(DIMS, causal=c, **cls.traits.tiny))
+        build = partial(cls, DIMS, causal=causal, **cls.traits.tiny)
+        assert_rejects(cls, f"built with causal={causal}", build)
     for mechanism in each_form(cls):
         inputs = random_inputs(mechanism)
         if cls.traits.state is None or not mechanism.causal:
-            refused(cls, "streamed", lambda m=mechanism, x=inputs: m.step(**x))
+            assert_rejects(cls, "streamed", lambda m=mechanism, x=inputs: m.step(**x))
         if mechanism.causal or not cls.traits.cross:
             fewer = random_inputs(mechanism, queries=5)
-            for call in calls(mechanism):
-                refused(cls, "given 5 queries and 24 keys", partial(call, **fewer))
+            for call in forms_of(mechanism):
+                assert_rejects(cls, "given 5 queries and 24 keys", partial(call, **fewer))
 
 
-def check_refuses_bad_masks(cls: type[Mechanism]) -> None:
+def check_rejects_bad_masks(cls: type[Mechanism]) -> None:
     """A mask that is not boolean, or not of shape batch by keys, is a ValueError in each form."""
     for mechanism in each_form(cls):
         inputs = random_inputs(mechanism)
         for bad in (torch.ones(2, LENGTH), *(torch.ones(2, n, dtype=torch.bool) for n in (1, LENGTH + 1))):
             what = f"given a mask {bad.dtype} {tuple(bad.shape)}"
-            for call in calls(mechanism):
-                refused(cls, what, partial(call, **inputs, valid=bad))
+            for call in forms_of(mechanism):
+                assert_rejects(cls, what, partial(call, **inputs, valid=bad))
 
 
-def check_refuses_inputs_that_do_not_go_together(cls: type[Mechanism]) -> None:
-    """Keys or values of other heads, dtype, batch or number than the rest are a ValueError in each form."""
+def check_rejects_mismatched_inputs(cls: type[Mechanism]) -> None:
+    """Keys or values of another batch, heads, number or dtype than the rest are a ValueError in each form."""
     for mechanism in each_form(cls):
         inputs = random_inputs(mechanism)
         for name in [name for name in inputs if name != "q"]:
             x = inputs[name]
             for other in (x[:1], x[:, :1], x[:, :, :13], x.half()):
                 what = f"given {name} {tuple(other.shape)} {other.dtype} among {tuple(x.shape)} {x.dtype}"
-                for call in calls(mechanism):
-                    refused(cls, what, partial(call, **{**inputs, name: other}))
+                for call in forms_of(mechanism):
+                    assert_rejects(cls, what, partial(call, **{**inputs, name: other}))
 
 
-def check_refuses_inputs_of_other_dims(cls: type[Mechanism]) -> None:
-    """Inputs laid out otherwise, or of other heads or width than it was built for, are a ValueError."""
+def check_rejects_other_dims(cls: type[Mechanism]) -> None:
+    """Tensors in another layout, or of other heads or width than it was built for, are a ValueError."""
     changes: dict[str, Callable[[Tensor], Tensor]] = {
         "inputs (batch, tokens, heads, width)": lambda x: x.transpose(1, 2),
         "inputs (tokens, batch, heads, width)": lambda x: x.permute(2, 0, 1, 3),
@@ -83,16 +84,16 @@ def check_refuses_inputs_of_other_dims(cls: type[Mechanism]) -> None:
     for mechanism in each_form(cls):
         inputs = random_inputs(mechanism, batch=3)  # as many rows as heads would look alike
         for what, change in changes.items():
-            for call in calls(mechanism):
-                refused(
+            for call in forms_of(mechanism):
+                assert_rejects(
                     cls, f"given {what}", partial(call, **{name: change(x) for name, x in inputs.items()})
                 )
-        for call in calls(mechanism):
-            refused(cls, "given q alone", partial(call, inputs["q"]))
-            refused(cls, "given an input too many", partial(call, *inputs.values(), inputs["q"]))
+        for call in forms_of(mechanism):
+            assert_rejects(cls, "given q alone", partial(call, inputs["q"]))
+            assert_rejects(cls, "given an input too many", partial(call, *inputs.values(), inputs["q"]))
 
 
-def check_refuses_states_of_others(cls: type[Mechanism]) -> None:
+def check_rejects_foreign_states(cls: type[Mechanism]) -> None:
     """A state of other rows, another dtype or another mechanism is a ValueError."""
     mechanism = make(cls, causal=True)
     inputs = random_inputs(mechanism)
@@ -107,22 +108,22 @@ def check_refuses_states_of_others(cls: type[Mechanism]) -> None:
         "that is a tensor": state[0],
     }
     for what, other in states.items():
-        refused(cls, f"given a state {what}", partial(mechanism.step, **inputs, state=other))
+        assert_rejects(cls, f"given a state {what}", partial(mechanism.step, **inputs, state=other))
 
 
-def calls(mechanism: Mechanism) -> list[Callable[..., Any]]:
+def forms_of(mechanism: Mechanism) -> list[Callable[..., Any]]:
     """The forms that the mechanism has."""
     streams = mechanism.traits.state is not None and mechanism.causal
     return [mechanism.definition, mechanism.forward] + [mechanism.step] * streams
 
 
-def refused(cls: type[Mechanism], what: str, attempt: Callable[[], Any]) -> None:
+def assert_rejects(cls: type[Mechanism], what: str, attempt: Callable[[], Any]) -> None:
     try:
         attempt()
     except ValueError as error:
         if not str(error):
-            raise AssertionError(f"{what}: the error says nothing") from error
+            raise AssertionError(f"{what}: the error has no message") from error
         return
     except Exception as error:  # a crash deep inside
         raise AssertionError(f"{what}: {type(error).__name__} instead of ValueError: {error}") from error
-    raise AssertionError(f"{cls.traits.name!r} was {what} and did not refuse")
+    raise AssertionError(f"{cls.traits.name!r} was {what} and did not raise")

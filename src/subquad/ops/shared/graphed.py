@@ -5,16 +5,15 @@ of the single steps would be for one length. As one node it is for all. Outside 
 called as they are; the node's backward pass does them again.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import DispatchKey, DispatchKeySet, _ForceDispatchKeyGuard
 
-from subquad.ops.operator import call_op, differentiable_once
+from subquad.ops.shared.operator import call_op, differentiable_once
+from subquad.torch_internals import recording
 
 Shape = tuple[int, ...]
 
@@ -81,11 +80,3 @@ def restored(ctx: Any) -> list[Any]:
     """What `remember` was given."""
     saved = iter(ctx.saved_tensors)
     return [next(saved) if x is Tensor else x for x in ctx.given]
-
-
-@contextmanager
-def recording() -> Iterator[None]:
-    """Gradients are recorded within an operator's body, which PyTorch calls below its autograd."""
-    excluded = torch._C._dispatch_tls_local_exclude_set() - DispatchKeySet(DispatchKey.AutogradFunctionality)
-    with torch.enable_grad(), _ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), excluded):
-        yield

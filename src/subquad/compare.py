@@ -1,0 +1,33 @@
+"""A comparison from Python: what `subquad compare` does, and what it found as a value."""
+
+from pathlib import Path
+
+from subquad import report
+from subquad.experiments.asked import Comparison
+from subquad.experiments.comparison import plan, run
+from subquad.experiments.grid import Observer
+from subquad.records import Store, comparison_key
+from subquad.report.findings import Findings, findings
+
+
+def compare(
+    config: Comparison | None = None, *, out: str | Path = "runs", observer: Observer | None = None
+) -> Findings:
+    """Train and measure mechanisms side by side, write the report to `out`, and return what it says.
+
+    Runs that `out` holds already are not done again, and a run that was interrupted goes on where it was.
+
+    config: what is compared, on what, and how; None: as `subquad compare` without options.
+    out: the folder of records, models and of report.html.
+    observer: is told how the runs are going, from several threads. None: nobody is.
+
+    Each run is a process of its own, which imports the main module: call this from `if __name__ ==
+    "__main__"`. Raises `ValueError` before the first run for what cannot be done; a run that fails is a
+    record that says so.
+    """
+    config = config or Comparison()
+    planned = plan(config)
+    run(planned, config, Store(Path(out)), observer=observer or Observer())
+    key = comparison_key(planned.document)
+    report.write(Path(out), key)
+    return findings(Path(out), key)

@@ -1,0 +1,1 @@
+"""What operators share: checks, precision, memory, packing, graphs, random numbers."""

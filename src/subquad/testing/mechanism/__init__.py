@@ -1,0 +1,1 @@
+"""The contract of a mechanism: one file of checks for each thing that it promises."""

@@ -1,0 +1,57 @@
+"""Backends against the reference, and what that is worth: one that is wrong anywhere is found."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from subquad.ops import linear_attention
+from subquad.ops.linear_attention import reference
+from subquad.ops.native.library import missing
+from subquad.testing.backend import TRIALS, certify_backend
+
+
+@pytest.mark.parametrize("operator", TRIALS)
+def test_the_kernels_give_the_numbers_of_the_reference(operator):
+    if reason := missing():
+        pytest.skip(reason)
+    outcomes = certify_backend(operator, "cpu")
+    assert all(outcome.refusal is None for outcome in outcomes if outcome.dtype == torch.float32)
+
+
+@pytest.mark.parametrize("operator", TRIALS)
+def test_the_reference_gives_in_any_precision_what_it_gives_in_float64(operator):
+    assert all(outcome.refusal is None for outcome in certify_backend(operator, "reference"))
+
+
+@pytest.fixture
+def backend(monkeypatch):
+    """The reference under another name, of which a test may spoil a part."""
+    forms = ("refuses", "forward", "step", "backward")
+    spoilt = SimpleNamespace(**{form: getattr(reference, form) for form in forms})
+    monkeypatch.setattr(linear_attention.BACKENDS, "loaded", [("spoilt", spoilt), ("reference", reference)])
+    return spoilt
+
+
+@pytest.mark.parametrize("form", ["forward", "backward", "step"])
+def test_a_backend_that_is_wrong_in_one_form_is_found(form, backend):
+    right = getattr(reference, form)
+
+    def wrong(*inputs):
+        first, *rest = result = right(*inputs)
+        return result._replace(out=1.01 * first) if form == "forward" else (1.01 * first, *rest)
+
+    setattr(backend, form, wrong)
+    with pytest.raises(AssertionError, match=r"'spoilt' in torch\.float32"):
+        certify_backend("linear_attention", "spoilt")
+
+
+def test_a_backend_that_refuses_everything_has_no_certificate(backend):
+    backend.refuses = lambda call: "it is asleep"
+    with pytest.raises(AssertionError, match=r"refuses every trial of linear_attention: .*asleep"):
+        certify_backend("linear_attention", "spoilt")
+
+
+def test_an_operator_without_trials_is_named():
+    with pytest.raises(ValueError, match="no trials for operator 'attention'"):
+        certify_backend("attention", "cpu")

@@ -1,0 +1,88 @@
+"""One word for one thing: names of modules mean the same everywhere, and none is of a private dialect."""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+import subquad
+
+PACKAGE = Path(subquad.__file__).parent
+MOST = 3  # modules that may define one name, beyond which it says nothing any more
+
+# every backend of an operator has them, so that one can stand for another: `subquad.ops.backends.Backend`
+PROTOCOL = {"refuses", "forward", "backward", "initial", "advance", "make_call", "BACKENDS", "SCHEMA"}
+
+RETIRED = {
+    *("Around", "Given", "Live", "Map", "Mixed", "Pulled", "Sight", "Trained", "Watch"),
+    *("again", "aside", "asked", "begun", "beside", "carry_out", "deed", "found", "fresh", "given", "hidden"),
+    *(
+        "hide",
+        "hide_",
+        "joined",
+        "kept",
+        "listened_to",
+        "opened",
+        "own",
+        "pull",
+        "pulled_back",
+        "refuse_strangers",
+    ),
+    *("require_together", "said", "told", "torn", "usable"),
+    *("AT_ONCE", "EVERY", "FEW", "HEED", "LOOK_AGAIN", "PATIENCE", "QUIET", "TOGETHER"),
+}
+# names that stand in more modules yet: delete what is no longer needed
+STILL = {
+    **{"Row": 9, "read": 7, "Tokens": 7, "BLOCK": 7, "load": 6, "CHUNK": 6, "Queries": 5, "build": 4},
+    **{"Values": 4, "KINDS": 4, "blocks": 4},
+}
+# retired words that name something yet: delete what is no longer needed
+STILL_RETIRED = {
+    *("AT_ONCE", "FEW", "Trained", "again", "beside", "hidden", "joined", "kept", "opened"),
+    *("refuse_strangers", "require_together", "usable"),
+}
+
+
+def defined(path):
+    """The names that a module defines itself, private ones and `__all__` apart."""
+    for node in ast.parse(path.read_text()).body:
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                names = [name]
+            case ast.Assign(targets=targets):
+                names = [x.id for target in targets for x in ast.walk(target) if isinstance(x, ast.Name)]
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                names = [name]
+            case _:
+                names = []
+        yield from (name for name in names if not name.startswith("_"))
+
+
+def in_operator(path):
+    folder = path.parent
+    return folder.parent.name == "ops" and (folder / "reference.py").exists()
+
+
+MODULES = defaultdict(set)
+for path in sorted(PACKAGE.rglob("*.py")):
+    for name in set(defined(path)):
+        if not (name in PROTOCOL and in_operator(path)):
+            MODULES[name].add(str(path.relative_to(PACKAGE)))
+
+
+def test_no_name_is_defined_in_more_than_three_modules():
+    many = {
+        name: sorted(modules) for name, modules in MODULES.items() if len(modules) > STILL.get(name, MOST)
+    }
+    assert not many
+
+
+@pytest.mark.parametrize("word", sorted(RETIRED - STILL_RETIRED))
+def test_a_retired_word_names_nothing(word):
+    assert MODULES.get(word, set()) == set()
+
+
+def test_no_exception_is_left_that_nobody_needs():
+    assert {name for name in STILL if len(MODULES.get(name, ())) <= MOST} == set()
+    assert {word for word in STILL_RETIRED if word not in MODULES} == set()
