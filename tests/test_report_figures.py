@@ -152,7 +152,7 @@ def test_without_results_there_is_no_figure() -> None:
 def test_a_drawing_fits_any_width_and_explains_its_marks(drawn: dict[str, Figure]) -> None:
     for figure in drawn.values():
         for panel in figure.panels:
-            written = drawing.drawn(panel)
+            written = drawing.panel_svg(panel)
             assert written.count("<title>") == sum(
                 isinstance(mark, Sign) or (isinstance(mark, Line) and bool(mark.words))
                 for mark in panel.marks

@@ -116,7 +116,7 @@ class Timed(TypedDict):
     peers_ms: NotRequired[dict[str, Timing]]
 
 
-class Memory(TypedDict):
+class MemoryMeasured(TypedDict):
     mb: Amount
     reference_mb: Amount
 
@@ -124,7 +124,7 @@ class Memory(TypedDict):
 class BenchMeasured(TypedDict):
     forward: Timed
     forward_backward: NotRequired[Timed]
-    memory: Memory
+    memory: MemoryMeasured
 
 
 class Machine(TypedDict):

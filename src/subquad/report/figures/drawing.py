@@ -12,7 +12,7 @@ SQUARE = 1000  # units of the stretched square
 CAP = 5  # pixels: half the width of a whisker's end
 
 
-def drawn(panel: Panel) -> Markup:
+def panel_svg(panel: Panel) -> Markup:
     marks = (_mark(mark, panel.x, panel.y) for mark in panel.marks)
     return element("svg", *_axes(panel.x, panel.y), *marks, class_="area", aria_hidden="true")
 

@@ -25,7 +25,7 @@ def figure_html(figure: Figure) -> Markup:
         element(
             "div",
             element("h3", panel.title),
-            element("div", drawing.drawn(panel), class_="plot", role="img", aria_label=panel.description),
+            element("div", drawing.panel_svg(panel), class_="plot", role="img", aria_label=panel.description),
         )
         for panel in figure.panels
     )

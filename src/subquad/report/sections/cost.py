@@ -15,8 +15,8 @@ from subquad.report.styles import Style
 from subquad.report.table import Cell, Table, scrolling
 
 UNITS = {"forward_ms": "ms", "forward_backward_ms": "ms", "peak_mb": "MB"}
-FEW = 2  # powers of ten on an axis, up to which it has ticks between them
-MOST = 6  # lengths that are named on an axis
+DECADES_WITH_STEPS = 2  # powers of ten on an axis, up to which it has ticks between them
+MAX_NAMED_LENGTHS = 6  # lengths that are named on an axis
 RING = "M-8 0a8 8 0 1 0 16 0a8 8 0 1 0-16 0z"
 CROSS = "M-4.5-4.5L4.5 4.5M4.5-4.5L-4.5 4.5"
 SCALED = ("exponent", "crossover", "ratio")
@@ -122,7 +122,7 @@ def _panel(curves: Sequence[Curve], styles: Mapping[str, Style], quantity: str) 
             sentences.append(f"{curve.label}: {failure.status} at {length:,} tokens")
     lengths = sorted({cell.length for curve in curves for cell in curve.cells})
     lengths = sorted({*lengths, *(length for curve in curves for length in curve.failed_lengths)})
-    every = -(-len(lengths) // MOST)
+    every = -(-len(lengths) // MAX_NAMED_LENGTHS)
     bottom, top = low / 1.25, 2.1 * high
     return Panel(
         title=title,
@@ -192,7 +192,7 @@ def interpolated(points: Points, x: float) -> float:
 def logarithmic_ticks(low: float, high: float) -> tuple[tuple[float, str], ...]:
     """1, 2 and 5 of each power of ten between, or the powers alone where they are many."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    steps = (1.0, 2.0, 5.0) if math.log10(high / low) < FEW else (1.0,)
+    steps = (1.0, 2.0, 5.0) if math.log10(high / low) < DECADES_WITH_STEPS else (1.0,)
     values = [step * 10.0**power for power in powers for step in steps]
     return tuple((tick, f"{tick:,g}") for tick in values if low <= tick <= high)
 
