@@ -10,6 +10,7 @@ from rich.console import Console
 
 from subquad.cli import display
 from subquad.cli.display import ProgressDisplay, format_duration
+from subquad.executors import Progress
 from subquad.experiments.benchmark import cells
 from subquad.experiments.spec import Row
 
@@ -17,8 +18,8 @@ BENCHES = cells([Row(attention="linear")], lengths=[64, 128], heads=2, head_dim=
 SPECS = (QUICK, *BENCHES)
 
 
-def step(number):
-    return {"phase": "train", "step": number, "steps": QUICK.steps, "loss": 0.25}
+def step(number) -> Progress:
+    return {"event": "progress", "phase": "train", "step": number, "steps": QUICK.steps, "loss": 0.25}
 
 
 def record(spec, status="ok", seconds=10.0, **result):

@@ -207,10 +207,10 @@ def test_what_each_example_adds_is_kept_in_the_order_of_the_split(tmp_path, spec
     assert judged.contributions.mean() == pytest.approx(judged.scores[data.objective.metric])
     training.network.eval()
     for batch in data.batches("test", size=1, length=spec.length, seed=0, epoch=0, shuffle=False):
-        contribution, truth = judged.contributions[batch.example.item()], data.test.target[batch.example]
+        contribution, truth = judged.contributions[int(batch.example)], data.truth("test")[batch.example]
         output = training.output(batch)[0].detach()
         if kind == "regression":
-            error = abs(output[0].item() * data.objective.scale + data.objective.centre - truth.item())
+            error = abs(float(data.objective.restored(output[None].numpy())[0]) - truth.item())
             assert contribution == pytest.approx(error, rel=1e-3)
         else:
             assert contribution == (output.argmax().item() == truth.item())

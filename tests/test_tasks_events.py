@@ -84,8 +84,8 @@ def test_padding_stands_last_and_is_nothing():
     for batch in batches():
         assert (batch.valid.long().diff(dim=1) <= 0).all()
         assert batch.valid.any(1).all()
-        assert not batch.inputs.categorical[~batch.valid].any()
-        assert not batch.inputs.numeric[~batch.valid].any()
+        assert not batch.inputs[0][~batch.valid].any()
+        assert not batch.inputs[1][~batch.valid].any()
         assert batch.valid.all(0).any()
 
 
@@ -103,7 +103,7 @@ def test_a_shorter_length_keeps_the_last_events(length):
 
 
 def test_numbers_are_standardised_over_the_training_histories():
-    numbers = torch.cat([batch.inputs.numeric[batch.valid] for batch in batches()]).double()
+    numbers = torch.cat([batch.inputs[1][batch.valid] for batch in batches()]).double()
     assert_close(numbers.mean(0), torch.zeros(4, dtype=torch.double), atol=1e-5, rtol=0)
     assert_close(numbers.std(0, correction=0), torch.ones(4, dtype=torch.double), atol=1e-5, rtol=0)
 
@@ -218,7 +218,7 @@ def test_a_summary_is_json():
 
 def test_an_event_waits_for_the_next_and_the_last_for_the_cut_off():
     for batch in batches():
-        _, gap, wait, age = (batch.inputs.numeric * DEVIATION + MEAN).unbind(-1)
+        _, gap, wait, age = (batch.inputs[1] * DEVIATION + MEAN).unbind(-1)
         both = batch.valid[:, 1:]
         assert_close(wait[:, :-1][both], gap[:, 1:][both], atol=1e-5, rtol=0)
         last = torch.arange(len(batch.target)), batch.valid.sum(1) - 1

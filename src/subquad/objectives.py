@@ -7,7 +7,7 @@ nothing else of a task, so that another kind of question is another class here.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -125,6 +125,10 @@ class Supervised(Objective):
         """What the metric judges of each example: a class, a score or a quantity."""
         return output
 
+    def to_json(self) -> dict[str, Any]:
+        """Its kind and options, of which it can be built anew."""
+        return {"kind": self.kind, **vars(self)}
+
     def scorer(self) -> "ExampleScorer":
         return ExampleScorer(self)
 
@@ -240,7 +244,7 @@ class Regression(Supervised):
     kind: ClassVar = "regression"
     metrics: ClassVar = ("mae",)
     quantity: ClassVar = True
-    classes: ClassVar = ()
+    classes: ClassVar = ()  # pyright: ignore[reportIncompatibleVariableOverride]
 
     metric: str = "mae"
     centre: float = 0.0
@@ -330,7 +334,7 @@ def _classes(names: Sequence[str], logits: Float[np.ndarray, "n classes"]) -> Co
     """The most probable class, and the probability of each."""
     chances = probabilities(logits)
     return {
-        "class": [names[place] for place in chances.argmax(1).tolist()],
+        "class": [names[int(place)] for place in chances.argmax(1)],
         **{f"probability of {name}": chances[:, place] for place, name in enumerate(names)},
     }
 

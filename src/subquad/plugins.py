@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import entry_points
 from types import MappingProxyType
-from typing import TypeGuard, TypeVar
+from typing import TypeVar
 
 Thing = TypeVar("Thing")
 
@@ -20,7 +20,7 @@ def collect(
     kind: str,
     builtin: Iterable[Thing],
     *,
-    accepts: Callable[[object], TypeGuard[Thing]],
+    accepts: Callable[[object], bool],
     name: Callable[[Thing], str],
 ) -> Mapping[str, Thing]:
     """Everything of one kind by name: ours, and what is registered under `subquad.KINDs`.

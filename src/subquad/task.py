@@ -40,6 +40,7 @@ class TaskTraits:
     revision: int = 1
 
 
+@dataclass(frozen=True)
 class InputEncoding(ABC):
     """How raw inputs become a model's: a frozen dataclass, JSON through and through, saved with a model."""
 

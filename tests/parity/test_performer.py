@@ -69,7 +69,7 @@ def test_hyperbolic_features_are_theirs_with_both_signs_of_the_projection():
 @pytest.mark.parametrize("scale", [True, False])
 @pytest.mark.parametrize("projection", [True, False])
 def test_generalised_features_are_the_same(kind, scale, projection):
-    ours = Performer(DIMS, causal=False, map=kind, projection=projection, scale=scale).double()
+    ours = Performer(DIMS, causal=False, map=kind, projection=projection, rescale=scale).double()
     W = ours.state_dict().get("features.project.W")
     q, k, v = tokens()
     phi_q, phi_k = (

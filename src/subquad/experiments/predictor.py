@@ -71,7 +71,7 @@ def export(model: SequenceModel, data: Dataset, spec: Fit, folder: Path) -> None
     """Write a model so that `load_model` finds all it needs; nothing is pickled."""
     extra = {
         "encoding": None if data.encoding is None else asdict(data.encoding),
-        "objective": {"kind": data.objective.kind, **asdict(data.objective)},
+        "objective": data.objective.to_json(),
         "target": data.target,
         "length": spec.length,
         "fit": spec.to_json(),

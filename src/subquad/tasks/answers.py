@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import polars as pl
 
-from subquad.objectives import OBJECTIVES, BinaryClassification, Regression, Supervised
+from subquad.objectives import OBJECTIVES, BinaryClassification, Classification, Regression, Supervised
 from subquad.tasks.columns import reading_of_name, reading_of_number
 from subquad.tasks.encoding import ENTITY
 from subquad.tasks.errors import DataError
@@ -100,7 +100,8 @@ def encode_targets(
                 "give more of them, or merge the value with another"
             )
     numbers = {entity: float(classes.index(value)) for entity, value in values.items()}
-    return objective(metric=table.metric, classes=tuple(classes)), numbers
+    kind = BinaryClassification if objective is BinaryClassification else Classification
+    return kind(metric=table.metric, classes=tuple(classes)), numbers
 
 
 def _in_order(classes: Sequence[str]) -> list[str]:

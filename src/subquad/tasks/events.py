@@ -25,7 +25,7 @@ class EventData(Dataset):
     train: Examples
     validation: Examples
     test: Examples
-    encoding: Encoding
+    encoding: Encoding  # pyright: ignore[reportIncompatibleVariableOverride]
     target: str
     objective: Supervised
     fingerprint: str

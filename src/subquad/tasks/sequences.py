@@ -77,7 +77,7 @@ class SequenceData(Dataset):
         return max(int(part.lengths.max()) for part in self.splits.values())
 
     @cached_property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Of all symbols and answers, and of what is asked."""
         total = sha256(f"{self.target} {self.objective}".encode())
         for split in SPLITS:
@@ -88,7 +88,7 @@ class SequenceData(Dataset):
         return total.hexdigest()
 
     @property
-    def summary(self) -> Mapping[str, Any]:
+    def summary(self) -> Mapping[str, Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
         return {**self.about, "splits": {split: self._summary(part) for split, part in self.splits.items()}}
 
     def _summary(self, part: Sequences) -> dict[str, Any]:
