@@ -119,6 +119,6 @@ def test_buckets_do_not_depend_on_the_blocks_that_tokens_are_hashed_in(valid, mo
     q = torch.randn(2, 2, 150, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     count = torch.tensor([150, 90]) if valid else None
     whole = mechanism._hash(q, count)
-    monkeypatch.setattr(hashing, "BLOCK", 1000)
+    monkeypatch.setattr(hashing, "MAX_COORDINATES", 1000)
     assert torch.equal(mechanism._hash(q, count), whole)
     assert len(whole.unique()) > 64

@@ -256,7 +256,7 @@ def test_a_fit_says_what_it_took(spec, data, tmp_path):
     latency = fitted.measured["latency_ms"]
     assert 0 < latency["low"] <= latency["median"] <= latency["high"]
     assert latency["length"] == spec.length
-    rates = [fitted.measured[f"train_{what}_per_second"] for what in ("examples", "events")]
+    rates = [fitted.measured[f"train_{what}_per_second"] for what in ("examples", "units")]
     assert all(isfinite(rate) and rate > 0 for rate in rates)
     assert fitted.measured["peak_mb"] > fitted.measured["training_peak_mb"] >= 0
     assert fitted.result["parameters"]["total"] == sum(p.numel() for p in fitted.model.parameters())
