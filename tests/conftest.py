@@ -1,9 +1,21 @@
 """What holds for every test."""
 
+import os
+import tempfile
+from hashlib import sha256
+from pathlib import Path
+
 import pytest
 import torch
 
+import subquad
+
+SOURCES = sorted(Path(subquad.__file__).parent.rglob("*.py"))
+DIGEST = sha256(b"".join(path.read_bytes() for path in SOURCES)).hexdigest()[:16]
+
 torch.set_num_threads(1)  # small tensors gain nothing from more, and test processes share cores
+# PyTorch finds a cached graph by its operators' names, whatever their code says by now
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/subquad-graphs-{DIGEST}")
 
 
 @pytest.fixture(autouse=True)

@@ -206,7 +206,7 @@ def test_a_certificate_fails_with_status_1_and_says_what_and_by_how_much(tmp_pat
     told = subquad("check", "mine:Wrong", "--json", cwd=tmp_path)
     assert told.returncode == 1, told.stderr
     written = json.loads(told.stdout)
-    lines = {line["check"]: line for line in written["certificates"]["mine:Wrong"]}
+    lines = {line["check"]: line for line in written["certificates"]["mine:Wrong (linear)"]}
     assert written["failed"] == sum(not line["passed"] for line in lines.values()) > 0
     assert lines["signature"]["passed"]
     assert "difference" in lines["matches_definition"]["reason"]

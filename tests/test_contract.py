@@ -38,7 +38,7 @@ def test_compiles_whole(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("check", ["exports_with_free_lengths", "compiles_once_for_several_lengths"])
+@pytest.mark.parametrize("check", ["exports_with_dynamic_lengths", "compiles_with_dynamic_lengths"])
 @pytest.mark.parametrize("name", FILES)
 def test_one_graph_serves_all_lengths(name, check):
     passed, reason = run_isolated(Path(subquad.__file__).parents[1], name, check)

@@ -100,7 +100,7 @@ MUTANTS = [
         "",
     ),
     Mutant(
-        "linear",
+        "cosformer",
         "rejects_foreign_states",
         "a state of more heads is taken",
         "require_state",
