@@ -95,6 +95,7 @@ def test_without_its_extra_the_command_says_what_to_install(missing):
     ("arguments", "message"),
     [
         ("compare --attention liner", "unknown mechanism 'liner'; did you mean 'linear'?"),
+        ("check listop", "unknown mechanism or task 'listop'; did you mean 'listops'?"),
         ("compare --attention performer:feature=3", "'performer' has no option 'feature'; did you mean"),
         ("compare --dim 30 --heads 4", "dim must be a multiple of heads, and 30 is none of 4"),
         ("compare --target chrun", "'transactions' has no target 'chrun'; did you mean 'churn'?"),

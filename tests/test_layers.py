@@ -45,7 +45,7 @@ MAY_IMPORT = {
     },
     "cli": {
         *("mechanism", "registry", "patterns", "testing", "tasks", "records", "report", "experiments"),
-        *("executors", "files", "measure", "task"),
+        *("executors", "files", "measure", "plugins", "task"),
     },
     "compare": {"experiments", "records", "report"},
     "__main__": {"cli"},

@@ -24,12 +24,18 @@ def named(text: str) -> Certificate:
     """Of a known mechanism or task ("listops:train=100"), or of the class that PACKAGE:CLASS names."""
     from subquad import registry, tasks
     from subquad.experiments.rows import task_of
+    from subquad.plugins import hint
 
     name, colon, rest = text.partition(":")
     if name in tasks.catalog() and (not colon or "=" in rest):
         name, options = task_of(text)
         return _certificate(tasks.build(name, **options), name=text)
-    return _certificate(registry.find(text) if not colon else _class(name, rest))
+    if colon:
+        return _certificate(_class(name, rest))
+    if name not in registry.catalog():
+        known = [*registry.catalog(), *tasks.catalog()]
+        raise ValueError(f"unknown mechanism or task {name!r}{hint(name, known)}")
+    return _certificate(registry.find(name))
 
 
 def show(certificates: list[Certificate], *, as_json: bool) -> tuple[dict[str, list[dict[str, Any]]], int]:
