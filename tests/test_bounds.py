@@ -54,6 +54,11 @@ def test_a_type_that_only_type_checkers_import_keeps_nobody_from_building():
     Mine(DIMS, causal=True, most=1)
 
 
+def test_such_a_type_lifts_no_bound_of_another_option():
+    with pytest.raises(ValueError, match="'linear': most must be at least 1, not 0"):
+        Mine(DIMS, causal=True, most=0)
+
+
 class Even(LinearAttention):
     """Of another package, with a bound of its own."""
 

@@ -8,10 +8,12 @@
 to each other stays in the constructor.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
+from types import SimpleNamespace
 from typing import Annotated, Any, get_type_hints
 
 
@@ -47,14 +49,20 @@ TYPES = {
 
 def require_bounds(mechanism: str, constructor: Callable[..., None], options: Mapping[str, Any]) -> None:
     """Raise `ValueError` for the first of the `options` that is not what the constructor's signature says."""
-    try:
-        declared = get_type_hints(constructor, include_extras=True)
-    except NameError:  # a type that only type checkers import
-        return
     for option, value in options.items():
-        for bound in bounds(declared.get(option)):
+        for bound in bounds(declared_type(constructor, option)):
             if not bound.holds(value):
                 raise ValueError(f"{mechanism!r}: {option} must be {bound.words}, not {value!r}")
+
+
+def declared_type(constructor: Callable[..., None], option: str) -> Any:
+    """What the signature says of one option; None where it says nothing that can be found at run time."""
+    function: Any = inspect.unwrap(constructor)
+    alone = SimpleNamespace(__annotations__={option: function.__annotations__.get(option)})
+    try:
+        return get_type_hints(alone, function.__globals__, include_extras=True)[option]
+    except NameError:  # a type that only type checkers import
+        return None
 
 
 def bounds(declared: Any) -> list[Bound]:
