@@ -155,7 +155,7 @@ def test_what_is_done_around_a_recurrence_has_the_gradients_of_its_formula(
 
     def formula(q, k, v, log_decay, beta, state, scale, gate):
         of = fusion._replace(scale=scale, gate=gate)
-        made = rows.preprocess(rows.Tokens(q, k, v, log_decay, beta), of)
+        made = rows.preprocess(rows.RecurrenceInputs(q, k, v, log_decay, beta), of)
         out, last = exact(made.q, made.k, made.v, made.log_decay, made.beta, state)
         return rows.postprocess(out, of), last
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
+FLOAT_DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 
 Layout = tuple[type | torch.dtype, list[Any]]  # of a tuple, and the layouts in it; of a tensor, and its sizes
 
@@ -43,7 +43,7 @@ def require_inputs(
         if x.shape != (batch, heads, tokens, width) or x.dtype is not dtype or x.device != device:
             raise ValueError(misfit(mechanism, given, widths, heads))
         tokens = keys
-    if dtype not in DTYPES:
+    if dtype not in FLOAT_DTYPES:
         raise ValueError(f"{mechanism!r} got inputs in {dtype}: convert them to a floating dtype")
     if queries != keys and not cross:
         raise ValueError(

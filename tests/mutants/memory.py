@@ -65,7 +65,7 @@ MUTANTS = [
         "a segment sees all of itself",
         "Scores.__init__",
         "-torch.inf).triu(1)",
-        "-torch.inf).triu(BLOCK)",
+        "-torch.inf).triu(BLOCK_QUERIES)",
     ),
     Mutant(
         "infinity",

@@ -49,7 +49,7 @@ from subquad.ops.shared.scan import scan
 from subquad.ops.shared.topk import stable_topk
 from subquad.ops.shared.transforms import lasting, passing
 
-CHUNK = 32  # tokens of a stream at a time
+STREAM_CHUNK = 32  # tokens of a stream at a time
 
 Cosines = Float[Tensor, "b h n c"]
 Real = Bool[Tensor, "b n"]
@@ -190,7 +190,7 @@ class RoutingAttention(Mechanism):
     ) -> tuple[Outputs, RoutingState]:
         inputs, real = self._route(q, k, v, valid)
         before = self._initial_state(*inputs[1:3]) if state is None else state
-        chunk = min(CHUNK, self.window)  # no more, or two tokens would want one place of a ring
+        chunk = min(STREAM_CHUNK, self.window)  # no more, or two tokens would want one place of a ring
         return scan(self._chunk, *inputs, valid=real, state=before, chunk=chunk)
 
     def _route(

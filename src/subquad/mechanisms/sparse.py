@@ -26,7 +26,7 @@ from subquad.ops.shared.packing import Packing, take
 from subquad.ops.shared.precision import wide
 from subquad.patterns import CAUSAL, Pattern, attend, attend_rows
 
-CHUNK = 128  # rows of a stream that are read at once
+STREAM_CHUNK = 128  # rows of a stream that are read at once
 
 
 class PackedKVCache(NamedTuple):
@@ -85,7 +85,7 @@ class SparseAttention(Mechanism):
         cache = extend(state, packing, k, v)
         i = (cache.count - packing.count)[:, None] + torch.arange(q.shape[2], device=q.device)
         packed, known_k, known_v = wide(packing.pack(q), cache.k, cache.v)
-        chunks = zip(packed.split(CHUNK, 2), i.split(CHUNK, 1), strict=True)
+        chunks = zip(packed.split(STREAM_CHUNK, 2), i.split(STREAM_CHUNK, 1), strict=True)
         outputs = [attend_rows(self.pattern, rows, known_k, known_v, i=at) for rows, at in chunks]
         return packing.unpack(torch.cat(outputs, 2)), cache
 

@@ -26,7 +26,7 @@ from subquad.ops.shared.transforms import lasting
 from subquad.ops.shared.unused import unused
 
 DensityName = Annotated[str, one_of(*DENSITIES)]
-Tokens = Float[Tensor, "b h l c"]  # k, v and what is remembered in the long term, side by side
+SegmentInputs = Float[Tensor, "b h l c"]  # k, v and what is remembered in the long term, side by side
 Segment = Float[Tensor, "b h l _"]
 RowSegment = Float[Tensor, "h l _"]
 Coefficients = Float[Tensor, "b h d n"]  # K^T, or V^T
@@ -35,8 +35,8 @@ Coefficients = Float[Tensor, "b h d n"]  # K^T, or V^T
 class UnboundedState(NamedTuple):
     """What is remembered between chunks; all zeros before the first."""
 
-    short: Tokens  # the last full segment
-    unfinished: Tokens  # the segment being filled; zeros in its free slots
+    short: SegmentInputs  # the last full segment
+    unfinished: SegmentInputs  # the segment being filled; zeros in its free slots
     signal: Float[Tensor, "b h f m"]  # coefficients, as many as what is remembered of a token is wide
     reads: Int[Tensor, "b bins"]  # histogram of where the unfinished segment has read
     filled: Int[Tensor, " b"]  # tokens in the unfinished segment

@@ -10,7 +10,8 @@ from torch import nn
 
 from subquad.mechanism import State
 from subquad.nn.multihead import MultiheadAttention
-from subquad.nn.sequence import Sequence, Tokens
+from subquad.nn.positions import HiddenStates
+from subquad.nn.sequence import Sequence
 
 
 class TransformerBlock(nn.Module):
@@ -45,6 +46,6 @@ class TransformerBlock(nn.Module):
     def _normed(self, sequence: Sequence) -> Sequence:
         return sequence._replace(values=self.attention_norm(sequence.values))
 
-    def _add(self, sequence: Sequence, mixed: Tokens) -> Sequence:
+    def _add(self, sequence: Sequence, mixed: HiddenStates) -> Sequence:
         x = sequence.values + self.dropout(mixed)
         return sequence._replace(values=x + self.dropout(self.mlp(self.mlp_norm(x))))

@@ -9,11 +9,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from subquad.mechanism import Mechanism, State, Valid
-from subquad.nn import positions
 from subquad.nn import state as states
 from subquad.nn.blocks import TransformerBlock
 from subquad.nn.multihead import Causal, MultiheadAttention
-from subquad.nn.sequence import Sequence, Tokens, make_sequence
+from subquad.nn.positions import HiddenStates, positional_encoding
+from subquad.nn.sequence import Sequence, make_sequence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class Encoder(nn.Module):
         if config.depth < 1:
             raise ValueError(f"depth must be at least 1, not {config.depth}")
         self.config = config
-        self.positions = positions.build(config.positions, config.dim, max_len=config.max_len)
+        self.positions = positional_encoding(config.positions, config.dim, max_len=config.max_len)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(
             TransformerBlock(
@@ -109,15 +109,15 @@ class Encoder(nn.Module):
     def _tie(self, _: Any) -> None:
         self.tie()
 
-    def forward(self, x: Tokens, valid: Valid | None = None) -> Tokens:
+    def forward(self, x: HiddenStates, valid: Valid | None = None) -> HiddenStates:
         sequence, _ = self._begin(x, valid, None)
         for block in self.blocks:
             sequence = block(sequence)
         return self.norm(sequence.values)
 
     def step(
-        self, x: Tokens, *, valid: Valid | None = None, state: EncoderState | None = None
-    ) -> tuple[Tokens, EncoderState]:
+        self, x: HiddenStates, *, valid: Valid | None = None, state: EncoderState | None = None
+    ) -> tuple[HiddenStates, EncoderState]:
         """The next chunk of a stream, of any length. `None` is the state before the first.
 
         Chunks of any sizes give what `forward` gives on the whole.
@@ -132,7 +132,9 @@ class Encoder(nn.Module):
             later.append(memory)
         return self.norm(sequence.values), EncoderState(offset, tuple(later))
 
-    def segments(self, x: Tokens, *, valid: Valid | None = None, segment: int, detach: bool = True) -> Tokens:
+    def segments(
+        self, x: HiddenStates, *, valid: Valid | None = None, segment: int, detach: bool = True
+    ) -> HiddenStates:
         """The whole sequence, `segment` tokens at a time, with the memory carried along.
 
         With `detach` no gradient flows from a segment into earlier ones (truncated back-propagation).
@@ -172,7 +174,7 @@ class Encoder(nn.Module):
         return [cast(TransformerBlock, block) for block in self.blocks]
 
     def _begin(
-        self, x: Tokens, valid: Valid | None, offset: Int[Tensor, " #b"] | None
+        self, x: HiddenStates, valid: Valid | None, offset: Int[Tensor, " #b"] | None
     ) -> tuple[Sequence, Int[Tensor, " #b"]]:
         sequence, offset = make_sequence(x, valid=valid, offset=offset)
         placed = self.positions(sequence.values, sequence.positions)

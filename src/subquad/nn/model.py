@@ -11,7 +11,8 @@ from subquad.mechanism import Valid
 from subquad.nn.embedding import embedding
 from subquad.nn.encoder import Encoder, EncoderConfig
 from subquad.nn.multihead import MultiheadAttention
-from subquad.nn.sequence import Tokens, zero_padded
+from subquad.nn.positions import HiddenStates
+from subquad.nn.sequence import zero_padded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ class SequenceModel(nn.Module):
         }
 
 
-def mean(tokens: Tokens, valid: Valid | None) -> Float[Tensor, "b m"]:
+def mean(tokens: HiddenStates, valid: Valid | None) -> Float[Tensor, "b m"]:
     """The average of the real tokens; zero where there is none."""
     if valid is None:
         return tokens.mean(1) if tokens.shape[1] else tokens.sum(1)

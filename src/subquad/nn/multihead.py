@@ -15,8 +15,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from subquad.mechanism import Dims, Mechanism, State, Valid
-from subquad.nn.sequence import Sequence, Tokens, finite_queries, make_sequence, zero_padded
+from subquad.mechanism import Dims, Mechanism, Outputs, State, Valid
+from subquad.nn.positions import HiddenStates
+from subquad.nn.sequence import Sequence, finite_queries, make_sequence, zero_padded
 from subquad.nn.sources import require_one
 from subquad.nn.state import require_own
 from subquad.nn.torch_layer import (
@@ -35,7 +36,6 @@ from subquad.nn.torch_layer import (
 from subquad.ops.shared.rotary import rotate
 from subquad.registry import build
 
-Heads = Float[Tensor, "b h t e"]
 Inputs = dict[str, Float[Tensor, "b h _ _"]]  # q has as many tokens as queries, the others as keys
 Causal = bool | Literal["values"]  # "values": a choice of keys that sees the future is accepted
 Keyed = Float[Tensor, "b s m"]
@@ -288,12 +288,12 @@ class MultiheadAttention(nn.Module):
         out, memory = self.advance(sequence, None if state is None else state.memory)
         return (out if self.batch_first else axes_swapped(out)), Stream(offset, memory)
 
-    def attend(self, sequence: Sequence) -> Tokens:
+    def attend(self, sequence: Sequence) -> HiddenStates:
         """Self-attention within a sequence, whatever `batch_first`: without torch's conventions."""
         x = sequence.values
         return self._mix(x, x, x, sequence.valid, sequence.positions)
 
-    def advance(self, sequence: Sequence, memory: State | None) -> tuple[Tokens, State]:
+    def advance(self, sequence: Sequence, memory: State | None) -> tuple[HiddenStates, State]:
         """The next chunk of a stream, whose positions go on, and the mechanism's state, at first None."""
         x = sequence.values
         inputs = self._project(x, x, x, sequence.positions)
@@ -307,7 +307,7 @@ class MultiheadAttention(nn.Module):
         options = "".join(f", {name}={value!r}" for name, value in (special | self.options).items())
         return f"{self.embed_dim}, {self.num_heads}, {self.attention!r}, causal={self.causal}{options}"
 
-    def _attend(self, query: Tokens, key: Keyed, value: Keyed, valid: Valid | None) -> Tokens:
+    def _attend(self, query: HiddenStates, key: Keyed, value: Keyed, valid: Valid | None) -> HiddenStates:
         self._check_sources(query, key, value)
         keys, _ = make_sequence(key, valid=valid)
         if key is query and value is key:
@@ -316,7 +316,9 @@ class MultiheadAttention(nn.Module):
         v = keys.values if value is key else zero_padded(value, valid)
         return self._mix(q, keys.values, v, valid, keys.positions)
 
-    def _mix(self, q: Tokens, k: Keyed, v: Keyed, valid: Valid | None, positions: KeyPositions) -> Tokens:
+    def _mix(
+        self, q: HiddenStates, k: Keyed, v: Keyed, valid: Valid | None, positions: KeyPositions
+    ) -> HiddenStates:
         return self._merge(self.mechanism(**self._project(q, k, v, positions), valid=valid))
 
     def _attend_nested(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -329,7 +331,7 @@ class MultiheadAttention(nn.Module):
         out = self._attend(x, x, x, torch.arange(x.shape[1], device=x.device) < ends[:, None])
         return torch.nested.as_nested_tensor([row[:n] for row, n in zip(out, lengths, strict=True)])
 
-    def _project(self, q: Tokens, k: Keyed, v: Keyed, positions: KeyPositions) -> Inputs:
+    def _project(self, q: HiddenStates, k: Keyed, v: Keyed, positions: KeyPositions) -> Inputs:
         if k is q and v is k:
             projected = F.linear(q, self.in_proj_weight, self.in_proj_bias).split(self._rows(), dim=-1)
         else:
@@ -351,7 +353,7 @@ class MultiheadAttention(nn.Module):
             inputs |= {name: inputs[name].repeat_interleave(sharing, 1) for name in "kv"}
         return inputs
 
-    def _merge(self, mixed: Heads) -> Tokens:
+    def _merge(self, mixed: Outputs) -> HiddenStates:
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
     def _heads(self, name: str) -> int:
@@ -382,7 +384,7 @@ class MultiheadAttention(nn.Module):
                 "would multiply: leave out scale, or take a mechanism that does, such as 'softmax'"
             )
 
-    def _check_sources(self, query: Tokens, key: Keyed, value: Keyed) -> None:
+    def _check_sources(self, query: HiddenStates, key: Keyed, value: Keyed) -> None:
         """Refuse a second sequence where there can be only one, whatever objects that one comes in."""
         apart = mixed = ""
         if list(self.widths) != list("qkv"):

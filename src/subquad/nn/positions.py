@@ -21,7 +21,7 @@ from subquad.plugins import hint
 KINDS = ("none", "learnt", "sinusoidal", "rotary")
 
 Ordinals = Int[Tensor, "#b t"]
-Tokens = Float[Tensor, "b t m"]
+HiddenStates = Float[Tensor, "b t m"]
 
 
 def count(
@@ -40,7 +40,7 @@ def count(
 class NoPositions(nn.Module):
     """For `none`, and for `rotary`, which attention applies itself."""
 
-    def forward(self, x: Tokens, ordinals: Ordinals) -> Tokens:
+    def forward(self, x: HiddenStates, ordinals: Ordinals) -> HiddenStates:
         return x
 
 
@@ -55,7 +55,7 @@ class LearntPositions(nn.Module):
     def reset_parameters(self) -> None:
         nn.init.normal_(self.table, std=0.02)  # as in GPT-2 and BERT
 
-    def forward(self, x: Tokens, ordinals: Ordinals) -> Tokens:
+    def forward(self, x: HiddenStates, ordinals: Ordinals) -> HiddenStates:
         max_len = len(self.table)
         if ordinals.numel() and (length := int(ordinals.max()) + 1) > max_len:
             raise ValueError(
@@ -73,12 +73,12 @@ class SinusoidalPositions(nn.Module):
         if dim % 2:
             raise ValueError(f"sinusoidal positions need an even dim, not {dim}")
 
-    def forward(self, x: Tokens, ordinals: Ordinals) -> Tokens:
+    def forward(self, x: HiddenStates, ordinals: Ordinals) -> HiddenStates:
         angles = phases(ordinals, x.shape[-1] // 2, dtype=x.dtype)
         return x + torch.cat([angles.sin(), angles.cos()], -1).to(x.dtype)
 
 
-def build(kind: str, dim: int, *, max_len: int | None) -> nn.Module:
+def positional_encoding(kind: str, dim: int, *, max_len: int | None) -> nn.Module:
     """The module that adds positions of this kind: `module(x, ordinals)`."""
     if kind not in KINDS:
         raise ValueError(f"unknown positions {kind!r}{hint(kind, KINDS)}")

@@ -32,7 +32,7 @@ OPERATOR = 0.25  # probability
 ARGUMENTS = (2, 10)
 SYMBOLS = (*"0123456789", "[MIN", "[MAX", "[MED", "[SM", "]")
 MIN, MAX, MED, SM, END = range(10, 15)
-BLOCK = 4096  # expressions drawn at a time
+DRAW_SIZE = 4096  # expressions drawn at a time
 BARREN = 50  # blocks in a row without a new expression
 
 
@@ -185,7 +185,7 @@ class ListOps(Task):
 def drawn(bits: np.random.PCG64, *, depth: int) -> list[Level]:
     """A block of expressions, level by level; the children of a level stand in the order of their parents."""
     levels = []
-    tree = np.arange(BLOCK)
+    tree = np.arange(DRAW_SIZE)
     for level in range(1, depth + 1):
         chance = uniform(bits, len(tree))
         operator = (chance < OPERATOR) if level < depth else np.zeros(len(tree), bool)

@@ -85,7 +85,7 @@ class Schema:
         return {part: {**fields, "path": ""} for part, fields in asdict(self).items()}
 
 
-def read(path: Path) -> Schema:
+def read_schema(path: Path) -> Schema:
     """The schema in a TOML file. Raises `DataError` where it says too little, too much, or what cannot be."""
     if not path.is_file():
         raise DataError(f"{path}: no such file")

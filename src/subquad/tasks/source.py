@@ -128,7 +128,7 @@ class Source:
 
 
 @contextmanager
-def opened(
+def open_table(
     table: Table, columns: Collection[str], *, encoding: str = UTF_8, decimal: str = "."
 ) -> Iterator[Source]:
     """A table of which these columns will be asked: a frame, or the path of a CSV or Parquet file.

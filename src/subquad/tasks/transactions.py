@@ -37,7 +37,7 @@ from subquad.tasks.errors import DataError
 from subquad.tasks.events import EventData
 from subquad.tasks.examples import Examples
 from subquad.tasks.fingerprint import fingerprint
-from subquad.tasks.source import opened, scan_parquet
+from subquad.tasks.source import open_table, scan_parquet
 from subquad.tasks.splits import members
 from subquad.tasks.summary import described
 
@@ -93,7 +93,7 @@ def prepared(purchases: pl.DataFrame, target: str, *, fingerprint: str) -> Event
         end="cut-off",
         vocabularies=((), ()),
     )
-    with opened(purchases, blank.columns) as source:
+    with open_table(purchases, blank.columns) as source:
         checked = source.checked(blank.readings(source)).collect()
     groups = members(checked[ENTITY].unique().sort())
     learnt = _of(checked, groups["train"]).filter(pl.col(TIME) < _days(ASKED["train"][-1]))
