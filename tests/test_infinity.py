@@ -253,7 +253,7 @@ def test_the_state_is_as_large_after_64000_events_as_before_the_first_and_stays_
     assert max(sums[1:]) < 2 * sums[1]
 
 
-def test_a_row_with_the_initial_state_starts_afresh():
+def test_a_row_with_the_initial_state_starts_anew():
     attention, inputs = mechanism(), sequence()
     _, initial = attention.step(**cut(inputs, slice(0)), state=None)
     _, state = attention.step(**inputs, state=None)

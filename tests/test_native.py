@@ -179,7 +179,7 @@ def test_a_sequence_is_split_among_threads_that_have_no_other(causal, monkeypatc
 
 @needs_kernels
 @pytest.mark.parametrize("kind", [FeatureKind.FEATURES, FeatureKind.ELU])
-def test_what_is_not_a_number_is_not_hidden(kind):
+def test_nan_inputs_give_nan_outputs(kind):
     x = drawn((1, 1, 20, 4, 4, 4), kind).single()
     x.q[0, 0, 7] = torch.nan
     out = run(of(x, kind=kind, causal=True)).out
@@ -188,7 +188,7 @@ def test_what_is_not_a_number_is_not_hidden(kind):
 
 
 @needs_kernels
-def test_a_prefix_that_later_keys_would_drown_is_told():
+def test_a_prefix_that_later_keys_would_drown_is_detected():
     q = torch.ones(1, 1, 64, 4)
     k = torch.ones(1, 1, 64, 4)
     k[:, :, 40:] = 120  # log features of the first tokens fall some hundred below these

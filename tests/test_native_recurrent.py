@@ -218,9 +218,7 @@ def test_every_number_of_half_precision_is_read_and_rounded_as_pytorch_does(dtyp
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("cls", [Retention, GatedLinearAttention, DeltaAttention, GatedDeltaAttention])
 @pytest.mark.parametrize("width", [6, 32])
-def test_half_precision_rounds_what_is_given_and_what_comes_out_and_nothing_else(
-    cls, dtype, width, tier, monkeypatch
-):
+def test_half_precision_rounds_inputs_and_outputs_and_nothing_else(cls, dtype, width, tier, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK", 64)
     mechanism = cls(Dims(heads=2, head_dim=width), causal=True)
     tokens = {

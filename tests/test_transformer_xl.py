@@ -123,7 +123,7 @@ def test_the_state_is_as_large_after_20000_tokens_as_before_the_first():
     assert sizes == sizes[:1] * 4
 
 
-def test_a_row_with_the_initial_state_starts_afresh():
+def test_a_row_with_the_initial_state_starts_anew():
     attention, tokens = mechanism(segment=5, memory=7), inputs()
     _, initial = attention.step(**cut(tokens, slice(0)))
     _, state = attention.step(**tokens)

@@ -56,7 +56,7 @@ class SparseAttention(Mechanism):
         """Which keys each query sees in a sequence of n tokens, as the paper writes it: for `definition`."""
 
     def definition(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
-        """Row by row without its padding, all scores, and those of pairs outside the pattern hidden."""
+        """Row by row without its padding, all scores, and those of pairs outside the pattern masked."""
         out = torch.zeros_like(v)
         for row in range(len(q)):
             real = slice(None) if valid is None else valid[row]
@@ -98,8 +98,8 @@ def extend(cache: PackedKVCache | None, packing: Packing, k: Keys, v: Values) ->
     old, new = cache.k.shape[2], k.shape[2]
     count = cache.count + packing.count
     slot = torch.arange(old + new, device=k.device)
-    behind = (slot - cache.count[:, None]).clamp(max=new - 1) + old  # the chunk's tokens follow the row's own
-    source = torch.where(slot < cache.count[:, None], slot, behind.clamp(min=0))
+    chunk_slot = (slot - cache.count[:, None]).clamp(max=new - 1) + old  # after the row's own tokens
+    source = torch.where(slot < cache.count[:, None], slot, chunk_slot.clamp(min=0))
     real = slot < count[:, None]
     return PackedKVCache(
         take(torch.cat([cache.k, k], 2), source, real=real),

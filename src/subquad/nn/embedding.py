@@ -12,7 +12,11 @@ from subquad.nn.sequence import zero_padded
 
 
 def embedding(fields: Fields, dim: int) -> nn.Module:
-    """A module that takes inputs as `fields` says, and where they are valid. Padding is not looked at."""
+    """The module that embeds inputs: `module(inputs, valid) -> (b t m)`, unspecified at padding.
+
+    fields: what the inputs hold.
+    dim: width of the model, m.
+    """
     match fields:
         case Tokens():
             return TokenEmbedding(fields, dim)

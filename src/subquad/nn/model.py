@@ -19,9 +19,9 @@ from subquad.nn.sequence import zero_padded
 class ModelConfig:
     """All that a model is built from.
 
-    `fields`: what its inputs hold.
-    `readout`: what it gives out.
-    `encoder`: everything between.
+    fields: what its inputs hold.
+    readout: what it gives out.
+    encoder: everything between.
     """
 
     fields: Fields
@@ -44,8 +44,8 @@ class SequenceModel(nn.Module):
     def forward(self, inputs: Inputs, valid: Valid | None) -> Float[Tensor, "b outputs"]:
         """One row of outputs a sequence. One without a real token gets those of the mean zero.
 
-        `inputs` are as `fields` says. `valid` may be None where there is no padding: fused softmax is faster
-        without a mask.
+        inputs: as the config's `fields` says.
+        valid: True at real tokens. None: all are real, and fused softmax is faster without a mask.
         """
         tokens = self.encoder(self.embedding(inputs, valid), valid)
         return self.head(self.norm(mean(tokens, valid)))

@@ -27,9 +27,11 @@ HiddenStates = Float[Tensor, "b t m"]
 def count(
     length: int, *, valid: Valid | None, offset: Int[Tensor, " #b"]
 ) -> tuple[Ordinals, Int[Tensor, " #b"]]:
-    """The position of each of `length` tokens that come after `offset` real ones, and the offset after them.
+    """The position of each token among its row's real ones, 0 at padding, and the offset after the last.
 
-    At padding stands zero.
+    length: tokens of each row, padding included.
+    valid: True at real tokens. None: all are real.
+    offset: real tokens before these, of each row or of all.
     """
     if valid is None:
         return offset[:, None] + torch.arange(length, device=offset.device), offset + length
@@ -45,7 +47,11 @@ class NoPositions(nn.Module):
 
 
 class LearntPositions(nn.Module):
-    """Adds a learnt vector per position."""
+    """Adds a learnt vector per position. A sequence beyond the table is a `ValueError`.
+
+    dim: width of the model.
+    max_len: tokens of the longest sequence.
+    """
 
     def __init__(self, dim: int, *, max_len: int) -> None:
         super().__init__()
@@ -66,7 +72,10 @@ class LearntPositions(nn.Module):
 
 
 class SinusoidalPositions(nn.Module):
-    """Adds the sines, then the cosines, of dim / 2 waves."""
+    """Adds the sines, then the cosines, of dim / 2 waves.
+
+    dim: width of the model, even.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -79,7 +88,12 @@ class SinusoidalPositions(nn.Module):
 
 
 def positional_encoding(kind: str, dim: int, *, max_len: int | None) -> nn.Module:
-    """The module that adds positions of this kind: `module(x, ordinals)`."""
+    """The module that adds positions: `module(x, ordinals)`. Raises `ValueError` for what cannot be built.
+
+    kind: one of `KINDS`.
+    dim: width of the model.
+    max_len: tokens of the longest sequence, for "learnt". None: no bound.
+    """
     if kind not in KINDS:
         raise ValueError(f"unknown positions {kind!r}{hint(kind, KINDS)}")
     if kind == "learnt":

@@ -1,4 +1,4 @@
-"""A batch of sequences as layers hand it on: what is so of it, told once and not found out by every layer."""
+"""A batch of sequences as layers hand it on: padding zeroed and positions counted once for all."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from subquad.nn.positions import HiddenStates, Ordinals, count
 class Sequence(NamedTuple):
     """Tokens, which of them are real, and where each stands. `make_sequence` makes one of raw inputs.
 
-    values: one vector a token; finite at padding, and of no meaning there.
+    values: one vector a token; finite at padding, and unspecified otherwise.
     valid: True at real tokens, padding may stand anywhere; None: all are real.
     positions: of each token among its row's real ones, from 0; 0 at padding.
     """
@@ -28,7 +28,9 @@ def make_sequence(
 ) -> tuple[Sequence, Int[Tensor, " #b"]]:
     """A sequence of raw inputs, with zeros at padding, and how many real tokens there are by its end.
 
-    `offset` real tokens came before it; None: none did.
+    x: one vector a token; anything, even NaN, may stand at padding.
+    valid: True at real tokens. None: all are real.
+    offset: real tokens that came before, in each row or in all. None: there were none.
     """
     if offset is None:
         offset = torch.zeros(1, dtype=torch.int64, device=x.device)

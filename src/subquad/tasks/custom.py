@@ -91,11 +91,11 @@ def _loaded(config: Schema, source: Source, labels: Source, keep: int | None, ro
     with readable(source.name):
         learnt = of_entities(events, groups["train"])
         encoding = replace(blank, vocabularies=vocabularies(learnt, len(blank.categorical)))
-        kept = counts.join(answered, on=ENTITY, how="semi").sort(ENTITY)
+        counted = counts.join(answered, on=ENTITY, how="semi").sort(ENTITY)
         histories = Histories.joined(
             [
                 keep_last(encoding.histories(of_entities(events, share).collect(engine="streaming")), keep)
-                for share in shares(kept, rows_at_once)
+                for share in shares(counted, rows_at_once)
             ]
         )
     parts = {

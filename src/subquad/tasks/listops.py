@@ -241,8 +241,8 @@ def serialised(
     symbols = np.full(int(stop[-1]) if len(stop) else 0, END, np.uint8)
     place = np.cumsum(np.where(chosen, sizes[0], 0)) - np.where(chosen, sizes[0], 0)
     for depth, level in enumerate(levels):
-        kept = chosen[level.tree]
-        symbols[place[kept]] = level.symbol[kept]
+        selected = chosen[level.tree]
+        symbols[place[selected]] = level.symbol[selected]
         if depth + 1 < len(levels):
             count = level.arguments[level.arguments > 0]
             size = sizes[depth + 1]

@@ -74,13 +74,13 @@ def refusal(trial: Trial, backend: str, *, dtype: torch.dtype, device: str) -> s
     narrow = tuple(x.to(device, dtype) for x in trial.inputs)
     try:
         with using(backend):
-            found = results(trial, narrow)
+            actual = results(trial, narrow)
     except Refused as error:
         return error.reasons[backend]
     with using("reference"):
         expected = results(trial, tuple(x.double() for x in narrow))
     rounding = 1e-4 if dtype == torch.float32 else 8 * torch.finfo(dtype).eps
-    for n, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
+    for n, (ours, theirs) in enumerate(zip(actual, expected, strict=True)):
         largest = theirs.abs().max().item() if theirs.numel() else 0.0
         try:
             assert_close(ours.double(), theirs, rtol=rounding, atol=rounding * max(largest, 0.1))
@@ -204,8 +204,8 @@ def window_trials() -> Iterator[Trial]:
         for lengths in (None, torch.tensor([length, length // 2])):
 
             def function(q: Tensor, k: Tensor, v: Tensor, left=left, right=right, lengths=lengths):
-                own = None if lengths is None else lengths.to(q.device)
-                out, lse = window_attention(q, k, v, left=left, right=right, lengths=own)
+                row_lengths = None if lengths is None else lengths.to(q.device)
+                out, lse = window_attention(q, k, v, left=left, right=right, lengths=row_lengths)
                 return out, lse.masked_fill(lse == -torch.inf, 0)
 
             what = "no padding" if lengths is None else "padding"

@@ -107,7 +107,7 @@ class KernelCall(ctypes.Structure):
                 self._hold(name, x.contiguous())
 
     def tokens(self, **tensors: Tensor | None) -> None:
-        """To inputs of shape (b h t _), whose strides are told."""
+        """To inputs of shape (b h t _), with their strides."""
         for name, x in tensors.items():
             if x is not None:
                 strides = x.stride()

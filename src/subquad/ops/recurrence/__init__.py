@@ -170,7 +170,7 @@ def _backward(
     rms_norm_eps: float,
     needs_decay_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, log_decay, beta, state, scale and gate: no numbers for what there was not."""
+    """Gradients of q, k, v, log_decay, beta, state, scale and gate: empty tensors for absent inputs."""
     numbers = (q_scale, qk_l2norm_eps, swish_values, gate_normalizer, rms_norm_eps)
     fusion = Fusion(*numbers, rotary, scale, gate)
     made = RecurrenceCall(RecurrenceInputs(q, k, v, log_decay, beta), state, fusion, True, needs_decay_grad)

@@ -59,7 +59,7 @@ class RecurrenceInputs(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Of all inputs of a recurrence: no numbers for what there was not."""
+    """Of all inputs of a recurrence: empty tensors for absent inputs."""
 
     tokens: RecurrenceInputs
     state: Tensor
