@@ -67,10 +67,7 @@ class Encoder(nn.Module):
     """
 
     def __init__(self, config: EncoderConfig) -> None:
-        """Raise `ValueError` for what the config asks and the mechanism or the positions cannot do.
-
-        config: all sizes and options.
-        """
+        """Raise `ValueError` for what the config asks and the mechanism or the positions cannot do."""
         super().__init__()
         if config.depth < 1:
             raise ValueError(f"depth must be at least 1, not {config.depth}")

@@ -243,8 +243,8 @@ class MultiheadAttention(nn.Module):
 
         key_padding_mask: `(b s)` always: True, or -inf, at PADDING, where even NaN changes nothing. None: all
             keys are real.
-        need_weights, average_attn_weights: False and whatever: there are no weights to return.
-        attn_mask, is_causal: the causal mask and True can be given to a causal layer, and say nothing new.
+        need_weights: must be False: there are no weights to return, nor for average_attn_weights to average.
+        attn_mask, is_causal: the causal mask, and True, for a causal layer only; they change nothing.
         """
         if need_weights:
             raise ValueError("attention weights are never formed: call with need_weights=False")

@@ -13,7 +13,7 @@ from subquad.nn.positions import HiddenStates, Ordinals, count
 class Sequence(NamedTuple):
     """Tokens, which of them are real, and where each stands. `make_sequence` makes one of raw inputs.
 
-    values: one vector a token; finite at padding, and unspecified otherwise.
+    values: one vector a token; finite at padding, but unspecified there.
     valid: True at real tokens, padding may stand anywhere; None: all are real.
     positions: of each token among its row's real ones, from 0; 0 at padding.
     """

@@ -107,8 +107,8 @@ def leaderboard(question: Question, records: Sequence[Record]) -> list[BoardRow]
     seed_scores = {label: scores(mine, metric) for label, mine in fits.items()}
     baselines = _baselines(question, [record for record in records if record["kind"] == "baseline"])
     against = compared(
-        {label: each for label, each in seed_scores.items() if each.seeds},
-        {row.label: each for row, each in baselines if each.seeds},
+        {label: scored for label, scored in seed_scores.items() if scored.seeds},
+        {row.label: scored for row, scored in baselines if scored.seeds},
     )
     rows = []
     for entry in question.entries:
