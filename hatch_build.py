@@ -23,7 +23,7 @@ class KernelsHook(BuildHookInterface):
             return
         build = runpy.run_path(f"{self.root}/{NATIVE}/build.py")
         try:
-            built = build["build"](tell=lambda line: self.app.display_info(f"subquad: {line}"))
+            built = build["build_kernels"](tell=lambda line: self.app.display_info(f"subquad: {line}"))
         except build["BuildError"] as error:
             self.app.display_warning(f"subquad: no native kernels, PyTorch's operators are used: {error}")
             return

@@ -32,7 +32,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("name", "chosen", "message"), REFUSED)
-def test_an_option_out_of_bounds_is_told_with_what_is_possible(name, chosen, message):
+def test_an_option_out_of_bounds_is_refused_with_what_is_possible(name, chosen, message):
     with pytest.raises(ValueError, match=f"{re.escape(message)}$"):
         build(name, DIMS, causal=catalog()[name].traits.causal is not None, **chosen)
 

@@ -137,10 +137,11 @@ def test_an_unknown_flag_or_a_number_out_of_range_is_bad_usage(call):
         assert arguments[1] in err
 
 
-def test_a_defect_shows_no_traceback_and_says_where_it_is(call, monkeypatch):
+def test_an_internal_error_shows_no_traceback_and_says_where_it_is(call, monkeypatch):
     monkeypatch.setattr("subquad.tasks.catalog", None)
     status, _, err = call("list")
     assert status == 2
+    assert err.startswith("subquad: internal error: ")
     assert err.count("\n") == 1
     details = Path(err.split()[-1])
     assert "Traceback" in details.read_text()

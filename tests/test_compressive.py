@@ -140,11 +140,11 @@ def test_the_state_is_as_large_after_20000_tokens_as_before_the_first():
             _, state = attention.step(**inputs(length, batch=1), state=state)
         sizes.append([tuple(x.shape) for x in state])
     assert state is not None
-    assert state.held == 35 + 30
+    assert state.num_held == 35 + 30
     assert sizes == sizes[:1] * 4
 
 
-def test_a_row_with_the_initial_state_starts_afresh():
+def test_a_row_with_the_initial_state_starts_anew():
     attention, tokens = mechanism(), inputs()
     _, initial = attention.step(**cut(tokens, slice(0)))
     _, state = attention.step(**tokens)

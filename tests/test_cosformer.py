@@ -43,7 +43,7 @@ def test_blocks_of_tokens_give_what_the_whole_sequence_gives(together, padded, d
     valid = (torch.arange(23) % 4 > 0).expand(2, -1) if padded else None
     exact = [x.double() for x in inputs]
     expected = attention.definition(*exact, valid=valid)
-    monkeypatch.setattr("subquad.ops.shared.scan.BLOCK", together)
+    monkeypatch.setattr("subquad.ops.shared.scan.FEATURE_BLOCK", together)
     with torch.no_grad():
         found = attention(*inputs, valid=valid)
     if valid is not None:

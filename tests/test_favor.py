@@ -82,7 +82,7 @@ def test_hyperbolic_features_are_positive_ones_for_both_signs_of_the_directions(
     assert_close(hyperbolic, (positive + minus(q) @ minus(k).mT) / 2)
 
 
-def test_a_negative_sum_of_trigonometric_weights_is_not_hidden():
+def test_a_negative_sum_of_trigonometric_weights_is_not_clamped():
     performer = made(map="trigonometric", features=2)
     q, k, v = tokens(D, D, D, scale=2)
     phi = performer.features
@@ -171,7 +171,7 @@ def test_a_query_or_key_of_zero_is_normalised_with_a_finite_gradient():
 
 
 @pytest.mark.parametrize("kind", ESTIMATES)
-def test_the_error_that_is_told_grows_with_norms_and_normalising_cures_it(kind):
+def test_the_estimated_error_grows_with_norms_and_normalising_cures_it(kind):
     dims = Dims(heads=2, head_dim=16)
     plain, cured = (
         Performer(dims, causal=True, features=256, map=kind, normalise=choice) for choice in (False, True)
@@ -187,7 +187,7 @@ def test_the_error_that_is_told_grows_with_norms_and_normalising_cures_it(kind):
     assert (large > 0.9).all()
 
 
-def test_the_error_that_is_told_is_that_of_the_attention_weights():
+def test_the_estimated_error_is_that_of_the_attention_weights():
     performer = made(Dims(heads=3, head_dim=D), causal=False, features=16)
     q, k = tokens(D, D, length=12, heads=3)
     estimated = weights(performer.definition, q, k, width=D)
@@ -196,13 +196,13 @@ def test_the_error_that_is_told_is_that_of_the_attention_weights():
     assert_close(performer.estimate_error(q, k), torch.stack(expected))
 
 
-def test_the_error_of_other_heads_is_not_told():
+def test_the_error_of_other_heads_is_not_estimated():
     q, k = tokens(D, D, length=12, heads=3)
     with pytest.raises(ValueError, match="'performer' got q of shape"):
         made(Dims(heads=2, head_dim=D), causal=False, features=16).estimate_error(q, k)
 
 
-def test_the_error_that_is_told_does_not_see_padding():
+def test_the_estimated_error_does_not_see_padding():
     performer = made(causal=True, features=16)
     q, k = tokens(D, D, length=12)
     valid = torch.arange(12)[None] % 3 != 1
@@ -211,7 +211,7 @@ def test_the_error_that_is_told_does_not_see_padding():
     assert_close(performer.estimate_error(q, k, valid=valid), expected)
 
 
-def test_the_error_is_told_of_a_sample_that_does_not_grow_with_length():
+def test_the_error_is_estimated_from_a_sample_that_does_not_grow_with_length():
     performer = Performer(ONE_HEAD, causal=True, features=64)
     q, k = tokens(D, D, length=3000, scale=0.5)
     whole, sample = performer.estimate_error(q, k, at_most=3000), performer.estimate_error(q, k)

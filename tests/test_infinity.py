@@ -67,17 +67,17 @@ def test_a_fit_is_the_least_squares_solution_with_a_ridge(vectors, bumps):
 def test_with_enough_bumps_and_hardly_a_ridge_the_signal_goes_through_every_vector():
     long, X = memory(basis=64, narrow=0.03, wide=0.05, ridge=1e-10), normal(3, 2, 5, 4)
     t = middles(5, like=X).expand(3, -1)
-    assert_close(long.evaluate(long.first(X), t).mT, X, rtol=0, atol=1e-6)
+    assert_close(long.evaluate(long.fit(X), t).mT, X, rtol=0, atol=1e-6)
 
 
 def test_a_later_write_keeps_the_past_contracted_and_puts_the_new_behind_it():
     long = memory(basis=128, narrow=0.01, wide=0.02, ridge=1e-9, tau=0.6)
     old, X, points = (
-        long.first(normal(3, 2, 5, 4)),
+        long.fit(normal(3, 2, 5, 4)),
         normal(3, 2, 5, 4, seed=1),
         normal(3, 12).sigmoid().sort().values,
     )
-    new = long.later(old, points, X)
+    new = long.refit(old, points, X)
     past, present = middles(12, like=X) * 0.6, 0.6 + 0.4 * middles(5, like=X)
     assert_close(long.evaluate(new, past.expand(3, -1)), long.evaluate(old, points), rtol=0, atol=1e-5)
     assert_close(long.evaluate(new, present.expand(3, -1)).mT, X, rtol=0, atol=1e-5)
@@ -248,12 +248,12 @@ def test_the_state_is_as_large_after_64000_events_as_before_the_first_and_stays_
         sizes.append([tuple(x.shape) for x in state])
         sums.append(state.signal.norm())
     assert state is not None
-    assert state.behind == 256
+    assert state.full_segments == 256
     assert sizes == sizes[:1] * 11
     assert max(sums[1:]) < 2 * sums[1]
 
 
-def test_a_row_with_the_initial_state_starts_afresh():
+def test_a_row_with_the_initial_state_starts_anew():
     attention, inputs = mechanism(), sequence()
     _, initial = attention.step(**cut(inputs, slice(0)), state=None)
     _, state = attention.step(**inputs, state=None)

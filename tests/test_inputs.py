@@ -42,12 +42,12 @@ MISFITS = [
 
 @pytest.mark.parametrize(("inputs", "message"), MISFITS)
 @pytest.mark.parametrize("form", ["forward", "definition", "step"])
-def test_what_does_not_fit_is_told(form, inputs, message):
+def test_what_does_not_fit_is_named(form, inputs, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         getattr(build("linear", DIMS, causal=True), form)(*inputs)
 
 
-def test_names_that_nobody_takes_are_told():
+def test_names_that_nobody_takes_are_refused():
     with pytest.raises(ValueError, match="takes q, k, v; not 1 inputs by position and key, value by name"):
         build("linear", DIMS, causal=True)(q, key=k, value=v)
 
@@ -94,7 +94,7 @@ def test_the_signature_is_that_of_the_form(name):
 
 
 @pytest.mark.parametrize("name", ["softmax", "linear", "transformer-xl"])
-def test_a_state_of_another_kind_is_told(name):
+def test_a_state_of_another_kind_is_refused(name):
     mechanism = build(name, DIMS, causal=True)
     _, state = build("delta", DIMS, causal=True).step(q, k, v, torch.zeros(2, 4, 40, 1))
     with pytest.raises(ValueError, match=r"got a state with .*recurrent\.RecurrentState.* where its own has"):

@@ -102,7 +102,7 @@ def test_only_inputs_and_outputs_are_rounded_to_half_precision(cls, dtype):
 
 
 @pytest.mark.parametrize("cls", [Linformer, Nystromformer, SvdAttention])
-def test_weights_have_the_rank_that_was_asked_for(cls):
+def test_weights_have_the_rank_that_was_requested(cls):
     q, k, _ = tokens()
     options = {"landmarks": 6, "kernel": 0} if cls is Nystromformer else {"rank": 6}
     values = torch.linalg.svdvals(weights(cls(DIMS, causal=False, **options).double(), q, k, width=4))

@@ -57,7 +57,7 @@ def test_work_beyond_what_is_counted_goes_on_as_the_mechanism_claims(monkeypatch
         assert bench.work(operation, candidate, mechanism, 192).flops == pytest.approx(grown * counted.flops)
 
 
-def test_peers_are_timed_only_if_they_are_asked_for_and_serve(monkeypatch):
+def test_peers_are_timed_only_if_they_are_requested_and_serve(monkeypatch):
     mine = Peer(name="mine", modules=("torch",), package="", attention=("linear",), causal=None,
                 build=lambda mechanism, length: lambda q, k, v: q + k + v)  # fmt: skip
     broken = replace(mine, name="broken", build=lambda mechanism, length: lambda q, k, v: q / None)

@@ -16,7 +16,7 @@ from subquad.registry import catalog
 from subquad.testing import contract
 from subquad.testing.mechanism.cases import precision
 
-needs_kernels = pytest.mark.skipif(library.load()[0] is None, reason=library.load()[1])
+needs_kernels = pytest.mark.skipif(library.load_library()[0] is None, reason=library.load_library()[1])
 SIZES = [
     (2, 3, 200, 24, 40, 20),
     (1, 1, 700, 64, 96, 64),
@@ -179,7 +179,7 @@ def test_a_sequence_is_split_among_threads_that_have_no_other(causal, monkeypatc
 
 @needs_kernels
 @pytest.mark.parametrize("kind", [FeatureKind.FEATURES, FeatureKind.ELU])
-def test_what_is_not_a_number_is_not_hidden(kind):
+def test_nan_inputs_give_nan_outputs(kind):
     x = drawn((1, 1, 20, 4, 4, 4), kind).single()
     x.q[0, 0, 7] = torch.nan
     out = run(of(x, kind=kind, causal=True)).out
@@ -188,7 +188,7 @@ def test_what_is_not_a_number_is_not_hidden(kind):
 
 
 @needs_kernels
-def test_a_prefix_that_later_keys_would_drown_is_told():
+def test_a_prefix_that_later_keys_would_drown_is_detected():
     q = torch.ones(1, 1, 64, 4)
     k = torch.ones(1, 1, 64, 4)
     k[:, :, 40:] = 120  # log features of the first tokens fall some hundred below these
@@ -216,7 +216,7 @@ def test_the_contract_holds_on_the_kernels(name, check):
 
 def test_the_environment_switches_the_kernels_off(monkeypatch):
     monkeypatch.setenv("SUBQUAD_NATIVE", "0")
-    assert library.load.__wrapped__() == (None, "SUBQUAD_NATIVE=0 switches the kernels off")
+    assert library.load_library.__wrapped__() == (None, "SUBQUAD_NATIVE=0 switches the kernels off")
 
 
 @needs_kernels
@@ -229,14 +229,14 @@ def test_kernels_are_for_float32_on_the_cpu():
 
 def test_without_a_library_the_operators_do_it(monkeypatch, tmp_path):
     monkeypatch.setattr(build, "HERE", tmp_path)
-    assert library.find()[0] is None
-    assert "no kernels were compiled" in library.find()[1]
+    assert library.find_library()[0] is None
+    assert "no kernels were compiled" in library.find_library()[1]
 
 
 @needs_kernels
 def test_a_library_of_other_sources_is_not_called(monkeypatch):
     monkeypatch.setattr(build, "digest", lambda: 0)
-    found, why = library.find()
+    found, why = library.find_library()
     assert found is None
     assert "is of other sources" in why
 
@@ -244,7 +244,7 @@ def test_a_library_of_other_sources_is_not_called(monkeypatch):
 def test_without_a_compiler_the_build_says_so_in_a_line(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(build.BuildError, match="no C\\+\\+ compiler \\(no-such-compiler\\)"):
-        build.build()
+        build.build_kernels()
     monkeypatch.setattr(os, "environ", {"PATH": ""})
     with pytest.raises(build.BuildError, match="no C\\+\\+ compiler"):
-        build.build()
+        build.build_kernels()

@@ -155,7 +155,7 @@ def test_what_is_done_around_a_recurrence_has_the_gradients_of_its_formula(
 
     def formula(q, k, v, log_decay, beta, state, scale, gate):
         of = fusion._replace(scale=scale, gate=gate)
-        made = rows.preprocess(rows.Tokens(q, k, v, log_decay, beta), of)
+        made = rows.preprocess(rows.RecurrenceInputs(q, k, v, log_decay, beta), of)
         out, last = exact(made.q, made.k, made.v, made.log_decay, made.beta, state)
         return rows.postprocess(out, of), last
 
@@ -218,9 +218,7 @@ def test_every_number_of_half_precision_is_read_and_rounded_as_pytorch_does(dtyp
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("cls", [Retention, GatedLinearAttention, DeltaAttention, GatedDeltaAttention])
 @pytest.mark.parametrize("width", [6, 32])
-def test_half_precision_rounds_what_is_given_and_what_comes_out_and_nothing_else(
-    cls, dtype, width, tier, monkeypatch
-):
+def test_half_precision_rounds_inputs_and_outputs_and_nothing_else(cls, dtype, width, tier, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK", 64)
     mechanism = cls(Dims(heads=2, head_dim=width), causal=True)
     tokens = {

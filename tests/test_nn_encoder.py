@@ -120,7 +120,7 @@ def test_a_bidirectional_encoder_does_not_run_by_segments():
 
 
 @pytest.mark.parametrize(("attention", "positions"), pairs(STREAMING))
-def test_a_row_that_is_reset_starts_afresh_and_the_others_go_on(attention, positions):
+def test_a_row_that_is_reset_starts_anew_and_the_others_go_on(attention, positions):
     model, x = encoder(attention, positions=positions, max_len=2 * LENGTH), tokens()
     _, state = stream(model, x, (5, 5, 5, 5, 4), valid=HOLES)
     went_on, _ = model.step(x, state=state)

@@ -184,7 +184,7 @@ def test_an_unbatched_input_is_a_batch_of_one(attention, causal):
 
 
 @pytest.mark.parametrize("attention", CAUSAL)
-def test_a_causal_layer_may_be_told_so(attention):
+def test_a_causal_layer_takes_the_causal_mask(attention):
     module, x = layer(attention, causal=True), tokens()
     expected, _ = module(x, x, x)
     square = nn.Transformer.generate_square_subsequent_mask(LENGTH)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from subquad.nn.positions import KINDS, build, count
+from subquad.nn.positions import KINDS, count, positional_encoding
 from subquad.ops.shared.rotary import rotate
 
 HOLES = torch.tensor([[False, False, True, False, True, True], [True, True, True, False, False, False]])
@@ -33,13 +33,14 @@ def test_counting_goes_on_from_chunk_to_chunk(sizes, padded):
 
 @pytest.mark.parametrize("kind", ["learnt", "sinusoidal"])
 def test_each_position_has_a_vector_of_its_own(kind):
-    vectors = build(kind, 8, max_len=6)(torch.zeros(1, 6, 8), torch.arange(6)[None])[0]
+    vectors = positional_encoding(kind, 8, max_len=6)(torch.zeros(1, 6, 8), torch.arange(6)[None])[0]
     distances = torch.cdist(vectors, vectors) + torch.eye(6)
     assert distances.min() > 1e-3
 
 
 def test_sinusoidal_waves_are_those_of_the_paper():
-    vectors = build("sinusoidal", 8, max_len=None)(torch.zeros(1, 50, 8), torch.arange(50)[None])[0]
+    encoding = positional_encoding("sinusoidal", 8, max_len=None)
+    vectors = encoding(torch.zeros(1, 50, 8), torch.arange(50)[None])[0]
     assert_close(vectors[:, 0], torch.arange(50.0).sin())
     assert_close(vectors[:, 4], torch.arange(50.0).cos())
     assert_close(vectors[:, 2], (torch.arange(50.0) / 100).sin())  # 10000 ** (2 i / m), i = 2, m = 8
@@ -80,11 +81,11 @@ def test_rotary_angles_at_late_positions_survive_half_precision(dtype):
 )
 def test_positions_that_cannot_be_built_are_refused(kind, dim, max_len, remedy):
     with pytest.raises(ValueError, match=remedy):
-        build(kind, dim, max_len=max_len)
+        positional_encoding(kind, dim, max_len=max_len)
 
 
 def test_learnt_positions_refuse_what_comes_after_the_last():
-    learnt = build("learnt", 8, max_len=6)
+    learnt = positional_encoding("learnt", 8, max_len=6)
     learnt(torch.zeros(1, 6, 8), torch.arange(6)[None])
     with pytest.raises(ValueError, match="a sequence has 7 tokens and learnt positions end at max_len=6"):
         learnt(torch.zeros(1, 7, 8), torch.arange(7)[None])
@@ -93,6 +94,8 @@ def test_learnt_positions_refuse_what_comes_after_the_last():
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_keeps_shape_and_dtype(kind):
     x = torch.zeros(2, 6, 8, dtype=torch.bfloat16)
-    out = build(kind, 8, max_len=6).to(torch.bfloat16)(x, count(6, valid=HOLES, offset=START)[0])
+    out = positional_encoding(kind, 8, max_len=6).to(torch.bfloat16)(
+        x, count(6, valid=HOLES, offset=START)[0]
+    )
     assert out.shape == x.shape
     assert out.dtype == x.dtype

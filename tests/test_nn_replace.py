@@ -209,7 +209,7 @@ def test_only_layers_that_the_pattern_fits_are_replaced():
         ({"embed_dim": 6, "num_heads": 2}, "choose an even embed_dim / num_heads"),
     ],
 )
-def test_all_problems_are_told_at_once_and_nothing_is_changed(built, remedy):
+def test_all_problems_are_reported_at_once_and_nothing_is_changed(built, remedy):
     odd = nn.MultiheadAttention(**{"embed_dim": 8, "num_heads": 2, **built})
     model = nn.ModuleDict({"good": nn.MultiheadAttention(8, 2), "odd": odd, "far": Pair(odd, copy.copy(odd))})
     before = list(model.modules())
@@ -275,12 +275,12 @@ def test_a_model_without_attention_in_it_is_refused(model, remedy):
         ({"dropout": 0.1}, "dropout=0.1 would act on attention weights"),
     ],
 )
-def test_what_is_carried_over_is_not_asked_for(given, remedy):
+def test_what_is_carried_over_cannot_be_an_option(given, remedy):
     with pytest.raises(ValueError, match=remedy):
         replace_attention(encoder(), **given)
 
 
-def test_what_the_mechanism_refuses_is_told_with_its_layers():
+def test_what_the_mechanism_refuses_is_reported_with_its_layers():
     with pytest.raises(ValueError, match=r"0.self_attn, layers.1.self_attn: 'performer' has no option"):
         replace_attention(encoder(), "performer", feature=8)
     with pytest.raises(ValueError, match=r"'reformer' projects to .*: build a layer anew"):

@@ -1,4 +1,4 @@
-"""Operators are called past the dispatcher only where nobody listens there."""
+"""Operators bypass the dispatcher only where no autograd, tracing or mode needs it."""
 
 from typing import Any
 

@@ -9,7 +9,7 @@ from subquad.ops.shared.allocation import LARGE, concat_into, empty_result
 
 
 @pytest.mark.parametrize("numbers", [0, 5, LARGE // 4 + 3])
-def test_fresh_memory_can_be_written_to_its_ends(numbers):
+def test_allocated_memory_can_be_written_to_its_ends(numbers):
     x = empty_result(torch.empty(2, 3, dtype=torch.float64), numbers, dtype=torch.float32)
     x.copy_(torch.arange(numbers))
     assert x.is_contiguous()

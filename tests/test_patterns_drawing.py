@@ -99,7 +99,7 @@ def test_levels_have_wide_steps():
     assert len(SHADES) == 5
 
 
-def test_the_counts_are_told():
+def test_the_counts_are_shown():
     drawing = Drawing.of(Local(0) | Columns(1), 4)
     assert drawing.text(columns=80, lines=24).splitlines()[-1] == (
         "7 of 4² = 16 pairs, density 43.8 %; a query sees 1 to 2 keys, mean 1.8"

@@ -143,7 +143,7 @@ def test_every_pattern_has_its_name_in_the_language():
         ("Local(1234567890)", 7, "a number has 9 digits at most"),
     ],
 )
-def test_a_mistake_is_told_with_its_place_and_its_remedy(text, place, reason):
+def test_a_mistake_is_reported_with_its_place_and_its_remedy(text, place, reason):
     assert refusal(text).startswith(f"pattern {text!r}, at character {place}: {reason}")
 
 

@@ -41,7 +41,7 @@ def test_every_export_is_there_documented_and_seen(package, name):
 
 
 @pytest.mark.parametrize("package", LAZY)
-def test_the_type_checker_and_python_are_told_the_same_exports(package):
+def test_the_type_checker_and_python_see_the_same_exports(package):
     module = import_module(package)
     tree = ast.parse(Path(str(module.__file__)).read_text())
     checked = next(

@@ -144,7 +144,7 @@ def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(store):
     assert list(store.folder.iterdir()) == [path]
 
 
-def test_a_full_disk_is_told_with_the_file_that_it_had_no_room_for(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_with_the_file_that_it_had_no_room_for(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 

@@ -96,7 +96,7 @@ def test_without_cells_there_is_no_curve() -> None:
     assert curves([]) == []
 
 
-def test_a_roofline_is_told_as_a_part_and_older_records_have_none() -> None:
+def test_a_roofline_is_shown_as_a_part_and_older_records_have_none() -> None:
     records = made_up.sample(SETTING)
     assert not any(curve.rooflines("forward_ms") for curve in curves(records))
     for record in records:

@@ -62,7 +62,7 @@ def test_without_examples_one_seed_tells_nothing_from_the_baseline() -> None:
     assert not any(row.against for row in found)
 
 
-def test_every_pair_of_rows_is_compared_once_and_told_both_ways() -> None:
+def test_every_pair_of_rows_is_compared_once_and_shown_both_ways() -> None:
     found = rows()
     mechanisms = [row for row in found.values() if row.kind == "mechanism" and row.score]
     for row in mechanisms:
@@ -100,7 +100,7 @@ def test_runs_that_do_not_leave_the_majority_are_counted() -> None:
     assert rows(quality={"linear": 0.4})["linear"].stuck == 3
 
 
-def test_a_failed_seed_is_told_and_does_not_count_in_the_mean() -> None:
+def test_a_failed_seed_is_reported_and_does_not_count_in_the_mean() -> None:
     found = rows()["reformer:hashes=4"]
     assert found.score is not None
     assert len(found.score.scores) == 2

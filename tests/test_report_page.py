@@ -50,7 +50,7 @@ def test_the_same_records_give_the_same_page(written: Path) -> None:
     assert report.write(written.parents[1]).read_bytes() == before
 
 
-def test_what_must_be_told_is_told_in_order(text: str) -> None:
+def test_what_must_be_said_is_said_in_order(text: str) -> None:
     headings = re.findall(r"<h2[^>]*>([^<]*)</h2>", text)
     assert headings == [
         "The answer",
@@ -74,7 +74,7 @@ def test_what_must_be_told_is_told_in_order(text: str) -> None:
         assert said in text
 
 
-def test_what_differed_between_runs_is_told(tmp_path: Path) -> None:
+def test_what_differed_between_runs_is_shown(tmp_path: Path) -> None:
     setting = made_up.comparison()
     records = made_up.sample(setting)
     for record in records:
@@ -84,7 +84,7 @@ def test_what_differed_between_runs_is_told(tmp_path: Path) -> None:
     assert "Not all was equal: learning rate, warm-up." in page
 
 
-def test_missing_runs_are_told_and_the_rest_is_shown(tmp_path: Path) -> None:
+def test_missing_runs_are_reported_and_the_rest_is_shown(tmp_path: Path) -> None:
     setting = made_up.comparison()
     records = made_up.sample(setting)
     made_up.write(tmp_path, setting, records)

@@ -78,7 +78,7 @@ def test_equal_rows_are_called_different_no_more_than_about_once_in_twenty(how: 
 
 
 @pytest.mark.parametrize("how", [{"by_both": 1.0}, {"by_example": 0.5}, {"by_seed": 0.05}], ids=str)
-def test_a_clear_difference_is_told(how: dict[str, float]) -> None:
+def test_a_clear_difference_is_significant(how: dict[str, float]) -> None:
     told = [found.significant for found in differences(np.random.default_rng(2), 50, ahead=0.6, **how)]
     assert sum(told) >= 45
 
@@ -211,7 +211,7 @@ def test_over_all_pairs_probabilities_are_corrected_after_holm() -> None:
     assert list(made) == list(given)
 
 
-def test_a_difference_beyond_the_least_is_always_told() -> None:
+def test_a_difference_beyond_the_least_is_always_significant() -> None:
     chance = np.random.default_rng(10)
     pairs = {
         (str(place), "z"): found

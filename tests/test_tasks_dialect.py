@@ -165,7 +165,7 @@ def test_a_copy_in_utf_8_is_gone_afterwards(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     file = tmp_path / "table.csv"
     file.write_bytes("a,b\n1,2\n".encode("utf-16"))
-    with source.opened(file, ("a", "b")) as table:
+    with source.open_table(file, ("a", "b")) as table:
         assert len(list(tmp_path.iterdir())) == 2
         assert table.raw.collect().rows() == [(1, "1", "2")]
     assert list(tmp_path.iterdir()) == [file]
@@ -187,7 +187,7 @@ def test_what_is_written_is_read_whatever_the_blocks(tmp_path_factory, rows, sep
     table.write_csv(file, separator=separator, quote_style="always")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dialect, "_BLOCK", max(block, 12))
-        with source.opened(file, ("x", "y", "z")) as read:
+        with source.open_table(file, ("x", "y", "z")) as read:
             assert read.raw.collect().select(pl.exclude(source.ROW)).rows() == table.rows()
 
 
@@ -203,9 +203,9 @@ def test_rows_of_other_lengths_are_found_whatever_the_blocks(tmp_path_factory, l
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dialect, "_BLOCK", block)
         if not torn:
-            with source.opened(file, ("x", "y", "z")) as read:
+            with source.open_table(file, ("x", "y", "z")) as read:
                 assert len(read.raw.collect()) == len(lengths)
             return
-        with pytest.raises(DataError) as caught, source.opened(file, ("x", "y", "z")):
+        with pytest.raises(DataError) as caught, source.open_table(file, ("x", "y", "z")):
             pass
     assert f"the header has 3 fields, and row {torn[0]} has {lengths[torn[0] - 1]}" in str(caught.value)

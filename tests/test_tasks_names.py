@@ -13,7 +13,7 @@ from test_tasks_own import same
 
 from subquad.tasks import DataError, custom
 from subquad.tasks.encoding import Encoding
-from subquad.tasks.source import opened
+from subquad.tasks.source import open_table
 
 EVENTS, OWNERS = events(), owners()
 NUMBERS = {f"a{number:03}": number for number in range(40)}
@@ -226,7 +226,7 @@ def test_what_is_no_file_is_said(tmp_path):
 
 def test_a_file_that_vanishes_is_said(tmp_path):
     written(tmp_path, events=EVENTS, owners=OWNERS)
-    with opened(tmp_path / "events.csv", ("account",)) as source:
+    with open_table(tmp_path / "events.csv", ("account",)) as source:
         (tmp_path / "events.csv").unlink()
         with pytest.raises(DataError, match=r"events\.csv: cannot be read: "):
             source.refuse_empty()

@@ -15,7 +15,7 @@ from subquad.fields import SPLITS, Batch
 from subquad.tasks import transactions
 from subquad.tasks.events import EventData
 from subquad.tasks.splits import split_of
-from subquad.tasks.transactions import ASKED, CUT_OFFS, END, WINDOW, prepared
+from subquad.tasks.transactions import CUT_OFFS, END, SPLIT_CUT_OFFS, WINDOW, prepared
 
 
 def made(events: pl.DataFrame, target: str = "churn") -> EventData:
@@ -52,7 +52,11 @@ def batches(data: EventData, split) -> list[Batch]:
 @pytest.mark.parametrize("target", ["churn", "spend"])
 @pytest.mark.parametrize(
     ("since", "splits"),
-    [(ASKED["validation"][0], ["train"]), (ASKED["test"][0], ["train", "validation"]), (END, SPLITS)],
+    [
+        (SPLIT_CUT_OFFS["validation"][0], ["train"]),
+        (SPLIT_CUT_OFFS["test"][0], ["train", "validation"]),
+        (END, SPLITS),
+    ],
     ids=["after training", "after validation", "after the year"],
 )
 def test_what_happens_after_a_split_changes_nothing_in_it(target, since, splits):
@@ -139,7 +143,7 @@ def test_quarters_of_spend_are_quarters_of_training():
 def test_new_histories_come_out_as_they_did_in_training():
     events = purchases()
     data = made(events)
-    cut_off = ASKED["test"][1]
+    cut_off = SPLIT_CUT_OFFS["test"][1]
     test = data.test
     here = np.flatnonzero(test.until == days(cut_off))
     here = here[np.argsort([int(data.histories.entities[entity]) for entity in test.entity[here]])]

@@ -16,7 +16,7 @@ def test_places_are_those_of_a_stable_sort(count, values):
     assert torch.equal(stable_topk(x, count), expected)
 
 
-def test_what_is_hidden_comes_last():
+def test_what_is_masked_comes_last():
     x = torch.full((1, 1, 2, 6), -torch.inf)
     x[..., [4, 1]] = 2.0
     assert stable_topk(x, 2).tolist() == [[[[1, 4], [1, 4]]]]

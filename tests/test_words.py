@@ -17,36 +17,10 @@ PROTOCOL = {"refuses", "forward", "backward", "initial", "advance", "make_call",
 RETIRED = {
     *("Around", "Given", "Live", "Map", "Mixed", "Pulled", "Sight", "Trained", "Watch"),
     *("again", "aside", "asked", "begun", "beside", "carry_out", "deed", "found", "fresh", "given", "hidden"),
-    *(
-        "hide",
-        "hide_",
-        "joined",
-        "kept",
-        "listened_to",
-        "opened",
-        "own",
-        "pull",
-        "pulled_back",
-        "refuse_strangers",
-    ),
-    *("require_together", "said", "told", "torn", "usable"),
+    *("hide", "hide_", "joined", "kept", "listened_to", "opened", "own", "pull", "pulled_back"),
+    *("refuse_strangers", "require_together", "said", "told", "torn", "usable"),
     *("AT_ONCE", "EVERY", "FEW", "HEED", "LOOK_AGAIN", "PATIENCE", "QUIET", "TOGETHER"),
 }
-# names that stand in more modules yet: delete what is no longer needed
-STILL = {
-    "BLOCK": 5,
-    "CHUNK": 6,
-    "DTYPES": 4,
-    "Heads": 4,
-    "Row": 8,
-    "Tokens": 7,
-    "build": 5,
-    "find": 4,
-    "load": 5,
-    "read": 7,
-}
-# retired words that name something yet: delete what is no longer needed
-STILL_RETIRED = {"FEW", "Map", "beside", "hidden", "joined", "opened", "require_together"}
 
 
 def defined(path):
@@ -77,17 +51,9 @@ for path in sorted(PACKAGE.rglob("*.py")):
 
 
 def test_no_name_is_defined_in_more_than_three_modules():
-    many = {
-        name: sorted(modules) for name, modules in MODULES.items() if len(modules) > STILL.get(name, MOST)
-    }
-    assert not many
+    assert {name: sorted(modules) for name, modules in MODULES.items() if len(modules) > MOST} == {}
 
 
-@pytest.mark.parametrize("word", sorted(RETIRED - STILL_RETIRED))
+@pytest.mark.parametrize("word", sorted(RETIRED))
 def test_a_retired_word_names_nothing(word):
     assert MODULES.get(word, set()) == set()
-
-
-def test_no_exception_is_left_that_nobody_needs():
-    assert {name for name in STILL if len(MODULES.get(name, ())) <= MOST} == set()
-    assert {word for word in STILL_RETIRED if word not in MODULES} == set()

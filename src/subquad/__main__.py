@@ -21,9 +21,7 @@ def main() -> int:
     except Exception as error:
         with tempfile.NamedTemporaryFile("w", prefix="subquad-", suffix=".txt", delete=False) as file:
             traceback.print_exc(file=file)
-        return complain(
-            f"subquad: a defect of subquad: {type(error).__name__}: {error}; details in {file.name}"
-        )
+        return complain(f"subquad: internal error: {type(error).__name__}: {error}; details in {file.name}")
     return 0
 
 

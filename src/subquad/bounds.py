@@ -68,5 +68,5 @@ def declared_type(constructor: Callable[..., None], option: str) -> Any:
 def bounds(declared: Any) -> list[Bound]:
     """Those of a type as it stands in a signature, that of its kind first."""
     kind = TYPES.get(getattr(declared, "__origin__", declared))
-    own = [mark for mark in getattr(declared, "__metadata__", ()) if isinstance(mark, Bound)]
-    return own if kind is None else [kind, *own]
+    bounds = [mark for mark in getattr(declared, "__metadata__", ()) if isinstance(mark, Bound)]
+    return bounds if kind is None else [kind, *bounds]

@@ -19,7 +19,7 @@ def compare(
 
     config: what is compared, on what, and how; None: as `subquad compare` without options.
     out: the folder of records, models and of report.html.
-    observer: is told how the runs are going, from several threads. None: nobody is.
+    observer: called as runs begin, go on and end, from several threads. None: no one is.
 
     Each run is a process of its own, which imports the main module: call this from `if __name__ ==
     "__main__"`. Raises `ValueError` before the first run for what cannot be done; a run that fails is a

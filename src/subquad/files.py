@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and read only where there is one.
+"""Atomic file writes, and reading of regular files only.
 
 A process that is killed in the middle of a write leaves a draft, `.NAME.draft-HOST-PID-THREAD`, which the
 next writer in that folder clears away.
@@ -51,9 +51,9 @@ def read_whole(path: Path) -> bytes:
 def clear_drafts(folder: Path) -> None:
     """Remove the drafts of writers that are dead, and those that are too old to have one."""
     for entry in os.scandir(folder):
-        if found := DRAFT.fullmatch(entry.name):
+        if match := DRAFT.fullmatch(entry.name):
             with suppress(OSError):  # another writer was faster, or it is not ours to remove
-                dead = found["host"] == host() and not alive(int(found["process"]))
+                dead = match["host"] == host() and not alive(int(match["process"]))
                 if dead or time.time() > entry.stat(follow_symlinks=False).st_mtime + OLD:
                     os.unlink(entry.path)
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
+FLOAT_DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 
 Layout = tuple[type | torch.dtype, list[Any]]  # of a tuple, and the layouts in it; of a tensor, and its sizes
 
@@ -31,19 +31,19 @@ def require_inputs(
     They have one batch, dtype and device. All but the first go by key, and have one number of tokens; with
     `cross` the first may have another. `valid`, if `named`, is boolean of shape (batch, keys).
     """
-    given = positional if len(positional) == len(widths) else in_order(mechanism, positional, named, widths)
-    for x in given:
+    inputs = positional if len(positional) == len(widths) else in_order(mechanism, positional, named, widths)
+    for x in inputs:
         if not isinstance(x, Tensor) or x.ndim != 4:
-            raise ValueError(misfit(mechanism, given, widths, heads))
-    q = given[0]
+            raise ValueError(misfit(mechanism, inputs, widths, heads))
+    q = inputs[0]
     batch, _, queries, _ = q.shape
-    keys = given[1 % len(given)].shape[2]
+    keys = inputs[1 % len(inputs)].shape[2]
     tokens, dtype, device = queries, q.dtype, q.device
-    for x, width in zip(given, widths.values(), strict=True):
+    for x, width in zip(inputs, widths.values(), strict=True):
         if x.shape != (batch, heads, tokens, width) or x.dtype is not dtype or x.device != device:
-            raise ValueError(misfit(mechanism, given, widths, heads))
+            raise ValueError(misfit(mechanism, inputs, widths, heads))
         tokens = keys
-    if dtype not in DTYPES:
+    if dtype not in FLOAT_DTYPES:
         raise ValueError(f"{mechanism!r} got inputs in {dtype}: convert them to a floating dtype")
     if queries != keys and not cross:
         raise ValueError(
@@ -53,42 +53,42 @@ def require_inputs(
     valid = named.get("valid")
     if valid is not None:
         require_mask(mechanism, valid, (batch, keys), device)
-    return given
+    return inputs
 
 
 def in_order(
     mechanism: str, positional: tuple[Any, ...], named: Mapping[str, Any], widths: Mapping[str, int]
 ) -> list[Any]:
     """What was given by position and by name, in the order of `widths`."""
-    given = [*positional, *(named[name] for name in [*widths][len(positional) :] if name in named)]
-    if len(given) != len(widths):
+    inputs = [*positional, *(named[name] for name in [*widths][len(positional) :] if name in named)]
+    if len(inputs) != len(widths):
         names = [name for name in named if name not in ("valid", "state")]
         raise ValueError(
             f"{mechanism!r} takes {', '.join(widths)}; not {len(positional)} inputs by position"
             + (f" and {', '.join(names)} by name" if names else "")
         )
-    return given
+    return inputs
 
 
-def misfit(mechanism: str, given: Sequence[Any], widths: Mapping[str, int], heads: int) -> str:
+def misfit(mechanism: str, inputs: Sequence[Any], widths: Mapping[str, int], heads: int) -> str:
     """What is wrong with the first input that does not fit, and what to do about it."""
-    q, rows, keys = given[0], "batch", "tokens"  # words until an input has said how many
-    for index, (name, x) in enumerate(zip(widths, given, strict=True)):
-        told = f"{mechanism!r} got {name}"
+    q, rows, keys = inputs[0], "batch", "tokens"  # words until an input has said how many
+    for index, (name, x) in enumerate(zip(widths, inputs, strict=True)):
+        subject = f"{mechanism!r} got {name}"
         if not isinstance(x, Tensor) or x.ndim != 4:
-            found = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
-            return f"{told} of {found}: inputs are tensors (batch, heads, tokens, width)"
+            actual = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
+            return f"{subject} of {actual}: inputs are tensors (batch, heads, tokens, width)"
         wanted = (rows, heads, keys, widths[name])
         if any(n != size and not isinstance(n, str) for n, size in zip(wanted, x.shape, strict=True)):
             swapped = x.shape[1] != heads and x.shape[2:] == (heads, widths[name])
             remedy = f"; heads and tokens look swapped: give {name}.transpose(1, 2)" if swapped else ""
             return (
-                f"{told} of shape {tuple(x.shape)}: it takes (batch, heads, tokens, width), here "
+                f"{subject} of shape {tuple(x.shape)}: it takes (batch, heads, tokens, width), here "
                 f"({', '.join(map(str, wanted))}){remedy}"
             )
         if x.dtype != q.dtype or x.device != q.device:
             return (
-                f"{told} in {x.dtype} on {x.device} and q in {q.dtype} on {q.device}: give all inputs in "
+                f"{subject} in {x.dtype} on {x.device} and q in {q.dtype} on {q.device}: give all inputs in "
                 "one dtype on one device"
             )
         rows, keys = x.shape[0], x.shape[2] if index else keys
@@ -98,14 +98,14 @@ def misfit(mechanism: str, given: Sequence[Any], widths: Mapping[str, int], head
 def require_mask(mechanism: str, valid: Any, shape: tuple[int, int], device: torch.device) -> None:
     """Raise `ValueError` unless `valid` says of each key, on its device, whether it is real."""
     if not isinstance(valid, Tensor):
-        found = type(valid).__name__
+        actual = type(valid).__name__
     elif valid.dtype != torch.bool or valid.shape != shape or valid.device != device:
-        found = f"{valid.dtype} of shape {tuple(valid.shape)} on {valid.device}"
+        actual = f"{valid.dtype} of shape {tuple(valid.shape)} on {valid.device}"
     else:
         return
     raise ValueError(
         f"{mechanism!r}: valid must be boolean of shape {shape} (batch, keys) on {device}, True at real "
-        f"tokens; not {found}"
+        f"tokens; not {actual}"
     )
 
 
@@ -122,12 +122,12 @@ def layout(state: Any) -> Layout:
     return state.dtype, [*state.shape][1:]
 
 
-def require_state(mechanism: str, state: Any, own: Layout, growing: bool, like: Tensor) -> None:
-    """Raise `ValueError` unless a state is laid out as the mechanism's `own`, with a row for each of `like`.
+def require_state(mechanism: str, state: Any, expected: Layout, growing: bool, like: Tensor) -> None:
+    """Raise `ValueError` unless a state has the `expected` layout, with a row for each of `like`.
 
-    Where states are `growing`, axes that have no size in its own may have any.
+    Where states are `growing`, axes of size 0 in that layout may have any.
     """
-    kind, parts = own
+    kind, parts = expected
     if isinstance(state, Tensor) and state.dtype is kind and state.ndim:
         rows, *sizes = state.shape
         if sizes == parts or (growing and grows(parts, sizes)):
@@ -141,10 +141,10 @@ def require_state(mechanism: str, state: Any, own: Layout, growing: bool, like: 
         for x, part in zip(state, parts, strict=True):
             require_state(mechanism, x, part, growing, like)
         return
-    found = f"{state.dtype} {tuple(state.shape)}" if isinstance(state, Tensor) else type(state)
+    actual = f"{state.dtype} {tuple(state.shape)}" if isinstance(state, Tensor) else type(state)
     wanted = f"{len(parts)} tensors in {kind}" if isinstance(kind, type) else f"{kind} {('batch', *parts)}"
     raise ValueError(
-        f"{mechanism!r} got a state with {found} where its own has {wanted}: give what its `step` returned "
+        f"{mechanism!r} got a state with {actual} where its own has {wanted}: give what its `step` returned "
         "for inputs in this dtype, or None to begin anew"
     )
 

@@ -75,8 +75,8 @@ class Traits:
 
     def __post_init__(self) -> None:
         for name in ("limit", "tiny"):  # a frozen claim, all the way down
-            if (given := getattr(self, name)) is not None:
-                object.__setattr__(self, name, MappingProxyType(dict(given)))
+            if (options := getattr(self, name)) is not None:
+                object.__setattr__(self, name, MappingProxyType(dict(options)))
 
 
 class QueriesKeysValues(NamedTuple):
@@ -97,7 +97,7 @@ class Mechanism(nn.Module, ABC):
 
     `valid` speaks of keys: where it is False, neither the key nor its value is seen, whatever stands
     there, and real tokens come out as if the padding were not in the sequence at all. A query that
-    sees no key gives zeros. Padded queries give numbers without meaning; where queries and keys are
+    sees no key gives zeros. Outputs of padded queries are unspecified; where queries and keys are
     equally many, a query at padding that is not finite counts as zero.
 
     Inputs are float16, bfloat16, float32 or float64; the output has their dtype, and sums are kept
@@ -212,7 +212,7 @@ def checked(owner: type[Mechanism], name: str, form: Callable[..., Any]) -> Call
         if name == "step" and not self.causal:
             return Mechanism.step(self)  # which refuses
         widths = self.projections()
-        given = require_inputs(
+        tensors = require_inputs(
             self.traits.name,
             inputs,
             named,
@@ -220,16 +220,16 @@ def checked(owner: type[Mechanism], name: str, form: Callable[..., Any]) -> Call
             heads=self.dims.heads,
             cross=self.traits.cross and not self.causal,
         )
-        if len(inputs) < len(given):
+        if len(inputs) < len(tensors):
             named = {option: x for option, x in named.items() if option not in widths}
-        dtype, valid, state = given[0].dtype, named.get("valid"), named.get("state")
-        with no_autocast(given[0]):
+        dtype, valid, state = tensors[0].dtype, named.get("valid"), named.get("state")
+        with no_autocast(tensors[0]):
             if state is not None and not torch.compiler.is_compiling():
-                initial = self._initial.get(dtype) or initial_layout(self, form, given)
-                require_state(self.traits.name, state, initial, self.traits.state == "growing", given[0])
+                initial = self._initial.get(dtype) or initial_layout(self, form, tensors)
+                require_state(self.traits.name, state, initial, self.traits.state == "growing", tensors[0])
             if valid is not None and self.zeros_padding:
-                given = zero_padding(valid, *given)
-            result = form(self, *given, **named)
+                tensors = zero_padding(valid, *tensors)
+            result = form(self, *tensors, **named)
         if name == "step":
             out, state = result
             return out.to(dtype), state

@@ -87,11 +87,11 @@ def _placed(
 
 
 def _parts_of_f1(target: Real[np.ndarray, " n"], chosen: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """F1 of a class is 2 mean(hit) / mean(said + true); a part is how far an example pulls that ratio."""
+    """F1 of a class is 2 mean(hit) / mean(predicted + true); a part is how far an example pulls it."""
     classes = np.union1d(target, chosen)
     parts = np.zeros(len(target))
-    for each in classes:
-        said, true = chosen == each, target == each
-        both, hit = said.astype(np.float64) + true, said & true
+    for label in classes:
+        predicted, true = chosen == label, target == label
+        both, hit = predicted.astype(np.float64) + true, predicted & true
         parts += (2 * hit - 2 * hit.mean() / both.mean() * both) / both.mean()
     return parts / len(classes)

@@ -192,7 +192,7 @@ MUTANTS = [
     Mutant(
         "performer",
         "weights_sum_to_one",
-        "features collapse at large norms for want of a shift",
+        "features collapse at large norms without a shift",
         "Tiles.keys",
         "c = torch.maximum(c, log.amax(2, keepdim=True))",
         "c = torch.full_like(c, 900.0)",

@@ -48,8 +48,8 @@ MUTANTS = [
         "meta_device_loading",
         "what is not stored is not made again",
         "ContinuousMemory._load_from_state_dict",
-        "super()._load_from_state_dict(*given)\n        self._renew()",
-        "super()._load_from_state_dict(*given)",
+        "super()._load_from_state_dict(*args)\n        self._renew()",
+        "super()._load_from_state_dict(*args)",
     ),
     Mutant(
         "routing",

@@ -71,8 +71,8 @@ MUTANTS = [
         "compressive",
         "exports_with_dynamic_lengths",
         "the graph's memory lacks what leaves it last",
-        "Segments.leaving",
-        "slots = self.count * self.size\n",
-        "slots = self.size\n",
+        "Segments.evicted",
+        "total = self.count * self.size\n",
+        "total = self.size\n",
     ),
 ]

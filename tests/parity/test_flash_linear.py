@@ -17,7 +17,7 @@ from subquad import Dims
 from subquad.mechanisms.delta import DeltaAttention
 from subquad.mechanisms.retention import Retention
 from subquad.ops.recurrence import decayed_product, delta_product, fla
-from subquad.ops.recurrence.rows import Tokens
+from subquad.ops.recurrence.rows import RecurrenceInputs
 
 with warnings.catch_warnings():  # it warns that there is no GPU
     warnings.simplefilter("ignore")
@@ -159,7 +159,7 @@ def plain(name):
 
 def wired(tokens, log_decay, beta, state):
     q, k, v = tokens
-    return fla.product(Tokens(q, k, v, log_decay, beta), state, torch.float32)
+    return fla.product(RecurrenceInputs(q, k, v, log_decay, beta), state, torch.float32)
 
 
 @pytest.mark.parametrize("width", [1, D])

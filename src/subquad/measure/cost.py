@@ -22,7 +22,7 @@ COUNTED = (1024, 2048)  # tokens at which work is counted, where sequences are l
 RATES_S = 0.5  # seconds at most in which the machine's rates are measured
 LIMIT = 3  # timing ends after this many times the seconds asked for, however few the rounds
 
-OURS, REFERENCE = "ours", "reference"  # among those who are timed in turns; peers go by their packages' names
+OURS, REFERENCE = "ours", "reference"  # of those that are timed; peers go by their packages' names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,16 +66,24 @@ def cost(
 ) -> dict[str, Any]:
     """Time and peak memory of a mechanism and of the reference, PyTorch's fused attention.
 
-    Both get normal inputs and are timed in turns in this process. Give each cell a process of its own: memory
-    is measured first, and exactly only in a process that has freed little before.
+    Both get normal inputs and are timed in this process, interleaved. Give each cell a process of its own:
+    memory is measured first, and exactly only in a process that has freed little before. The threads are
+    torch's (`torch.set_num_threads`). The result has
 
     forward            a `Timed`, without a graph, in eval mode
     forward_backward   a `Timed`, with the gradients of all inputs and parameters; only if `backward`
     memory             a `Memory`, of the larger of the two
 
-    Each timing takes about `seconds`; where calls are slow it has fewer rounds, and "repeats" says how
-    many. The threads are torch's (`torch.set_num_threads`). Raises `ValueError` for what cannot be built,
-    `FloatingPointError` when the output is not finite.
+    Raises `ValueError` for what cannot be built, `FloatingPointError` when the output is not finite.
+
+    attention, options, causal: the mechanism's name, its options, and which of its forms.
+    length, batch: tokens of a sequence, and sequences.
+    heads, head_dim: of the attention.
+    dtype: "float32", "bfloat16", "float16" or "float64".
+    backward: whether training is timed too.
+    peers: whether installed packages that have the mechanism are timed beside it.
+    seconds: that each timing takes, about; where calls are slow it has fewer rounds, as its `repeats` says.
+    device: of inputs and weights.
     """
     kind: object = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
@@ -103,7 +111,7 @@ def cost(
     if not ours.forward().isfinite().all():
         raise FloatingPointError(f"{attention!r} gives numbers that are not finite at length {length:,}")
 
-    others = {
+    peer_candidates = {
         peer.name: replace(ours, mix=peer.attention_like(mechanism, length), weights=())
         for peer in (installed_peers(mechanism) if peers else [])
     }
@@ -112,12 +120,14 @@ def cost(
     for name, operation in operations.items():
         mechanism.train(operation is not Candidate.forward)
         least = machine.seconds(work(operation, ours, mechanism, length))
-        able = {peer: candidate for peer, candidate in others.items() if runs(operation, candidate)}
+        runnable = {
+            peer: candidate for peer, candidate in peer_candidates.items() if runs(operation, candidate)
+        }
         timings = interleaved(
             {
                 OURS: partial(operation, ours),
                 REFERENCE: partial(operation, reference),
-                **{peer: partial(operation, candidate) for peer, candidate in able.items()},
+                **{peer: partial(operation, candidate) for peer, candidate in runnable.items()},
             },
             seconds=seconds,
             limit=LIMIT * seconds,
@@ -128,7 +138,7 @@ def cost(
             ms=timings[OURS],
             reference_ms=timings[REFERENCE],
             roofline_ms=1e3 * least,
-            peers_ms={peer: timings[peer] for peer in able},
+            peers_ms={peer: timings[peer] for peer in runnable},
         )
         result[name] = asdict(timed)
     memory = Memory(mb=peak.mb, reference_mb=reference_peak.mb, method=peak.method)

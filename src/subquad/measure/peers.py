@@ -116,19 +116,19 @@ def fla_retention(mechanism: Mechanism, length: int) -> Mix:
     chunked = import_quietly("fla.ops.simple_gla.naive").naive_chunk_simple_gla
     decay = (1 - 2.0 ** -(5 + torch.arange(mechanism.dims.heads))).log()
     waves = 10_000 ** -torch.linspace(0, 1, mechanism.dims.head_dim // 2)
-    turns = torch.polar(torch.ones(()), torch.arange(length)[:, None] * waves)
+    rotations = torch.polar(torch.ones(()), torch.arange(length)[:, None] * waves)
 
     def mix(q: Tensor, k: Tensor, v: Tensor, gate: Tensor) -> Tensor:
-        q, k = turned(q, turns), turned(k, turns)
+        q, k = rotated(q, rotations), rotated(k, rotations)
         out = chunked(*theirs(q, k, v), decay.expand(*q.shape[::2], -1))[0]
         return normed(ours(out), mechanism) * F.silu(gate)
 
     return mix
 
 
-def turned(x: Tensor, turns: Tensor) -> Tensor:
+def rotated(x: Tensor, rotations: Tensor) -> Tensor:
     """Channels c and c + d/2 are a complex number, which is multiplied."""
-    pairs = torch.complex(*x.chunk(2, -1)) * turns
+    pairs = torch.complex(*x.chunk(2, -1)) * rotations
     return torch.cat([pairs.real, pairs.imag], -1)
 
 

@@ -47,13 +47,13 @@ from subquad.mechanism import Dims, Mechanism, Outputs, Queries, State, Traits, 
 from subquad.memories.compression import KINDS, Convolution, compressor
 from subquad.memories.literal import Row, relative_attention, row_by_row
 from subquad.memories.segments import Segments, as_batch, windows
-from subquad.memories.short_term import Far, RelativeAttention
+from subquad.memories.short_term import CompressedSlots, RelativeAttention
 from subquad.ops.attention import attention
 from subquad.ops.shared.precision import wide
 from subquad.ops.shared.transforms import lasting
 
 Compression = Annotated[str, one_of(*KINDS)]
-Line = Float[Tensor, "b h _ c"]  # tokens or slots, one after the other
+SlotsOrTokens = Float[Tensor, "b h _ c"]
 
 
 class CompressiveState(NamedTuple):
@@ -63,7 +63,7 @@ class CompressiveState(NamedTuple):
     past: Float[Tensor, "b h m c"]  # the tokens before the unfinished segment, the latest last
     unfinished: Float[Tensor, "b h l c"]  # the segment being filled; zeros in its free slots
     filled: Int[Tensor, " b"]  # tokens in the unfinished segment
-    held: Int[Tensor, " b"]  # how often `rate` tokens are in the past, or a slot in the compressed memory
+    num_held: Int[Tensor, " b"]  # how often `rate` tokens are in the past, or a slot in the compressed memory
 
 
 class CompressiveAttention(Mechanism):
@@ -129,9 +129,9 @@ class CompressiveAttention(Mechanism):
         tokens, outputs = torch.cat([k, v], -1), [q[:, :0]]
         compressed = memory = tokens[:, :0]
         for start in range(0, q.shape[1], self.segment):
-            leaving = max(memory.shape[1] - self.memory, 0)
-            old, memory = memory[:, :leaving], memory[:, leaving:]
-            for first in range(0, leaving, self.rate):
+            excess = max(memory.shape[1] - self.memory, 0)
+            old, memory = memory[:, :excess], memory[:, excess:]
+            for first in range(0, excess, self.rate):
                 slot = self._compress(*old[:, first : first + self.rate].chunk(2, -1))
                 compressed = torch.cat([compressed, slot], 1)[:, -self.compressed :]
             now = slice(start, start + self.segment)
@@ -167,32 +167,32 @@ class CompressiveAttention(Mechanism):
         memory = self._initial_state(k, v) if state is None else state
         filled = None if state is None else state.filled
         segments = Segments.place(q, size=l, valid=valid, filled=filled)
-        known = zip((k, v), memory.past.chunk(2, -1), memory.unfinished.chunk(2, -1), strict=True)
-        lines = [segments.line(*each) for each in known]
-        made = self.f_c(*(segments.leaving(x, memory=m, group=c) for x in lines))
+        parts = zip((k, v), memory.past.chunk(2, -1), memory.unfinished.chunk(2, -1), strict=True)
+        slots = [segments.slots(*part) for part in parts]
+        compressed = self.f_c(*(segments.evicted(x, memory=m, group=c) for x in slots))
         if state is not None or valid is not None:
-            made = [torch.cat(x, 2) for x in zip(memory.compressed.chunk(2, -1), made, strict=True)]
-        before = segments.before(memory.held, each=l // c)
+            pairs = zip(memory.compressed.chunk(2, -1), compressed, strict=True)
+            compressed = [torch.cat(pair, 2) for pair in pairs]
+        preceding = segments.preceding(memory.num_held, per_segment=l // c)
         queries = segments.queries(q)
         mixed = self.attention(
             queries,
-            *lines,
+            *slots,
             segments=segments,
             memory=m,
-            held=c * before.clamp(max=m // c) + (before - m // c).clamp(0, g),
+            num_held=c * preceding.clamp(max=m // c) + (preceding - m // c).clamp(0, g),
             reach=g + m + l,
-            far=Far(*made, size=g, step=l // c),
+            compressed=CompressedSlots(*compressed, size=g, step=l // c),
         )
-        self._loss = self._reconstruction(queries, lines, segments, before)
+        self._loss = self._reconstruction(queries, slots, segments, preceding)
         missing = segments.missing(m)
-        kept = [segments.after(x, width=m + l, stride=l, missing=missing) for x in lines]
-        past, unfinished = torch.cat(kept, -1).split([m, l], 2)
+        carried = [segments.carry(x, width=m + l, stride=l, missing=missing) for x in slots]
+        past, unfinished = torch.cat(carried, -1).split([m, l], 2)
         missing = segments.missing(g + m // c)
-        kept = [segments.after(x, width=g, stride=l // c, missing=missing) for x in made]
-        compressed = torch.cat(kept, -1)
-        held = (memory.held + l // c * segments.done()).clamp(max=m // c + g)
-        after = CompressiveState(compressed, past, unfinished, segments.filled(), held)
-        return segments.outputs(mixed), after
+        carried = [segments.carry(x, width=g, stride=l // c, missing=missing) for x in compressed]
+        num_held = (memory.num_held + l // c * segments.num_full()).clamp(max=m // c + g)
+        state = CompressiveState(torch.cat(carried, -1), past, unfinished, segments.filled(), num_held)
+        return segments.outputs(mixed), state
 
     def penalty(self) -> Float[Tensor, ""]:
         return self.weight * lasting(self._loss)
@@ -202,23 +202,27 @@ class CompressiveAttention(Mechanism):
         b, h, _, d = k.shape
         count = torch.zeros(b, dtype=torch.int64, device=k.device)
         sizes = (self.compressed, self.memory, self.segment)
-        compressed, past, unfinished = (v.new_zeros(b, h, slots, 2 * d) for slots in sizes)
+        compressed, past, unfinished = (v.new_zeros(b, h, size, 2 * d) for size in sizes)
         return CompressiveState(compressed, past, unfinished, count, count)
 
     def _reconstruction(
-        self, queries: Line, lines: list[Line], segments: Segments, before: Int[Tensor, "b n"]
+        self,
+        queries: SlotsOrTokens,
+        slots: list[SlotsOrTokens],
+        segments: Segments,
+        preceding: Int[Tensor, "b n"],
     ) -> Float[Tensor, ""]:
         """The attention-reconstruction loss, for what leaves the memory when each segment is full."""
         l, m, c = self.segment, self.memory, self.rate
-        leaving = min(l, m)
-        first = (m - leaving) // l + 1 if segments.new else 0  # before that there is nothing to leave
+        evicted = min(l, m)  # tokens, when a segment is full
+        first = (m - evicted) // l + 1 if segments.new else 0  # before that there is nothing to evict
         count = segments.count - first
         if not (self.training and isinstance(self.f_c, Convolution) and self.weight and count > 0):
             return queries.new_zeros(())
-        lines = [F.pad(x.detach(), (0, 0, segments.missing(m), 0)) for x in lines]
-        old = [windows(x, count=segments.count, width=leaving, stride=l)[:, :, first:] for x in lines]
-        new = [x.unflatten(2, (count, leaving // c)) for x in self.f_c(*(x.flatten(2, 3) for x in old))]
-        there = torch.arange(leaving, device=before.device) >= m - c * before[:, first:, None]
+        slots = [F.pad(x.detach(), (0, 0, segments.missing(m), 0)) for x in slots]
+        old = [windows(x, count=segments.count, width=evicted, stride=l)[:, :, first:] for x in slots]
+        new = [x.unflatten(2, (count, evicted // c)) for x in self.f_c(*(x.flatten(2, 3) for x in old))]
+        there = torch.arange(evicted, device=preceding.device) >= m - c * preceding[:, first:, None]
         some = there.any(-1, keepdim=True)
         seen = (there | ~some).flatten(0, 1)[:, None, None]
         queries = F.pad(queries.detach(), (0, 0, 0, segments.count * segments.width - queries.shape[2]))

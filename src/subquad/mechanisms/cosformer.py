@@ -24,15 +24,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, State, Traits, Valid, Values
+from subquad.mechanisms.kernel import CHUNK
 from subquad.ops.linear_attention import KernelInputs, linear_attention
-from subquad.ops.linear_attention.sums import Sums, causal_average, collect, divide, read
+from subquad.ops.linear_attention.sums import Sums, causal_average, collect, divide, read_sums
 from subquad.ops.shared.allocation import concat_into
 from subquad.ops.shared.precision import wide
 from subquad.ops.shared.scan import blocks, recompute, scan
 
 Angles = Float[Tensor, "#b 1 t 1"]
-
-CHUNK = 64  # tokens, as in the rest of the kernel family
 
 
 class CosFormerState(NamedTuple):
@@ -187,4 +186,4 @@ def _collect(k: Keys, angles: Angles, v: Values, valid: Valid | None, sums: Sums
 
 def _read(q: Queries, angles: Angles, sums: Sums) -> Outputs:
     (q,) = wide(q)
-    return read(features(q, angles), sums)
+    return read_sums(features(q, angles), sums)

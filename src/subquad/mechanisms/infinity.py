@@ -212,8 +212,8 @@ class InfinityGpt2Attention(UnboundedAttention):
             return x
         C, c = self.C.to(x.dtype), self.c.to(x.dtype)
         padded = F.pad(x.transpose(1, 2).flatten(2), (0, 0, 1, 1))
-        beside = torch.cat([padded[:, :-2], padded[:, 1:-1], padded[:, 2:]], -1)
-        gate = torch.addmm(c, beside.flatten(0, 1), C.flatten(0, 1)).sigmoid()
+        neighbours = torch.cat([padded[:, :-2], padded[:, 1:-1], padded[:, 2:]], -1)
+        gate = torch.addmm(c, neighbours.flatten(0, 1), C.flatten(0, 1)).sigmoid()
         return x * gate.unflatten(0, x.shape[::2]).unflatten(2, x.shape[1::2]).transpose(1, 2)
 
     def _keys_and_values(self, signal: Signal) -> tuple[Coefficients, Coefficients]:

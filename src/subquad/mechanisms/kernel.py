@@ -27,12 +27,12 @@ from subquad.ops.linear_attention.sums import (
     collect,
     collect_exponentials,
     divide,
-    read,
     read_exponentials,
+    read_sums,
 )
 from subquad.ops.shared.allocation import concat_into
 from subquad.ops.shared.precision import wide
-from subquad.ops.shared.scan import BLOCK, blocks, recompute, scan
+from subquad.ops.shared.scan import FEATURE_BLOCK, blocks, recompute, scan
 
 CHUNK = 64  # tokens; measured best on CPUs over 32, 128 and 256
 MAX_SAVED = 2**23  # numbers; where queries have more, their features are recomputed in the backward pass
@@ -93,9 +93,9 @@ class KernelAttention(Mechanism):
     def _stream(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: State | None
     ) -> tuple[Outputs, State]:
-        if q.shape[2] <= BLOCK or self.features.fused:
+        if q.shape[2] <= FEATURE_BLOCK or self.features.fused:
             return self._block(q, k, v, valid=valid, state=state)
-        return scan(self._block, q, k, v, valid=valid, state=state, chunk=BLOCK)
+        return scan(self._block, q, k, v, valid=valid, state=state, chunk=FEATURE_BLOCK)
 
     def _block(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: State | None
@@ -126,7 +126,7 @@ class KernelAttention(Mechanism):
         (q,) = wide(q)
         if isinstance(self.features, ExponentialFeatureMap):
             return read_exponentials(queries(self.features, q), sums)
-        return read(self.features(q), sums)
+        return read_sums(self.features(q), sums)
 
     def penalty(self) -> Float[Tensor, ""]:
         return self.features.penalty()

@@ -34,7 +34,7 @@ from subquad.ops.shared.precision import by_heads
 Sharing = Annotated[str, one_of("none", "heads", "key-value", "layers")]
 Projection = Annotated[str, one_of("linear", "mean", "max", "convolution")]
 
-Row = Float[Tensor, "h n c"]  # of keys or values
+
 Slots = Float[Tensor, "b h r c"]
 
 
@@ -104,7 +104,7 @@ class Linformer(Mechanism):
                 out[row] = scores.softmax(-1) @ self._define(V, self.E if self.F is None else self.F)
         return out
 
-    def _define(self, x: Row, weights: nn.Parameter | None) -> Float[Tensor, "h r c"]:
+    def _define(self, x: Float[Tensor, "h n c"], weights: nn.Parameter | None) -> Float[Tensor, "h r c"]:
         """The slots of one row without padding."""
         if weights is None:
             pool = torch.mean if self.projection == "mean" else torch.amax

@@ -72,8 +72,8 @@ class LocalAttention(SparseAttention):
 
     def pairs(self, n: int) -> Bool[Tensor, "{n} {n}"]:
         i, j = torch.arange(n)[:, None], torch.arange(n)
-        near = ((i - j).abs() <= self.span) & ((i - j) % self.dilation == 0)
-        return near & (j <= i) if self.causal else near
+        in_window = ((i - j).abs() <= self.span) & ((i - j) % self.dilation == 0)
+        return in_window & (j <= i) if self.causal else in_window
 
     def _stream(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: WindowState | None
@@ -93,10 +93,10 @@ class LocalAttention(SparseAttention):
         k, v = torch.cat([before_k, k], 2), torch.cat([before_v, v], 2)
         j = torch.arange(k.shape[2], device=k.device)
         d = w + torch.arange(q.shape[2], device=q.device)[:, None] - j
-        near = (d >= 0) & (d <= w) & (d % self.dilation == 0)
-        near = near & (j >= w - seen[:, None, None])
-        out = attention(*wide(q, k, v), seen=near[:, None])
+        in_window = (d >= 0) & (d <= w) & (d % self.dilation == 0)
+        in_window = in_window & (j >= w - seen[:, None, None])
+        out = attention(*wide(q, k, v), seen=in_window[:, None])
         last = packing.count[:, None] + torch.arange(w, device=k.device)
-        keep = torch.ones_like(last, dtype=torch.bool)
-        window = WindowState(take(k, last, real=keep), take(v, last, real=keep), seen + packing.count)
+        real = torch.ones_like(last, dtype=torch.bool)
+        window = WindowState(take(k, last, real=real), take(v, last, real=real), seen + packing.count)
         return packing.unpack(out), window

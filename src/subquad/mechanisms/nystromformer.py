@@ -40,7 +40,6 @@ from subquad.ops.shared.precision import by_heads
 from subquad.ops.shared.unused import unused
 
 Kernel = Annotated[int, Bound("odd, or 0 for none", lambda n: n == 0 or (n > 0 and n % 2 == 1))]
-Row = Float[Tensor, "h n d"]
 RowValues = Float[Tensor, "h n e"]
 Square = Float[Tensor, "b h m m"]
 
@@ -88,7 +87,7 @@ class Nystromformer(Mechanism):
                 out[row, :, real] = self._define(*tokens)
         return out
 
-    def _define(self, q: Row, k: Row, v: RowValues) -> RowValues:
+    def _define(self, q: Float[Tensor, "h n d"], k: Float[Tensor, "h n d"], v: RowValues) -> RowValues:
         """One row without padding."""
         n, d = q.shape[1:]
         m = min(self.landmarks, n)

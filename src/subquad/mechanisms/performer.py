@@ -52,7 +52,7 @@ PAIRED = ("hyperbolic", "trigonometric")  # two features a row of W
 
 MAPS = (*ESTIMATES, *OTHERS)
 
-Map = Annotated[str, one_of(*MAPS)]
+MapName = Annotated[str, one_of(*MAPS)]
 Lengths = Annotated[str, one_of(*LENGTHS)]
 
 
@@ -100,7 +100,7 @@ class Performer(KernelAttention):
         *,
         causal: bool,
         features: Count = FEATURES,
-        map: Map = "positive",
+        map: MapName = "positive",
         orthogonal: bool = True,
         lengths: Lengths = "chi",
         epsilon: Positive = 1e-3,

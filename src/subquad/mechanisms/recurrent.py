@@ -54,8 +54,8 @@ class RecurrentAttention(Mechanism):
         out = torch.zeros_like(inputs[2])
         for row in range(len(out)):
             real = slice(None) if valid is None else valid[row]
-            own = wide(*(x[row : row + 1, :, real] for x in inputs))
-            out[row : row + 1, :, real] = self._recur(self.inputs(*own)).to(out.dtype)
+            inputs_of_row = wide(*(x[row : row + 1, :, real] for x in inputs))
+            out[row : row + 1, :, real] = self._recur(self.inputs(*inputs_of_row)).to(out.dtype)
         return out
 
     def forward(self, *inputs: Tensor, valid: Valid | None = None) -> Outputs:

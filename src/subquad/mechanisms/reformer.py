@@ -48,8 +48,6 @@ from subquad.ops.hashing import WIDEST, hash_sizes, hashed
 from subquad.ops.shared.generators import seeded
 from subquad.ops.shared.precision import wide
 
-Row = Float[Tensor, "h n d"]
-
 
 class ReformerInputs(NamedTuple):
     q: Queries  # and keys
@@ -131,7 +129,7 @@ class Reformer(Mechanism):
             out[row][:, real] = scores.masked_fill(times == 0, -torch.inf).softmax(-1) @ y
         return out
 
-    def _pairs(self, x: Row, round: int) -> Bool[Tensor, "h n n"]:
+    def _pairs(self, x: Float[Tensor, "h n d"], round: int) -> Bool[Tensor, "h n n"]:
         """Which tokens one round lets a token see, itself included."""
         n = x.shape[1]
         bucket = torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)

@@ -49,7 +49,7 @@ from subquad.ops.shared.scan import scan
 from subquad.ops.shared.topk import stable_topk
 from subquad.ops.shared.transforms import lasting, passing
 
-CHUNK = 32  # tokens of a stream at a time
+STREAM_CHUNK = 32  # tokens of a stream at a time
 
 Cosines = Float[Tensor, "b h n c"]
 Real = Bool[Tensor, "b n"]
@@ -159,9 +159,9 @@ class RoutingAttention(Mechanism):
         for centroid in mu:
             near = ((x * centroid).sum(-1) for x in (q, k))  # `mv` tells equal tokens apart by rounding
             queries, keys = (x.argsort(descending=True, stable=True)[:w] for x in near)
-            given = (q[queries] @ k[keys].mT / q.shape[-1] ** 0.5).softmax(-1) @ v[keys]
-            total = total.index_add(0, queries, given)
-            times = times.index_add(0, queries, torch.ones_like(given[:, :1]))
+            outputs = (q[queries] @ k[keys].mT / q.shape[-1] ** 0.5).softmax(-1) @ v[keys]
+            total = total.index_add(0, queries, outputs)
+            times = times.index_add(0, queries, torch.ones_like(outputs[:, :1]))
         return total / times.clamp(min=1)
 
     def _define_causal(
@@ -190,7 +190,7 @@ class RoutingAttention(Mechanism):
     ) -> tuple[Outputs, RoutingState]:
         inputs, real = self._route(q, k, v, valid)
         before = self._initial_state(*inputs[1:3]) if state is None else state
-        chunk = min(CHUNK, self.window)  # no more, or two tokens would want one place of a ring
+        chunk = min(STREAM_CHUNK, self.window)  # no more, or two tokens would want one place of a ring
         return scan(self._chunk, *inputs, valid=real, state=before, chunk=chunk)
 
     def _route(
@@ -221,15 +221,15 @@ class RoutingAttention(Mechanism):
             cosine, nearest = near.max(-1)
             distance = x.square().sum(-1) - 2 * cosine + 1
             squares = squares + distance.masked_fill(~real[:, None], 0).sum()
-            own = self._joins(nearest, real).to(x.dtype)
+            members = self._joins(nearest, real).to(x.dtype)
             ones = torch.cat([x.detach(), torch.ones_like(x[..., :1])], -1)
-            sums.append(own.transpose(0, 1).flatten(1, 2).mT @ ones.transpose(0, 1).flatten(1, 2))
+            sums.append(members.transpose(0, 1).flatten(1, 2).mT @ ones.transpose(0, 1).flatten(1, 2))
         return squares / (2 * q.shape[1] * real.sum()).clamp(min=1), torch.stack(sums, 1)
 
     def _joins(self, cluster: Int[Tensor, "b h n"], real: Real) -> Bool[Tensor, "b h n c"]:
         """Which cluster each real token goes to."""
-        own = cluster[..., None] == torch.arange(self.clusters, device=cluster.device)
-        return own & real[:, None, :, None]
+        members = cluster[..., None] == torch.arange(self.clusters, device=cluster.device)
+        return members & real[:, None, :, None]
 
     def _by_centroid(self, q: Queries, k: Keys, v: Values, near: Cosines, real: Real | None) -> Outputs:
         """The bidirectional form: each centroid's nearest queries attend to its nearest keys."""
@@ -258,16 +258,16 @@ class RoutingAttention(Mechanism):
         w, real, cluster = self.window, valid, near.argmax(-1)
         joins = self._joins(cluster, real).cumsum(2)
         number = (state.count[:, :, None] + joins).gather(-1, cluster[..., None])[..., 0] - 1
-        held = state.count.gather(-1, cluster)[..., None] - 1  # the last number that the ring holds
+        newest = state.count.gather(-1, cluster)[..., None] - 1  # the last number in the ring
         slot = torch.arange(w, device=q.device)
-        in_slot = held - (held - slot) % w
+        in_slot = newest - (newest - slot) % w
         old_k, old_v = (reorder(x, cluster) for x in (state.k, state.v))  # b h n w _
         old = (old_k @ q[..., None])[..., 0].masked_fill(
             (in_slot < 0) | (in_slot <= number[..., None] - w), -torch.inf
         )
-        together = (cluster[..., None] == cluster[..., None, :]) & real[:, None, None]
-        together = together.tril() | torch.eye(q.shape[2], dtype=torch.bool, device=q.device)
-        new = (q @ k.mT).masked_fill(~together, -torch.inf)
+        same_cluster = (cluster[..., None] == cluster[..., None, :]) & real[:, None, None]
+        same_cluster = same_cluster.tril() | torch.eye(q.shape[2], dtype=torch.bool, device=q.device)
+        new = (q @ k.mT).masked_fill(~same_cluster, -torch.inf)
         weights = (torch.cat([old, new], -1) / q.shape[-1] ** 0.5).softmax(-1)
         out = (weights[..., None, :w] @ old_v)[..., 0, :] + weights[..., w:] @ v
         place = (cluster * w + number % w).masked_fill(~real[:, None], self.clusters * w)
@@ -309,12 +309,12 @@ def by_centroid(
         reorder(x, places.flatten(2)).unflatten(2, (clusters, most)).flatten(1, 2)
         for x, places in ((q, queries), (k, keys), (v, keys))
     )
-    given = attention(q, k, values, seen=taken)
-    times = torch.ones_like(given[..., :1])
+    outputs = attention(q, k, values, seen=taken)
+    times = torch.ones_like(outputs[..., :1])
     if taken is not None:
-        given, times = (x.masked_fill(~taken.mT, 0) for x in (given, times))
+        outputs, times = (x.masked_fill(~taken.mT, 0) for x in (outputs, times))
     first = n * torch.arange(b * h, device=v.device)[:, None]
     place = (queries.flatten(0, 1).flatten(1) + first).flatten()
-    total = v.new_zeros(b * h * n, e).index_add(0, place, given.flatten(0, 2))
+    total = v.new_zeros(b * h * n, e).index_add(0, place, outputs.flatten(0, 2))
     times = v.new_zeros(b * h * n, 1).index_add(0, place, times.flatten(0, 2))
     return (total / times.clamp(min=1)).view(b, h, n, e)

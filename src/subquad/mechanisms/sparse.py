@@ -26,7 +26,7 @@ from subquad.ops.shared.packing import Packing, take
 from subquad.ops.shared.precision import wide
 from subquad.patterns import CAUSAL, Pattern, attend, attend_rows
 
-CHUNK = 128  # rows of a stream that are read at once
+STREAM_CHUNK = 128  # rows of a stream that are read at once
 
 
 class PackedKVCache(NamedTuple):
@@ -56,7 +56,7 @@ class SparseAttention(Mechanism):
         """Which keys each query sees in a sequence of n tokens, as the paper writes it: for `definition`."""
 
     def definition(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
-        """Row by row without its padding, all scores, and those of pairs outside the pattern hidden."""
+        """Row by row without its padding, all scores, and those of pairs outside the pattern masked."""
         out = torch.zeros_like(v)
         for row in range(len(q)):
             real = slice(None) if valid is None else valid[row]
@@ -85,7 +85,7 @@ class SparseAttention(Mechanism):
         cache = extend(state, packing, k, v)
         i = (cache.count - packing.count)[:, None] + torch.arange(q.shape[2], device=q.device)
         packed, known_k, known_v = wide(packing.pack(q), cache.k, cache.v)
-        chunks = zip(packed.split(CHUNK, 2), i.split(CHUNK, 1), strict=True)
+        chunks = zip(packed.split(STREAM_CHUNK, 2), i.split(STREAM_CHUNK, 1), strict=True)
         outputs = [attend_rows(self.pattern, rows, known_k, known_v, i=at) for rows, at in chunks]
         return packing.unpack(torch.cat(outputs, 2)), cache
 
@@ -98,8 +98,8 @@ def extend(cache: PackedKVCache | None, packing: Packing, k: Keys, v: Values) ->
     old, new = cache.k.shape[2], k.shape[2]
     count = cache.count + packing.count
     slot = torch.arange(old + new, device=k.device)
-    behind = (slot - cache.count[:, None]).clamp(max=new - 1) + old  # the chunk's tokens follow the row's own
-    source = torch.where(slot < cache.count[:, None], slot, behind.clamp(min=0))
+    chunk_slot = (slot - cache.count[:, None]).clamp(max=new - 1) + old  # after the row's own tokens
+    source = torch.where(slot < cache.count[:, None], slot, chunk_slot.clamp(min=0))
     real = slot < count[:, None]
     return PackedKVCache(
         take(torch.cat([cache.k, k], 2), source, real=real),

@@ -37,7 +37,7 @@ from subquad.mechanisms.sparse import SparseAttention
 from subquad.patterns import Blocks, Local, Pattern, PerHead, Strided, Summaries
 
 Kind = Annotated[str, one_of("strided", "fixed")]
-Heads = Annotated[str, one_of("merged", "split", "alternate")]
+HeadPatterns = Annotated[str, one_of("merged", "split", "alternate")]
 
 
 class SparseTransformer(SparseAttention):
@@ -80,7 +80,7 @@ class SparseTransformer(SparseAttention):
         stride: Count = 128,
         columns: Count = 32,
         subblocks: Count = 1,
-        heads: Heads = "merged",
+        heads: HeadPatterns = "merged",
     ) -> None:
         if columns > stride:
             raise ValueError(

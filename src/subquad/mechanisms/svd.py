@@ -91,8 +91,8 @@ class SvdAttention(Mechanism):
         A = A.double()
         _, vectors = torch.linalg.eigh(A.mT @ A)  # the greatest eigenvalues come last
         if torch.compiler.is_compiling():  # for any length, be there fewer vectors
-            kept = torch.arange(A.shape[-1], device=A.device) >= A.shape[-1] - self.rank
-            leading = (vectors * kept).to(v.dtype)
+            mask = torch.arange(A.shape[-1], device=A.device) >= A.shape[-1] - self.rank
+            leading = (vectors * mask).to(v.dtype)
         else:
             leading = vectors[..., -self.rank :].to(v.dtype)
         projected = leading @ (leading.mT @ v)

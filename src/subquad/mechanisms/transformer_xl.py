@@ -42,7 +42,7 @@ class TransformerXLState(NamedTuple):
     past: Float[Tensor, "b h m c"]  # the tokens before the unfinished segment, the latest last
     unfinished: Float[Tensor, "b h l c"]  # the segment being filled; zeros in its free slots
     filled: Int[Tensor, " b"]  # tokens in the unfinished segment
-    held: Int[Tensor, " b"]  # tokens in the past
+    num_held: Int[Tensor, " b"]  # tokens in the past
 
 
 class TransformerXL(Mechanism):
@@ -122,25 +122,25 @@ class TransformerXL(Mechanism):
         memory = self._initial_state(k, v) if state is None else state
         filled = None if state is None else state.filled
         segments = Segments.place(q, size=l, valid=valid, filled=filled)
-        known = zip((k, v), memory.past.chunk(2, -1), memory.unfinished.chunk(2, -1), strict=True)
-        lines = [segments.line(*each) for each in known]
+        parts = zip((k, v), memory.past.chunk(2, -1), memory.unfinished.chunk(2, -1), strict=True)
+        slots = [segments.slots(*part) for part in parts]
         mixed = self.attention(
             segments.queries(q),
-            *lines,
+            *slots,
             segments=segments,
             memory=m,
-            held=segments.before(memory.held, each=l).clamp(max=m),
+            num_held=segments.preceding(memory.num_held, per_segment=l).clamp(max=m),
             reach=self.reach,
         )
         missing = segments.missing(m)
-        windows = [segments.after(x, width=m + l, stride=l, missing=missing) for x in lines]
-        past, unfinished = torch.cat(windows, -1).split([m, l], 2)
-        held = (memory.held + l * segments.done()).clamp(max=m)
-        return segments.outputs(mixed), TransformerXLState(past, unfinished, segments.filled(), held)
+        carried = [segments.carry(x, width=m + l, stride=l, missing=missing) for x in slots]
+        past, unfinished = torch.cat(carried, -1).split([m, l], 2)
+        num_held = (memory.num_held + l * segments.num_full()).clamp(max=m)
+        return segments.outputs(mixed), TransformerXLState(past, unfinished, segments.filled(), num_held)
 
     def _initial_state(self, k: Queries, v: Queries) -> TransformerXLState:
         """What is remembered before the first token."""
         b, h, _, d = k.shape
         count = torch.zeros(b, dtype=torch.int64, device=k.device)
-        past, unfinished = (v.new_zeros(b, h, slots, 2 * d) for slots in (self.memory, self.segment))
+        past, unfinished = (v.new_zeros(b, h, size, 2 * d) for size in (self.memory, self.segment))
         return TransformerXLState(past, unfinished, count, count)

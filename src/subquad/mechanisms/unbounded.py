@@ -26,7 +26,7 @@ from subquad.ops.shared.transforms import lasting
 from subquad.ops.shared.unused import unused
 
 DensityName = Annotated[str, one_of(*DENSITIES)]
-Tokens = Float[Tensor, "b h l c"]  # k, v and what is remembered in the long term, side by side
+SegmentInputs = Float[Tensor, "b h l c"]  # k, v and what is remembered in the long term, side by side
 Segment = Float[Tensor, "b h l _"]
 RowSegment = Float[Tensor, "h l _"]
 Coefficients = Float[Tensor, "b h d n"]  # K^T, or V^T
@@ -35,12 +35,12 @@ Coefficients = Float[Tensor, "b h d n"]  # K^T, or V^T
 class UnboundedState(NamedTuple):
     """What is remembered between chunks; all zeros before the first."""
 
-    short: Tokens  # the last full segment
-    unfinished: Tokens  # the segment being filled; zeros in its free slots
+    short: SegmentInputs  # the last full segment
+    unfinished: SegmentInputs  # the segment being filled; zeros in its free slots
     signal: Float[Tensor, "b h f m"]  # coefficients, as many as what is remembered of a token is wide
     reads: Int[Tensor, "b bins"]  # histogram of where the unfinished segment has read
     filled: Int[Tensor, " b"]  # tokens in the unfinished segment
-    behind: Int[Tensor, " b"]  # full segments so far
+    full_segments: Int[Tensor, " b"]  # how many so far
 
 
 class UnboundedAttention(Mechanism):
@@ -148,17 +148,20 @@ class UnboundedAttention(Mechanism):
         return torch.cat(outputs, 1)
 
     def forward(self, *inputs: Tensor, valid: Valid | None = None) -> Outputs:
-        return self._run(*inputs, valid=valid, state=None, keep=False)[0]
+        return self._run(*inputs, valid=valid, state=None, write_last=False)[0]
 
     def step(
         self, *inputs: Tensor, valid: Valid | None = None, state: State | None = None
     ) -> tuple[Outputs, State]:
-        return self._run(*inputs, valid=valid, state=state, keep=True)
+        return self._run(*inputs, valid=valid, state=state, write_last=True)
 
     def _run(
-        self, *inputs: Tensor, valid: Valid | None, state: UnboundedState | None, keep: bool
+        self, *inputs: Tensor, valid: Valid | None, state: UnboundedState | None, write_last: bool
     ) -> tuple[Outputs, UnboundedState]:
-        """What the chunk's tokens get, and what is remembered after it; to `keep` it takes a last write."""
+        """The outputs of the chunk's tokens, and the state after it.
+
+        Only a further chunk can read what the last full segment writes: `write_last` is for a stream.
+        """
         q, *rest = wide(*inputs)
         memory = self._initial_state(q) if state is None else state
         filled = None if state is None else state.filled
@@ -169,45 +172,44 @@ class UnboundedAttention(Mechanism):
                 "segments of one length: export it with a fixed length, or run it as it is"
             )
         past = (x.chunk(len(rest), -1) for x in (memory.short, memory.unfinished))
-        known = zip(rest, *past, strict=True)
-        lines = [segments.line(*each) for each in known]
+        slots = [segments.slots(*parts) for parts in zip(rest, *past, strict=True)]
         queries = segments.queries(q)
-        near = self.short_term(
+        short_outputs = self.short_term(
             queries,
-            *lines[:2],
+            *slots[:2],
             segments=segments,
             memory=self.segment,
-            held=self.segment * segments.before(memory.behind, each=1).clamp(max=1),
+            num_held=self.segment * segments.preceding(memory.full_segments, per_segment=1).clamp(max=1),
             reach=2 * self.segment,
         )
-        far, signal, reads = self._read_and_write(
-            queries, lines[2:], segments, memory, new=state is None, keep=keep
+        long_outputs, signal, reads = self._read_and_write(
+            queries, slots[2:], segments, memory, new=state is None, write_last=write_last
         )
-        out = segments.outputs(near + far)
+        out = segments.outputs(short_outputs + long_outputs)
         l, missing = self.segment, segments.missing(self.segment)
-        kept = [segments.after(x, width=2 * l, stride=l, missing=missing) for x in lines]
-        short, unfinished = torch.cat(kept, -1).chunk(2, 2)
-        behind = memory.behind + segments.done()
-        return out, UnboundedState(short, unfinished, signal, reads, segments.filled(), behind)
+        carried = [segments.carry(x, width=2 * l, stride=l, missing=missing) for x in slots]
+        short, unfinished = torch.cat(carried, -1).chunk(2, 2)
+        full_segments = memory.full_segments + segments.num_full()
+        return out, UnboundedState(short, unfinished, signal, reads, segments.filled(), full_segments)
 
     def _initial_state(self, q: Queries) -> UnboundedState:
         """What is remembered before the first token."""
         b, h, _, d = q.shape
-        far = (len(self.inputs.__annotations__) - 3) * d
-        segment = q.new_zeros(b, h, self.segment, 2 * d + far)
+        remembered = (len(self.inputs.__annotations__) - 3) * d  # width of a token's
+        segment = q.new_zeros(b, h, self.segment, 2 * d + remembered)
         count = torch.zeros(b, dtype=torch.int64, device=q.device)
-        signal, reads = q.new_zeros(b, h, far, self.basis), count.new_zeros(b, BINS)
+        signal, reads = q.new_zeros(b, h, remembered, self.basis), count.new_zeros(b, BINS)
         return UnboundedState(segment, segment, signal, reads, count, count)
 
     def _read_and_write(
         self,
         queries: Queries,
-        lines: list[Float[Tensor, "b h s d"]],
+        slots: list[Float[Tensor, "b h s d"]],
         segments: Segments,
         memory: UnboundedState,
         *,
         new: bool,
-        keep: bool,
+        write_last: bool,
     ) -> tuple[Queries, Float[Tensor, "b h f m"], Int[Tensor, "b bins"]]:
         """The long-term memory, segment by segment: queries read it; a full one has the one before written.
 
@@ -217,30 +219,30 @@ class UnboundedAttention(Mechanism):
         l, w, real = self.segment, segments.width, segments.real()
         total, count, outputs = queries.new_zeros(()), queries.new_zeros(()), []
         for n in range(segments.count):
-            written = memory.behind + n > 1
-            own = queries[:, :, n * w : (n + 1) * w]
+            written = memory.full_segments + n > 1
+            q = queries[:, :, n * w : (n + 1) * w]
             if new and n < 2:
-                nothing = unused(*lines, *self.parameters())
-                outputs.append(nothing.to(own.dtype).expand_as(own))
+                nothing = unused(*slots, *self.parameters())
+                outputs.append(nothing.to(q.dtype).expand_as(q))
             else:
                 K_T, V_T = self._keys_and_values(signal)
-                where = long.locate(own, K_T)
+                where = long.locate(q, K_T)
                 outputs.append(self._mix(long.read(where, V_T)))
-                readers = real[:, n, : own.shape[2]] & written[:, None]
+                readers = real[:, n, : q.shape[2]] & written[:, None]
                 total = total + divergence(where.variance, deviation=self.deviation, real=readers)
                 count = count + readers.sum() * self.dims.heads
-                if self.sticky and (keep or n + 1 < segments.count):
+                if self.sticky and (write_last or n + 1 < segments.count):
                     reads = reads + histogram(where, real=readers)
-            if (n > 0 or not new) and (keep or n + 1 < segments.count):
-                before = n * l - segments.missing(l)
-                X = self._remembered(*(x[:, :, before : before + l] for x in lines))
-                fitted = long.first(X)
+            if (n > 0 or not new) and (write_last or n + 1 < segments.count):
+                start = n * l - segments.missing(l)  # of the segment before
+                X = self._remembered(*(x[:, :, start : start + l] for x in slots))
+                fitted = long.fit(X)
                 if n > 1 or not new:
-                    later = long.later(signal, quantiles(reads, self.samples, like=X), X)
-                    fitted = torch.where(written[:, None, None, None], later, fitted)
-                full = segments.full(n)
-                leaves = full & (memory.behind + n > 0)
-                signal = torch.where(leaves[:, None, None, None], fitted, signal)
+                    refitted = long.refit(signal, quantiles(reads, self.samples, like=X), X)
+                    fitted = torch.where(written[:, None, None, None], refitted, fitted)
+                full = segments.is_full(n)
+                writes = full & (memory.full_segments + n > 0)
+                signal = torch.where(writes[:, None, None, None], fitted, signal)
                 reads = reads.masked_fill(full[:, None], 0)
         self._divergence = total / count.clamp(min=1)
         return torch.cat(outputs, 2), signal, reads

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-Tokens = Float[Tensor, "b h _ d"]
+KeysOrValues = Float[Tensor, "b h _ d"]
 
 KINDS = ("mean", "max", "convolution")
 
@@ -27,7 +27,7 @@ class Pool(nn.Module):
         super().__init__()
         self.kind, self.rate = kind, rate
 
-    def forward(self, *k_and_v: Tokens) -> list[Tokens]:
+    def forward(self, *k_and_v: KeysOrValues) -> list[KeysOrValues]:
         groups = (grouped(x, self.rate) for x in k_and_v)
         return [x.mean(3) if self.kind == "mean" else x.amax(3) for x in groups]
 
@@ -41,13 +41,13 @@ class Convolution(nn.Module):
         self.A = nn.Parameter(torch.eye(head_dim).repeat(2, heads, rate, 1, 1) / rate)
         self.b = nn.Parameter(torch.zeros(2, heads, head_dim))
 
-    def forward(self, *k_and_v: Tokens) -> list[Tokens]:
+    def forward(self, *k_and_v: KeysOrValues) -> list[KeysOrValues]:
         A, b = self.A.to(k_and_v[0].dtype).flatten(2, 3), self.b.to(k_and_v[0].dtype)
         groups = (grouped(x, self.rate).flatten(3) for x in k_and_v)
         return [x @ A[n] + b[n][:, None] for n, x in enumerate(groups)]
 
 
-def grouped(x: Tokens, rate: int) -> Float[Tensor, "b h _ {rate} d"]:
+def grouped(x: KeysOrValues, rate: int) -> Float[Tensor, "b h _ {rate} d"]:
     """`rate` tokens a slot."""
     if torch.compiler.is_compiling():  # which cannot prove that the length divides
         return x.unfold(2, rate, rate).mT

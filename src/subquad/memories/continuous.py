@@ -39,7 +39,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from subquad.memories.reads import DENSITIES, Density, Gaussian, cut, expectation, middles
+from subquad.memories.reads import DENSITIES, Density, Gaussian, expectation, flush_negligible, middles
 
 Signal = Float[Tensor, "b h c n"]  # the coefficients B^T, head by head
 
@@ -81,7 +81,7 @@ class ContinuousMemory(nn.Module):
         for name, operator in operators.items():
             self.register_buffer(
                 name,
-                cut(operator.to(torch.get_default_dtype())).to(torch.get_default_device()),
+                flush_negligible(operator.to(torch.get_default_dtype())).to(torch.get_default_device()),
                 persistent=False,
             )
         # Queries and keys of unit variance give logits of unit variance at most.
@@ -112,14 +112,14 @@ class ContinuousMemory(nn.Module):
 
     def evaluate(self, signal: Signal, points: Float[Tensor, "b m"]) -> Float[Tensor, "b h c m"]:
         """The signal at `points`."""
-        psi = expectation(at(points), self.centres.to(points.dtype), self.widths)
+        psi = expectation(point_mass(points), self.centres.to(points.dtype), self.widths)
         return (signal.flatten(1, 2) @ psi.mT).unflatten(1, signal.shape[1:3])
 
-    def first(self, X: Float[Tensor, "b h l c"]) -> Signal:
+    def fit(self, X: Float[Tensor, "b h l c"]) -> Signal:
         """The signal of one segment."""
         return X.mT @ self.G_first.to(X.dtype)
 
-    def later(self, signal: Signal, points: Float[Tensor, "b m"], X: Float[Tensor, "b h l c"]) -> Signal:
+    def refit(self, signal: Signal, points: Float[Tensor, "b m"], X: Float[Tensor, "b h l c"]) -> Signal:
         """The signal of the past, contracted as it is at `points`, and of one more segment."""
         return torch.cat([self.evaluate(signal, points), X.mT], -1) @ self.G_later.to(X.dtype)
 
@@ -128,14 +128,14 @@ class ContinuousMemory(nn.Module):
         self._renew()
         return self
 
-    def _load_from_state_dict(self, *given: Any) -> None:
-        super()._load_from_state_dict(*given)
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
         self._renew()
 
     def _renew(self) -> None:
         device, dtype = self.w_mu.device, torch.promote_types(self.w_mu.dtype, torch.float32)
         for name, operator in self._operators().items():
-            setattr(self, name, cut(operator.to(dtype)).to(device))
+            setattr(self, name, flush_negligible(operator.to(dtype)).to(device))
 
     def _operators(self) -> dict[str, Float[Tensor, "..."]]:
         """The buffers by name, in float64 on the CPU."""
@@ -145,14 +145,13 @@ class ContinuousMemory(nn.Module):
         past_and_new = torch.cat(
             [self.tau * middles(self.samples, like=like), self.tau + (1 - self.tau) * new]
         )
-        G_first, G_later = (
-            ridge_fit(expectation(at(t), centres, self.widths), self.ridge) for t in (new, past_and_new)
-        )
+        psi = (expectation(point_mass(t), centres, self.widths) for t in (new, past_and_new))
+        G_first, G_later = (ridge_fit(F_T, self.ridge) for F_T in psi)
         return {"centres": centres, "G_first": G_first, "G_later": G_later}
 
 
-def at(points: Float[Tensor, "*t"]) -> Gaussian:
-    """The density that is nowhere but there."""
+def point_mass(points: Float[Tensor, "*t"]) -> Gaussian:
+    """The density with all its mass at each of `points`."""
     return Gaussian(points, torch.zeros_like(points))
 
 

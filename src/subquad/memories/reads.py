@@ -70,9 +70,9 @@ class Parabola(NamedTuple):
         least, height = negligible(x), 0.5 / self.variance[..., None]
         shapes = []
         for s in widths:
-            near, far = (x - a) / s, (x + a) / s
-            mass = ((near / math.sqrt(2)).erfc() - (far / math.sqrt(2)).erfc()) / 2
-            ends = (a - x) * standard_normal(far) + (a + x) * standard_normal(near)
+            z_1, z_2 = (x - a) / s, (x + a) / s
+            mass = ((z_1 / math.sqrt(2)).erfc() - (z_2 / math.sqrt(2)).erfc()) / 2
+            ends = (a - x) * standard_normal(z_2) + (a + x) * standard_normal(z_1)
             shapes.append(F.threshold((a**2 - x**2 - s**2) * mass + s * ends, least, 0.0))
         return [(height, shape) for shape in shapes]
 
@@ -140,7 +140,7 @@ def negligible(x: Tensor) -> float:
     return torch.finfo(x.dtype).tiny ** (1 / 3)
 
 
-def cut(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+def flush_negligible(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """`x` with zeros for what is negligible."""
     return x.masked_fill(x.abs() < negligible(x), 0)
 

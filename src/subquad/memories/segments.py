@@ -68,25 +68,28 @@ class Segments:
         """The most tokens that the chunk can have in one segment."""
         return self.size if torch.compiler.is_compiling() else min(self.length, self.size)
 
-    def line(
-        self, x: Float[Tensor, "b h t c"], past: Float[Tensor, "b h m c"], before: Float[Tensor, "b h l c"]
+    def slots(
+        self,
+        x: Float[Tensor, "b h t c"],
+        past: Float[Tensor, "b h m c"],
+        unfinished: Float[Tensor, "b h l c"],
     ) -> Float[Tensor, "b h s c"]:
-        """Every slot: the `past`, and the segments behind `before`, the unfinished one; zeros in free slots.
+        """The `past`, and the segments, of which earlier chunks began the first; zeros in free slots.
 
-        It leaves out `missing` slots: a past of nothing, and behind the last token.
+        Where nothing came before and nothing is padding, there is no past, and no slot after the last token.
         """
         if self.whole:
             return x
         slot = torch.arange(self.count * self.size, device=x.device)
         token = self._token(slot - self.start[:, None])
-        known = torch.cat([before, x], 2)
+        tokens = torch.cat([unfinished, x], 2)
         source = torch.where(slot < self.start[:, None], slot, self.size + token).clamp(
-            max=known.shape[2] - 1
+            max=tokens.shape[2] - 1
         )
-        return torch.cat([past, take(known, source, real=slot < self.end[:, None])], 2)
+        return torch.cat([past, take(tokens, source, real=slot < self.end[:, None])], 2)
 
     def missing(self, past: int) -> int:
-        """How many of the `past` slots before the first segment a line leaves out."""
+        """How many of the `past` slots before the first segment `slots` leaves out."""
         return past if self.whole else 0
 
     def queries(self, x: Float[Tensor, "b h t c"]) -> Float[Tensor, "b h s c"]:
@@ -96,30 +99,32 @@ class Segments:
         place = torch.arange(self.count * self.width, device=x.device)
         segment, within = place // self.width, place % self.width
         first = torch.maximum(segment * self.size, self.start[:, None])
-        real = within < self.queried().index_select(1, segment)
+        real = within < self.num_queries().index_select(1, segment)
         return take(x, self._token(first - self.start[:, None] + within), real=real)
 
-    def first(self) -> Int[Tensor, "b n"]:
+    def first_query(self) -> Int[Tensor, "b n"]:
         """The slot, in its own segment, of each segment's first query."""
-        return self._first()[..., 0] - self.size * torch.arange(self.count, device=self.start.device)
+        return self._first_place()[..., 0] - self.size * torch.arange(self.count, device=self.start.device)
 
-    def leaving(self, line: Float[Tensor, "b h s c"], *, memory: int, group: int) -> Float[Tensor, "b h _ c"]:
-        """The slots of a line that may leave a memory of so many, in groups; in a graph more of them."""
+    def evicted(
+        self, slots: Float[Tensor, "b h s c"], *, memory: int, group: int
+    ) -> Float[Tensor, "b h _ c"]:
+        """The slots that may leave a memory of so many, in whole groups; in a graph more of them."""
         if not torch.compiler.is_compiling():
-            old = max(0, min(self.count * self.size - self.missing(memory), line.shape[2]))
-            return line[:, :, : old // group * group]
-        slots = self.count * self.size
-        return F.pad(line, (0, 0, 0, slots - line.shape[2])) if self.whole else line.narrow(2, 0, slots)
+            old = max(0, min(self.count * self.size - self.missing(memory), slots.shape[2]))
+            return slots[:, :, : old // group * group]
+        total = self.count * self.size
+        return F.pad(slots, (0, 0, 0, total - slots.shape[2])) if self.whole else slots.narrow(2, 0, total)
 
     def real(self) -> Bool[Tensor, "b n w"]:
         """Which queries are tokens of the chunk."""
-        return self._within() < self.queried()[..., None]
+        return self._within() < self.num_queries()[..., None]
 
-    def queried(self) -> Int[Tensor, "b n"]:
+    def num_queries(self) -> Int[Tensor, "b n"]:
         """How many of each segment's queries are tokens of the chunk; they come first."""
         segment = self.size * torch.arange(self.count, device=self.start.device)
         stop = (self.end[:, None] - segment).clamp(max=self.size)
-        return (stop - self.first()).clamp(min=0)
+        return (stop - self.first_query()).clamp(min=0)
 
     def outputs(self, y: Float[Tensor, "b h s c"]) -> Float[Tensor, "b h t c"]:
         """What belongs to each token of the chunk, from what belongs to each query; zeros in padding."""
@@ -131,37 +136,37 @@ class Segments:
         source = (segment * self.width + within).clamp(min=0)
         return take(y, source, real=self.valid)
 
-    def full(self, n: int) -> Bool[Tensor, " b"]:
+    def is_full(self, n: int) -> Bool[Tensor, " b"]:
         """Whether segment `n` is full after this chunk."""
         return self.end >= (n + 1) * self.size
 
-    def done(self) -> Int[Tensor, " b"]:
+    def num_full(self) -> Int[Tensor, " b"]:
         """Full segments after this chunk."""
         return self.end // self.size
 
     def filled(self) -> Int[Tensor, " b"]:
         """Tokens in the unfinished segment after this chunk."""
-        return self.end - self.done() * self.size
+        return self.end - self.num_full() * self.size
 
-    def before(self, behind: Int[Tensor, " b"], *, each: int) -> Int[Tensor, "b n"]:
-        """What there is before each segment: what is `behind` segment 0, and `each` segment's share."""
-        return behind[:, None] + each * torch.arange(self.count, device=behind.device)
+    def preceding(self, initial: Int[Tensor, " b"], *, per_segment: int) -> Int[Tensor, "b n"]:
+        """How much there is before each segment: `initial` before the first, and as much more for each."""
+        return initial[:, None] + per_segment * torch.arange(self.count, device=initial.device)
 
-    def after(
-        self, line: Float[Tensor, "b h s c"], *, width: int, stride: int, missing: int
+    def carry(
+        self, slots: Float[Tensor, "b h s c"], *, width: int, stride: int, missing: int
     ) -> Float[Tensor, "b h {width} c"]:
-        """What the next chunk needs of `line`: each row's window of its unfinished segment.
+        """What the next chunk needs of the slots: each row's window of its unfinished segment.
 
         Segment n has the window of `width` slots from slot n * `stride`, counted with those that are
-        `missing` in front; zeros for these, and behind the end of the line.
+        `missing` in front; zeros for these, and after the last slot.
         """
-        if line.shape[2] == 0:
-            return line.new_zeros(*line.shape[:2], width, line.shape[3])
-        source = stride * self.done()[:, None] + torch.arange(width, device=line.device) - missing
-        last = line.shape[2] - 1
-        return take(line, source.clamp(0, last), real=(source >= 0) & (source <= last))
+        if slots.shape[2] == 0:
+            return slots.new_zeros(*slots.shape[:2], width, slots.shape[3])
+        source = stride * self.num_full()[:, None] + torch.arange(width, device=slots.device) - missing
+        last = slots.shape[2] - 1
+        return take(slots, source.clamp(0, last), real=(source >= 0) & (source <= last))
 
-    def _first(self) -> Int[Tensor, "b n 1"]:
+    def _first_place(self) -> Int[Tensor, "b n 1"]:
         """The place, counted from segment 0, of each segment's first query."""
         segment = torch.arange(self.count, device=self.start.device)
         return torch.maximum(segment * self.size, self.start[:, None])[..., None]
@@ -178,15 +183,15 @@ class Segments:
 
 
 def windows(
-    line: Float[Tensor, "b h s c"], *, count: int, width: int, stride: int
+    slots: Float[Tensor, "b h s c"], *, count: int, width: int, stride: int
 ) -> Float[Tensor, "b h {count} {width} c"]:
     """`count` windows of `width` slots, each `stride` slots after the one before.
 
     Shifted slices side by side: the gradient of `unfold` is slower.
     """
     starts = range(0, width, stride)
-    line = F.pad(line, (0, 0, 0, max((len(starts) + count - 1) * stride - line.shape[2], 0)))
-    blocks = [line[:, :, start : start + count * stride].unflatten(2, (count, stride)) for start in starts]
+    slots = F.pad(slots, (0, 0, 0, max((len(starts) + count - 1) * stride - slots.shape[2], 0)))
+    blocks = [slots[:, :, start : start + count * stride].unflatten(2, (count, stride)) for start in starts]
     return torch.cat(blocks, 3)[:, :, :, :width]
 
 

@@ -21,8 +21,8 @@ from subquad.memories.segments import Segments
 from subquad.ops.relative_attention import Layout, Slots, Weights, relative_attention
 
 
-class Far(NamedTuple):
-    """Slots before the memory, each segment's `size` of them `step` after those of the segment before."""
+class CompressedSlots(NamedTuple):
+    """Slots for what is older than the memory: `size` to a segment, `step` after those of the one before."""
 
     k: Float[Tensor, "b h g d"]
     v: Float[Tensor, "b h g d"]
@@ -51,17 +51,18 @@ class RelativeAttention(nn.Module):
         *,
         segments: Segments,
         memory: int,
-        held: Int[Tensor, "b n"],
+        num_held: Int[Tensor, "b n"],
         reach: int,
-        far: Far | None = None,
+        compressed: CompressedSlots | None = None,
     ) -> Float[Tensor, "b h t d"]:
-        """What the segments' queries get, from their lines of keys and values.
+        """The outputs of the segments' queries, from slots of keys and values.
 
-        `memory` slots before each segment belong to its line, others to the `far` one; of all of them `held`
-        hold something. A query sees itself and what is less than `reach` slots behind it.
+        memory: slots before each segment that its queries see; the `compressed` ones come before these.
+        num_held: how many of both hold something, the latest.
+        reach: a query sees itself and what is less than so many slots before it.
         """
         u, v_bias, W_R = (x.to(q.dtype) for x in (self.u, self.v, self.W_R))
-        size, step = (0, 0) if far is None else far[2:]
+        size, step = (0, 0) if compressed is None else compressed[2:]
         layout = Layout(
             size=segments.size,
             queries=segments.width,
@@ -75,9 +76,9 @@ class RelativeAttention(nn.Module):
         return relative_attention(
             q,
             Weights(u, v_bias, W_R),
-            Slots(k, v) if far is None else Slots(k, v, *far[:2]),
-            first=segments.first(),
-            count=segments.queried(),
-            num_held=held,
+            Slots(k, v) if compressed is None else Slots(k, v, *compressed[:2]),
+            first=segments.first_query(),
+            count=segments.num_queries(),
+            num_held=num_held,
             layout=layout,
         )

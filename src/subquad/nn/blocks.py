@@ -10,15 +10,16 @@ from torch import nn
 
 from subquad.mechanism import State
 from subquad.nn.multihead import MultiheadAttention
-from subquad.nn.sequence import Sequence, Tokens
+from subquad.nn.positions import HiddenStates
+from subquad.nn.sequence import Sequence
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm block around any attention.
+    """Pre-norm block around any attention. It has the width of its attention.
 
-    attention: the layer whose `attend` mixes tokens.
-    mlp_ratio: the hidden width of the network for each token, over the model's width.
-    dropout: probability, from 0 to 1, of what either part adds.
+    attention: the layer that mixes tokens.
+    mlp_ratio: the hidden width of the network for each token, as a multiple of the model's width.
+    dropout: the probability, from 0 to 1, that a number of what either part adds is dropped in training.
     """
 
     def __init__(
@@ -34,17 +35,21 @@ class TransformerBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, sequence: Sequence) -> Sequence:
+        """The sequence with new values, as wide as before; its positions and padding stay."""
         mixed = self.attention.attend(self._normed(sequence))
         return self._add(sequence, mixed)
 
     def step(self, sequence: Sequence, state: State | None) -> tuple[Sequence, State]:
-        """The same, for the next chunk of a stream. `None` is the mechanism's state before the first."""
+        """The same for the next chunk of a stream, and the mechanism's state after it.
+
+        state: the mechanism's after the chunk before. None: this is the first.
+        """
         mixed, state = self.attention.advance(self._normed(sequence), state)
         return self._add(sequence, mixed), state
 
     def _normed(self, sequence: Sequence) -> Sequence:
         return sequence._replace(values=self.attention_norm(sequence.values))
 
-    def _add(self, sequence: Sequence, mixed: Tokens) -> Sequence:
+    def _add(self, sequence: Sequence, mixed: HiddenStates) -> Sequence:
         x = sequence.values + self.dropout(mixed)
         return sequence._replace(values=x + self.dropout(self.mlp(self.mlp_norm(x))))

@@ -7,12 +7,16 @@ from torch import nn
 
 from subquad.fields import Events, Fields, Inputs, Tokens
 from subquad.mechanism import Valid
-from subquad.nn.sequence import Tokens as Embedded
+from subquad.nn.positions import HiddenStates
 from subquad.nn.sequence import zero_padded
 
 
 def embedding(fields: Fields, dim: int) -> nn.Module:
-    """A module that takes inputs as `fields` says, and where they are valid. Padding is not looked at."""
+    """The module that embeds inputs: `module(inputs, valid) -> (b t m)`, unspecified at padding.
+
+    fields: what the inputs hold.
+    dim: width of the model, m.
+    """
     match fields:
         case Tokens():
             return TokenEmbedding(fields, dim)
@@ -29,7 +33,7 @@ class TokenEmbedding(nn.Module):
         super().__init__()
         self.symbols = nn.Embedding(fields.vocabulary, dim)
 
-    def forward(self, inputs: Inputs, valid: Valid | None) -> Embedded:
+    def forward(self, inputs: Inputs, valid: Valid | None) -> HiddenStates:
         (ids,) = inputs
         return self.symbols(ids if valid is None else ids.masked_fill(~valid, 0))
 
@@ -42,7 +46,7 @@ class EventEmbedding(nn.Module):
         self.categories = nn.ModuleList(nn.Embedding(size, dim) for size in fields.vocabularies)
         self.numbers = nn.Linear(fields.numeric, dim) if fields.numeric else None
 
-    def forward(self, inputs: Inputs, valid: Valid | None) -> Embedded:
+    def forward(self, inputs: Inputs, valid: Valid | None) -> HiddenStates:
         categorical, numeric = inputs
         ids = (categorical if valid is None else categorical.masked_fill(~valid[..., None], 0)).unbind(-1)
         parts = [table(column) for table, column in zip(self.categories, ids, strict=True)]

@@ -9,11 +9,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from subquad.mechanism import Mechanism, State, Valid
-from subquad.nn import positions
 from subquad.nn import state as states
 from subquad.nn.blocks import TransformerBlock
 from subquad.nn.multihead import Causal, MultiheadAttention
-from subquad.nn.sequence import Sequence, Tokens, make_sequence
+from subquad.nn.positions import HiddenStates, positional_encoding
+from subquad.nn.sequence import Sequence, make_sequence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,16 +21,17 @@ class EncoderConfig:
     """All that an encoder is built from.
 
     dim: width of the model.
-    depth: number of blocks.
+    depth: number of blocks, at least 1.
     heads: of each layer's attention; they divide `dim` among them.
-    attention: the mechanism's name.
-    options: the mechanism's own.
-    causal: True asks for a mechanism that sees nothing of the future; "values" accepts one whose choice of
-        keys does.
+    attention: the mechanism's name, one that `subquad.catalog` lists.
+    options: the mechanism's own, by name; `subquad.options` lists them.
+    causal: False lets every token see all others. True asks for a mechanism that sees nothing of the future;
+        "values" accepts one whose choice of keys does.
     positions: "none", "learnt", "sinusoidal" or "rotary".
-    max_len: most tokens of a sequence; learnt positions and some mechanisms ask for it. None: no bound.
-    dropout: probability, from 0 to 1, of what is put into the first block and of what each part adds.
-    mlp_ratio: the hidden width of the network for each token, over `dim`.
+    max_len: tokens of the longest sequence; learnt positions and some mechanisms ask for it. None: no bound.
+    dropout: the probability, from 0 to 1, that a number of what enters the first block, or of what a part of
+        a block adds, is dropped in training.
+    mlp_ratio: the hidden width of the network for each token, as a multiple of `dim`.
     kv_heads: heads of keys and values, each shared by equally many of queries. None: as many as `heads`.
     scale: what scores q . k are multiplied by. None: what the mechanism does by itself.
     """
@@ -60,10 +61,9 @@ class EncoderState(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """Positions, blocks, and a norm at the end.
+    """Positions, blocks, and a norm at the end: `encoder(x, valid)`, from and to `(b t m)`.
 
-    Whatever stands at padding, even NaN, changes nothing at real tokens; at padding come numbers without
-    meaning.
+    Whatever stands at padding, even NaN, changes nothing at real tokens; outputs at padding are unspecified.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -72,7 +72,7 @@ class Encoder(nn.Module):
         if config.depth < 1:
             raise ValueError(f"depth must be at least 1, not {config.depth}")
         self.config = config
-        self.positions = positions.build(config.positions, config.dim, max_len=config.max_len)
+        self.positions = positional_encoding(config.positions, config.dim, max_len=config.max_len)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(
             TransformerBlock(
@@ -109,18 +109,26 @@ class Encoder(nn.Module):
     def _tie(self, _: Any) -> None:
         self.tie()
 
-    def forward(self, x: Tokens, valid: Valid | None = None) -> Tokens:
+    def forward(self, x: HiddenStates, valid: Valid | None = None) -> HiddenStates:
+        """Encode whole sequences: `(b t m) -> (b t m)`.
+
+        valid: True at real tokens; padding may stand anywhere. None: all are real.
+        """
         sequence, _ = self._begin(x, valid, None)
         for block in self.blocks:
             sequence = block(sequence)
         return self.norm(sequence.values)
 
     def step(
-        self, x: Tokens, *, valid: Valid | None = None, state: EncoderState | None = None
-    ) -> tuple[Tokens, EncoderState]:
-        """The next chunk of a stream, of any length. `None` is the state before the first.
+        self, x: HiddenStates, *, valid: Valid | None = None, state: EncoderState | None = None
+    ) -> tuple[HiddenStates, EncoderState]:
+        """The next chunk of a stream, of any length, and the state after it.
 
-        Chunks of any sizes give what `forward` gives on the whole.
+        Chunks of any sizes give what `forward` gives on the whole. Raises `ValueError` where the mechanism
+        cannot stream, and for a state that is not this encoder's or has other rows.
+
+        valid: True at real tokens. None: all are real.
+        state: what `step` returned for the chunk before. None: this is the first.
         """
         states.require_own(state, EncoderState, rows=len(x))
         offset = x.new_zeros(len(x), dtype=torch.int64) if state is None else state.offset
@@ -132,11 +140,16 @@ class Encoder(nn.Module):
             later.append(memory)
         return self.norm(sequence.values), EncoderState(offset, tuple(later))
 
-    def segments(self, x: Tokens, *, valid: Valid | None = None, segment: int, detach: bool = True) -> Tokens:
-        """The whole sequence, `segment` tokens at a time, with the memory carried along.
+    def segments(
+        self, x: HiddenStates, *, valid: Valid | None = None, segment: int, detach: bool = True
+    ) -> HiddenStates:
+        """The whole sequence, a segment at a time, with the memory carried along: `(b t m) -> (b t m)`.
 
-        With `detach` no gradient flows from a segment into earlier ones (truncated back-propagation).
         `penalty` is then that of the last segment. To use each segment before the next, call `step`.
+
+        valid: True at real tokens. None: all are real.
+        segment: tokens at a time, padding included.
+        detach: no gradient flows from a segment into earlier ones (truncated back-propagation).
         """
         if segment < 1:
             raise ValueError(f"a segment has at least 1 token, not {segment}")
@@ -151,7 +164,10 @@ class Encoder(nn.Module):
         return torch.cat(outputs, 1)
 
     def reset_rows(self, state: EncoderState, rows: Bool[Tensor, " b"]) -> EncoderState:
-        """The state with the chosen rows as before their first token, so that new streams begin there."""
+        """The state with the chosen rows as before their first token, so that new streams begin there.
+
+        rows: True for the rows that begin anew.
+        """
         nothing = self.norm.weight.new_zeros(len(rows), 0, self.config.dim)
         return states.reset_rows(state, rows, initial=self.step(nothing)[1])
 
@@ -172,7 +188,7 @@ class Encoder(nn.Module):
         return [cast(TransformerBlock, block) for block in self.blocks]
 
     def _begin(
-        self, x: Tokens, valid: Valid | None, offset: Int[Tensor, " #b"] | None
+        self, x: HiddenStates, valid: Valid | None, offset: Int[Tensor, " #b"] | None
     ) -> tuple[Sequence, Int[Tensor, " #b"]]:
         sequence, offset = make_sequence(x, valid=valid, offset=offset)
         placed = self.positions(sequence.values, sequence.positions)

@@ -40,7 +40,11 @@ class Stored(TypedDict):
 
 
 def save(model: SequenceModel, folder: Path, *, extra: Mapping[str, Any]) -> None:
-    """Write the model to `folder`, made if need be, with `extra`, which is JSON, beside it."""
+    """Write the model to a folder: its weights, and its config with whatever else is to stand there.
+
+    folder: made if need be; an older model in it is replaced.
+    extra: JSON, which `read` gives back.
+    """
     twins = shared(model)
     tensors = model.state_dict().items()
     weights = safetensors.save({name: x.contiguous() for name, x in tensors if name not in twins})

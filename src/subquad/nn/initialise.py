@@ -17,7 +17,8 @@ from subquad.ops.shared.generators import digest
 def initialise(model: nn.Module, *, seed: int) -> None:
     """Draw all weights of `model` anew, those of each module from (seed, the module's name).
 
-    Mechanisms draw theirs as they do when built. The global random state is left as it was.
+    Mechanisms draw theirs as they do when built. The global random state is left as it was. Raises
+    `ValueError` for weights that are not on the CPU, and for modules without `reset_parameters`.
     """
     if any(parameter.device.type != "cpu" for parameter in model.parameters()):
         raise ValueError("weights are drawn on the CPU, to be equal on all devices: initialise, then move")

@@ -11,16 +11,17 @@ from subquad.mechanism import Valid
 from subquad.nn.embedding import embedding
 from subquad.nn.encoder import Encoder, EncoderConfig
 from subquad.nn.multihead import MultiheadAttention
-from subquad.nn.sequence import Tokens, zero_padded
+from subquad.nn.positions import HiddenStates
+from subquad.nn.sequence import zero_padded
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """All that a model is built from.
 
-    `fields`: what its inputs hold.
-    `readout`: what it gives out.
-    `encoder`: everything between.
+    fields: what its inputs hold.
+    readout: what it gives out.
+    encoder: everything between.
     """
 
     fields: Fields
@@ -43,8 +44,8 @@ class SequenceModel(nn.Module):
     def forward(self, inputs: Inputs, valid: Valid | None) -> Float[Tensor, "b outputs"]:
         """One row of outputs a sequence. One without a real token gets those of the mean zero.
 
-        `inputs` are as `fields` says. `valid` may be None where there is no padding: fused softmax is faster
-        without a mask.
+        inputs: as the config's `fields` says.
+        valid: True at real tokens. None: all are real, and fused softmax is faster without a mask.
         """
         tokens = self.encoder(self.embedding(inputs, valid), valid)
         return self.head(self.norm(mean(tokens, valid)))
@@ -66,7 +67,7 @@ class SequenceModel(nn.Module):
         }
 
 
-def mean(tokens: Tokens, valid: Valid | None) -> Float[Tensor, "b m"]:
+def mean(tokens: HiddenStates, valid: Valid | None) -> Float[Tensor, "b m"]:
     """The average of the real tokens; zero where there is none."""
     if valid is None:
         return tokens.mean(1) if tokens.shape[1] else tokens.sum(1)

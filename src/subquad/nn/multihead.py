@@ -15,8 +15,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from subquad.mechanism import Dims, Mechanism, State, Valid
-from subquad.nn.sequence import Sequence, Tokens, finite_queries, make_sequence, zero_padded
+from subquad.mechanism import Dims, Mechanism, Outputs, State, Valid
+from subquad.nn.positions import HiddenStates
+from subquad.nn.sequence import Sequence, finite_queries, make_sequence, zero_padded
 from subquad.nn.sources import require_one
 from subquad.nn.state import require_own
 from subquad.nn.torch_layer import (
@@ -24,7 +25,7 @@ from subquad.nn.torch_layer import (
     WEIGHTS,
     axes_swapped,
     blocked,
-    each,
+    map_inputs,
     mechanism_name,
     no_dropout,
     own_options,
@@ -35,7 +36,6 @@ from subquad.nn.torch_layer import (
 from subquad.ops.shared.rotary import rotate
 from subquad.registry import build
 
-Heads = Float[Tensor, "b h t e"]
 Inputs = dict[str, Float[Tensor, "b h _ _"]]  # q has as many tokens as queries, the others as keys
 Causal = bool | Literal["values"]  # "values": a choice of keys that sees the future is accepted
 Keyed = Float[Tensor, "b s m"]
@@ -54,27 +54,22 @@ class Stream(NamedTuple):
 class MultiheadAttention(nn.Module):
     """Multi-head attention by the mechanism called `attention`.
 
-    `forward` is called as torch's layer is, `attend` with what an encoder has made once, `step` with the next
-    chunk of a stream.
-
     embed_dim: width of the inputs and of the output.
     num_heads: heads of queries; they divide `embed_dim` among them.
     attention: the mechanism's name, and the last argument by position.
     dropout: 0; weights are never formed, to be dropped.
     bias: whether projections add one.
-    batch_first: inputs are (batch, time, features), and (time, batch, features) without; torch's default is
-        the other.
+    batch_first: inputs are (batch, time, features). False, torch's default: they are (time, batch, features).
     device, dtype: of the weights. None: torch's defaults.
-    causal: a query sees nothing later. `is_causal` and `attn_mask` of `forward` can only say so again. Some
-        mechanisms are causal in their values only: which keys a query sees depends on later tokens, and a
-        language model would learn to read them from that. True refuses these, "values" takes them.
+    causal: True: a query sees nothing later. Some mechanisms are causal in their values only: which keys a
+        query sees depends on later tokens, and a language model would learn to read them from that. True
+        refuses these, "values" takes them.
     rotary: queries and keys turn with their positions, before any feature map.
     kv_heads: heads of keys and values, each shared by num_heads / kv_heads of queries: 1 is multi-query
-        attention. What else a mechanism takes stays one a head. None: num_heads. States of streams are those
-        of all heads.
+        attention. None: num_heads. Other inputs stay one a head, and streams keep states of all heads.
     scale: what scores q . k are multiplied by; refused by mechanisms that have no such scores. None: what the
         mechanism does by itself, 1 / sqrt(d) for queries of width d.
-    max_len: the longest sequence, for mechanisms with weights per position. None: no bound.
+    max_len: tokens of the longest sequence, for mechanisms with weights per position. None: no bound.
     layer: the layer's number in its network, from 0, for mechanisms that differ from layer to layer.
     options: the mechanism's own.
 
@@ -169,8 +164,8 @@ class MultiheadAttention(nn.Module):
     ) -> "MultiheadAttention":
         """A layer with copies of the weights of torch's: its device, dtype, mode, axes and what it learns.
 
-        Inputs beyond q, k and v are projected by fresh weights. Raises `ValueError` for what torch's layer
-        does and ours cannot.
+        Inputs beyond q, k and v are projected by newly drawn weights. Options are those of the class. Raises
+        `ValueError` for what torch's layer does and ours cannot.
         """
         if problems := unsupported(theirs):
             raise ValueError("; ".join(problems))
@@ -243,11 +238,13 @@ class MultiheadAttention(nn.Module):
     ) -> tuple[Tensor, None]:
         """Attend from `query` to `key` and `value`: `(b t m), (b s m), (b s m) -> (b t m), None`.
 
-        With `batch_first=False` all three and the output are `(t b m)`; masks are `(b s)` all the same, as in
-        torch. `key_padding_mask` is True, or -inf, at PADDING; whatever stands there, even NaN, changes
-        nothing. Torch returns weights unless told `need_weights=False`; here there are none to average.
-
+        With `batch_first=False` all three and the output are `(t b m)`; without a batch they are `(t m)`.
         Raises `ValueError` for what is not supported.
+
+        key_padding_mask: `(b s)` always: True, or -inf, at PADDING, where even NaN changes nothing. None: all
+            keys are real.
+        need_weights: must be False: there are no weights to return, nor for average_attn_weights to average.
+        attn_mask, is_causal: the causal mask, and True, for a causal layer only; they change nothing.
         """
         if need_weights:
             raise ValueError("attention weights are never formed: call with need_weights=False")
@@ -258,18 +255,18 @@ class MultiheadAttention(nn.Module):
                 raise ValueError("nested tensors take no mask: pad them, or leave the mask out")
             return self._attend_nested(query, key, value), None
         valid = None if key_padding_mask is None else ~blocked(key_padding_mask, name="key_padding_mask")
-        alone = query.ndim == 2
-        if alone:
-            query, key, value = each(lambda x: x[None], query, key, value)
+        unbatched = query.ndim == 2
+        if unbatched:
+            query, key, value = map_inputs(lambda x: x[None], query, key, value)
             valid = None if valid is None else valid[None]
         elif not self.batch_first:
-            query, key, value = each(axes_swapped, query, key, value)
+            query, key, value = map_inputs(axes_swapped, query, key, value)
         if attn_mask is not None:
             require_causal_mask(attn_mask, causal=self.causal, length=query.shape[1])
         if valid is not None and valid.shape != key.shape[:2]:
             raise ValueError(f"padding of shape {tuple(valid.shape)} for keys of {tuple(key.shape[:2])}")
         out = self._attend(query, key, value, valid)
-        if alone:
+        if unbatched:
             return out[0], None
         return (out if self.batch_first else axes_swapped(out)), None
 
@@ -278,7 +275,11 @@ class MultiheadAttention(nn.Module):
     ) -> tuple[Tensor, Stream]:
         """Self-attention for the next chunk of a stream, of any length: `(b t m) -> (b t m)`.
 
-        With `batch_first=False` both are `(t b m)`. `valid` is True at REAL tokens, and `(b t)` always.
+        With `batch_first=False` both are `(t b m)`. Raises `ValueError` where the mechanism cannot stream,
+        and for a state that no layer returned, or that has other rows.
+
+        valid: `(b t)` always: True at REAL tokens. None: all are real.
+        state: what `step` returned for the chunk before. None: this is the first.
         """
         if not self.batch_first:
             x = axes_swapped(x)
@@ -288,13 +289,13 @@ class MultiheadAttention(nn.Module):
         out, memory = self.advance(sequence, None if state is None else state.memory)
         return (out if self.batch_first else axes_swapped(out)), Stream(offset, memory)
 
-    def attend(self, sequence: Sequence) -> Tokens:
+    def attend(self, sequence: Sequence) -> HiddenStates:
         """Self-attention within a sequence, whatever `batch_first`: without torch's conventions."""
         x = sequence.values
         return self._mix(x, x, x, sequence.valid, sequence.positions)
 
-    def advance(self, sequence: Sequence, memory: State | None) -> tuple[Tokens, State]:
-        """The next chunk of a stream, whose positions go on, and the mechanism's state, at first None."""
+    def advance(self, sequence: Sequence, memory: State | None) -> tuple[HiddenStates, State]:
+        """`attend` for a stream's next chunk, and the mechanism's state after it; None before the first."""
         x = sequence.values
         inputs = self._project(x, x, x, sequence.positions)
         mixed, memory = self.mechanism.step(**inputs, valid=sequence.valid, state=memory)
@@ -307,7 +308,7 @@ class MultiheadAttention(nn.Module):
         options = "".join(f", {name}={value!r}" for name, value in (special | self.options).items())
         return f"{self.embed_dim}, {self.num_heads}, {self.attention!r}, causal={self.causal}{options}"
 
-    def _attend(self, query: Tokens, key: Keyed, value: Keyed, valid: Valid | None) -> Tokens:
+    def _attend(self, query: HiddenStates, key: Keyed, value: Keyed, valid: Valid | None) -> HiddenStates:
         self._check_sources(query, key, value)
         keys, _ = make_sequence(key, valid=valid)
         if key is query and value is key:
@@ -316,11 +317,13 @@ class MultiheadAttention(nn.Module):
         v = keys.values if value is key else zero_padded(value, valid)
         return self._mix(q, keys.values, v, valid, keys.positions)
 
-    def _mix(self, q: Tokens, k: Keyed, v: Keyed, valid: Valid | None, positions: KeyPositions) -> Tokens:
+    def _mix(
+        self, q: HiddenStates, k: Keyed, v: Keyed, valid: Valid | None, positions: KeyPositions
+    ) -> HiddenStates:
         return self._merge(self.mechanism(**self._project(q, k, v, positions), valid=valid))
 
     def _attend_nested(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Torch's encoder packs sequences so in eval mode, when it is told their padding."""
+        """Torch's encoder packs sequences so in eval mode, when it has a padding mask."""
         if key is not query or value is not key:
             raise ValueError(f"nested tensors are for self-attention: {ONE}")
         lengths = [len(row) for row in query.unbind()]
@@ -329,7 +332,7 @@ class MultiheadAttention(nn.Module):
         out = self._attend(x, x, x, torch.arange(x.shape[1], device=x.device) < ends[:, None])
         return torch.nested.as_nested_tensor([row[:n] for row, n in zip(out, lengths, strict=True)])
 
-    def _project(self, q: Tokens, k: Keyed, v: Keyed, positions: KeyPositions) -> Inputs:
+    def _project(self, q: HiddenStates, k: Keyed, v: Keyed, positions: KeyPositions) -> Inputs:
         if k is q and v is k:
             projected = F.linear(q, self.in_proj_weight, self.in_proj_bias).split(self._rows(), dim=-1)
         else:
@@ -345,13 +348,13 @@ class MultiheadAttention(nn.Module):
         if self.rotary:
             inputs |= {name: rotate(inputs[name], positions) for name in "qk"}
         if self.scale is not None:
-            own = self.widths["q"] ** -0.5
-            inputs |= {name: inputs[name] * (self.scale / own) for name in self.mechanism.score_inputs()}
+            default = self.widths["q"] ** -0.5
+            inputs |= {name: inputs[name] * (self.scale / default) for name in self.mechanism.score_inputs()}
         if (sharing := self.num_heads // self.kv_heads) > 1:
             inputs |= {name: inputs[name].repeat_interleave(sharing, 1) for name in "kv"}
         return inputs
 
-    def _merge(self, mixed: Heads) -> Tokens:
+    def _merge(self, mixed: Outputs) -> HiddenStates:
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
     def _heads(self, name: str) -> int:
@@ -382,7 +385,7 @@ class MultiheadAttention(nn.Module):
                 "would multiply: leave out scale, or take a mechanism that does, such as 'softmax'"
             )
 
-    def _check_sources(self, query: Tokens, key: Keyed, value: Keyed) -> None:
+    def _check_sources(self, query: HiddenStates, key: Keyed, value: Keyed) -> None:
         """Refuse a second sequence where there can be only one, whatever objects that one comes in."""
         apart = mixed = ""
         if list(self.widths) != list("qkv"):

@@ -21,15 +21,17 @@ from subquad.plugins import hint
 KINDS = ("none", "learnt", "sinusoidal", "rotary")
 
 Ordinals = Int[Tensor, "#b t"]
-Tokens = Float[Tensor, "b t m"]
+HiddenStates = Float[Tensor, "b t m"]
 
 
 def count(
     length: int, *, valid: Valid | None, offset: Int[Tensor, " #b"]
 ) -> tuple[Ordinals, Int[Tensor, " #b"]]:
-    """The position of each of `length` tokens that come after `offset` real ones, and the offset after them.
+    """The position of each token among its row's real ones, 0 at padding, and the offset after the last.
 
-    At padding stands zero.
+    length: tokens of each row, padding included.
+    valid: True at real tokens. None: all are real.
+    offset: real tokens before these, of each row or of all.
     """
     if valid is None:
         return offset[:, None] + torch.arange(length, device=offset.device), offset + length
@@ -40,12 +42,16 @@ def count(
 class NoPositions(nn.Module):
     """For `none`, and for `rotary`, which attention applies itself."""
 
-    def forward(self, x: Tokens, ordinals: Ordinals) -> Tokens:
+    def forward(self, x: HiddenStates, ordinals: Ordinals) -> HiddenStates:
         return x
 
 
 class LearntPositions(nn.Module):
-    """Adds a learnt vector per position."""
+    """Adds a learnt vector per position. A sequence beyond the table is a `ValueError`.
+
+    dim: width of the model.
+    max_len: tokens of the longest sequence.
+    """
 
     def __init__(self, dim: int, *, max_len: int) -> None:
         super().__init__()
@@ -55,7 +61,7 @@ class LearntPositions(nn.Module):
     def reset_parameters(self) -> None:
         nn.init.normal_(self.table, std=0.02)  # as in GPT-2 and BERT
 
-    def forward(self, x: Tokens, ordinals: Ordinals) -> Tokens:
+    def forward(self, x: HiddenStates, ordinals: Ordinals) -> HiddenStates:
         max_len = len(self.table)
         if ordinals.numel() and (length := int(ordinals.max()) + 1) > max_len:
             raise ValueError(
@@ -66,20 +72,28 @@ class LearntPositions(nn.Module):
 
 
 class SinusoidalPositions(nn.Module):
-    """Adds the sines, then the cosines, of dim / 2 waves."""
+    """Adds the sines, then the cosines, of dim / 2 waves.
+
+    dim: width of the model, even.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         if dim % 2:
             raise ValueError(f"sinusoidal positions need an even dim, not {dim}")
 
-    def forward(self, x: Tokens, ordinals: Ordinals) -> Tokens:
+    def forward(self, x: HiddenStates, ordinals: Ordinals) -> HiddenStates:
         angles = phases(ordinals, x.shape[-1] // 2, dtype=x.dtype)
         return x + torch.cat([angles.sin(), angles.cos()], -1).to(x.dtype)
 
 
-def build(kind: str, dim: int, *, max_len: int | None) -> nn.Module:
-    """The module that adds positions of this kind: `module(x, ordinals)`."""
+def positional_encoding(kind: str, dim: int, *, max_len: int | None) -> nn.Module:
+    """The module that adds positions: `module(x, ordinals)`. Raises `ValueError` for what cannot be built.
+
+    kind: one of `KINDS`.
+    dim: width of the model.
+    max_len: tokens of the longest sequence, for "learnt". None: no bound.
+    """
     if kind not in KINDS:
         raise ValueError(f"unknown positions {kind!r}{hint(kind, KINDS)}")
     if kind == "learnt":

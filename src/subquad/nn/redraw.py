@@ -29,6 +29,10 @@ def redraw(model: nn.Module, *, step: int, seed: int) -> None:
     Due is what a mechanism draws at multiples of its `redraw_every`, but not at 0. Layers in eval mode keep
     what they have, and so does every mechanism without a schedule. A stream's state belongs to the features
     it was made with: begin a new one after a redraw.
+
+    model: changed in place.
+    step: of training, from 0.
+    seed: of the training.
     """
     layers = (module for module in model.modules() if isinstance(module, MultiheadAttention))
     for place, layer in enumerate(layers):

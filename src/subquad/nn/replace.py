@@ -15,7 +15,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def replace_attention(model: M, attention: str = "softmax", *, only: str = "*", **options: Any) -> M:
-    """Replace each `nn.MultiheadAttention` in `model` by the mechanism called `attention`; returns `model`.
+    """Replace each `nn.MultiheadAttention` in `model` by the mechanism called `attention`; return `model`.
 
     The model is called as before: weights, device, dtype, mode, `requires_grad` and `batch_first` are carried
     over. Parameters stay the very same, but where a mechanism has inputs beyond q, k and v: there
@@ -23,17 +23,20 @@ def replace_attention(model: M, attention: str = "softmax", *, only: str = "*", 
     places is replaced once. Layers are numbered in the order of their names, from 0, so that copies of one
     layer draw directions of their own, and weights that a mechanism shares between layers are shared.
 
-    `only` is a pattern of names, such as "decoder.*.self_attn". `options` are those of
-    `MultiheadAttention.from_torch` (`causal`, `rotary`, `max_len`) and the mechanism's own. Call this before
-    the optimiser is made, and before the model is wrapped or compiled.
+    Call this before the optimiser is made, and before the model is wrapped or compiled. Raises `ValueError`
+    that lists all layers that cannot be replaced, and why; nothing is changed then.
 
-    Raises `ValueError` that lists all layers that cannot be replaced, and why; nothing is changed then.
+    model: changed in place.
+    attention: the mechanism's name.
+    only: a pattern of the names of layers to replace, such as "decoder.*.self_attn"; "*" fits all.
+    options: those of `MultiheadAttention.from_torch` except `layer` (`causal`, `rotary`, `scale`, `max_len`),
+        and the mechanism's own.
     """
     if "layer" in options:
         raise ValueError("layers are numbered in the order of their names: leave layer out")
     chosen = choose(model, only)
-    held = (x.named_parameters(recurse=False, remove_duplicate=False) for x in model.modules())
-    holders = Counter(parameter for parameters in held for _, parameter in parameters)
+    owned = (x.named_parameters(recurse=False, remove_duplicate=False) for x in model.modules())
+    owners = Counter(parameter for parameters in owned for _, parameter in parameters)
     replacements: dict[nn.MultiheadAttention, MultiheadAttention] = {}
     problems: dict[str, list[str]] = defaultdict(list)
     for number, (theirs, names) in enumerate(chosen.items()):
@@ -45,7 +48,7 @@ def replace_attention(model: M, attention: str = "softmax", *, only: str = "*", 
                 reasons = [str(error)]
             else:
                 replacements[theirs] = ours
-                shared = any(holders[parameter] > 1 for parameter in theirs.parameters(recurse=False))
+                shared = any(owners[parameter] > 1 for parameter in theirs.parameters(recurse=False))
                 reasons = [*unfit(ours, crosses=crosses(model, names), shared=shared)]
         for reason in reasons:
             problems[reason].append(names[0])
@@ -56,7 +59,7 @@ def replace_attention(model: M, attention: str = "softmax", *, only: str = "*", 
     for ours in later:
         ours.mechanism.tie(first.mechanism)
     for theirs, ours in replacements.items():
-        keep_parameters(ours, theirs)
+        share_parameters(ours, theirs)
         for name in chosen[theirs]:
             path, _, last = name.rpartition(".")
             setattr(model.get_submodule(path), last, ours)
@@ -65,19 +68,19 @@ def replace_attention(model: M, attention: str = "softmax", *, only: str = "*", 
 
 def choose(model: nn.Module, only: str) -> dict[nn.MultiheadAttention, list[str]]:
     """The layers of torch's with a name that `only` fits, in order, each with all its names."""
-    found: dict[nn.MultiheadAttention, list[str]] = defaultdict(list)
+    layers: dict[nn.MultiheadAttention, list[str]] = defaultdict(list)
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, nn.MultiheadAttention):
-            found[module].append(name)
-    if model in found:
+            layers[module].append(name)
+    if model in layers:
         raise ValueError("the model is the layer itself: use subquad.MultiheadAttention.from_torch")
-    if not found:
+    if not layers:
         raise ValueError(f"{type(model).__name__} holds no torch.nn.MultiheadAttention to replace")
     chosen = {
-        layer: names for layer, names in found.items() if any(fnmatchcase(name, only) for name in names)
+        layer: names for layer, names in layers.items() if any(fnmatchcase(name, only) for name in names)
     }
     if not chosen:
-        known = ", ".join(name for names in found.values() for name in names)
+        known = ", ".join(name for names in layers.values() for name in names)
         raise ValueError(f"only={only!r} fits no torch.nn.MultiheadAttention; there are {known}")
     return chosen
 
@@ -123,7 +126,7 @@ def unfit(ours: MultiheadAttention, *, crosses: bool, shared: bool) -> Iterator[
         )
 
 
-def keep_parameters(ours: MultiheadAttention, theirs: nn.MultiheadAttention) -> None:
+def share_parameters(ours: MultiheadAttention, theirs: nn.MultiheadAttention) -> None:
     """Let ours hold the parameters of torch's, not copies, for whoever else holds them."""
     for mine, part in ((ours, theirs), (ours.out_proj, theirs.out_proj)):
         for name, parameter in part.named_parameters(recurse=False):

@@ -1,36 +1,36 @@
-"""A batch of sequences as layers hand it on: what is so of it, told once and not found out by every layer."""
+"""A batch of sequences as layers hand it on: padding zeroed and positions counted once for all."""
 
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from subquad.mechanism import Valid
-from subquad.nn.positions import Ordinals, count
-
-Tokens = Float[Tensor, "b t m"]
+from subquad.nn.positions import HiddenStates, Ordinals, count
 
 
 class Sequence(NamedTuple):
     """Tokens, which of them are real, and where each stands. `make_sequence` makes one of raw inputs.
 
-    values: one vector a token; finite at padding, and of no meaning there.
+    values: one vector a token; finite at padding, but unspecified there.
     valid: True at real tokens, padding may stand anywhere; None: all are real.
     positions: of each token among its row's real ones, from 0; 0 at padding.
     """
 
-    values: Tokens
+    values: HiddenStates
     valid: Valid | None
     positions: Ordinals
 
 
 def make_sequence(
-    x: Tokens, *, valid: Valid | None = None, offset: Int[Tensor, " #b"] | None = None
+    x: HiddenStates, *, valid: Valid | None = None, offset: Int[Tensor, " #b"] | None = None
 ) -> tuple[Sequence, Int[Tensor, " #b"]]:
     """A sequence of raw inputs, with zeros at padding, and how many real tokens there are by its end.
 
-    `offset` real tokens came before it; None: none did.
+    x: one vector a token; anything, even NaN, may stand at padding.
+    valid: True at real tokens. None: all are real.
+    offset: real tokens that came before, in each row or in all. None: there were none.
     """
     if offset is None:
         offset = torch.zeros(1, dtype=torch.int64, device=x.device)
@@ -38,12 +38,12 @@ def make_sequence(
     return Sequence(zero_padded(x, valid), valid, positions), end
 
 
-def zero_padded(x: Tokens, valid: Valid | None) -> Tokens:
+def zero_padded(x: HiddenStates, valid: Valid | None) -> HiddenStates:
     """`x` with zeros at padding: NaN times a gradient of zero would be NaN in the gradients of weights."""
     return x if valid is None else x.masked_fill(~valid[..., None], 0)
 
 
-def finite_queries(query: Tokens, valid: Valid | None) -> Tokens:
+def finite_queries(query: HiddenStates, valid: Valid | None) -> HiddenStates:
     """`query` with zeros for tokens at padding that are not finite: it may be a copy of the keys.
 
     In cross-attention the mask says nothing of finite queries, as in `inputs.zero_padding`.

@@ -1,4 +1,4 @@
-"""Whether queries and keys are one sequence, told where a wrapper has made three tensors of one.
+"""Whether queries and keys are one sequence, where a wrapper may have made three tensors of one.
 
 A layer is called as `layer(x, x, x)`, and what arrives need not be one object: `fully_shard` passes three
 views of `x`, mixed precision three copies in another dtype, checkpointing three detached views, and a

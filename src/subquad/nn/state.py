@@ -46,17 +46,17 @@ def reset_rows(state: S, rows: Bool[Tensor, " b"], *, initial: S) -> S:
     `initial` is the state after no token at all: what `step` gives for a chunk of length zero.
     """
 
-    def pick(leaf: Tensor, fresh: Tensor) -> Tensor:
+    def pick(leaf: Tensor, initial_leaf: Tensor) -> Tensor:
         chosen = rows.unflatten(0, (-1,) + (1,) * (leaf.ndim - 1))
-        return grown(fresh, leaf).to(leaf.dtype).where(chosen, leaf)
+        return padded_to(initial_leaf, leaf).to(leaf.dtype).where(chosen, leaf)
 
     return _map(pick, state, initial)
 
 
-def grown(fresh: Tensor, like: Tensor) -> Tensor:
-    """`fresh`, with zeros (False) up to the size of `like`."""
-    missing = [wanted - had for wanted, had in zip(like.shape, fresh.shape, strict=True)]
-    return F.pad(fresh, [amount for size in reversed(missing) for amount in (0, size)])
+def padded_to(x: Tensor, like: Tensor) -> Tensor:
+    """`x`, with zeros (False) up to the size of `like`."""
+    missing = [wanted - had for wanted, had in zip(like.shape, x.shape, strict=True)]
+    return F.pad(x, [amount for size in reversed(missing) for amount in (0, size)])
 
 
 def _map(change: Callable[..., Tensor], state: S, *others: S) -> S:

@@ -42,11 +42,11 @@ def mechanism_name(attention: str | float, rest: tuple[Any, ...]) -> str:
     `rest` are the positional arguments behind it, which torch would read by their places.
     """
     if not isinstance(attention, str):
-        given = [f"{name}={value!r}" for name, value in zip(ARGUMENTS, (attention, *rest), strict=False)]
+        named = [f"{name}={value!r}" for name, value in zip(ARGUMENTS, (attention, *rest), strict=False)]
         why = f"; {no_dropout(attention)}" if attention else ""
         raise ValueError(
             f"the third argument names a mechanism, such as 'softmax', and {attention!r} is none: give those "
-            f"of torch's layer by name, {', '.join(given)}{why}"
+            f"of torch's layer by name, {', '.join(named)}{why}"
         )
     if rest:
         raise ValueError(
@@ -73,29 +73,29 @@ def no_dropout(dropout: Any) -> str:
 
 def unsupported(theirs: nn.MultiheadAttention) -> list[str]:
     """What this layer of torch's does that no layer here can, each with what to do."""
-    found = []
+    problems = []
     if theirs.dropout:
-        found.append(
+        problems.append(
             f"it drops attention weights, which are never formed (dropout={theirs.dropout}): set its dropout "
             "to 0.0, and drop from its output"
         )
     if not theirs.kdim == theirs.vdim == theirs.embed_dim:
-        found.append(
+        problems.append(
             f"keys of kdim={theirs.kdim} and values of vdim={theirs.vdim} have weights with no place here: "
             f"project both to embed_dim={theirs.embed_dim} first"
         )
     if theirs.bias_k is not None:
-        found.append(f"add_bias_kv has weights with no place here: {REMEDY['add_bias_kv']}")
+        problems.append(f"add_bias_kv has weights with no place here: {REMEDY['add_bias_kv']}")
     if theirs.add_zero_attn:
-        found.append(f"add_zero_attn is not supported: {REMEDY['add_zero_attn']}")
-    return found
+        problems.append(f"add_zero_attn is not supported: {REMEDY['add_zero_attn']}")
+    return problems
 
 
 @cache
 def watch_assignments(ours: type[nn.Module]) -> None:
     """From now on refuse one of `ours` in the place of a module with the other `batch_first`.
 
-    `parent.self_attn = layer` is the last moment at which it can be told how the parent calls its attention:
+    `parent.self_attn = layer` is the last moment at which the order that the parent uses is known:
     torch's encoder layer keeps no note of it, and would have the new one attend across the batch.
     """
 
@@ -141,7 +141,7 @@ def require_causal_mask(attn_mask: Tensor, *, causal: bool, length: int) -> None
         )
 
 
-def each(change: Callable[[Tensor], Tensor], q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+def map_inputs(change: Callable[[Tensor], Tensor], q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
     """The three after the change. One tensor stays one, since one product then makes all inputs."""
     queries = change(q)
     keys = queries if k is q else change(k)

@@ -14,7 +14,7 @@ from subquad.ops.attention import attention
 from subquad.ops.shared.allocation import concat_into
 from subquad.ops.shared.graphed import graphed
 from subquad.ops.shared.operator import needs_dispatcher
-from subquad.ops.shared.shapes import require_places, require_shape, require_together
+from subquad.ops.shared.shapes import require_matching_inputs, require_places, require_shape
 
 NEVER = 2**62  # the last token of a key that nobody sees
 MAX_ELEMENTS = 2**18  # numbers of queries that are taken at once, at least a chunk's
@@ -39,7 +39,7 @@ def banded_attention(
 
     Raises `ValueError` for shapes or dtypes that do not fit.
     """
-    require_together(q, k, v)
+    require_matching_inputs(q, k, v)
     require_shape("keys", k, *q.shape[:2], k.shape[2], q.shape[3])
     require_places("last tokens", last, q.shape[0], k.shape[2])
     return banded(q, k, v, last, stride, before, after)

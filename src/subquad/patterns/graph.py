@@ -1,7 +1,7 @@
 """A pattern's attention as one operator, for the graphs of `torch.compile` and `torch.export`.
 
 Tiles, and how many there are, depend on the length, and a graph that laid them out would be for one length.
-Here the operator's body lays them out. It is told the pattern as it is written, so that a graph can be saved.
+Here the operator's body lays them out. It takes the pattern as text, so that a graph can be saved.
 """
 
 from typing import Any

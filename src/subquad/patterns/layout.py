@@ -60,9 +60,9 @@ def lay_out(parts: Sequence[Part], length: int, n: Length) -> Layout:
     at = torch.arange(1, length + 1, device=n.device)[None, None, :, None]
     alone = [tiling(parts, index, at, n) for index in range(band is not None, len(parts))]
     if band is None or band.window is None:
-        return Layout(None, joined(alone, length))
+        return Layout(None, merge_ordered(alone, length))
     left, right = (min(x, length - 1) for x in band.window)
-    return Layout((left, right), joined(alone, length))
+    return Layout((left, right), merge_ordered(alone, length))
 
 
 def cost(part: Part) -> int:
@@ -87,14 +87,14 @@ def tiling(parts: Sequence[Part], index: int, at: Int[Tensor, "1 1 s 1"], n: Len
     return Tiling(None if ordered else row, keys, seen, row.shape[2], unit)
 
 
-def joined(alone: list[Tiling], length: int) -> list[Tiling]:
+def merge_ordered(alone: list[Tiling], length: int) -> list[Tiling]:
     """First those that take all tokens in order, with the keys of the same queries side by side."""
     ordered = [x for x in alone if x.queries is None]
     widths = [x.width for x in ordered if x.keys.shape[1] > 1 and x.width >= SMALLEST]
     width = max(widths) if widths else WIDTH
     ordered = [cut(x, width, length) if x.keys.shape[1] == 1 else x for x in ordered]
     found = [
-        beside([x for x in ordered if x.width == own]) for own in dict.fromkeys(x.width for x in ordered)
+        concat_keys([x for x in ordered if x.width == own]) for own in dict.fromkeys(x.width for x in ordered)
     ]
     return found + [x for x in alone if x.queries is not None]
 
@@ -110,7 +110,7 @@ def cut(x: Tiling, width: int, length: int) -> Tiling:
     return x._replace(keys=keys, seen=seen.unflatten(1, (count, each)), width=width)
 
 
-def beside(some: list[Tiling]) -> Tiling:
+def concat_keys(some: list[Tiling]) -> Tiling:
     """Tilings of the same queries as one."""
     if len(some) == 1:
         return some[0]

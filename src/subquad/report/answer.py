@@ -54,28 +54,29 @@ def answer(question: Question, rows: Sequence[BoardRow], curves: Sequence[Curve]
     return _take(able, rows, metric, curves, question, limits)
 
 
-def _tells(beside: Difference) -> str:
+def _tells(difference: Difference) -> str:
     """How large a difference these examples and seeds can tell: "3 seeds tell differences above … apart"."""
-    return f"{_judges(beside)} differences above about {formats.significant(beside.least, digits=2)} apart"
+    least = formats.significant(difference.least, digits=2)
+    return f"{_judges(difference)} differences above about {least} apart"
 
 
-def _judges(beside: Difference) -> str:
+def _judges(difference: Difference) -> str:
     """What a comparison rests on, with its verb."""
-    seeds = formats.plural(beside.seeds, "seed")
-    if beside.over == "seeds":
+    seeds = formats.plural(difference.seeds, "seed")
+    if difference.over == "seeds":
         return f"{seeds} tell"
-    examples = formats.plural(beside.examples, "example")
-    if beside.over == "examples":
+    examples = formats.plural(difference.examples, "example")
+    if difference.over == "examples":
         return f"the test set of {examples} tells"
-    return f"{formats.plural(beside.examples, 'test example')} and {seeds} tell"
+    return f"{formats.plural(difference.examples, 'test example')} and {seeds} tell"
 
 
 def _none(scored: Sequence[BoardRow], rows: Sequence[BoardRow], metric: str, limits: Sequence[str]) -> Answer:
     baseline, best = reasons.best_baseline(rows), scored[0]
-    beside = best.against[baseline.label]
+    difference = best.against[baseline.label]
     seeds = _seeds(best)
     few = f"{seeds} {'says' if seeds == 'one seed' else 'say'} nothing of other seeds, which may do better."
-    notes = [few.capitalize()] if beside.seeds < MIN_SEEDS else []
+    notes = [few.capitalize()] if difference.seeds < MIN_SEEDS else []
     notes.append(
         "A score that is reached without attention says nothing for attention. More steps, more data or "
         "longer sequences may change that."
@@ -85,7 +86,7 @@ def _none(scored: Sequence[BoardRow], rows: Sequence[BoardRow], metric: str, lim
         label=None,
         sentence=f"Take none of them: no mechanism clears the baseline. {baseline.label.capitalize()} "
         f"reaches {metric} {_score(baseline)}, the best mechanism, {best.label}, {_score(best)}, and "
-        f"{_judges(beside)} them apart.",
+        f"{_judges(difference)} them apart.",
         reasons=(*notes, *limits),
     )
 
@@ -94,8 +95,8 @@ def _open(scored: Sequence[BoardRow], rows: Sequence[BoardRow], metric: str, lim
     """No mechanism is above the baseline for certain, and not all are below it."""
     baseline = reasons.best_baseline(rows)
     best = next(row for row in scored if row.beside_baseline != "below")
-    beside = best.against.get(baseline.label)
-    why = _tells(beside) if beside else f"{_seeds(best)} cannot tell a difference from chance"
+    difference = best.against.get(baseline.label)
+    why = _tells(difference) if difference else f"{_seeds(best)} cannot tell a difference from chance"
     below = [row.label for row in scored if row.beside_baseline == "below"]
     notes = []
     if below:
@@ -119,14 +120,16 @@ def _lead(whole: Sequence[BoardRow], rows: Sequence[BoardRow], metric: str, why:
         claim = f"{best.label} alone clears the baseline, with {metric} {_score(best)}"
     else:
         second = others[0]
-        beside = best.against.get(second.label)
+        difference = best.against.get(second.label)
         claim += f", before {second.label}, {_score(second)}"
         if _score(best) == _score(second):
             claim = f"{best.label} and {second.label} have the best {metric}, {_score(best)}"
-        if beside and not beside.significant:
-            limit = f"{_tells(beside)}, so that these two cannot be told apart, and {limit}"
+        if difference and not difference.significant:
+            limit = f"{_tells(difference)}, so that these two cannot be told apart, and {limit}"
     alike = [
-        row.label for row in others if (beside := best.against.get(row.label)) and not beside.significant
+        row.label
+        for row in others
+        if (difference := best.against.get(row.label)) and not difference.significant
     ]
     if len(alike) > 1:
         why = [f"On these examples {best.label} cannot be told apart from {formats.few(alike)}.", *why]
@@ -182,13 +185,13 @@ def _resolution(row: BoardRow, other: str) -> list[str]:
     """Which difference from the other row could be told, and which there is."""
     if other not in row.against:
         return []
-    beside = row.against[other]
-    apart = formats.significant(abs(beside.value), digits=2)
-    return [f"Between {row.label} and {other}, {_tells(beside)}; theirs is {apart}."]
+    difference = row.against[other]
+    apart = formats.significant(abs(difference.value), digits=2)
+    return [f"Between {row.label} and {other}, {_tells(difference)}; theirs is {apart}."]
 
 
-def _alike(beside: Difference) -> str:
-    return "on the same seeds" if beside.over == "seeds" else "on the same examples and seeds"
+def _alike(difference: Difference) -> str:
+    return "on the same seeds" if difference.over == "seeds" else "on the same examples and seeds"
 
 
 def _against_baseline(row: BoardRow, rows: Sequence[BoardRow], metric: str) -> list[str]:

@@ -107,8 +107,8 @@ def leaderboard(question: Question, records: Sequence[Record]) -> list[BoardRow]
     seed_scores = {label: scores(mine, metric) for label, mine in fits.items()}
     baselines = _baselines(question, [record for record in records if record["kind"] == "baseline"])
     against = compared(
-        {label: each for label, each in seed_scores.items() if each.seeds},
-        {row.label: each for row, each in baselines if each.seeds},
+        {label: scored for label, scored in seed_scores.items() if scored.seeds},
+        {row.label: scored for row, scored in baselines if scored.seeds},
     )
     rows = []
     for entry in question.entries:
@@ -211,7 +211,9 @@ def _groups(ranked: Sequence[BoardRow]) -> dict[str, str]:
     apart = {
         (row.label, other.label)
         for row, other in combinations(able, 2)
-        if (beside := row.against.get(other.label)) and beside.significant and beside.seeds >= MIN_SEEDS
+        if (difference := row.against.get(other.label))
+        and difference.significant
+        and difference.seeds >= MIN_SEEDS
     }
     return group_letters([row.label for row in able], apart)
 
@@ -302,10 +304,10 @@ def _beside_baselines(row: BoardRow, baselines: Sequence[BoardRow], higher: bool
         return row
     sign = 1 if higher else -1
     best = max(known, key=lambda label: sign * known[label])
-    beside = row.against.get(best)
+    difference = row.against.get(best)
     standing: Standing = "not told apart"
-    if beside and beside.significant:
-        standing = "above" if sign * beside.value > 0 else "below"
+    if difference and difference.significant:
+        standing = "above" if sign * difference.value > 0 else "below"
     stuck = None
     if BASELINES["majority"] in known:
         lowest = sign * known[BASELINES["majority"]]

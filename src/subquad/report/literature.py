@@ -31,11 +31,11 @@ def published(question: Question) -> list[Publication]:
     known = json.loads((files("subquad.report") / "published.json").read_text("utf-8"))
     return [
         Publication(
-            name=each["name"],
-            source=each["source"],
-            note=each["note"],
-            percent=each["percent"][question.task],
+            name=entry["name"],
+            source=entry["source"],
+            note=entry["note"],
+            percent=entry["percent"][question.task],
         )
-        for each in known
-        if each["metric"] == question.metric.name and question.task in each["percent"]
+        for entry in known
+        if entry["metric"] == question.metric.name and question.task in entry["percent"]
     ]

@@ -54,8 +54,10 @@ def compared(
         against[first][second] = made
         against[second][first] = made.reversed()
     for baseline, reached in baselines.items():
-        beside = {(row, baseline): difference(mine, _for_all(reached, mine)) for row, mine in rows.items()}
-        for (row, _), made in _corrected(beside).items():
+        differences = {
+            (row, baseline): difference(mine, _for_all(reached, mine)) for row, mine in rows.items()
+        }
+        for (row, _), made in _corrected(differences).items():
             against[row][baseline] = made
     return against
 

@@ -77,7 +77,7 @@ class Difference:
     freedom: float  # degrees of freedom
     p: float  # how often chance alone would give as much, of this pair by itself
     corrected: float  # the same for this pair among all (Holm)
-    least: float  # any larger difference of this pair would be told
+    least: float  # any larger difference of this pair would be significant
     over: Over
     seeds: int
     examples: int  # 0: not known
@@ -151,18 +151,18 @@ def difference(first: SeedScores, second: SeedScores) -> Difference | None:
     """First less second, over what both have; None where that is too little. Of one pair: see `corrected`."""
     both = sorted(first.seeds.keys() & second.seeds.keys())
     seeds = {seed: first.seeds[seed] - second.seeds[seed] for seed in both}
-    apart = SeedScores(seeds=seeds)
+    differences = SeedScores(seeds=seeds)
     if first.by_example and second.by_example and np.array_equal(first.group, second.group):
         parts = {seed: first.parts[seed] - second.parts[seed] for seed in both}
-        apart = SeedScores(seeds=seeds, parts=parts, group=first.group)
-    over = _over(apart)
+        differences = SeedScores(seeds=seeds, parts=parts, group=first.group)
+    over = _over(differences)
     if over is None:
         return None
     value = float(np.mean(list(seeds.values())))
-    variance, freedom = _variance(apart, over)
+    variance, freedom = _variance(differences, over)
     p = _chance(value, math.sqrt(variance), freedom)
     if over != "seeds":
-        moved = np.count_nonzero(_sums(apart.group, np.mean(list(apart.parts.values()), 0)))
+        moved = np.count_nonzero(_sums(differences.group, np.mean(list(differences.parts.values()), 0)))
         p = max(p, 2.0 ** min(0, 1 - int(moved)))  # what the signs of so many clusters can say at most
     return Difference(
         value=value,
@@ -173,7 +173,7 @@ def difference(first: SeedScores, second: SeedScores) -> Difference | None:
         least=_quantile(freedom) * math.sqrt(variance),
         over=over,
         seeds=len(both),
-        examples=len(apart.group),
+        examples=len(differences.group),
     )
 
 

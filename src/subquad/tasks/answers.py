@@ -15,7 +15,7 @@ from subquad.tasks.source import ROW, SHOWN, Source, readable, shown
 ANSWER = "answer"  # class as text, or number
 
 
-def read(source: Source, table: TargetTable) -> pl.DataFrame:
+def read_targets(source: Source, table: TargetTable) -> pl.DataFrame:
     """Entity and answer, in order of the entities' names.
 
     An entity may stand in several rows that agree. Raises `DataError` where they do not, or where an

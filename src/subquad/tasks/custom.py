@@ -14,15 +14,15 @@ import polars as pl
 
 from subquad.fields import SPLITS
 from subquad.task import Task, TaskTraits
-from subquad.tasks import answers, schema
+from subquad.tasks import answers
 from subquad.tasks.columns import clock_of
 from subquad.tasks.encoding import ENTITY, Encoding, Histories, vocabularies
 from subquad.tasks.errors import DataError
 from subquad.tasks.events import EventData
 from subquad.tasks.examples import Examples
 from subquad.tasks.fingerprint import fingerprint
-from subquad.tasks.schema import Schema
-from subquad.tasks.source import Source, opened, readable
+from subquad.tasks.schema import Schema, read_schema
+from subquad.tasks.source import Source, open_table, readable
 from subquad.tasks.splits import members
 from subquad.tasks.summary import described
 
@@ -68,11 +68,11 @@ def load(path: Path, *, keep: int | None = None, rows_at_once: int = ROWS_AT_ONC
 
     Raises `DataError`, one message with file, column and first rows, where anything is amiss.
     """
-    config = schema.read(path)
+    config = read_schema(path)
     events, target = config.events, config.target
     with (
-        opened(events.path, events.columns, encoding=events.encoding, decimal=events.decimal) as source,
-        opened(target.path, target.columns, encoding=target.encoding, decimal=target.decimal) as labels,
+        open_table(events.path, events.columns, encoding=events.encoding, decimal=events.decimal) as source,
+        open_table(target.path, target.columns, encoding=target.encoding, decimal=target.decimal) as labels,
     ):
         return _loaded(config, source, labels, keep, rows_at_once)
 
@@ -83,7 +83,7 @@ def _loaded(config: Schema, source: Source, labels: Source, keep: int | None, ro
     events = source.checked(blank.readings(source))
     with readable(source.name):
         counts = events.group_by(ENTITY).len().collect(engine="streaming")
-    answered = answers.read(labels, config.target)
+    answered = answers.read_targets(labels, config.target)
     answers.require_events_for_targets(labels, config.target, answered, counts)
     groups = members(answered[ENTITY])
     objective, values = answers.encode_targets(config.target, answered, groups)
@@ -91,11 +91,11 @@ def _loaded(config: Schema, source: Source, labels: Source, keep: int | None, ro
     with readable(source.name):
         learnt = of_entities(events, groups["train"])
         encoding = replace(blank, vocabularies=vocabularies(learnt, len(blank.categorical)))
-        kept = counts.join(answered, on=ENTITY, how="semi").sort(ENTITY)
+        counted = counts.join(answered, on=ENTITY, how="semi").sort(ENTITY)
         histories = Histories.joined(
             [
                 keep_last(encoding.histories(of_entities(events, share).collect(engine="streaming")), keep)
-                for share in shares(kept, rows_at_once)
+                for share in shares(counted, rows_at_once)
             ]
         )
     parts = {

@@ -41,7 +41,7 @@ from subquad.tasks.columns import (
     reading_of_time,
 )
 from subquad.tasks.errors import DataError
-from subquad.tasks.source import ROW, Reading, Source, Table, opened, readable
+from subquad.tasks.source import ROW, Reading, Source, Table, open_table, readable
 
 RARE = 5  # fewer training events make a category rare
 LARGEST = 4096  # categories kept of a column
@@ -159,7 +159,7 @@ class Encoding(InputEncoding):
 
         Raises `DataError` where the raw events are not as in training.
         """
-        with opened(table, self.columns, decimal=self.decimal) as source:
+        with open_table(table, self.columns, decimal=self.decimal) as source:
             source.refuse_empty()
             if self.clock != clock_of(source, self.time):
                 raise DataError(

@@ -10,10 +10,10 @@ class DataError(ValueError):
     """The data given cannot be used as they are; the message names file, column and first rows."""
 
 
-def suggestion(given: str, known: Iterable[str]) -> str:
+def suggestion(name: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: the nearest known one, or the first of them."""
     names = sorted(known)
-    if near := get_close_matches(given, names, n=1):
+    if near := get_close_matches(name, names, n=1):
         return f"did you mean {near[0]!r}?"
     if not names:
         return "there are none"

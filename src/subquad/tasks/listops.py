@@ -32,7 +32,7 @@ OPERATOR = 0.25  # probability
 ARGUMENTS = (2, 10)
 SYMBOLS = (*"0123456789", "[MIN", "[MAX", "[MED", "[SM", "]")
 MIN, MAX, MED, SM, END = range(10, 15)
-BLOCK = 4096  # expressions drawn at a time
+DRAW_SIZE = 4096  # expressions drawn at a time
 BARREN = 50  # blocks in a row without a new expression
 
 
@@ -185,7 +185,7 @@ class ListOps(Task):
 def drawn(bits: np.random.PCG64, *, depth: int) -> list[Level]:
     """A block of expressions, level by level; the children of a level stand in the order of their parents."""
     levels = []
-    tree = np.arange(BLOCK)
+    tree = np.arange(DRAW_SIZE)
     for level in range(1, depth + 1):
         chance = uniform(bits, len(tree))
         operator = (chance < OPERATOR) if level < depth else np.zeros(len(tree), bool)
@@ -241,8 +241,8 @@ def serialised(
     symbols = np.full(int(stop[-1]) if len(stop) else 0, END, np.uint8)
     place = np.cumsum(np.where(chosen, sizes[0], 0)) - np.where(chosen, sizes[0], 0)
     for depth, level in enumerate(levels):
-        kept = chosen[level.tree]
-        symbols[place[kept]] = level.symbol[kept]
+        selected = chosen[level.tree]
+        symbols[place[selected]] = level.symbol[selected]
         if depth + 1 < len(levels):
             count = level.arguments[level.arguments > 0]
             size = sizes[depth + 1]

@@ -85,7 +85,7 @@ class Schema:
         return {part: {**fields, "path": ""} for part, fields in asdict(self).items()}
 
 
-def read(path: Path) -> Schema:
+def read_schema(path: Path) -> Schema:
     """The schema in a TOML file. Raises `DataError` where it says too little, too much, or what cannot be."""
     if not path.is_file():
         raise DataError(f"{path}: no such file")
@@ -112,9 +112,9 @@ def _default_metric(kind: str) -> str:
 
 
 def _section(path: Path, written: dict[str, Any], section: str) -> dict[str, Any]:
-    if not isinstance(given := written.get(section), dict):
+    if not isinstance(entries := written.get(section), dict):
         raise DataError(f"{path}: there is no section [{section}]")
-    for key, value in given.items():
+    for key, value in entries.items():
         if key not in _KEYS[section]:
             raise DataError(f"{path}: unknown key {key!r} in [{section}]; {suggestion(key, _KEYS[section])}")
         if key in _LISTS:
@@ -127,10 +127,10 @@ def _section(path: Path, written: dict[str, Any], section: str) -> dict[str, Any
         elif key == "decimal" and value not in (".", ","):
             raise DataError(f"{path}: [{section}] decimal must be '.' or ',', not {value!r}")
     for key in _KEYS[section]:
-        if key not in given and key not in _MAY_BE_LEFT_OUT:
+        if key not in entries and key not in _MAY_BE_LEFT_OUT:
             raise DataError(f"{path}: [{section}] lacks the key {key!r}")
-    lists = {key: tuple(given[key]) for key in _LISTS if key in given}
-    return {**given, **lists, "path": path.parent / given["path"]}
+    lists = {key: tuple(entries[key]) for key in _LISTS if key in entries}
+    return {**entries, **lists, "path": path.parent / entries["path"]}
 
 
 def _consistent(path: Path, schema: Schema) -> None:

@@ -128,7 +128,7 @@ class Source:
 
 
 @contextmanager
-def opened(
+def open_table(
     table: Table, columns: Collection[str], *, encoding: str = UTF_8, decimal: str = "."
 ) -> Iterator[Source]:
     """A table of which these columns will be asked: a frame, or the path of a CSV or Parquet file.
@@ -146,8 +146,8 @@ def opened(
             with readable(name):
                 source = Source.of(name, *_numbered(rows_of(table)), decimal=decimal)
                 if isinstance(table, pl.LazyFrame):  # once: it need not come out the same the next time
-                    asked = {str(source.place(column)) for column in columns}
-                    rows = source.raw.select(ROW, *asked).collect(engine="streaming")
+                    places = {str(source.place(column)) for column in columns}
+                    rows = source.raw.select(ROW, *places).collect(engine="streaming")
                     source = replace(source, raw=rows.lazy())
         yield source
 
@@ -200,18 +200,18 @@ def _file(
     match path.suffix.lower():
         case ".csv":
             text = stack.enter_context(in_utf8(path, encoding))
-            found = dialect(text, columns, name=str(path))
+            csv = dialect(text, columns, name=str(path))
             rows = pl.scan_csv(
                 text.absolute(),
                 glob=False,
                 infer_schema=False,
-                separator=found.separator,
-                eol_char=found.end,
-                new_columns=[str(place) for place in range(len(found.header))],
+                separator=csv.separator,
+                eol_char=csv.end,
+                new_columns=[str(place) for place in range(len(csv.header))],
             ).with_row_index(ROW, offset=1)
-            if found.gaps:
+            if csv.gaps:
                 rows = rows.filter(~pl.all_horizontal(pl.exclude(ROW).is_null()))
-            return found.header, rows
+            return csv.header, rows
         case ".parquet":
             if encoding != UTF_8:
                 raise DataError(f"{path}: Parquet knows its encoding: leave encoding = {encoding!r} out")

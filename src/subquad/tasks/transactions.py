@@ -37,7 +37,7 @@ from subquad.tasks.errors import DataError
 from subquad.tasks.events import EventData
 from subquad.tasks.examples import Examples
 from subquad.tasks.fingerprint import fingerprint
-from subquad.tasks.source import opened, scan_parquet
+from subquad.tasks.source import open_table, scan_parquet
 from subquad.tasks.splits import members
 from subquad.tasks.summary import described
 
@@ -48,7 +48,7 @@ QUESTIONS = {
 WINDOW = timedelta(days=28)
 END = datetime(2018, 1, 1)
 CUT_OFFS = tuple(END - WINDOW * back for back in range(12, 0, -1))
-ASKED = {"train": CUT_OFFS[:6], "validation": CUT_OFFS[6:9], "test": CUT_OFFS[9:]}
+SPLIT_CUT_OFFS = {"train": CUT_OFFS[:6], "validation": CUT_OFFS[6:9], "test": CUT_OFFS[9:]}
 
 
 class Transactions(Task):
@@ -93,15 +93,15 @@ def prepared(purchases: pl.DataFrame, target: str, *, fingerprint: str) -> Event
         end="cut-off",
         vocabularies=((), ()),
     )
-    with opened(purchases, blank.columns) as source:
+    with open_table(purchases, blank.columns) as source:
         checked = source.checked(blank.readings(source)).collect()
     groups = members(checked[ENTITY].unique().sort())
-    learnt = _of(checked, groups["train"]).filter(pl.col(TIME) < _days(ASKED["train"][-1]))
+    learnt = _of(checked, groups["train"]).filter(pl.col(TIME) < _days(SPLIT_CUT_OFFS["train"][-1]))
     encoding = replace(blank, vocabularies=vocabularies(learnt, len(blank.categorical)))
     histories = encoding.histories(checked)
-    asked = {split: _asked(_of(checked, groups[split]), ASKED[split]) for split in SPLITS}
-    objective, answers = (_churn if target == "churn" else _spend)(asked)
-    parts = {split: _examples(histories, asked[split], answers[split]) for split in SPLITS}
+    spending = {split: _spending(_of(checked, groups[split]), SPLIT_CUT_OFFS[split]) for split in SPLITS}
+    objective, answers = (_churn if target == "churn" else _spend)(spending)
+    parts = {split: _examples(histories, spending[split], answers[split]) for split in SPLITS}
     train = parts["train"]
     encoding = encoding.standardised(histories, train.start, train.stop, train.until)
     return EventData(
@@ -115,13 +115,15 @@ def prepared(purchases: pl.DataFrame, target: str, *, fingerprint: str) -> Event
             "task": "transactions",
             "question": QUESTIONS[target],
             "asked about": "households that bought anything in the 28 days before the cut-off",
-            "cut-offs": {split: [f"{cut_off:%Y-%m-%d}" for cut_off in ASKED[split]] for split in SPLITS},
+            "cut-offs": {
+                split: [f"{cut_off:%Y-%m-%d}" for cut_off in SPLIT_CUT_OFFS[split]] for split in SPLITS
+            },
             **described(histories, encoding, target, objective, parts),
         },
     )
 
 
-def _asked(purchases: pl.LazyFrame, cut_offs: Sequence[datetime]) -> pl.DataFrame:
+def _spending(purchases: pl.LazyFrame, cut_offs: Sequence[datetime]) -> pl.DataFrame:
     """Household, cut-off in days, and the cents spent in the window after it: null where it is silent."""
     parts = []
     for cut_off in cut_offs:
@@ -135,14 +137,14 @@ def _asked(purchases: pl.LazyFrame, cut_offs: Sequence[datetime]) -> pl.DataFram
     return pl.concat(parts)
 
 
-def _churn(asked: Mapping[str, pl.DataFrame]) -> tuple[Supervised, dict[str, Int[np.ndarray, " n"]]]:
+def _churn(spending: Mapping[str, pl.DataFrame]) -> tuple[Supervised, dict[str, Int[np.ndarray, " n"]]]:
     return BinaryClassification(classes=("buys", "silent")), {
-        split: rows["cents"].is_null().to_numpy().astype(np.int64) for split, rows in asked.items()
+        split: rows["cents"].is_null().to_numpy().astype(np.int64) for split, rows in spending.items()
     }
 
 
-def _spend(asked: Mapping[str, pl.DataFrame]) -> tuple[Supervised, dict[str, Int[np.ndarray, " n"]]]:
-    cents = {split: rows["cents"].fill_null(0).to_numpy() for split, rows in asked.items()}
+def _spend(spending: Mapping[str, pl.DataFrame]) -> tuple[Supervised, dict[str, Int[np.ndarray, " n"]]]:
+    cents = {split: rows["cents"].fill_null(0).to_numpy() for split, rows in spending.items()}
     bounds = np.quantile(cents["train"], [0.25, 0.5, 0.75])
     edges = [f"{bound / 100:.2f}" for bound in bounds]
     classes = (
@@ -155,11 +157,11 @@ def _spend(asked: Mapping[str, pl.DataFrame]) -> tuple[Supervised, dict[str, Int
     }
 
 
-def _examples(histories: Histories, asked: pl.DataFrame, answers: Int[np.ndarray, " n"]) -> Examples:
+def _examples(histories: Histories, spending: pl.DataFrame, answers: Int[np.ndarray, " n"]) -> Examples:
     """What each household had bought before its cut-off."""
     place = {household: number for number, household in enumerate(histories.entities)}
-    entity = np.array([place[household] for household in asked[ENTITY]])
-    until = asked["until"].to_numpy()
+    entity = np.array([place[household] for household in spending[ENTITY]])
+    until = spending["until"].to_numpy()
     start = histories.start[entity]
     stop = np.array(
         [

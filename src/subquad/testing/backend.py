@@ -30,7 +30,7 @@ from subquad.ops.window_attention import window_attention
 B, H, D, E = 2, 3, 8, 6
 LENGTHS = (0, 1, 65)
 STREAM = 130
-DTYPES = (torch.float32, *NARROW)
+TRIAL_DTYPES = (torch.float32, *NARROW)
 
 Function = Callable[..., tuple[Tensor, ...]]
 
@@ -62,7 +62,7 @@ def certify_backend(operator: str, backend: str, *, device: str = "cpu") -> list
     outcomes = [
         Outcome(trial.name, dtype, refusal(trial, backend, dtype=dtype, device=device))
         for trial in TRIALS[operator]()
-        for dtype in DTYPES
+        for dtype in TRIAL_DTYPES
     ]
     refusals = {outcome.refusal for outcome in outcomes}
     assert None in refusals, f"{backend!r} refuses every trial of {operator}: {refusals}"
@@ -74,13 +74,13 @@ def refusal(trial: Trial, backend: str, *, dtype: torch.dtype, device: str) -> s
     narrow = tuple(x.to(device, dtype) for x in trial.inputs)
     try:
         with using(backend):
-            found = results(trial, narrow)
+            actual = results(trial, narrow)
     except Refused as error:
         return error.reasons[backend]
     with using("reference"):
         expected = results(trial, tuple(x.double() for x in narrow))
     rounding = 1e-4 if dtype == torch.float32 else 8 * torch.finfo(dtype).eps
-    for n, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
+    for n, (ours, theirs) in enumerate(zip(actual, expected, strict=True)):
         largest = theirs.abs().max().item() if theirs.numel() else 0.0
         try:
             assert_close(ours.double(), theirs, rtol=rounding, atol=rounding * max(largest, 0.1))
@@ -139,7 +139,7 @@ def kernel_inputs(kind: FeatureKind, W: Tensor, q: Tensor, k: Tensor) -> KernelI
     return KernelInputs(q.abs(), k.abs(), kind) if kind == FeatureKind.FEATURES else KernelInputs(q, k, kind)
 
 
-def hidden(valid: Tensor | None, *inputs: Tensor) -> tuple[Tensor, ...]:
+def zero_padding(valid: Tensor | None, *inputs: Tensor) -> tuple[Tensor, ...]:
     if valid is None:
         return inputs
     padding = ~valid[:, None, :, None]
@@ -148,7 +148,7 @@ def hidden(valid: Tensor | None, *inputs: Tensor) -> tuple[Tensor, ...]:
 
 def linear(kind: FeatureKind, W: Tensor, valid: Tensor | None, *, causal: bool) -> Function:
     def function(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
-        k, v = hidden(valid, k, v)
+        k, v = zero_padding(valid, k, v)
         seen = None if valid is None else valid.to(q.device)
         return (linear_attention(kernel_inputs(kind, W, q, k), v, valid=seen, causal=causal),)
 
@@ -159,7 +159,7 @@ def stream(kind: FeatureKind, W: Tensor, valid: Tensor | None) -> Function:
     """In steps of one token, of a few, and of many."""
 
     def function(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
-        k, v = hidden(valid, k, v)
+        k, v = zero_padding(valid, k, v)
         outs, sums = [], None
         for start, end in ((0, 1), (1, 1), (1, 4), (4, 80), (80, q.shape[2])):
             part = kernel_inputs(kind, W, q[:, :, start:end], k[:, :, start:end])
@@ -204,8 +204,8 @@ def window_trials() -> Iterator[Trial]:
         for lengths in (None, torch.tensor([length, length // 2])):
 
             def function(q: Tensor, k: Tensor, v: Tensor, left=left, right=right, lengths=lengths):
-                own = None if lengths is None else lengths.to(q.device)
-                out, lse = window_attention(q, k, v, left=left, right=right, lengths=own)
+                row_lengths = None if lengths is None else lengths.to(q.device)
+                out, lse = window_attention(q, k, v, left=left, right=right, lengths=row_lengths)
                 return out, lse.masked_fill(lse == -torch.inf, 0)
 
             what = "no padding" if lengths is None else "padding"

@@ -17,7 +17,7 @@ from torch import Tensor
 from subquad.ops.backends import Backends
 from subquad.ops.shared.operator import call_op, differentiable_once
 from subquad.ops.shared.precision import wide
-from subquad.ops.shared.shapes import require_dtype, require_places, require_shape, require_together
+from subquad.ops.shared.shapes import require_dtype, require_matching_inputs, require_places, require_shape
 
 Rounds = Int[Tensor, "b h r n"]
 
@@ -77,7 +77,7 @@ def bucket_attention(
 
     Raises `ValueError` for shapes or dtypes that do not fit.
     """
-    require_together(q, k, v)
+    require_matching_inputs(q, k, v)
     require_shape("keys", k, *q.shape)
     rounds = order.shape[2]
     require_places("orders", order, *q.shape[:2], rounds, q.shape[2])

@@ -16,7 +16,7 @@ from subquad.ops.bucket_attention import Visibility
 Chunked = Float[Tensor, "w c d"]
 BlockScores = Float[Tensor, "x c k"]  # of a block of chunks
 
-ALONE = -1e5  # the score of a token with itself, where it should see itself only for want of others
+ALONE = -1e5  # the score of a token with itself, where it should see itself only if it sees no other
 HIDDEN = -1e30  # the score of a key that is not seen
 NOWHERE = -8  # the label of a free place; below it and above -2, labels are the caller's
 MAX_TOKENS = 2048  # that are gathered at once, at least a head's

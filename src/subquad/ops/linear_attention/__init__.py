@@ -22,7 +22,7 @@ from subquad.ops.linear_attention.sums import ShiftedSums, Sums
 from subquad.ops.shared.operator import call_op, differentiable_once, dispatched
 from subquad.ops.shared.padding import require_mask
 from subquad.ops.shared.precision import wide, widened
-from subquad.ops.shared.shapes import require_dtype, require_shape, require_together
+from subquad.ops.shared.shapes import require_dtype, require_matching_inputs, require_shape
 
 
 class FeatureKind(IntEnum):
@@ -131,7 +131,7 @@ def fast_steps(q: Tensor, k: Tensor, v: Tensor) -> bool:
 
 def require_fit(inputs: KernelInputs, v: Tensor, valid: Tensor | None, *, causal: bool) -> None:
     """Raise `ValueError` for what does not fit together."""
-    require_together(inputs.q, inputs.k, v)
+    require_matching_inputs(inputs.q, inputs.k, v)
     b, h, t, d = inputs.q.shape
     require_shape("keys", inputs.k, b, h, t if causal else inputs.k.shape[2], d)
     if inputs.W is not None:

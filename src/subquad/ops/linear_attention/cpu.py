@@ -14,7 +14,7 @@ from subquad.ops.native.library import PRECISIONS, KernelCall, rows, why_not_flo
 from subquad.ops.shared.allocation import empty_result
 
 CHUNK = 64  # tokens, in linear.cpp
-FEW = 8  # tokens that do not fill a tile
+MAX_STEP = 8  # tokens that do not fill a tile
 SUMS = torch.float32  # what sums and denominators are kept in
 
 
@@ -62,7 +62,7 @@ def forward(call: LinearCall) -> LinearResult | None:
 def step(call: LinearCall) -> tuple[Tensor, Sums | ShiftedSums] | None:
     """The next tokens of a stream, without what a backward pass would need."""
     q, k, v = call[:3]
-    if k.shape[2] > FEW:
+    if k.shape[2] > MAX_STEP:
         result = forward(call)
         if result is None:
             return None

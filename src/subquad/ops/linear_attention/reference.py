@@ -25,7 +25,7 @@ from subquad.ops.shared.scan import scan
 
 Upstream = Callable[[slice], tuple[Tensor, Tensor]]  # the gradients of some numerators and denominators
 
-CHUNKS = (64, 8, 1)  # tokens of a causal chunk, the shorter ones for want of range
+CHUNKS = (64, 8, 1)  # tokens of a causal chunk, shorter ones are the fallback on underflow
 SMALLEST = {torch.float32: 1e-26, torch.float64: 1e-200}  # a denominator below this may have lost terms
 WIDE, FEATURES = 512, 2**15  # where every query sees every key: tokens of a chunk, and features of a head
 

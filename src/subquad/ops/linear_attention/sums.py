@@ -68,7 +68,7 @@ def collect(k: KeyFeatures, v: Float[Tensor, "b h s e"], *, valid: Valid | None,
     return Sums(S, z) if sums is None else Sums(sums.S + S, sums.z + z)
 
 
-def read(q: Features, sums: Sums) -> Float[Tensor, "b h t e"]:
+def read_sums(q: Features, sums: Sums) -> Float[Tensor, "b h t e"]:
     """What queries get that see all of the keys."""
     return divide(q @ sums.S, q @ sums.z)
 
@@ -79,7 +79,7 @@ def causal_average(
     """One chunk: every query sees the keys of earlier chunks, and those of its own up to itself."""
     if q.shape[2] == 1:
         sums = collect(k, v, valid=valid, sums=state)
-        return read(q, sums), sums
+        return read_sums(q, sums), sums
     k = mask_keys(k, valid, 0)
     inside = (q @ k.mT).tril()
     numerator, denominator = inside @ v, inside.sum(-1, keepdim=True)

@@ -1,8 +1,8 @@
 import sys
 
-from subquad.ops.native.build import BuildError, build
+from subquad.ops.native.build import BuildError, build_kernels
 
 try:
-    print(*build(extra=tuple(sys.argv[1:])), sep="\n")
+    print(*build_kernels(extra=tuple(sys.argv[1:])), sep="\n")
 except BuildError as error:
     sys.exit(f"not built: {error}")

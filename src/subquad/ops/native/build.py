@@ -49,7 +49,7 @@ def library(name: str) -> Path:
     return HERE / f"kernels-{name}.so"
 
 
-def build(*, extra: tuple[str, ...] = (), tell: Callable[[str], None] = print) -> list[Path]:
+def build_kernels(*, extra: tuple[str, ...] = (), tell: Callable[[str], None] = print) -> list[Path]:
     """Compile the libraries, with `extra` flags, and `tell` how far it is. Raises `BuildError`."""
     if (sets := SETS.get(platform.machine())) is None:
         raise BuildError(f"no kernels for {platform.machine()}")

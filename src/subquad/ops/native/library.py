@@ -35,12 +35,12 @@ def kernels_in_use() -> Kernels:
     environment that a process starts with, SUBQUAD_NATIVE=0 switches the kernels off.
     """
     reason = missing()
-    return Kernels("native", load()[1]) if reason is None else Kernels("torch", reason)
+    return Kernels("native", load_library()[1]) if reason is None else Kernels("torch", reason)
 
 
 def missing() -> str | None:
     """Why there are no kernels."""
-    library, reason = load()
+    library, reason = load_library()
     return reason if library is None else None
 
 
@@ -64,17 +64,17 @@ def why_not_half(first: Tensor, *inputs: Tensor | None) -> str | None:
 
 
 @cache
-def load() -> tuple[ctypes.CDLL | None, str]:
+def load_library() -> tuple[ctypes.CDLL | None, str]:
     """The library, if there is one and it is wanted, and what is to be said of it."""
     if os.environ.get("SUBQUAD_NATIVE") == "0":
         return None, "SUBQUAD_NATIVE=0 switches the kernels off"
-    library, reason = find()
+    library, reason = find_library()
     if library is None:
         warn_once("cpu", reason)
     return library, reason
 
 
-def find() -> tuple[ctypes.CDLL | None, str]:
+def find_library() -> tuple[ctypes.CDLL | None, str]:
     for name in SETS.get(torch.backends.cpu.get_cpu_capability(), ("baseline",)):
         path = build.library(name)
         if path.exists():
@@ -107,7 +107,7 @@ class KernelCall(ctypes.Structure):
                 self._hold(name, x.contiguous())
 
     def tokens(self, **tensors: Tensor | None) -> None:
-        """To inputs of shape (b h t _), whose strides are told."""
+        """To inputs of shape (b h t _), with their strides."""
         for name, x in tensors.items():
             if x is not None:
                 strides = x.stride()
@@ -129,7 +129,7 @@ class KernelCall(ctypes.Structure):
 @cache
 def function(struct: type[KernelCall], kernel: str) -> Callable[..., int]:
     """The kernel of that name, whose struct is as long as ours: with another it would read beyond it."""
-    library, _ = load()
+    library, _ = load_library()
     assert library is not None
     theirs, ours = library.size_of(struct.__name__.encode()), ctypes.sizeof(struct)
     if theirs != ours:

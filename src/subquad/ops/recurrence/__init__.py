@@ -12,10 +12,10 @@ from torch import Tensor
 from subquad.ops.backends import Backends
 from subquad.ops.recurrence.decay import LogDecays, Matrix, Queries, Values
 from subquad.ops.recurrence.delta_rule import Betas
-from subquad.ops.recurrence.rows import Fusion, Gradients, Tokens
+from subquad.ops.recurrence.rows import Fusion, Gradients, RecurrenceInputs
 from subquad.ops.shared.operator import call_op, differentiable_once, dispatched
 from subquad.ops.shared.precision import widened
-from subquad.ops.shared.shapes import require_dtype, require_shape, require_together
+from subquad.ops.shared.shapes import require_dtype, require_matching_inputs, require_shape
 
 NOTHING = Fusion()
 
@@ -23,7 +23,7 @@ NOTHING = Fusion()
 class RecurrenceCall(NamedTuple):
     """What a backend is called with. A token with k = 0 and log_decay = 0 leaves no trace."""
 
-    tokens: Tokens
+    tokens: RecurrenceInputs
     state: Matrix
     fusion: Fusion
     needs_grad: bool
@@ -56,7 +56,7 @@ def decayed_product(
             f"decays of {channels} channels do not fit keys of {q.shape[3]}: give one for each channel"
             f"{'' if fusion.gate_normalizer else ', or one for all'}"
         )
-    return recur(Tokens(q, k, v, log_decay, None), state, fusion)
+    return recur(RecurrenceInputs(q, k, v, log_decay, None), state, fusion)
 
 
 def delta_product(
@@ -78,12 +78,12 @@ def delta_product(
         )
     require_shape("rates", beta, *q.shape[:3], 1)
     require_dtype("rates", beta, q.dtype, widened(q.dtype))
-    return recur(Tokens(q, k, v, log_decay, beta), state, fusion)
+    return recur(RecurrenceInputs(q, k, v, log_decay, beta), state, fusion)
 
 
 def require_fit(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, fusion: Fusion) -> None:
     """Raise `ValueError` for what does not fit together; rows may share decays and turns, heads decays."""
-    require_together(q, k, v)
+    require_matching_inputs(q, k, v)
     require_shape("keys", k, *q.shape)
     wider = widened(q.dtype)
     require_shape("the state's numbers", state, *q.shape[:2], q.shape[3], v.shape[3])
@@ -104,7 +104,7 @@ def require_fit(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tenso
         raise ValueError(f"decays of shape {tuple(log_decay.shape)} do not fit queries of {tuple(q.shape)}")
 
 
-def recur(tokens: Tokens, state: Matrix, fusion: Fusion) -> tuple[Values, Matrix]:
+def recur(tokens: RecurrenceInputs, state: Matrix, fusion: Fusion) -> tuple[Values, Matrix]:
     *numbers, rotary, scale, gate = fusion
     learnt = (*tokens, state, scale, gate)
     if not dispatched(*learnt):
@@ -136,7 +136,7 @@ def _forward(
     """Outputs, what they were before the norm, the last state, and the backend's index."""
     numbers = (q_scale, qk_l2norm_eps, swish_values, gate_normalizer, rms_norm_eps)
     fusion = Fusion(*numbers, rotary, scale, gate)
-    made = RecurrenceCall(Tokens(q, k, v, log_decay, beta), state, fusion, needs_grad)
+    made = RecurrenceCall(RecurrenceInputs(q, k, v, log_decay, beta), state, fusion, needs_grad)
     index, (out, raw, last) = BACKENDS.run("forward", made)
     return out, raw, last, torch.tensor(index)
 
@@ -170,10 +170,10 @@ def _backward(
     rms_norm_eps: float,
     needs_decay_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, log_decay, beta, state, scale and gate: no numbers for what there was not."""
+    """Gradients of q, k, v, log_decay, beta, state, scale and gate: empty tensors for absent inputs."""
     numbers = (q_scale, qk_l2norm_eps, swish_values, gate_normalizer, rms_norm_eps)
     fusion = Fusion(*numbers, rotary, scale, gate)
-    made = RecurrenceCall(Tokens(q, k, v, log_decay, beta), state, fusion, True, needs_decay_grad)
+    made = RecurrenceCall(RecurrenceInputs(q, k, v, log_decay, beta), state, fusion, True, needs_decay_grad)
     gradients: Gradients = BACKENDS[index].backward((grad, grad_state), made, raw)
     dq, dk, dv, dlog_decay, dbeta = gradients.tokens
     return dq, dk, dv, dlog_decay, q.new_empty(0) if dbeta is None else dbeta, *gradients[1:]

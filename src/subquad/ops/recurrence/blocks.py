@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from subquad.ops.recurrence import RecurrenceCall, RecurrenceResult
-from subquad.ops.recurrence.rows import Gradients, Tokens
+from subquad.ops.recurrence.rows import Gradients, RecurrenceInputs
 from subquad.ops.shared.allocation import empty_result
 from subquad.ops.shared.precision import wide
 
@@ -51,7 +51,7 @@ def backward(
         dstate = part.state
         dscale += part.scale
     *tokens, dgate = whole
-    return Gradients(Tokens(*tokens), dstate, dscale, dgate)
+    return Gradients(RecurrenceInputs(*tokens), dstate, dscale, dgate)
 
 
 def blocks(length: int) -> list[slice]:

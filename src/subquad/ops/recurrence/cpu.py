@@ -10,7 +10,7 @@ from torch import Tensor
 
 from subquad.ops.native.library import PRECISIONS, KernelCall, rows, why_not_float32, why_not_half
 from subquad.ops.recurrence import RecurrenceCall, RecurrenceResult, blocks
-from subquad.ops.recurrence.rows import Gradients, Tokens
+from subquad.ops.recurrence.rows import Gradients, RecurrenceInputs
 from subquad.ops.shared.allocation import empty_result
 
 
@@ -83,7 +83,7 @@ def advance_backward(grads: tuple[Tensor, Tensor], call: RecurrenceCall, raw: Te
     if fusion.scale is not None:
         dscale = dscale.sum((0, 1))
     dlog_decay = dlog_decay.sum_to_size(log_decay.shape)
-    return Gradients(Tokens(dq, dk, dv, dlog_decay, dbeta), dstate, dscale, dgate)
+    return Gradients(RecurrenceInputs(dq, dk, dv, dlog_decay, dbeta), dstate, dscale, dgate)
 
 
 def make_call(call: RecurrenceCall) -> Recurrence:

@@ -65,7 +65,7 @@ def advance(
     for n in range(q.shape[2]):
         found.append(state)
         state = torch.addcmul(written[:, :, n], whole[:, :, n], state)
-    return joined(read(weights, v, q * fading.since_start, torch.stack(found, 2)), length), state
+    return unchunked(chunk_outputs(weights, v, q * fading.since_start, torch.stack(found, 2)), length), state
 
 
 def backward(
@@ -109,8 +109,8 @@ def backward(
     else:
         weights, _ = weights_by_halves(q, k, log_decay)
         backward_by_halves(of_weights, q, k, log_decay, dq, dk, flow)
-    dv = read(weights.mT, grad, kept, after)
-    dq, dk, dv, flow = (joined(x, length) for x in (dq, dk, dv, flow))
+    dv = chunk_outputs(weights.mT, grad, kept, after)
+    dq, dk, dv, flow = (unchunked(x, length) for x in (dq, dk, dv, flow))
     return dq, dk, dv, flow.sum_to_size(like), grad_state
 
 
@@ -129,7 +129,7 @@ def across(terms: Float[Tensor, "b h n c c"]) -> Float[Tensor, "b h n c 1"]:
     return F.pad(terms[..., :-1].cumsum(-1).tril_(-1).sum(-2), (1, 0))[..., None]
 
 
-def read(
+def chunk_outputs(
     weights: Float[Tensor, "b h n c c"],
     v: Float[Tensor, "b h n c e"],
     q: Float[Tensor, "b h n c d"],
@@ -232,5 +232,5 @@ def chunked(x: Float[Tensor, "b h t c"]) -> Float[Tensor, "b h n l c"]:
     return x.contiguous().unflatten(2, (-1, size))
 
 
-def joined(x: Float[Tensor, "b h n l c"], length: int) -> Float[Tensor, "b h t c"]:
+def unchunked(x: Float[Tensor, "b h n l c"], length: int) -> Float[Tensor, "b h t c"]:
     return x.flatten(2, 3)[:, :, :length]

@@ -31,13 +31,13 @@ from subquad.ops.recurrence.decay import (
     Values,
     across,
     between,
+    chunk_outputs,
     chunked,
     earlier,
     fade,
-    joined,
     later,
     once,
-    read,
+    unchunked,
 )
 
 Betas = Float[Tensor, "b h t 1"]
@@ -51,7 +51,8 @@ def advance(
     chunk = Chunks.of(k, v, beta, log_decay, state=state)
     q, length = chunked(q), q.shape[2]
     weights = (q @ chunk.k.mT).mul_(chunk.left)
-    return joined(read(weights, chunk.u, q * chunk.fading.since_start, chunk.found), length), chunk.last
+    out = chunk_outputs(weights, chunk.u, q * chunk.fading.since_start, chunk.found)
+    return unchunked(out, length), chunk.last
 
 
 class Chunks(NamedTuple):
@@ -129,5 +130,5 @@ def backward(
     of_system *= left
     dq += of_weights @ k
     dk += (of_weights.mT @ q).sub_(recalled).add_((of_system + of_system.mT) @ k)
-    dq, dk, dv, dbeta, flow = (joined(x, length) for x in (dq, dk, dv, dbeta, flow))
+    dq, dk, dv, dbeta, flow = (unchunked(x, length) for x in (dq, dk, dv, dbeta, flow))
     return dq, dk, dv, dbeta, flow.sum_to_size(log_decay.shape), grad_state

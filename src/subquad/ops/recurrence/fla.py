@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from subquad.ops.recurrence import RecurrenceCall, RecurrenceResult, rows
-from subquad.ops.recurrence.rows import Fusion, Gradients, Tokens
+from subquad.ops.recurrence.rows import Fusion, Gradients, RecurrenceInputs
 from subquad.ops.shared.graphed import recording
 from subquad.ops.shared.precision import NARROW, wide
 
@@ -54,7 +54,7 @@ def backward(grads: tuple[Tensor, Tensor], call: RecurrenceCall, raw: Tensor) ->
         found = iter(torch.autograd.grad((out, last), present, grads, materialize_grads=True))
     nothing = call.state.new_empty(0)
     dq, dk, dv, dlog_decay, dbeta, *others = (nothing if x is None else next(found) for x in inputs)
-    return Gradients(Tokens(dq, dk, dv, dlog_decay, dbeta), *others)
+    return Gradients(RecurrenceInputs(dq, dk, dv, dlog_decay, dbeta), *others)
 
 
 def widened(x: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def fusion_of(call: RecurrenceCall) -> Fusion:
     return call.fusion._replace(gate=None if gate is None else wide(gate)[0])
 
 
-def product(tokens: Tokens, state: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def product(tokens: RecurrenceInputs, state: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Outputs in float32 and the last state, by kernels that take `dtype`."""
     *_, log_decay, beta = tokens
     q, k, v = (x.to(dtype).transpose(1, 2) for x in tokens[:3])

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from subquad.ops.recurrence import RecurrenceCall, RecurrenceResult, blocks, decay, delta_rule, rows
-from subquad.ops.recurrence.rows import Gradients, Tokens
+from subquad.ops.recurrence.rows import Gradients, RecurrenceInputs
 
 
 def refuses(call: RecurrenceCall) -> None:
@@ -41,5 +41,5 @@ def advance_backward(grads: tuple[Tensor, Tensor], block: RecurrenceCall, raw: T
         dq, dk, dv, dbeta, dlog_decay, dstate = delta_rule.backward(
             grad, grad_state, q, k, v, beta, log_decay, state=state
         )
-    dtokens = rows.preprocess_backward(Tokens(dq, dk, dv, dlog_decay, dbeta), tokens, fusion)
+    dtokens = rows.preprocess_backward(RecurrenceInputs(dq, dk, dv, dlog_decay, dbeta), tokens, fusion)
     return Gradients(dtokens, dstate, dscale, dgate)

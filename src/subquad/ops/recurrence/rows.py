@@ -43,7 +43,7 @@ class Fusion(NamedTuple):
     gate: Gates | None = None
 
 
-class Tokens(NamedTuple):
+class RecurrenceInputs(NamedTuple):
     """What a recurrence takes of each token; or the gradients of that."""
 
     q: Rows
@@ -52,37 +52,37 @@ class Tokens(NamedTuple):
     log_decay: Float[Tensor, "#b #h t #d"]
     beta: Float[Tensor, "b h t 1"] | None  # of the delta rule
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> "Tokens":
+    def each(self, change: Callable[[Tensor], Tensor]) -> "RecurrenceInputs":
         q, k, v, log_decay, beta = self
         made = None if beta is None else change(beta)
-        return Tokens(change(q), change(k), change(v), change(log_decay), made)
+        return RecurrenceInputs(change(q), change(k), change(v), change(log_decay), made)
 
 
 class Gradients(NamedTuple):
-    """Of all inputs of a recurrence: no numbers for what there was not."""
+    """Of all inputs of a recurrence: empty tensors for absent inputs."""
 
-    tokens: Tokens
+    tokens: RecurrenceInputs
     state: Tensor
     scale: Tensor
     gate: Tensor
 
 
-def preprocess(tokens: Tokens, fusion: Fusion) -> Tokens:
+def preprocess(tokens: RecurrenceInputs, fusion: Fusion) -> RecurrenceInputs:
     """As the recurrence takes them."""
     q, k, v, log_decay, beta = tokens
     v = F.silu(v) if fusion.swish_values else v
     log_decay = F.logsigmoid(log_decay) / fusion.gate_normalizer if fusion.gate_normalizer else log_decay
-    return Tokens(key(q, fusion, scale=fusion.q_scale), key(k, fusion), v, log_decay, beta)
+    return RecurrenceInputs(key(q, fusion, scale=fusion.q_scale), key(k, fusion), v, log_decay, beta)
 
 
-def preprocess_backward(grad: Tokens, tokens: Tokens, fusion: Fusion) -> Tokens:
+def preprocess_backward(grad: RecurrenceInputs, tokens: RecurrenceInputs, fusion: Fusion) -> RecurrenceInputs:
     """Gradients of tokens, from those of what `preprocess` makes of them."""
     dq, dk, dv, dlog_decay, dbeta = grad
     dv = swish_backward(dv, tokens.v) if fusion.swish_values else dv
     if fusion.gate_normalizer:
         dlog_decay = dlog_decay * tokens.log_decay.neg().sigmoid_().div_(fusion.gate_normalizer)
     dq, dk = key_backward(dq, tokens.q, fusion, scale=fusion.q_scale), key_backward(dk, tokens.k, fusion)
-    return Tokens(dq, dk, dv, dlog_decay, dbeta)
+    return RecurrenceInputs(dq, dk, dv, dlog_decay, dbeta)
 
 
 def key(x: Rows, fusion: Fusion, *, scale: float = 1.0) -> Rows:

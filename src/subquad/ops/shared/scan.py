@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from subquad.ops.shared.allocation import concat_into
 from subquad.ops.shared.transforms import transformed
 
-BLOCK = 1024  # tokens whose features stay in cache
+FEATURE_BLOCK = 1024  # tokens whose features stay in cache
 Chunk = tuple[tuple[Tensor, ...], Tensor | None]
 
 
@@ -52,7 +52,7 @@ def blocks(*inputs: Tensor, valid: Tensor | None = None) -> Iterator[Chunk]:
     """Chunks as long as is good for speed. In a graph there is one, since the compiler cuts as it likes."""
     if torch.compiler.is_compiling():
         return iter([(inputs, valid)])
-    return chunks(*inputs, valid=valid, size=BLOCK)
+    return chunks(*inputs, valid=valid, size=FEATURE_BLOCK)
 
 
 def recompute(function: Callable[..., Any], *inputs: Any) -> Any:

@@ -13,7 +13,7 @@ def require_shape(what: str, x: Tensor, *wanted: int) -> None:
         raise ValueError(f"{what} of shape {tuple(x.shape)} do not fit the queries: they need {wanted}")
 
 
-def require_together(q: Tensor, *keyed: Tensor) -> None:
+def require_matching_inputs(q: Tensor, *keyed: Tensor) -> None:
     """Raise `ValueError` unless what goes by key has one number of keys, and the queries' batch, heads and
     dtype.
     """

@@ -16,7 +16,7 @@ from torch import Tensor
 from subquad.ops.backends import Backends
 from subquad.ops.shared.operator import call_op, differentiable_once
 from subquad.ops.shared.precision import widened
-from subquad.ops.shared.shapes import require_places, require_shape, require_together
+from subquad.ops.shared.shapes import require_matching_inputs, require_places, require_shape
 
 Queries = Float[Tensor, "b h t d"]
 Values = Float[Tensor, "b h t e"]
@@ -62,7 +62,7 @@ def window_attention(
 
 def require_tokens(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None) -> None:
     """Raise `ValueError` unless there is a key and a value for each query, and a length for each row."""
-    require_together(q, k, v)
+    require_matching_inputs(q, k, v)
     require_shape("keys", k, *q.shape)
     if lengths is not None:
         require_places("lengths", lengths, q.shape[0])

@@ -28,7 +28,7 @@ def fairness_content(findings: Findings) -> Markup | None:
 
 
 def _verdict(equalities: Sequence[Equality]) -> str:
-    broken = [each.what for each in equalities if each.broken]
+    broken = [equality.what for equality in equalities if equality.broken]
     if not broken:
         return "The mechanism is all that differed."
     return f"Not all was equal: {formats.listed(broken)}. Scores may differ for that reason."
@@ -39,12 +39,12 @@ def _table(equalities: Sequence[Equality]) -> Markup:
     rows = (
         element(
             "tr",
-            element("th", each.what, scope="row"),
-            element("td", each.value),
-            element("td", ("▲ " if each.broken else "") + each.evidence),
-            class_="broken" if each.broken else None,
+            element("th", equality.what, scope="row"),
+            element("td", equality.value),
+            element("td", ("▲ " if equality.broken else "") + equality.evidence),
+            class_="broken" if equality.broken else None,
         )
-        for each in equalities
+        for equality in equalities
     )
     caption = "What was equal for all mechanisms"
     table = element("table", element("caption", caption), element("thead", head), element("tbody", *rows))

@@ -21,10 +21,12 @@ def literature_content(findings: Findings) -> Markup | None:
         caption=f"Published {metric} on {findings.question.task}",
         columns=("model", f"{metric}, %", "in"),
         rows=tuple(
-            (model, score, each.name) for each in publications for model, score in each.percent.items()
+            (model, score, publication.name)
+            for publication in publications
+            for model, score in publication.percent.items()
         ),
     )
-    sources = (element("li", _source(each)) for each in publications)
+    sources = (element("li", _source(publication)) for publication in publications)
     return join((element("p", NOTE), table.html(), element("h3", "Sources"), element("ul", *sources)))
 
 

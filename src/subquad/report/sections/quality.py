@@ -100,10 +100,10 @@ def _measured(rows: Sequence[BoardRow], *, higher: bool) -> list[Measured]:
     for row in rows:
         if row.score is None or row.costs is None or best is None:
             continue
-        beside, mean = row.against.get(best.label), row.score.mean
+        difference, mean = row.against.get(best.label), row.score.mean
         whisker = None
-        if beside:
-            low, high = mean - beside.least, mean + beside.least
+        if difference:
+            low, high = mean - difference.least, mean + difference.least
             whisker = Interval(low=max(0.0, low), high=min(1.0, high) if higher else high)
         measured.append(Measured(row.label, row.score, row.costs, whisker))
     return measured

@@ -131,8 +131,8 @@ def gradients(out: Tensor, targets: Tensors) -> Tensors:
     """The gradients of a fixed weighted sum of `out`, by name; zeros where there is none."""
     weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).reshape(out.shape)
     loss = (out * weight).sum()
-    found = torch.autograd.grad(loss, list(targets.values()), retain_graph=True, materialize_grads=True)
-    return dict(zip(targets, found, strict=True))
+    grads = torch.autograd.grad(loss, list(targets.values()), retain_graph=True, materialize_grads=True)
+    return dict(zip(targets, grads, strict=True))
 
 
 def tensors(state: Any) -> list[Tensor]:

@@ -57,8 +57,8 @@ def check_stream_equals_sequence(cls: type[Mechanism]) -> None:
     inputs = random_inputs(mechanism, requires_grad=True)
     targets = leaves(mechanism, inputs)
     for where, valid in {"none": None, **padding_masks()}.items():
-        keep = torch.ones(2, LENGTH, dtype=torch.bool) if valid is None else valid
-        padding = ~keep[:, None, :, None]
+        real = torch.ones(2, LENGTH, dtype=torch.bool) if valid is None else valid
+        padding = ~real[:, None, :, None]
         sequence = mechanism(**inputs, valid=valid).masked_fill(padding, 0)
         expected = gradients(sequence, targets)
         for chunks in CHUNKS:

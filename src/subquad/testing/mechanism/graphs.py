@@ -32,9 +32,9 @@ def check_exports_with_dynamic_lengths(cls: type[Mechanism]) -> None:
         for model, program in exported(mechanism.eval()):
             for batch, length in SERVED:
                 inputs, valid = sample(mechanism, batch, length)
-                keep = valid[:, None, :, None] if model.masked else torch.ones(())
+                real = valid[:, None, :, None] if model.masked else torch.ones(())
                 label = f"{batch} x {length}: ".__add__
-                assert_close(program(inputs, valid) * keep, model(inputs, valid) * keep, msg=label)
+                assert_close(program(inputs, valid) * real, model(inputs, valid) * real, msg=label)
 
 
 def check_compiles_with_dynamic_lengths(cls: type[Mechanism]) -> None:

@@ -34,8 +34,8 @@ def check_matches_definition(cls: type[Mechanism]) -> None:
         inputs = random_inputs(mechanism, requires_grad=True)
         for valid in (None, padding_masks()["anywhere"]):
             fast, exact = mechanism(**inputs, valid=valid), mechanism.definition(**inputs, valid=valid)
-            keep = (valid if valid is not None else torch.ones(2, LENGTH, dtype=torch.bool))[:, None, :, None]
-            fast, exact = fast.masked_fill(~keep, 0), exact.masked_fill(~keep, 0)
+            real = (valid if valid is not None else torch.ones(2, LENGTH, dtype=torch.bool))[:, None, :, None]
+            fast, exact = fast.masked_fill(~real, 0), exact.masked_fill(~real, 0)
             assert_close(fast, exact)
             targets = leaves(mechanism, inputs)
             assert_close(gradients(fast, targets), gradients(exact, targets))

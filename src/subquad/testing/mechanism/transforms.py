@@ -43,13 +43,13 @@ def check_second_derivatives(cls: type[Mechanism]) -> None:
     for mechanism in each_form(cls):
         inputs, along = (random_inputs(mechanism, length=SHORT, seed=seed) for seed in (1, 2))
         weight = random_like(mechanism(**inputs))
-        found = unless_refused(partial(second, mechanism, inputs, weight, along))
-        if found is not None:
+        actual = unless_refused(partial(second, mechanism, inputs, weight, along))
+        if actual is not None:
             above, below = (
                 gradients(mechanism, {name: x + step * along[name] for name, x in inputs.items()}, weight)
                 for step in (STEP, -STEP)
             )
-            for name, x, a, b in zip(inputs, found, above, below, strict=True):
+            for name, x, a, b in zip(inputs, actual, above, below, strict=True):
                 assert_close(x, (a - b) / (2 * STEP), **DIFFERENCE_TOLERANCE, msg=f"of {name}: ".__add__)
 
 
@@ -59,16 +59,16 @@ def check_per_sample_gradients(cls: type[Mechanism]) -> None:
         inputs = random_inputs(mechanism, length=SHORT)
         weight = random_like(mechanism(**inputs)[:1])
         weights = {name: p.detach() for name, p in mechanism.named_parameters()}
-        found = unless_refused(partial(per_sample, mechanism, inputs, weight, weights))
-        for row in range(2 if found else 0):
+        actual = unless_refused(partial(per_sample, mechanism, inputs, weight, weights))
+        for row in range(2 if actual else 0):
             targets = {
                 **{f"parameter {name}": p.clone().requires_grad_() for name, p in weights.items()},
                 **{name: x[row].requires_grad_() for name, x in inputs.items()},
             }
-            own = {name: targets[f"parameter {name}"] for name in weights}
-            loss = sample_loss(mechanism, weight, own, {name: targets[name] for name in inputs})
+            parameters = {name: targets[f"parameter {name}"] for name in weights}
+            loss = sample_loss(mechanism, weight, parameters, {name: targets[name] for name in inputs})
             expected = torch.autograd.grad(loss, list(targets.values()), materialize_grads=True)
-            for name, x, y in zip(targets, found or (), expected, strict=True):
+            for name, x, y in zip(targets, actual or (), expected, strict=True):
                 assert_close(x[row], y, msg=f"the gradient of {name} in row {row}: ".__add__)
 
 
@@ -167,8 +167,8 @@ def unless_refused(attempt: Callable[[], T]) -> T | None:
         return None
 
 
-def inner(found: Iterable[Tensor], along: Tensors) -> Tensor:
-    return torch.stack([(x * y).sum() for x, y in zip(found, along.values(), strict=True)]).sum()
+def inner(grads: Iterable[Tensor], along: Tensors) -> Tensor:
+    return torch.stack([(x * y).sum() for x, y in zip(grads, along.values(), strict=True)]).sum()
 
 
 def random_like(x: Tensor) -> Tensor:
