@@ -18,7 +18,7 @@ from filelock import FileLock
 from own_sample import write
 
 from subquad.__main__ import main
-from subquad.experiments.asked import Comparison
+from subquad.experiments.config import Comparison
 from subquad.experiments.predictor import load_model
 from subquad.records import Store
 from subquad.registry import catalog

@@ -12,9 +12,11 @@ from subquad.cli import display
 from subquad.cli.display import ProgressDisplay, format_duration
 from subquad.executors import Progress
 from subquad.experiments.benchmark import cells
-from subquad.experiments.spec import Row
+from subquad.experiments.spec import MechanismSpec
 
-BENCHES = cells([Row(attention="linear")], lengths=[64, 128], heads=2, head_dim=4, device="cpu", threads=1)
+BENCHES = cells(
+    [MechanismSpec(attention="linear")], lengths=[64, 128], heads=2, head_dim=4, device="cpu", threads=1
+)
 SPECS = (QUICK, *BENCHES)
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from subquad import report, tasks
-from subquad.experiments.asked import Comparison
 from subquad.experiments.comparison import plan, run
+from subquad.experiments.config import Comparison
 from subquad.experiments.grid import Observer
 from subquad.mechanisms.linear import LinearAttention
 from subquad.records import Store, comparison_key

@@ -8,8 +8,8 @@ from own_sample import write
 
 from subquad import executors
 from subquad.executors import Local, outcome
-from subquad.experiments.asked import Comparison
 from subquad.experiments.comparison import plan, run
+from subquad.experiments.config import Comparison
 from subquad.experiments.grid import Observer
 from subquad.experiments.notation import written
 from subquad.records import Store

@@ -7,8 +7,8 @@ import torch
 from own_sample import write
 
 from subquad.experiments import benchmark
-from subquad.experiments.asked import MULTIPLES, Benchmark, Comparison
 from subquad.experiments.comparison import plan
+from subquad.experiments.config import MULTIPLES, Benchmark, Comparison
 from subquad.experiments.notation import written
 
 

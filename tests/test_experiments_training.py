@@ -16,7 +16,7 @@ import subquad
 from subquad import tasks
 from subquad.experiments import checkpoint
 from subquad.experiments.fit import fit
-from subquad.experiments.model import build
+from subquad.experiments.model import build_model
 from subquad.experiments.predictor import export
 from subquad.experiments.training import Training, learning_rate
 
@@ -55,7 +55,7 @@ def one_thread():
 
 
 def trained(spec, data, folder, tell=silent):
-    training = Training(spec, data, kept=folder / "kept.safetensors", tell=tell)
+    training = Training(spec, data, checkpoint_path=folder / "kept.safetensors", tell=tell)
     training.run()
     return training
 
@@ -72,7 +72,7 @@ def test_an_interrupted_training_ends_like_an_undisturbed_one(spec, data, tmp_pa
     with pytest.raises(Interrupted):
         trained(spec, data, tmp_path, interrupt)
     torch.manual_seed(1)  # another process has other random numbers
-    resumed = Training(spec, data, kept=tmp_path / "kept.safetensors", tell=silent)
+    resumed = Training(spec, data, checkpoint_path=tmp_path / "kept.safetensors", tell=silent)
     assert resumed.course.step == 25
     resumed.run()
     assert resumed.course.curve == undisturbed.course.curve
@@ -128,10 +128,10 @@ def test_a_damaged_checkpoint_is_told_and_kept_and_training_begins_anew(
     path = tmp_path / "kept.safetensors"
     damage(path)
     with pytest.warns(UserWarning, match=rf"{message}.*; training begins anew.*kept.safetensors.damaged"):
-        again = Training(spec, data, kept=path, tell=silent)
+        again = Training(spec, data, checkpoint_path=path, tell=silent)
     assert again.course.step == 0
     assert not path.exists()
-    fresh = Training(spec, data, kept=tmp_path / "none", tell=silent)
+    fresh = Training(spec, data, checkpoint_path=tmp_path / "none", tell=silent)
     assert_close(checkpoint.weights(again.model), checkpoint.weights(fresh.model), rtol=0, atol=0)
 
 
@@ -142,14 +142,14 @@ def test_the_best_weights_so_far_survive_an_interruption(spec, data, tmp_path):
 
     with pytest.raises(Interrupted):
         trained(spec, data, tmp_path, interrupt)
-    resumed = Training(spec, data, kept=tmp_path / "kept.safetensors", tell=silent)
+    resumed = Training(spec, data, checkpoint_path=tmp_path / "kept.safetensors", tell=silent)
     assert resumed.course.best_step == 20
     resumed.model.load_state_dict(resumed.best)
     assert resumed.evaluate("validation").scores == resumed.course.best
 
 
 def test_an_epoch_takes_every_example_once(spec, data, tmp_path):
-    training = Training(spec, data, kept=tmp_path / "none", tell=silent)
+    training = Training(spec, data, checkpoint_path=tmp_path / "none", tell=silent)
     batches = training.batches()
     sizes = [len(next(batches).target) for _ in range(10)]
     assert training.course.epoch == 1
@@ -183,7 +183,7 @@ def test_every_kind_of_target_is_learnt(tmp_path, spec, column, kind):
 
 def test_rows_see_the_same_examples_and_start_from_the_same_weights(spec, data, tmp_path):
     one, other = (
-        Training(replace(spec, attention=name), data, kept=tmp_path / "none", tell=silent)
+        Training(replace(spec, attention=name), data, checkpoint_path=tmp_path / "none", tell=silent)
         for name in ("linear", "softmax")
     )
     assert_close(dict(one.model.named_parameters()), dict(other.model.named_parameters()), rtol=0, atol=0)
@@ -194,7 +194,7 @@ def test_rows_see_the_same_examples_and_start_from_the_same_weights(spec, data, 
 
 def test_the_test_split_is_read_once_and_last(spec, data, tmp_path):
     phases = []
-    fit(spec, data, kept=tmp_path / "kept", tell=lambda phase, step, loss: phases.append(phase))
+    fit(spec, data, checkpoint_path=tmp_path / "kept", tell=lambda phase, step, loss: phases.append(phase))
     assert phases.count("test") == 1
     assert phases.index("test") > max(place for place, phase in enumerate(phases) if phase == "validate")
 
@@ -217,7 +217,9 @@ def test_what_each_example_adds_is_kept_in_the_order_of_the_split(tmp_path, spec
 
 
 def test_a_step_accumulates_the_batches_asked_for(spec, data, tmp_path):
-    training = Training(replace(spec, batch=7, accumulate=3), data, kept=tmp_path / "none", tell=silent)
+    training = Training(
+        replace(spec, batch=7, accumulate=3), data, checkpoint_path=tmp_path / "none", tell=silent
+    )
     batches = training.batches()
     assert training.step(batches).examples == 21
     assert training.course.taken == 3
@@ -252,7 +254,7 @@ def test_the_learning_rate_warms_up_and_falls_to_zero(spec):
 
 
 def test_a_fit_says_what_it_took(spec, data, tmp_path):
-    fitted = fit(replace(spec, steps=6), data, kept=tmp_path / "kept", tell=silent)
+    fitted = fit(replace(spec, steps=6), data, checkpoint_path=tmp_path / "kept", tell=silent)
     latency = fitted.measured["latency_ms"]
     assert 0 < latency["low"] <= latency["median"] <= latency["high"]
     assert latency["length"] == spec.length
@@ -334,7 +336,7 @@ def put(field, value):
     ],
 )
 def test_what_stands_beside_a_model_is_of_its_types_and_goes_together(spec, data, tmp_path, damage, message):
-    export(build(spec, data), data, spec, tmp_path)
+    export(build_model(spec, data), data, spec, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     damage(config["extra"])
     (tmp_path / "config.json").write_text(json.dumps(config))

@@ -99,7 +99,7 @@ def test_a_training_redraws_and_does_not_notice_an_interruption(tmp_path):
             raise Interrupted
 
     def training(name, tell):
-        return Training(spec, data, kept=tmp_path / name, tell=tell)
+        return Training(spec, data, checkpoint_path=tmp_path / name, tell=tell)
 
     undisturbed = training("undisturbed", lambda *told: None)
     initial = drawn(undisturbed.model)

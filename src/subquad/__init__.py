@@ -6,7 +6,7 @@ from subquad.exports import export_lazily
 
 if TYPE_CHECKING:
     from subquad.compare import compare
-    from subquad.experiments.asked import Comparison
+    from subquad.experiments.config import Comparison
     from subquad.experiments.predictor import load_model
     from subquad.mechanism import Dims, Mechanism, Traits
     from subquad.nn.multihead import MultiheadAttention
@@ -36,7 +36,7 @@ export_lazily(
     __name__,
     {
         "compare": ["compare"],
-        "experiments.asked": ["Comparison"],
+        "experiments.config": ["Comparison"],
         "experiments.predictor": ["load_model"],
         "mechanism": ["Dims", "Mechanism", "Traits"],
         "nn.multihead": ["MultiheadAttention"],

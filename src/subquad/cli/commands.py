@@ -32,7 +32,7 @@ from subquad.cli.output import (
     show_pattern,
 )
 from subquad.cli.progress import watching, working
-from subquad.experiments.asked import PRECISIONS, Benchmark, Comparison
+from subquad.experiments.config import PRECISIONS, Benchmark, Comparison
 from subquad.experiments.notation import written
 from subquad.files import write_whole
 
@@ -51,11 +51,11 @@ FAILED = 1
 COMPARISON, BENCHMARK = Comparison(), Benchmark()  # their defaults
 
 
-def show_version(asked: bool) -> bool:
-    if asked:
+def show_version(wanted: bool) -> bool:
+    if wanted:
         print(f"subquad {__version__}")
         raise typer.Exit
-    return asked
+    return wanted
 
 
 @app.callback()
@@ -142,7 +142,7 @@ def compare(
 
     Runs that failed are tried again.
     """
-    asked = Comparison(
+    config = Comparison(
         attention=tuple(attention),
         task=task_text(task, data),
         target=target,
@@ -173,9 +173,9 @@ def compare(
         from subquad.report import findings_of
         from subquad.report.page import write_page
 
-        planned = plan(asked)
+        planned = plan(config)
     with watching(planned.specs) as observer:
-        records = run(planned, asked, Store(out), observer=observer)
+        records = run(planned, config, Store(out), observer=observer)
     with working("writing the report"):
         findings = findings_of(planned.document, records)
         page = write_page(findings, out)
@@ -225,7 +225,7 @@ def bench(
 
     The roofline is what the same products take at the highest rates that this machine reaches.
     """
-    asked = Benchmark(
+    config = Benchmark(
         attention=tuple(attention),
         lengths=whole_numbers("--lengths", lengths) or BENCHMARK.lengths,
         heads=heads,
@@ -237,13 +237,13 @@ def bench(
         device=device,
         timeout=timeout,
     )
-    with working("reading what is asked"):
+    with working("reading the request"):
         from subquad.experiments.benchmark import plan, run
         from subquad.records import Store
 
-        planned = plan(asked)
-    with folder(out) as kept, watching(planned.specs) as observer:
-        records = run(planned, asked, Store(kept), observer=observer)
+        planned = plan(config)
+    with folder(out) as path, watching(planned.specs) as observer:
+        records = run(planned, config, Store(path), observer=observer)
     show_bench(planned.document, records, as_json=as_json)
     end(records)
 
@@ -353,14 +353,14 @@ def write_report(
         findings = findings_in(out, key)
         page = write_page(findings, out)
     show_comparison(findings, out, page, as_json=as_json)
-    end(findings.records, asked=len(findings.records) + findings.missing)
+    end(findings.records, expected=len(findings.records) + findings.missing)
 
 
 @contextmanager
-def folder(given: Path | None) -> Iterator[Path]:
-    """The folder that was given, or one that vanishes."""
-    if given is not None:
-        yield given
+def folder(path: Path | None) -> Iterator[Path]:
+    """That folder, or one that vanishes."""
+    if path is not None:
+        yield path
         return
     with tempfile.TemporaryDirectory(prefix="subquad-") as temporary:
         yield Path(temporary)
@@ -373,7 +373,7 @@ def task_text(task: str | None, schema: Path | None) -> str:
     return written(task or "custom", {"schema": str(schema.absolute())})
 
 
-def end(records: Sequence["Record"], *, asked: int = 0) -> None:
-    """Done only if no run failed, and none of those that were `asked` for is missing."""
+def end(records: Sequence["Record"], *, expected: int = 0) -> None:
+    """Done only if no run failed, and none of those `expected` is missing."""
     failed = any(record["status"] != "ok" for record in records)
-    raise typer.Exit(FAILED if failed or len(records) < asked else 0)
+    raise typer.Exit(FAILED if failed or len(records) < expected else 0)

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import torch
 
 from subquad.executors import Local
-from subquad.experiments.asked import Benchmark
+from subquad.experiments.config import Benchmark
 from subquad.experiments.device import resolve
 from subquad.experiments.grid import Observer, run_missing
 from subquad.experiments.rows import rows
-from subquad.experiments.spec import Bench, Row
+from subquad.experiments.spec import Bench, MechanismSpec
 from subquad.mechanism import Dims
 from subquad.records import Record, Store
 
@@ -47,7 +47,7 @@ def run(plan: Plan, config: Benchmark, store: Store, *, observer: Observer) -> l
 
 
 def cells(
-    chosen: Sequence[Row],
+    chosen: Sequence[MechanismSpec],
     *,
     lengths: Sequence[int],
     heads: int,

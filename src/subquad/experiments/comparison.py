@@ -12,14 +12,14 @@ import torch
 
 from subquad import executors, tasks
 from subquad.experiments import benchmark
-from subquad.experiments.asked import CELL, MULTIPLES, Comparison
+from subquad.experiments.config import CELL, MULTIPLES, Comparison
 from subquad.experiments.device import resolve
 from subquad.experiments.grid import Observer, run_missing
-from subquad.experiments.model import build
+from subquad.experiments.model import build_model
 from subquad.experiments.notation import written
 from subquad.experiments.rows import rows as parse_rows
 from subquad.experiments.rows import task_of
-from subquad.experiments.spec import AnySpec, Baseline, Bench, Fit, Row
+from subquad.experiments.spec import AnySpec, Baseline, Bench, Fit, MechanismSpec
 from subquad.mechanism import Dims
 from subquad.records import Record, Store
 
@@ -67,7 +67,7 @@ def plan(config: Comparison) -> Plan:
         for row in rows
     )
     for spec in fits[: len(rows)]:
-        build(spec, data)  # refuses what cannot be built, before anything runs
+        build_model(spec, data)  # refuses what cannot be built, before anything runs
     baselines = tuple(
         Baseline(**data_fields, baseline=baseline.name, seed=seed, threads=threads)
         for baseline in data.baselines()
@@ -107,7 +107,9 @@ def plan(config: Comparison) -> Plan:
     return Plan(baselines=baselines, fits=fits, benches=benches, document=document)
 
 
-def fit(config: Comparison, row: Row, data_fields: Mapping[str, Any], *, seed: int, threads: int) -> Fit:
+def fit(
+    config: Comparison, row: MechanismSpec, data_fields: Mapping[str, Any], *, seed: int, threads: int
+) -> Fit:
     return Fit(
         **data_fields,
         **asdict(row),

@@ -24,12 +24,12 @@ class Fitted(NamedTuple):
     measured: dict[str, Any]  # on this machine, this time
 
 
-def fit(spec: Fit, data: Dataset, *, kept: Path, tell: Tell, note: Note = warnings.warn) -> Fitted:
-    """Train, test and measure. `kept` is where checkpoints go, and where an earlier one is found.
+def fit(spec: Fit, data: Dataset, *, checkpoint_path: Path, tell: Tell, note: Note = warnings.warn) -> Fitted:
+    """Train, test and measure. `checkpoint_path` is where checkpoints go, and where an earlier one lies.
 
     Raises `FloatingPointError` when the loss is nan or infinite.
     """
-    training = Training(spec, data, kept=kept, tell=tell, note=note)
+    training = Training(spec, data, checkpoint_path=checkpoint_path, tell=tell, note=note)
     training.run()
     course = training.course
     tell("test", spec.steps, None)

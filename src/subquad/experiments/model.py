@@ -7,7 +7,7 @@ from subquad.nn.model import ModelConfig, SequenceModel
 from subquad.task import Dataset
 
 
-def build(spec: Fit, data: Dataset) -> SequenceModel:
+def build_model(spec: Fit, data: Dataset) -> SequenceModel:
     """The model before its first step. Raises `ValueError` where it cannot be built as asked."""
     encoder = EncoderConfig(
         dim=spec.dim,

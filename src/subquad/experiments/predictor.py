@@ -79,7 +79,7 @@ def export(model: SequenceModel, data: Dataset, spec: Fit, folder: Path) -> None
     files.save(model, folder, extra=extra)
 
 
-class Beside(TypedDict):
+class Extra(TypedDict):
     """What `export` writes beside a model."""
 
     encoding: dict[str, Any] | None
@@ -97,21 +97,21 @@ def load_model(folder: str | Path) -> Predictor:
     """
     model, extra = files.read(Path(folder))
     try:
-        beside = validated(Beside, extra)
-        encoding = read_encoding(beside)
-        objective = read_objective(beside["objective"])
+        stored = validated(Extra, extra)
+        encoding = read_encoding(stored)
+        objective = read_objective(stored["objective"])
         require_matching(model.config, encoding, objective)
     except ValueError as error:
         raise ValueError(f"{str(folder)!r} holds a model that `compare` did not write: {error}") from None
-    return Predictor(model, encoding, objective, beside["length"], beside["fit"])
+    return Predictor(model, encoding, objective, stored["length"], stored["fit"])
 
 
-def read_encoding(beside: Beside) -> InputEncoding:
+def read_encoding(stored: Extra) -> InputEncoding:
     """The encoding, of the type that its task has."""
-    cls = tasks.find(str(beside["fit"].get("task")))
-    if cls.encoding is None or beside["encoding"] is None:
+    cls = tasks.find(str(stored["fit"].get("task")))
+    if cls.encoding is None or stored["encoding"] is None:
         raise ValueError(f"models of the task {cls.traits.name!r} take no new inputs")
-    return part("encoding", cls.encoding, beside["encoding"])
+    return part("encoding", cls.encoding, stored["encoding"])
 
 
 def read_objective(document: dict[str, Any]) -> Supervised:

@@ -32,8 +32,13 @@ def run_fit(spec: Fit, store: Store, tell: Tell) -> dict[str, Any]:
 
     report("data", 0, None)
     data = load(spec)
-    kept = store.checkpoint_path(spec.key)
-    fitted = fit(spec, data, kept=kept, tell=report, note=lambda text: tell({"event": "note", "text": text}))
+    fitted = fit(
+        spec,
+        data,
+        checkpoint_path=store.checkpoint_path(spec.key),
+        tell=report,
+        note=lambda text: tell({"event": "note", "text": text}),
+    )
     export(fitted.model, data, spec, store.model_path(spec.key))
     return {"result": fitted.result, "measured": fitted.measured, "data": about(data)}
 

@@ -18,7 +18,7 @@ S = TypeVar("S", bound="Spec")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class MechanismSpec:
     """A mechanism with its options, in one of its forms: what a row of the table stands for."""
 
     attention: str
@@ -97,7 +97,7 @@ class Fit(Spec):
 
     @property
     def label(self) -> str:
-        return f"{Row(attention=self.attention, options=self.options).label} · seed {self.seed}"
+        return f"{MechanismSpec(attention=self.attention, options=self.options).label} · seed {self.seed}"
 
     def run(self, store: records.Store, tell: "Tell") -> dict[str, Any]:
         from subquad.experiments.run import run_fit
@@ -160,7 +160,7 @@ class Bench(Spec):
 
     @property
     def label(self) -> str:
-        return f"bench {Row(attention=self.attention, options=self.options).label} · {self.length:,} tokens"
+        return f"bench {MechanismSpec(attention=self.attention, options=self.options).label} · {self.length:,} tokens"
 
     def run(self, store: records.Store, tell: "Tell") -> dict[str, Any]:
         from subquad.experiments.run import run_bench

@@ -23,7 +23,7 @@ from typing_extensions import TypedDict  # pydantic asks for it below Python 3.1
 
 from subquad.documents import validated
 from subquad.experiments import checkpoint
-from subquad.experiments.model import build
+from subquad.experiments.model import build_model
 from subquad.experiments.spec import Fit
 from subquad.fields import Batch, Split
 from subquad.files import set_aside
@@ -74,12 +74,13 @@ class Training:
     """A run of the loop: model, optimiser, data, and how far it has come."""
 
     def __init__(
-        self, spec: Fit, data: Dataset, *, kept: Path, tell: Tell, note: Note = warnings.warn
+        self, spec: Fit, data: Dataset, *, checkpoint_path: Path, tell: Tell, note: Note = warnings.warn
     ) -> None:
-        """Begin, or take up what the checkpoint at `kept` holds. `note` is told where that is damaged."""
-        self.spec, self.data, self.kept, self.tell, self.note = spec, data, kept, tell, note
+        """Begin, or take up what the checkpoint at that path holds. `note` is told where that is damaged."""
+        self.spec, self.data, self.tell, self.note = spec, data, tell, note
+        self.checkpoint_path = checkpoint_path
         self.fabric = quiet_fabric(spec)
-        self.model = build(spec, data)
+        self.model = build_model(spec, data)
         optimiser = torch.optim.AdamW(parameter_groups(self.model, spec.weight_decay), lr=spec.learning_rate)
         self.network, self.optimiser = self.fabric.setup(self.model, optimiser)
         self.course = Course()
@@ -201,7 +202,7 @@ class Training:
 
     def keep(self) -> None:
         checkpoint.write(
-            self.kept,
+            self.checkpoint_path,
             {
                 "weights": checkpoint.weights(self.model),
                 "best": self.best,
@@ -213,14 +214,14 @@ class Training:
 
     def resume(self) -> None:
         try:
-            found = self.found()
+            stored = self.stored()
         except ValueError as damage:
-            aside = set_aside(self.kept)
-            self.note(f"{damage}; training begins anew, and the file is kept as {aside.name}")
+            damaged = set_aside(self.checkpoint_path)
+            self.note(f"{damage}; training begins anew, and the file is kept as {damaged.name}")
             return
-        if found is None:
+        if stored is None:
             return
-        tensors, numbers = found
+        tensors, numbers = stored
         self.model.load_state_dict(tensors["weights"])
         self.best = tensors.get("best", {})
         checkpoint.load_moments(self.optimiser.optimizer, tensors["moments"])
@@ -228,11 +229,11 @@ class Training:
         self.fabric.strategy.precision.load_state_dict(numbers["precision"])
         self.course = numbers["course"]
 
-    def found(self) -> tuple[dict[str, checkpoint.Tensors], Numbers] | None:
+    def stored(self) -> tuple[dict[str, checkpoint.Tensors], Numbers] | None:
         """What the checkpoint holds; `ValueError` where that is not of this training."""
-        if (read := checkpoint.read(self.kept)) is None:
+        if (stored := checkpoint.read(self.checkpoint_path)) is None:
             return None
-        tensors, numbers = read
+        tensors, numbers = stored
         own = checkpoint.weights(self.model)
         for name in ("weights", "best"):
             if name == "weights" or name in tensors:
