@@ -7,14 +7,13 @@ import hashlib
 import json
 import random
 import sys
-from dataclasses import replace
 
 import polars as pl
 import pytest
 import report_samples as made_up
 import torch
 from corruption import corrupt, restore
-from experiments_sample import quick
+from experiments_sample import changed, quick
 from own_sample import write
 
 from subquad import tasks
@@ -92,7 +91,7 @@ def refused(act):
 
 @pytest.mark.parametrize("attention", ["linear", "performer"])
 def test_a_damaged_model_is_refused_in_one_line_or_answers(tmp_path, schema, data, attention):
-    folder, spec = tmp_path / "model", replace(quick(schema, data), attention=attention)
+    folder, spec = tmp_path / "model", changed(quick(schema, data), mechanism={"attention": attention})
     export(build_model(spec, data), data, spec, folder)
     events = pl.read_csv(schema.parent / "events.csv", infer_schema=False)
     config, weights = paths = [folder / name for name in ("config.json", "model.safetensors")]

@@ -22,6 +22,7 @@ from subquad.cli.options import (
     number,
     option,
     whole_numbers,
+    with_options_of,
 )
 from subquad.cli.output import (
     described,
@@ -32,7 +33,8 @@ from subquad.cli.output import (
     show_pattern,
 )
 from subquad.cli.progress import watching, working
-from subquad.experiments.config import PRECISIONS, Benchmark, Comparison
+from subquad.config import ModelConfig
+from subquad.experiments.config import Benchmark, Comparison, InputsConfig, TrainingConfig
 from subquad.experiments.notation import written
 from subquad.files import write_whole
 
@@ -75,6 +77,7 @@ def whole(
         "subquad compare --length 128 --steps 50 --no-bench",
     )
 )
+@with_options_of(model=MODEL, training=TRAINING)
 def compare(
     task: Annotated[
         str | None,
@@ -94,22 +97,8 @@ def compare(
         number("Tokens of a sequence at most, by default the task's; a large number keeps all whole."),
     ] = COMPARISON.length,
     seeds: Annotated[int, number("Fits of each row: seeds 0, 1, … .")] = COMPARISON.seeds,
-    dim: Annotated[int, number("Width of the model.", panel=MODEL)] = COMPARISON.dim,
-    depth: Annotated[int, number("Blocks of the model.", panel=MODEL)] = COMPARISON.depth,
-    heads: Annotated[
-        int, number("Heads of each block; they share the width.", panel=MODEL)
-    ] = COMPARISON.heads,
-    positions: Annotated[str, option("none, learnt, sinusoidal or rotary.", MODEL)] = COMPARISON.positions,
-    dropout: Annotated[float, option("Share of numbers that training drops.", MODEL)] = COMPARISON.dropout,
-    steps: Annotated[int, number("Steps of the optimiser.", panel=TRAINING)] = COMPARISON.steps,
-    batch: Annotated[int, number("Histories at a time.", panel=TRAINING)] = COMPARISON.batch,
-    accumulate: Annotated[
-        int, number("Batches of a step, whose gradients add up.", panel=TRAINING)
-    ] = COMPARISON.accumulate,
-    learning_rate: Annotated[float, option("The highest.", TRAINING)] = COMPARISON.learning_rate,
-    weight_decay: Annotated[float, option("Of AdamW.", TRAINING)] = COMPARISON.weight_decay,
-    clip: Annotated[float, option("The largest norm of a gradient.", TRAINING)] = COMPARISON.clip,
-    precision: Annotated[str, option(f"{', '.join(PRECISIONS)}.", TRAINING)] = COMPARISON.precision,
+    model: ModelConfig = COMPARISON.model,
+    training: TrainingConfig = COMPARISON.training,
     with_bench: Annotated[
         bool,
         typer.Option("--bench/--no-bench", help="Time and memory by length.", rich_help_panel=BENCH),
@@ -147,21 +136,11 @@ def compare(
         task=task_text(task, data),
         target=target,
         length=length,
-        steps=steps,
         seeds=seeds,
-        batch=batch,
-        dim=dim,
-        depth=depth,
-        heads=heads,
+        model=model,
+        training=training,
         workers=workers,
         executor=executor,
-        positions=positions,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        clip=clip,
-        accumulate=accumulate,
-        dropout=dropout,
-        precision=precision,
         device=device,
         bench=with_bench,
         lengths=whole_numbers("--lengths", lengths),
@@ -189,6 +168,7 @@ def compare(
         "subquad bench all --causal --dtype bfloat16 --json",
     )
 )
+@with_options_of(inputs=None)
 def bench(
     attention: Annotated[
         list[str],
@@ -197,10 +177,7 @@ def bench(
     lengths: Annotated[
         list[str], lengths_option(f"Tokens. [default: {','.join(map(str, BENCHMARK.lengths))}]", "--length")
     ] = [],  # noqa: B006
-    heads: Annotated[int, number("Heads.")] = BENCHMARK.heads,
-    head_dim: Annotated[int, number("Width of a head.")] = BENCHMARK.head_dim,
-    batch: Annotated[int, number("Sequences at a time.")] = BENCHMARK.batch,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = BENCHMARK.dtype,
+    inputs: InputsConfig = BENCHMARK.inputs,
     causal: Annotated[
         bool, typer.Option("--causal", help="Causal forms; else bidirectional ones where there are any.")
     ] = BENCHMARK.causal,
@@ -228,10 +205,7 @@ def bench(
     config = Benchmark(
         attention=tuple(attention),
         lengths=whole_numbers("--lengths", lengths) or BENCHMARK.lengths,
-        heads=heads,
-        head_dim=head_dim,
-        batch=batch,
-        dtype=dtype,
+        inputs=inputs,
         causal=causal,
         peers=peers,
         device=device,
