@@ -2,39 +2,39 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from subquad.experiments.spec import Fit
+from subquad.config import ModelConfig
+from subquad.experiments.config import TrainingConfig
+from subquad.experiments.spec import DataSpec, Fit, MechanismSpec, Place
 from subquad.task import Dataset
 
 QUICK = Fit(
-    task="custom",
-    target="over_55",
-    task_options={},
-    data="",
-    length=20,
-    attention="linear",
-    options={},
-    causal=False,
-    dim=8,
-    depth=1,
-    heads=2,
-    positions="sinusoidal",
-    batch=8,
-    steps=60,
+    data=DataSpec(task="custom", target="over_55", options={}, fingerprint="", length=20),
+    mechanism=MechanismSpec(attention="linear"),
+    model=ModelConfig(dim=8, depth=1, heads=2),
+    training=TrainingConfig(steps=60, batch=8, learning_rate=0.01),
     validate=20,
-    learning_rate=0.01,
     warmup=5,
-    weight_decay=0.01,
-    clip=1.0,
-    accumulate=1,
-    dropout=0.1,
-    precision="32-true",
-    device="cpu",
     seed=0,
-    threads=1,
+    place=Place(device="cpu", threads=1),
 )
 
 
 def quick(schema: Path, data: Dataset) -> Fit:
     """The spec of a fit on the data that the schema describes."""
-    return replace(QUICK, target=data.target, task_options={"schema": str(schema)}, data=data.fingerprint)
+    return changed(
+        QUICK,
+        data={"target": data.target, "options": {"schema": str(schema)}, "fingerprint": data.fingerprint},
+    )
+
+
+def changed(spec: Any, **changes: Any) -> Any:
+    """The spec with other values; those within its parts are given by name, as a mapping."""
+    return replace(
+        spec,
+        **{
+            name: replace(getattr(spec, name), **value) if isinstance(value, dict) else value
+            for name, value in changes.items()
+        },
+    )

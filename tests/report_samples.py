@@ -3,9 +3,14 @@
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from subquad.config import ModelConfig
+from subquad.experiments.config import InputsConfig, TrainingConfig
+from subquad.recorded import VERSION
 from subquad.records import Record, Store, key
 from subquad.report import Findings, findings_of
 
@@ -61,43 +66,42 @@ TWELVE = (
 
 
 def comparison(
-    rows: Sequence[Mapping[str, Any]] = ROWS, *, seeds: int = 3, metric: str = "auc", **other: Any
+    rows: Sequence[Mapping[str, Any]] = ROWS,
+    *,
+    seeds: int = 3,
+    metric: str = "auc",
+    task: str = "transactions",
+    target: str = "churn",
+    **other: Any,
 ) -> dict[str, Any]:
     """What comparison.json holds; the keys of the runs are added by `write`."""
     return {
-        "attention": [asked["label"] for asked in rows],
-        "task": "transactions",
-        "target": "churn",
-        "targets": ["churn", "spend"],
-        "data": "feed0made0up0000",
-        "length": 512,
-        "steps": 400,
-        "seeds": seeds,
-        "batch": 16,
-        "dim": 64,
-        "depth": 2,
-        "heads": 4,
-        "workers": 1,
-        "positions": "sinusoidal",
-        "learning_rate": 0.001,
-        "weight_decay": 0.01,
-        "clip": 1.0,
-        "accumulate": 1,
-        "dropout": 0.1,
-        "precision": "32-true",
-        "device": "cpu",
-        "lengths": list(LENGTHS),
-        "timeout": 21600.0,
+        "version": VERSION,
         "title": "churn from transactions (made-up figures)",
-        "objective": "binary",
+        "task": task,
+        "targets": ["churn", "spend"],
+        "data": {
+            "task": task,
+            "target": target,
+            "options": {},
+            "fingerprint": "feed0made0up0000",
+            "length": 512,
+        },
+        "summary": SUMMARY,
         "unit": "event",
+        "objective": "binary",
         "metric": metric,
         "metric_label": {"auc": "AUC", "mae": "mean absolute error"}.get(metric, metric),
-        "balanced": metric in ("auc", "macro_f1"),
         "higher_is_better": metric != "mae",
-        "summary": SUMMARY,
-        "rows": [dict(asked) for asked in rows],
-        "threads": 2,
+        "balanced": metric in ("auc", "macro_f1"),
+        "rows": [dict(mechanism) for mechanism in rows],
+        "seeds": seeds,
+        "model": asdict(ModelConfig()),
+        "training": asdict(TrainingConfig(steps=400)),
+        "place": {"device": "cpu", "threads": 2},
+        "workers": 1,
+        "bench": True,
+        "lengths": list(LENGTHS),
         **other,
     }
 
@@ -150,11 +154,11 @@ def older(records: Sequence[Record]) -> list[Record]:
     )
 
 
-def fit(asked: Mapping[str, Any], seed: int, setting: Mapping[str, Any], *, score: float) -> Record:
+def fit(entry: Mapping[str, Any], seed: int, setting: Mapping[str, Any], *, score: float) -> Record:
     """A fit that went well, with a curve that ends near `score` on validation."""
-    chance = random.Random(f"{asked['label']} {seed}")
-    _, speed, latency, memory, extra = CHARACTER.get(asked["attention"], CHARACTER["softmax"])
-    batch, steps, metric = setting["batch"], setting["steps"], setting["metric"]
+    chance = random.Random(f"{entry['label']} {seed}")
+    _, speed, latency, memory, extra = CHARACTER.get(entry["attention"], CHARACTER["softmax"])
+    batch, steps, metric = setting["training"]["batch"], setting["training"]["steps"], setting["metric"]
     every = -(-steps // 6)
     curve: list[dict[str, Any]] = []
     for step in range(max(1, every // 5), steps + 1, max(1, every // 5)):
@@ -171,12 +175,12 @@ def fit(asked: Mapping[str, Any], seed: int, setting: Mapping[str, Any], *, scor
     best = max((point for point in curve if "validation" in point), key=lambda p: p["validation"][metric])
     wobble = chance.uniform(0.96, 1.04)
     return {
-        **_asked("fit", {**_shared(setting), **_named(asked), "seed": seed}),
+        **_run("fit", {**_shared(setting), "mechanism": _mechanism(entry), "seed": seed}),
         "status": "ok",
         "reason": "",
         "result": {
             "test": {metric: score, "loss": 0.31},
-            "examples": examples(score, f"{asked['label']} {seed}"),
+            "examples": examples(score, f"{entry['label']} {seed}"),
             "validation": best["validation"],
             "best_step": best["step"],
             "curve": curve,
@@ -185,8 +189,8 @@ def fit(asked: Mapping[str, Any], seed: int, setting: Mapping[str, Any], *, scor
                 "attention": 33_280 + extra,
                 "grows_with_length": 0,
             },
-            "form": "causal" if asked["causal"] else "bidirectional",
-            "options": {**asked["options"], "epsilon": 1e-6},
+            "form": "causal" if entry["causal"] else "bidirectional",
+            "options": {**entry["options"], "epsilon": 1e-6},
         },
         "measured": {
             "train_examples_per_second": speed / 300 * wobble,
@@ -198,32 +202,32 @@ def fit(asked: Mapping[str, Any], seed: int, setting: Mapping[str, Any], *, scor
                 "low": latency * wobble * 0.97,
                 "high": latency * wobble * 1.06,
                 "repeats": 40,
-                "length": setting["length"],
+                "length": setting["data"]["length"],
             },
             "training_peak_mb": memory * wobble,
             "training_peak_method": "resident",
         },
-        "data": {"fingerprint": setting["data"], "summary": setting["summary"]},
+        "data": {"fingerprint": setting["data"]["fingerprint"], "summary": setting["summary"]},
         "seconds": 61.0,
     }
 
 
 def baseline(name: str, seed: int, setting: Mapping[str, Any], *, score: float) -> Record:
-    question = {key: setting[key] for key in ("task", "target", "data", "length", "threads")}
+    shared = {"data": setting["data"], "place": setting["place"]}
     return {
-        **_asked("baseline", {**question, "baseline": name, "seed": seed}),
+        **_run("baseline", {**shared, "baseline": name, "seed": seed}),
         "status": "ok",
         "reason": "",
         "result": {"test": {setting["metric"]: score}, "examples": examples(score, f"{name} {seed}")},
         "measured": {},
-        "data": {"fingerprint": setting["data"], "summary": setting["summary"]},
+        "data": {"fingerprint": setting["data"]["fingerprint"], "summary": setting["summary"]},
         "seconds": 2.0,
     }
 
 
-def bench(asked: Mapping[str, Any], length: int, setting: Mapping[str, Any]) -> Record:
+def bench(entry: Mapping[str, Any], length: int, setting: Mapping[str, Any]) -> Record:
     """A cell whose times grow with the square of length for softmax, and otherwise in proportion."""
-    chance = random.Random(f"{asked['label']} {length}")
+    chance = random.Random(f"{entry['label']} {length}")
     kilo = length / 1024
     base = 0.25 * kilo + 1.9 * kilo**2
     ours = {
@@ -233,30 +237,26 @@ def bench(asked: Mapping[str, Any], length: int, setting: Mapping[str, Any]) -> 
         "infinity": 5.0 + 9.5 * kilo,
         "reformer": 6.0 + 28.0 * kilo,
         "dense": 3.4 * kilo**2,
-    }[asked["attention"]]
+    }[entry["attention"]]
     memory = {
         "softmax": 0.6 + 2.2 * kilo,
         "linear": 1.0 + 4.1 * kilo,
         "dense": 20.0 * kilo**2,
-    }.get(asked["attention"], 1.0 + 7.5 * kilo)
+    }.get(entry["attention"], 1.0 + 7.5 * kilo)
 
     def timing(median: float) -> dict[str, float]:
         median *= chance.uniform(0.97, 1.03)
         return {"median": median, "low": 0.97 * median, "high": 1.05 * median, "repeats": 30}
 
     return {
-        **_asked(
+        **_run(
             "bench",
             {
-                **_named(asked),
+                "mechanism": _mechanism(entry),
                 "length": length,
-                "heads": setting["heads"],
-                "head_dim": setting["dim"] // setting["heads"],
-                "batch": 1,
-                "dtype": "float32",
-                "backward": True,
-                "device": "cpu",
-                "threads": 2,
+                "inputs": asdict(InputsConfig(head_dim=setting["model"]["dim"] // setting["model"]["heads"])),
+                "peers": False,
+                "place": setting["place"],
             },
         ),
         "status": "ok",
@@ -298,20 +298,20 @@ def sample(
     records = [baseline(name, 0, setting, score=score) for name, score in baselines.items()]
     for seed in range(setting["seeds"]):
         shared = random.Random(f"data order {seed}").gauss(0, noise)
-        for asked in setting["rows"]:
-            name = asked["attention"]
+        for entry in setting["rows"]:
+            name = entry["attention"]
             reached = (quality or {}).get(name, CHARACTER.get(name, (0.7,))[0])
-            own = random.Random(f"{asked['label']} {seed} score").gauss(0, noise / 3)
-            record = fit(asked, seed, setting, score=reached + shared + own)
+            own = random.Random(f"{entry['label']} {seed} score").gauss(0, noise / 3)
+            record = fit(entry, seed, setting, score=reached + shared + own)
             if name == "dense":
                 record = failed(record, "out of memory", "tried to allocate 34,359,738,368 bytes")
             if name == "reformer" and seed == 1:
                 record = failed(record, "not finite", "the training loss is nan at step 212")
             records.append(record)
     for length in setting["lengths"]:
-        for asked in setting["rows"]:
-            record = bench(asked, length, setting)
-            if asked["attention"] == "dense" and length > 2048:
+        for entry in setting["rows"]:
+            record = bench(entry, length, setting)
+            if entry["attention"] == "dense" and length > 2048:
                 record = failed(record, "out of memory", "killed by signal 9, as the system does then")
             records.append(record)
     return records
@@ -342,28 +342,26 @@ def changed(records: Sequence[Record], change: Callable[[Record], Record]) -> li
     return [change(record) for record in records]
 
 
-def _asked(kind: str, spec: dict[str, Any]) -> Record:
+def _run(kind: str, spec: dict[str, Any]) -> Record:
     return {
-        "key": key(kind, 1, spec),
+        "key": key(kind, VERSION, spec),
         "kind": kind,
-        "version": 1,
+        "version": VERSION,
         "spec": spec,
         "versions": VERSIONS,
         "machine": MACHINE,
     }
 
 
-def _named(asked: Mapping[str, Any]) -> dict[str, Any]:
-    return {"attention": asked["attention"], "options": dict(asked["options"]), "causal": asked["causal"]}
+def _mechanism(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the comparison without its label."""
+    return {"attention": entry["attention"], "options": dict(entry["options"]), "causal": entry["causal"]}
 
 
 def _shared(setting: Mapping[str, Any]) -> dict[str, Any]:
-    names = (
-        "task target data length dim depth heads positions batch steps learning_rate weight_decay "
-        "clip accumulate dropout precision device threads"
-    )
-    steps = setting["steps"]
-    return {name: setting[name] for name in names.split()} | {
+    steps = setting["training"]["steps"]
+    return {
+        **{name: deepcopy(setting[name]) for name in ("data", "model", "training", "place")},
         "validate": -(-steps // 6),
         "warmup": -(-steps // 10),
     }

@@ -2,21 +2,16 @@
 
 from dataclasses import replace
 
+from subquad.experiments.config import InputsConfig
 from subquad.experiments.grid import Observer
-from subquad.experiments.spec import Bench
+from subquad.experiments.spec import Bench, MechanismSpec, Place
 
 CELL = Bench(
-    attention="linear",
-    options={},
-    causal=False,
+    mechanism=MechanismSpec(attention="linear"),
     length=64,
-    heads=2,
-    head_dim=8,
-    batch=1,
-    dtype="float32",
-    backward=True,
-    device="cpu",
-    threads=1,
+    inputs=InputsConfig(heads=2, head_dim=8),
+    peers=False,
+    place=Place(device="cpu", threads=1),
 )
 TIMING = {"median": 1.0, "low": 1.0, "high": 1.0, "repeats": 3}
 MEASURED = {
@@ -26,7 +21,7 @@ MEASURED = {
 
 
 def cells(*names):
-    return [replace(CELL, attention=name) for name in names]
+    return [replace(CELL, mechanism=MechanismSpec(attention=name)) for name in names]
 
 
 class Recorder(Observer):
@@ -51,4 +46,4 @@ class Recorder(Observer):
         self.events.append(("finished", spec))
 
     def of(self, what):
-        return [spec.attention for event, spec in self.events if event == what]
+        return [spec.mechanism.attention for event, spec in self.events if event == what]

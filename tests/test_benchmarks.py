@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from subquad.experiments.spec import Bench
 from subquad.measure.peers import PEERS
 from subquad.ops.backends import wanted
 
@@ -188,15 +187,6 @@ def test_an_unknown_row_is_bad_usage(capsys):
 def test_a_run_that_was_interrupted_says_so():
     assert "interrupted" in document.page(results())
     assert "interrupted" not in document.page(results() | {"finished": True})
-
-
-def test_a_bench_without_peers_keeps_the_key_that_older_records_have():
-    asked = {
-        "attention": "linear", "options": {}, "causal": False, "length": 8, "heads": 1, "head_dim": 4,
-        "batch": 1, "dtype": "float32", "backward": True, "device": "cpu", "threads": 1,
-    }  # fmt: skip
-    assert Bench(**asked).to_json() == asked
-    assert Bench(**asked, peers=True).to_json() == asked | {"peers": True}
 
 
 def test_names_are_listed(capsys):

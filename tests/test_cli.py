@@ -7,18 +7,22 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from html import unescape
 from importlib.metadata import version
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 import report_samples as made_up
+import typer
 from filelock import FileLock
 from own_sample import write
 
 from subquad.__main__ import main
-from subquad.experiments.asked import Comparison
+from subquad.bounds import Count
+from subquad.cli.options import with_options_of
+from subquad.config import Config, Help
 from subquad.experiments.predictor import load_model
 from subquad.records import Store
 from subquad.registry import catalog
@@ -103,14 +107,17 @@ def test_without_its_extra_the_command_says_what_to_install(missing):
         ("compare custom", "give a schema file (--data schema.toml)"),
         ("compare --data no.toml", "no.toml: no such file"),
         ("compare transactions --data no.toml", "'transactions' has no option 'schema'"),
-        ("bench infinity --dtype int8", "unknown dtype 'int8'; there are float32, bfloat16"),
+        (
+            "bench infinity --dtype int8",
+            "dtype must be one of float32, bfloat16, float16, float64, not 'int8'",
+        ),
         ("bench --length 8 --length 8", "give each length once, not [8, 8]"),
         ("compare --lengths 64,x", "--lengths takes whole numbers of at least 1, not 'x'"),
         ("compare --no-bench --lengths 64", "lengths [64] are those of the bench, which is left out"),
         ("compare --learning-rate 0", "learning_rate must be a positive number, not 0.0"),
         ("compare --dropout 1", "dropout must be at least 0 and below 1, not 1.0"),
         ("compare --device cuda:7", "no device 'cuda:7' here"),
-        ("compare --precision 8", "unknown precision '8'; there are 32-true"),
+        ("compare --precision 8", "precision must be one of 32-true, bf16-mixed"),
         ("check", "name one mechanism or task, PACKAGE:CLASS, or give --all"),
         ("check linear --all", "name one mechanism or task, PACKAGE:CLASS, or give --all"),
         ("check no_such_module:Attention", "'no_such_module' cannot be imported"),
@@ -167,16 +174,39 @@ def test_the_help_of_a_command_ends_with_examples_that_it_takes(call, command, m
 
 
 def test_every_option_of_a_comparison_can_be_given_on_the_command_line(call, monkeypatch):
-    asked = []
-    monkeypatch.setattr("subquad.experiments.comparison.plan", lambda x: asked.append(x) or exit(0))
+    configs = []
+    monkeypatch.setattr("subquad.experiments.comparison.plan", lambda x: configs.append(x) or exit(0))
     told = "--length 64 --seeds 2 --dim 16 --depth 1 --heads 2 --positions rotary --dropout 0.2 --steps 5"
     told += " --batch 3 --accumulate 2 --learning-rate 0.1 --weight-decay 0.2 --clip 2 --precision 64-true"
     told += " --lengths 8,16 --workers 2 --executor far --device cpu --timeout 9"
     told += " --target spend --attention linear,softmax"
     call("compare", *told.split())
     call("compare", "custom", "--data", "s.toml", "--no-bench")
-    for option in fields(Comparison):
-        assert any(getattr(each, option.name) != option.default for each in asked), option.name
+    for part in ("model", "training", None):
+        chosen = [getattr(config, part) if part else config for config in configs]
+        for option in fields(chosen[0]):
+            default = getattr(type(chosen[0])(), option.name)
+            assert any(getattr(each, option.name) != default for each in chosen), option.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes(Config):
+    height: Annotated[Count, Help("How high.")] = 3
+
+
+def test_an_option_of_a_config_is_one_of_a_command_with_its_default_and_bound():
+    app, built = typer.Typer(), []
+
+    @app.command()
+    @with_options_of(sizes=None)
+    def command(name: str, sizes: Sizes = Sizes(height=4)) -> None:
+        built.append((name, sizes))
+
+    app(["a", "--height", "5"], standalone_mode=False)
+    app(["b"], standalone_mode=False)
+    assert built == [("a", Sizes(height=5)), ("b", Sizes(height=4))]
+    with pytest.raises(SystemExit, match="2"):
+        app(["a", "--height", "0"])
 
 
 def test_a_list_in_80_columns_breaks_no_name(call, monkeypatch):
@@ -251,7 +281,7 @@ def test_compare_ends_with_rows_an_answer_models_and_a_page(compared):
     assert {row["label"] for row in written["rows"]} == {"linear", "majority", "gradient boosting"}
     assert written["failed"] == 0
     assert written["answer"]["sentence"]
-    assert load_model(written["models"]["linear"][0]).fit["attention"] == "linear"
+    assert load_model(written["models"]["linear"][0]).fit["mechanism"]["attention"] == "linear"
     assert Path(written["report"]).read_text().lower().startswith("<!doctype html>")
 
 

@@ -12,14 +12,26 @@ from subquad.cli import display
 from subquad.cli.display import ProgressDisplay, format_duration
 from subquad.executors import Progress
 from subquad.experiments.benchmark import cells
-from subquad.experiments.spec import Row
+from subquad.experiments.config import InputsConfig
+from subquad.experiments.spec import MechanismSpec
 
-BENCHES = cells([Row(attention="linear")], lengths=[64, 128], heads=2, head_dim=4, device="cpu", threads=1)
+BENCHES = cells(
+    [MechanismSpec(attention="linear")],
+    lengths=[64, 128],
+    inputs=InputsConfig(heads=2, head_dim=4),
+    place=QUICK.place,
+)
 SPECS = (QUICK, *BENCHES)
 
 
 def step(number) -> Progress:
-    return {"event": "progress", "phase": "train", "step": number, "steps": QUICK.steps, "loss": 0.25}
+    return {
+        "event": "progress",
+        "phase": "train",
+        "step": number,
+        "steps": QUICK.training.steps,
+        "loss": 0.25,
+    }
 
 
 def record(spec, status="ok", seconds=10.0, **result):

@@ -7,20 +7,19 @@ import hashlib
 import json
 import random
 import sys
-from dataclasses import replace
 
 import polars as pl
 import pytest
 import report_samples as made_up
 import torch
 from corruption import corrupt, restore
-from experiments_sample import quick
+from experiments_sample import changed, quick
 from own_sample import write
 
 from subquad import tasks
 from subquad.__main__ import main
 from subquad.experiments import checkpoint
-from subquad.experiments.model import build
+from subquad.experiments.model import build_model
 from subquad.experiments.predictor import export, load_model
 from subquad.records import Store, comparison_key
 
@@ -92,8 +91,8 @@ def refused(act):
 
 @pytest.mark.parametrize("attention", ["linear", "performer"])
 def test_a_damaged_model_is_refused_in_one_line_or_answers(tmp_path, schema, data, attention):
-    folder, spec = tmp_path / "model", replace(quick(schema, data), attention=attention)
-    export(build(spec, data), data, spec, folder)
+    folder, spec = tmp_path / "model", changed(quick(schema, data), mechanism={"attention": attention})
+    export(build_model(spec, data), data, spec, folder)
     events = pl.read_csv(schema.parent / "events.csv", infer_schema=False)
     config, weights = paths = [folder / name for name in ("config.json", "model.safetensors")]
     before = {path: path.read_bytes() for path in paths}

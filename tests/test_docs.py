@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from subquad import report, tasks
-from subquad.experiments.asked import Comparison
+from subquad.config import ModelConfig
 from subquad.experiments.comparison import plan, run
+from subquad.experiments.config import Comparison, TrainingConfig
 from subquad.experiments.grid import Observer
 from subquad.mechanisms.linear import LinearAttention
 from subquad.records import Store, comparison_key
@@ -105,11 +106,8 @@ def test_the_documented_task_is_compared_end_to_end(palindromes, tmp_path):
     config = Comparison(
         task=f"{palindromes}:words=100",
         attention=("linear",),
-        steps=2,
-        batch=8,
-        dim=8,
-        heads=2,
-        depth=1,
+        model=ModelConfig(dim=8, depth=1, heads=2),
+        training=TrainingConfig(steps=2, batch=8),
         bench=False,
         device="cpu",
     )

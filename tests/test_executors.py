@@ -7,9 +7,10 @@ import pytest
 from own_sample import write
 
 from subquad import executors
+from subquad.config import ModelConfig
 from subquad.executors import Local, outcome
-from subquad.experiments.asked import Comparison
 from subquad.experiments.comparison import plan, run
+from subquad.experiments.config import Comparison, TrainingConfig
 from subquad.experiments.grid import Observer
 from subquad.experiments.notation import written
 from subquad.records import Store
@@ -83,10 +84,8 @@ def config(tmp_path):
     return Comparison(
         task=written("custom", {"schema": str(write(tmp_path / "own"))}),
         attention=("linear",),
-        dim=8,
-        depth=1,
-        heads=2,
-        steps=4,
+        model=ModelConfig(dim=8, depth=1, heads=2),
+        training=TrainingConfig(steps=4),
         device="cpu",
         bench=False,
     )

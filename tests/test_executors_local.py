@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
-from experiments_sample import quick
+from experiments_sample import changed, quick
 from own_sample import write
 from runs_sample import CELL, MEASURED, Recorder, cells
 
@@ -26,17 +26,17 @@ linux = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="processes are 
 # stands for `subquad.executors.child`: does what the attention's name says
 STAND_IN = """
 import json, os, signal, subprocess, sys, time
-asked = json.loads(sys.stdin.readline())
-def say(**event): print(json.dumps({"token": asked["token"], **event}), flush=True)
+job = json.loads(sys.stdin.readline())
+def say(**event): print(json.dumps({"token": job["token"], **event}), flush=True)
 def end(**found): say(event="outcome", status="ok", reason="", **found)
 def beget():  # a process that holds the pipe open, and would live for ever
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(10 ** 6)"])
-    with open(asked["folder"] + "/draft", "w") as file: file.write(str(child.pid))
-    os.rename(file.name, asked["folder"] + "/grandchild")
-match asked["spec"]["attention"]:
+    with open(job["folder"] + "/draft", "w") as file: file.write(str(child.pid))
+    os.rename(file.name, job["folder"] + "/grandchild")
+match job["spec"]["mechanism"]["attention"]:
     case "well":
         say(event="progress", phase="train", step=1, steps=2, loss=0.5)
-        end(result={"length": asked["spec"]["length"]}, measured=MEASURED, data={})
+        end(result={"length": job["spec"]["length"]}, measured=MEASURED, data={})
     case "parent":
         beget()
         end(result={}, measured=MEASURED, data={})
@@ -54,7 +54,7 @@ match asked["spec"]["attention"]:
         os.write(1, b'{"event": "outcome", "status": "o')
         sys.exit(3)
     case "forged": print(json.dumps({"token": "0" * 32, "event": "outcome", "status": "ok", "reason": ""}))
-    case "unasked": print(json.dumps({"event": "outcome", "status": "ok", "reason": ""}))
+    case "unjob": print(json.dumps({"event": "outcome", "status": "ok", "reason": ""}))
     case "strange": say(event="progress", phase="train", step="one", steps=2, loss=None)
     case "unknown": say(event="end")
     case "empty": end(result={}, measured={}, data={})
@@ -69,7 +69,7 @@ match asked["spec"]["attention"]:
         print("ValueError: no such thing", file=sys.stderr)
         sys.exit(1)
     case "slow":
-        open(asked["folder"] + "/started", "w").close()
+        open(job["folder"] + "/started", "w").close()
         sys.stdin.read()
 """.replace("MEASURED", repr(MEASURED))
 
@@ -90,7 +90,7 @@ def run(names, store, *, slots=1, timeout=60.0):
     executor = Local(slots=slots, timeout=timeout)
     with ThreadPoolExecutor(slots) as pool:
         records = pool.map(lambda spec: executor.run(spec, store, lambda event: None), cells(*names))
-    return {record["spec"]["attention"]: record for record in records}
+    return {record["spec"]["mechanism"]["attention"]: record for record in records}
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -140,7 +140,7 @@ def test_a_stopped_executor_begins_nothing(store):
         ("long", "a line of its events has more than"),
         ("half", "ended with status 3"),
         ("forged", 'something wrote b\'{"token": "0000'),
-        ("unasked", 'something wrote b\'{"event": "outcome"'),
+        ("unjob", 'something wrote b\'{"event": "outcome"'),
         ("strange", "it sent an invalid event: step: input should be a valid integer, not 'one'"),
         ("unknown", "it sent an unknown event 'end'"),
         ("empty", "its outcome is no result: measured.forward: is missing"),
@@ -271,7 +271,7 @@ from subquad.executors import Local
 from subquad.experiments.grid import Observer, run_missing
 from subquad.experiments.spec import Fit
 from subquad.records import Store
-spec, store = Fit(**json.loads(sys.argv[2])), Store(Path(sys.argv[1]))
+spec, store = Fit.from_json(json.loads(sys.argv[2])), Store(Path(sys.argv[1]))
 run_missing([spec], store, executor=Local(timeout=300), observer=Observer())
 """
 
@@ -292,7 +292,9 @@ def test_a_run_killed_in_the_middle_and_started_again_ends_like_an_undisturbed_o
     from subquad import tasks
 
     schema = write(tmp_path / "own")
-    spec = replace(quick(schema, tasks.load("custom", schema=str(schema))), steps=400, validate=100)
+    spec = changed(
+        quick(schema, tasks.load("custom", schema=str(schema))), training={"steps": 400}, validate=100
+    )
     disturbed, undisturbed = Store(tmp_path / "disturbed"), Store(tmp_path / "undisturbed")
     first, other = start(spec, disturbed), start(spec, undisturbed)
     kept = disturbed.checkpoint_path(spec.key)

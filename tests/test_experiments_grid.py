@@ -6,12 +6,13 @@ import sys
 from dataclasses import replace
 
 import pytest
+from experiments_sample import QUICK, changed
 from runs_sample import CELL, MEASURED, Recorder, cells
 
 from subquad.executors import Executor
 from subquad.executors.outcome import make_record
 from subquad.experiments.grid import run_missing
-from subquad.experiments.spec import Baseline, Bench
+from subquad.experiments.spec import Baseline, Bench, DataSpec, MechanismSpec, Place
 from subquad.records import Store
 
 HOLD = """
@@ -38,7 +39,7 @@ class Scripted(Executor):
     def run(self, spec, store, tell):
         tell({"event": "progress", "phase": "train", "step": 1, "steps": 2, "loss": 0.5})
         ok = {"status": "ok", "reason": "", "measured": MEASURED}
-        told = {"status": "failed", "reason": "it broke"} if spec.to_json()["attention"] == "broken" else ok
+        told = {"status": "failed", "reason": "it broke"} if spec.mechanism.attention == "broken" else ok
         return make_record(spec, told, seconds=1.0)
 
     def stop(self):
@@ -53,7 +54,7 @@ def store(tmp_path):
 def run(specs, store):
     observer = Recorder()
     records = run_missing(specs, store, executor=Scripted(), observer=observer)
-    return {record["spec"]["attention"]: record for record in records}, observer
+    return {record["spec"]["mechanism"]["attention"]: record for record in records}, observer
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b'{"status": "ok"}', b"\xff", "folder", "loop"])
@@ -79,14 +80,17 @@ def test_what_a_damaged_record_was_of_is_done_again_and_the_file_is_kept(store, 
 
 def test_only_what_is_missing_or_failed_is_done_again(store):
     _, first = run(cells("well", "broken"), store)
-    _, second = run([*cells("well", "broken"), replace(CELL, attention="well", length=128)], store)
+    _, second = run(
+        [*cells("well", "broken"), replace(CELL, mechanism=MechanismSpec(attention="well"), length=128)],
+        store,
+    )
     assert first.of("started") == ["well", "broken"]
     assert second.of("skipped") == ["well"]
     assert second.of("started") == ["broken", "well"]
 
 
 def test_a_record_says_what_was_asked_and_what_came_of_it(store):
-    spec = replace(CELL, attention="well")
+    (spec,) = cells("well")
     _, observer = run([spec], store)
     record = store.get(spec.key)
     assert record is not None
@@ -97,7 +101,7 @@ def test_a_record_says_what_was_asked_and_what_came_of_it(store):
         "status": "ok",
         "result": {},
     }
-    assert Bench(**record["spec"]) == spec
+    assert Bench.from_json(record["spec"]) == spec
     assert [what for what, _ in observer.events] == ["started", "progress", "finished"]
 
 
@@ -106,6 +110,7 @@ def test_a_run_that_another_process_has_claimed_is_waited_for_and_not_done_twice
     record = {
         "key": spec.key,
         "kind": "bench",
+        "version": spec.version,
         "spec": spec.to_json(),
         "status": "failed",
         "reason": "theirs",
@@ -132,14 +137,19 @@ def test_a_run_that_another_process_has_claimed_is_waited_for_and_not_done_twice
 
 def test_where_data_lie_and_how_fast_a_baseline_is_found_do_not_change_its_key(tmp_path):
     baseline = Baseline(
-        task="custom",
-        target="a",
-        task_options={"schema": "/here"},
-        data="d",
-        length=5,
+        data=DataSpec(task="custom", target="a", options={"schema": "/here"}, fingerprint="d", length=5),
         baseline="majority",
         seed=0,
-        threads=1,
+        place=Place(device="cpu", threads=1),
     )
-    assert replace(baseline, task_options={"schema": "/there"}, threads=2).key == baseline.key
-    assert replace(baseline, data="e").key != baseline.key
+    moved = changed(baseline, data={"options": {"schema": "/there"}}, place={"threads": 2})
+    assert moved == baseline
+    assert moved.key == baseline.key
+    assert changed(baseline, data={"fingerprint": "e"}).key != baseline.key
+
+
+@pytest.mark.parametrize("spec", [QUICK, CELL])
+def test_a_spec_that_was_json_is_the_same_spec_with_the_same_key(spec):
+    again = type(spec).from_json(json.loads(json.dumps(spec.to_json())))
+    assert again == spec
+    assert again.key == spec.key

@@ -11,7 +11,7 @@ from polars.testing import assert_frame_equal
 
 import subquad
 from subquad import tasks
-from subquad.experiments.model import build
+from subquad.experiments.model import build_model
 from subquad.experiments.predictor import export
 from subquad.tasks import DataError
 from subquad.tasks.source import rows_of
@@ -22,7 +22,7 @@ def loaded(folder, *, column, kind):
     schema = write(folder, column=column, kind=kind)
     data = tasks.load("custom", schema=str(schema))
     spec = quick(schema, data)
-    export(build(spec, data), data, spec, folder / "model")
+    export(build_model(spec, data), data, spec, folder / "model")
     return subquad.load_model(folder / "model"), pl.read_csv(folder / "events.csv")
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from subquad import report
 from subquad.experiments.notation import read, written
 from subquad.experiments.rows import rows
-from subquad.experiments.spec import Row
+from subquad.experiments.spec import MechanismSpec
 from subquad.mechanism import Dims
 from subquad.mechanisms.linear import LinearAttention
 from subquad.registry import catalog
@@ -86,11 +86,14 @@ def test_an_option_follows_its_own_name():
 
 
 def test_a_word_stands_as_it_is_and_other_text_is_quoted():
-    assert Row(attention="a", options={"b": "two-stage", "c": 1e-6, "d": True}).label == (
+    assert MechanismSpec(attention="a", options={"b": "two-stage", "c": 1e-6, "d": True}).label == (
         "a:b=two-stage,c=1e-06,d=True"
     )
-    assert Row(attention="pattern", options={"expr": EXPRESSION}).label == f'pattern:expr="{EXPRESSION}"'
-    assert Row(attention="a", options={"b": "", "c": 'say "x"'}).label == """a:b="",c='say "x"'"""
+    assert (
+        MechanismSpec(attention="pattern", options={"expr": EXPRESSION}).label
+        == f'pattern:expr="{EXPRESSION}"'
+    )
+    assert MechanismSpec(attention="a", options={"b": "", "c": 'say "x"'}).label == """a:b="",c='say "x"'"""
 
 
 @pytest.mark.parametrize("quote", ["", '"', "'"])
@@ -101,7 +104,7 @@ def test_quotes_may_be_left_out_around_parentheses(quote):
 
 def test_the_report_shows_a_label_as_text_and_its_command_asks_for_the_same_row(tmp_path):
     options = {"expr": f'{EXPRESSION} & "<b>"'}
-    label = Row(attention="linear", options=options).label
+    label = MechanismSpec(attention="linear", options=options).label
     asked = {**made_up.ROWS[1], "options": options, "label": label}
     setting = made_up.comparison([made_up.ROWS[0], asked], seeds=1)
     page = report.write(made_up.write(tmp_path, setting, made_up.sample(setting))).read_text()

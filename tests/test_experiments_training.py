@@ -1,14 +1,13 @@
 """The training loop is the same for every row, and does not notice that it was interrupted."""
 
 import json
-from dataclasses import replace
 from math import isfinite
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
-from experiments_sample import quick
+from experiments_sample import changed, quick
 from own_sample import write
 from torch.testing import assert_close
 
@@ -16,7 +15,7 @@ import subquad
 from subquad import tasks
 from subquad.experiments import checkpoint
 from subquad.experiments.fit import fit
-from subquad.experiments.model import build
+from subquad.experiments.model import build_model
 from subquad.experiments.predictor import export
 from subquad.experiments.training import Training, learning_rate
 
@@ -55,14 +54,14 @@ def one_thread():
 
 
 def trained(spec, data, folder, tell=silent):
-    training = Training(spec, data, kept=folder / "kept.safetensors", tell=tell)
+    training = Training(spec, data, checkpoint_path=folder / "kept.safetensors", tell=tell)
     training.run()
     return training
 
 
 @pytest.mark.parametrize("attention", ["linear", "infinity"])
 def test_an_interrupted_training_ends_like_an_undisturbed_one(spec, data, tmp_path, attention):
-    spec = replace(spec, attention=attention, causal=attention == "infinity")
+    spec = changed(spec, mechanism={"attention": attention, "causal": attention == "infinity"})
 
     def interrupt(phase, step, loss):
         if step == 33:
@@ -72,7 +71,7 @@ def test_an_interrupted_training_ends_like_an_undisturbed_one(spec, data, tmp_pa
     with pytest.raises(Interrupted):
         trained(spec, data, tmp_path, interrupt)
     torch.manual_seed(1)  # another process has other random numbers
-    resumed = Training(spec, data, kept=tmp_path / "kept.safetensors", tell=silent)
+    resumed = Training(spec, data, checkpoint_path=tmp_path / "kept.safetensors", tell=silent)
     assert resumed.course.step == 25
     resumed.run()
     assert resumed.course.curve == undisturbed.course.curve
@@ -128,10 +127,10 @@ def test_a_damaged_checkpoint_is_told_and_kept_and_training_begins_anew(
     path = tmp_path / "kept.safetensors"
     damage(path)
     with pytest.warns(UserWarning, match=rf"{message}.*; training begins anew.*kept.safetensors.damaged"):
-        again = Training(spec, data, kept=path, tell=silent)
+        again = Training(spec, data, checkpoint_path=path, tell=silent)
     assert again.course.step == 0
     assert not path.exists()
-    fresh = Training(spec, data, kept=tmp_path / "none", tell=silent)
+    fresh = Training(spec, data, checkpoint_path=tmp_path / "none", tell=silent)
     assert_close(checkpoint.weights(again.model), checkpoint.weights(fresh.model), rtol=0, atol=0)
 
 
@@ -142,14 +141,14 @@ def test_the_best_weights_so_far_survive_an_interruption(spec, data, tmp_path):
 
     with pytest.raises(Interrupted):
         trained(spec, data, tmp_path, interrupt)
-    resumed = Training(spec, data, kept=tmp_path / "kept.safetensors", tell=silent)
+    resumed = Training(spec, data, checkpoint_path=tmp_path / "kept.safetensors", tell=silent)
     assert resumed.course.best_step == 20
     resumed.model.load_state_dict(resumed.best)
     assert resumed.evaluate("validation").scores == resumed.course.best
 
 
 def test_an_epoch_takes_every_example_once(spec, data, tmp_path):
-    training = Training(spec, data, kept=tmp_path / "none", tell=silent)
+    training = Training(spec, data, checkpoint_path=tmp_path / "none", tell=silent)
     batches = training.batches()
     sizes = [len(next(batches).target) for _ in range(10)]
     assert training.course.epoch == 1
@@ -157,7 +156,7 @@ def test_an_epoch_takes_every_example_once(spec, data, tmp_path):
 
 
 def test_the_weights_that_were_best_on_validation_are_kept(spec, data, tmp_path):
-    training = trained(replace(spec, learning_rate=0.03), data, tmp_path)
+    training = trained(changed(spec, training={"learning_rate": 0.03}), data, tmp_path)
     assert training.course.best_step < training.course.step
     seen = [point["validation"] for point in training.course.curve if "validation" in point]
     assert len(seen) == 3
@@ -183,7 +182,9 @@ def test_every_kind_of_target_is_learnt(tmp_path, spec, column, kind):
 
 def test_rows_see_the_same_examples_and_start_from_the_same_weights(spec, data, tmp_path):
     one, other = (
-        Training(replace(spec, attention=name), data, kept=tmp_path / "none", tell=silent)
+        Training(
+            changed(spec, mechanism={"attention": name}), data, checkpoint_path=tmp_path / "none", tell=silent
+        )
         for name in ("linear", "softmax")
     )
     assert_close(dict(one.model.named_parameters()), dict(other.model.named_parameters()), rtol=0, atol=0)
@@ -194,7 +195,7 @@ def test_rows_see_the_same_examples_and_start_from_the_same_weights(spec, data, 
 
 def test_the_test_split_is_read_once_and_last(spec, data, tmp_path):
     phases = []
-    fit(spec, data, kept=tmp_path / "kept", tell=lambda phase, step, loss: phases.append(phase))
+    fit(spec, data, checkpoint_path=tmp_path / "kept", tell=lambda phase, step, loss: phases.append(phase))
     assert phases.count("test") == 1
     assert phases.index("test") > max(place for place, phase in enumerate(phases) if phase == "validate")
 
@@ -202,11 +203,11 @@ def test_the_test_split_is_read_once_and_last(spec, data, tmp_path):
 @pytest.mark.parametrize(("column", "kind"), [("region", "multiclass"), ("age", "regression")])
 def test_what_each_example_adds_is_kept_in_the_order_of_the_split(tmp_path, spec, column, kind):
     data = tasks.load("custom", schema=str(write(tmp_path / "own", column=column, kind=kind)))
-    training = trained(replace(spec, steps=3, batch=7), data, tmp_path)
+    training = trained(changed(spec, training={"steps": 3, "batch": 7}), data, tmp_path)
     judged = training.evaluate("test")
     assert judged.contributions.mean() == pytest.approx(judged.scores[data.objective.metric])
     training.network.eval()
-    for batch in data.batches("test", size=1, length=spec.length, seed=0, epoch=0, shuffle=False):
+    for batch in data.batches("test", size=1, length=spec.data.length, seed=0, epoch=0, shuffle=False):
         contribution, truth = judged.contributions[int(batch.example)], data.truth("test")[batch.example]
         output = training.output(batch)[0].detach()
         if kind == "regression":
@@ -217,7 +218,12 @@ def test_what_each_example_adds_is_kept_in_the_order_of_the_split(tmp_path, spec
 
 
 def test_a_step_accumulates_the_batches_asked_for(spec, data, tmp_path):
-    training = Training(replace(spec, batch=7, accumulate=3), data, kept=tmp_path / "none", tell=silent)
+    training = Training(
+        changed(spec, training={"batch": 7, "accumulate": 3}),
+        data,
+        checkpoint_path=tmp_path / "none",
+        tell=silent,
+    )
     batches = training.batches()
     assert training.step(batches).examples == 21
     assert training.course.taken == 3
@@ -225,13 +231,17 @@ def test_a_step_accumulates_the_batches_asked_for(spec, data, tmp_path):
 
 def test_a_loss_that_is_no_number_ends_the_training(spec, data, tmp_path):
     with pytest.raises(FloatingPointError, match=r"the .* loss is (nan|inf) .*step"):
-        trained(replace(spec, learning_rate=1e30, clip=1e30), data, tmp_path)
+        trained(changed(spec, training={"learning_rate": 1e30, "clip": 1e30}), data, tmp_path)
 
 
 def test_the_mechanisms_penalty_is_trained_on(spec, data, tmp_path):
     def weights(kl_weight):
         options = {"segment": 4, "basis": 8, "narrow": 0.1, "wide": 0.2, "kl_weight": kl_weight}
-        penalised = replace(spec, attention="infinity", causal=True, options=options, steps=5)
+        penalised = changed(
+            spec,
+            mechanism={"attention": "infinity", "causal": True, "options": options},
+            training={"steps": 5},
+        )
         model = trained(penalised, data, tmp_path / str(kl_weight)).model
         return model.state_dict()["encoder.blocks.0.attention.mechanism.long_term.w_sigma"]
 
@@ -239,23 +249,24 @@ def test_the_mechanisms_penalty_is_trained_on(spec, data, tmp_path):
 
 
 def test_half_precision_trains(spec, data, tmp_path):
-    curve = trained(replace(spec, precision="bf16-mixed"), data, tmp_path).course.curve
+    curve = trained(changed(spec, training={"precision": "bf16-mixed"}), data, tmp_path).course.curve
     assert curve[-1]["loss"] < curve[0]["loss"]
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero(spec):
-    rates = [learning_rate(spec, step) for step in range(spec.steps)]
-    assert rates[0] == spec.learning_rate / spec.warmup
-    assert rates[spec.warmup - 1] == max(rates) == spec.learning_rate
+    rates = [learning_rate(spec, step) for step in range(spec.training.steps)]
+    highest = spec.training.learning_rate
+    assert rates[0] == highest / spec.warmup
+    assert rates[spec.warmup - 1] == max(rates) == highest
     assert rates[spec.warmup :] == sorted(rates[spec.warmup :], reverse=True)
-    assert 0 < rates[-1] < spec.learning_rate / 100
+    assert 0 < rates[-1] < highest / 100
 
 
 def test_a_fit_says_what_it_took(spec, data, tmp_path):
-    fitted = fit(replace(spec, steps=6), data, kept=tmp_path / "kept", tell=silent)
+    fitted = fit(changed(spec, training={"steps": 6}), data, checkpoint_path=tmp_path / "kept", tell=silent)
     latency = fitted.measured["latency_ms"]
     assert 0 < latency["low"] <= latency["median"] <= latency["high"]
-    assert latency["length"] == spec.length
+    assert latency["length"] == spec.data.length
     rates = [fitted.measured[f"train_{what}_per_second"] for what in ("examples", "units")]
     assert all(isfinite(rate) and rate > 0 for rate in rates)
     assert fitted.measured["peak_mb"] > fitted.measured["training_peak_mb"] >= 0
@@ -334,7 +345,7 @@ def put(field, value):
     ],
 )
 def test_what_stands_beside_a_model_is_of_its_types_and_goes_together(spec, data, tmp_path, damage, message):
-    export(build(spec, data), data, spec, tmp_path)
+    export(build_model(spec, data), data, spec, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     damage(config["extra"])
     (tmp_path / "config.json").write_text(json.dumps(config))

@@ -1,10 +1,8 @@
 """Figures stay what they were: the scores of small runs, as they were before tasks became a contract."""
 
-from dataclasses import replace
-
 import pytest
 import torch
-from experiments_sample import quick
+from experiments_sample import changed, quick
 from own_sample import write
 from purchases import purchases
 
@@ -34,8 +32,8 @@ def test_a_fit_on_own_data_scores_what_it_always_did(tmp_path, column, kind, sco
     schema = write(tmp_path, column=column, kind=kind)
     data = tasks.load("custom", schema=str(schema))
     metric = data.objective.metric
-    tested = fit(quick(schema, data), data, kept=tmp_path / "kept", tell=lambda *_: None).result["test"]
-    assert tested == pytest.approx(
+    fitted = fit(quick(schema, data), data, checkpoint_path=tmp_path / "kept", tell=lambda *_: None)
+    assert fitted.result["test"] == pytest.approx(
         {metric: score, "loss": loss}, rel=1e-5
     )  # machines differ in the last digits
     majority = data.baseline("majority", length=20, seed=0)
@@ -51,8 +49,14 @@ def test_a_fit_on_own_data_scores_what_it_always_did(tmp_path, column, kind, sco
 )
 def test_a_fit_on_transactions_scores_what_it_always_did(tmp_path, target, score, loss, trees):
     data = prepared(purchases(), target, fingerprint="x")
-    spec = replace(quick(tmp_path, data), attention="softmax", steps=12, validate=6, length=16)
-    tested = fit(spec, data, kept=tmp_path / "kept", tell=lambda *_: None).result["test"]
+    spec = changed(
+        quick(tmp_path, data),
+        mechanism={"attention": "softmax"},
+        training={"steps": 12},
+        validate=6,
+        data={"length": 16},
+    )
+    tested = fit(spec, data, checkpoint_path=tmp_path / "kept", tell=lambda *_: None).result["test"]
     assert tested == pytest.approx({**score, "loss": loss}, rel=1e-5)
     boosting = data.baseline("boosting", length=16, seed=0)
     assert baseline_result(data, boosting)["test"] == pytest.approx(trees)

@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "torch_internals": set(),
     "bounds": set(),
     "inputs": set(),
+    "config": {"bounds"},
     "mechanism": {"bounds", "inputs"},
     "ops": {"mechanism", "torch_internals"},
     "features": {"mechanism", "ops"},
@@ -29,7 +30,10 @@ MAY_IMPORT = {
     "objectives": {"fields", "metrics"},
     "task": {"fields", "objectives"},
     "registry": {"mechanism", "mechanisms", "plugins"},
-    "nn": {"mechanism", "registry", "plugins", "ops", "files", "documents", "torch_internals", "fields"},
+    "nn": {
+        *("bounds", "config", "mechanism", "registry", "plugins", "ops", "files", "documents"),
+        *("torch_internals", "fields"),
+    },
     "measure": {"mechanism", "registry", "ops", "torch_internals"},
     "testing": {"mechanism", "measure", "ops", "torch_internals", "fields", "task"},
     "files": set(),
@@ -41,11 +45,11 @@ MAY_IMPORT = {
     "executors": {"plugins", "measure", "records", "recorded", "documents"},
     "experiments": {
         *("mechanism", "registry", "plugins", "nn", "measure", "tasks", "records", "recorded", "documents"),
-        *("executors", "fields", "files", "objectives", "task"),
+        *("bounds", "config", "executors", "fields", "files", "objectives", "task"),
     },
     "cli": {
         *("mechanism", "registry", "patterns", "testing", "tasks", "records", "report", "experiments"),
-        *("executors", "files", "measure", "plugins", "task"),
+        *("bounds", "config", "executors", "files", "measure", "plugins", "task"),
     },
     "compare": {"experiments", "records", "report"},
     "__main__": {"cli"},

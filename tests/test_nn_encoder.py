@@ -31,7 +31,15 @@ def pairs(mechanisms: list[str]) -> list[tuple[str, str]]:
 
 def encoder(attention: str = "linear", *, causal: bool = True, **chosen) -> Encoder:
     torch.manual_seed(0)
-    asked = {"dim": 8, "depth": 2, "heads": 2, "positions": "sinusoidal", "max_len": LENGTH, **chosen}
+    asked = {
+        "dim": 8,
+        "depth": 2,
+        "heads": 2,
+        "positions": "sinusoidal",
+        "max_len": LENGTH,
+        "dropout": 0.0,
+        **chosen,
+    }
     options = {**catalog()[attention].traits.tiny, **asked.pop("options", {})}
     return Encoder(EncoderConfig(attention=attention, causal=causal, options=options, **asked)).double()
 
@@ -214,7 +222,10 @@ def test_dropout_acts_in_training_only():
 
 
 def test_dropout_acts_on_the_input_and_on_what_each_part_of_a_block_adds():
-    model, x = encoder(dropout=1.0).train(), tokens()
+    model, x = encoder().train(), tokens()
+    for part in model.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 1.0
     block = model.blocks[0]
     assert isinstance(block, TransformerBlock)
     sequence, _ = make_sequence(x)
@@ -231,7 +242,8 @@ def test_dropout_acts_on_the_input_and_on_what_each_part_of_a_block_adds():
         ({"options": {"chunks": 4}}, "'linear' has no option 'chunks'"),
         ({"positions": "rotary", "heads": 8}, "choose an even embed_dim / num_heads, or other positions"),
         ({"depth": 0}, "depth must be at least 1"),
-        ({"heads": 3}, "does not divide"),
+        ({"heads": 3}, "dim must be a multiple of heads, and 8 is none of 3"),
+        ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
     ],
 )
 def test_a_config_that_cannot_be_built_is_refused(asked, message):

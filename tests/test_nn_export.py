@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from subquad.fields import Events, Readout
 from subquad.nn.encoder import EncoderConfig
 from subquad.nn.export import read, save
-from subquad.nn.model import ModelConfig, SequenceModel
+from subquad.nn.model import SequenceModel, SequenceModelConfig
 from subquad.registry import catalog
 
 VALID = torch.tensor([[False, True, True, False, True], [True] * 5])
@@ -32,7 +32,9 @@ def classifier(attention: str = "linear") -> SequenceModel:
         dropout=0.1,
     )
     return SequenceModel(
-        ModelConfig(fields=Events(vocabularies=(4,), numeric=2), readout=Readout(outputs=3), encoder=encoder)
+        SequenceModelConfig(
+            fields=Events(vocabularies=(4,), numeric=2), readout=Readout(outputs=3), encoder=encoder
+        )
     )
 
 

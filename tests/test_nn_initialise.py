@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from subquad.fields import Events, Readout
 from subquad.nn.encoder import EncoderConfig
 from subquad.nn.initialise import initialise
-from subquad.nn.model import ModelConfig, SequenceModel
+from subquad.nn.model import SequenceModel, SequenceModelConfig
 from subquad.registry import catalog
 
 
@@ -23,9 +23,10 @@ def classifier(attention: str, *, seed: int, causal: bool = False, depth: int = 
         options=dict(cls.traits.tiny),
         positions="learnt",
         max_len=24,
+        dropout=0.0,
     )
     model = SequenceModel(
-        ModelConfig(
+        SequenceModelConfig(
             fields=Events(vocabularies=(4, 7), numeric=2), readout=Readout(outputs=3), encoder=encoder
         )
     )

@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from subquad.fields import Events, Readout
 from subquad.nn.encoder import EncoderConfig
-from subquad.nn.model import ModelConfig, SequenceModel
+from subquad.nn.model import SequenceModel, SequenceModelConfig
 from subquad.registry import catalog
 
 VALID = torch.tensor([[False, True, True, False, True], [True] * 5, [False] * 5])
@@ -15,12 +15,12 @@ VALID = torch.tensor([[False, True, True, False, True], [True] * 5, [False] * 5]
 def classifier(attention: str = "softmax", *, vocabularies=(4, 7), numeric=2, **chosen) -> SequenceModel:
     torch.manual_seed(0)
     cls = catalog()[attention]
-    asked = {"dim": 8, "depth": 2, "heads": 2, "positions": "learnt", "max_len": 5, **chosen}
+    asked = {"dim": 8, "depth": 2, "heads": 2, "positions": "learnt", "max_len": 5, "dropout": 0.0, **chosen}
     encoder = EncoderConfig(
         attention=attention, causal=not cls.traits.bidirectional, options=dict(cls.traits.tiny), **asked
     )
     return SequenceModel(
-        ModelConfig(
+        SequenceModelConfig(
             fields=Events(vocabularies=vocabularies, numeric=numeric),
             readout=Readout(outputs=3),
             encoder=encoder,

@@ -1,11 +1,10 @@
 """Features are drawn anew when they are due, everywhere alike, and never in eval mode."""
 
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
-from experiments_sample import quick
+from experiments_sample import changed, quick
 from own_sample import write
 from torch.testing import assert_close
 
@@ -22,7 +21,9 @@ class Interrupted(Exception):
 
 def encoder(attention="performer", depth=2, **options):
     return Encoder(
-        EncoderConfig(dim=8, depth=depth, heads=2, attention=attention, options=options, max_len=16)
+        EncoderConfig(
+            dim=8, depth=depth, heads=2, attention=attention, options=options, max_len=16, dropout=0.0
+        )
     )
 
 
@@ -92,14 +93,19 @@ def test_a_training_redraws_and_does_not_notice_an_interruption(tmp_path):
     schema = write(tmp_path / "own")
     data = tasks.load("custom", schema=str(schema))
     options = {"features": 6, "redraw_every": 4}
-    spec = replace(quick(schema, data), attention="performer", options=options, steps=30, validate=30)
+    spec = changed(
+        quick(schema, data),
+        mechanism={"attention": "performer", "options": options},
+        training={"steps": 30},
+        validate=30,
+    )
 
     def interrupt(phase, step, loss):
         if step == 27:
             raise Interrupted
 
     def training(name, tell):
-        return Training(spec, data, kept=tmp_path / name, tell=tell)
+        return Training(spec, data, checkpoint_path=tmp_path / name, tell=tell)
 
     undisturbed = training("undisturbed", lambda *told: None)
     initial = drawn(undisturbed.model)

@@ -12,7 +12,7 @@ from subquad import MultiheadAttention, catalog
 from subquad.features.generalised import FUNCTIONS
 from subquad.fields import Events, Readout
 from subquad.nn.encoder import Encoder, EncoderConfig
-from subquad.nn.model import ModelConfig, SequenceModel
+from subquad.nn.model import SequenceModel, SequenceModelConfig
 from subquad.nn.positions import KINDS
 
 NAMES = list(catalog())
@@ -47,13 +47,14 @@ def config(attention, *, positions="none"):
         causal=streams(attention),
         positions=positions,
         max_len=64,
+        dropout=0.0,
     )
 
 
 def classifier(attention, *, positions="none"):
     torch.manual_seed(0)
     return SequenceModel(
-        ModelConfig(
+        SequenceModelConfig(
             fields=Events(vocabularies=(5,), numeric=2),
             readout=Readout(outputs=3),
             encoder=config(attention, positions=positions),

@@ -12,7 +12,7 @@ from subquad.fields import Events, Readout
 from subquad.nn.encoder import EncoderConfig
 from subquad.nn.export import read, save
 from subquad.nn.initialise import initialise
-from subquad.nn.model import ModelConfig, SequenceModel
+from subquad.nn.model import SequenceModel, SequenceModelConfig
 
 IDS = torch.randint(4, (2, 7, 1), generator=torch.Generator().manual_seed(0))
 NUMBERS = torch.randn(2, 7, 2, generator=torch.Generator().manual_seed(0))
@@ -27,9 +27,13 @@ def classifier(*, sharing="layers", projection="linear", depth=3, max_len=12) ->
         attention="linformer",
         options={"rank": 4, "sharing": sharing, "projection": projection},
         max_len=max_len,
+        positions="none",
+        dropout=0.0,
     )
     return SequenceModel(
-        ModelConfig(fields=Events(vocabularies=(4,), numeric=2), readout=Readout(outputs=3), encoder=encoder)
+        SequenceModelConfig(
+            fields=Events(vocabularies=(4,), numeric=2), readout=Readout(outputs=3), encoder=encoder
+        )
     )
 
 

@@ -122,11 +122,9 @@ def test_a_comparison_from_python_is_that_of_the_command_line(tmp_path):
     config = subquad.Comparison(
         attention=("linear",),
         task=written("custom", {"schema": str(own_sample.write(tmp_path / "own"))}),
-        steps=2,
         length=16,
-        dim=8,
-        heads=2,
-        depth=1,
+        model=subquad.ModelConfig(dim=8, depth=1, heads=2),
+        training=subquad.TrainingConfig(steps=2),
         bench=False,
     )
     findings = subquad.compare(config, out=tmp_path / "runs")

@@ -69,7 +69,9 @@ def test_what_is_no_record_is_not_written(store):
     [
         (b"{", r"records/\w+.json' is damaged: it is not a JSON file .*; its `subquad compare` again"),
         (b"[]", "holds no JSON object"),
-        (b'{"kind": "fit"}', "status: is missing"),
+        (b'{"kind": "fit"}', "it has version None"),
+        (b'{"version": 3}', "it has version 3, and this version of subquad reads 4; its `subquad compare`"),
+        (b'{"version": 4, "kind": "fit"}', "status: is missing"),
         (b'{"a": 1e999}', "not a JSON file"),
         (b'{"a": 99999999999999999999}', "a whole number has more than 64 bits"),
         (b'{"a": "\\ud800"}', "not a JSON file"),

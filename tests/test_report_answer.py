@@ -37,7 +37,7 @@ def test_on_several_machines_speed_decides_nothing() -> None:
     setting = made_up.comparison()
     records = made_up.sample(setting, quality={"linear": 0.70, "softmax": 0.7005})
     for record in records:
-        if record["spec"].get("attention") == "linear":
+        if record["spec"].get("mechanism", {}).get("attention") == "linear":
             record["machine"] = {**made_up.MACHINE, "fingerprint": "another"}
     found = told(setting, records)
     assert "fastest" not in found.sentence

@@ -32,7 +32,7 @@ def test_exponents_tell_linear_cost_from_quadratic() -> None:
 
 
 def test_two_lengths_have_no_exponent_and_it_says_why() -> None:
-    records = [record for record in made_up.sample(SETTING) if record["spec"]["length"] in (512, 1024)]
+    records = [record for record in made_up.sample(SETTING) if record["spec"].get("length") in (512, 1024)]
     scaling = curves(records)[1].scaling("forward_ms")
     assert scaling is not None
     assert (scaling.exponent, scaling.note) == (None, "needs three lengths")
@@ -84,7 +84,9 @@ def test_causal_and_bidirectional_mechanisms_have_baselines_of_their_own() -> No
     records = made_up.sample(SETTING)
     for record in records:
         if record["kind"] == "bench" and record["status"] == "ok":
-            record["measured"]["memory"]["reference_mb"] = 1.0 if record["spec"]["causal"] else 2.0
+            record["measured"]["memory"]["reference_mb"] = (
+                1.0 if record["spec"]["mechanism"]["causal"] else 2.0
+            )
     lines = references(curves(records), "peak_mb")
     assert lines == {
         "bidirectional": [(length, 2.0) for length in made_up.LENGTHS],

@@ -19,7 +19,7 @@ def rows(setting: dict[str, Any] | None = None, **options: Any) -> dict[str, Boa
 
 def elsewhere(record: Record) -> Record:
     """The same record, had another machine made it, for one mechanism."""
-    if record["spec"].get("attention") != "linear":
+    if record["spec"].get("mechanism", {}).get("attention") != "linear":
         return record
     return {**record, "machine": {**made_up.MACHINE, "fingerprint": "another"}}
 

@@ -3,6 +3,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import report_samples as made_up
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from subquad import report
+from subquad.config import ModelConfig
+from subquad.experiments.config import TrainingConfig
 from subquad.records import Record, Store
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -78,10 +82,26 @@ def test_what_differed_between_runs_is_shown(tmp_path: Path) -> None:
     setting = made_up.comparison()
     records = made_up.sample(setting)
     for record in records:
-        if record["spec"].get("attention") == "linear" and record["kind"] == "fit":
-            record["spec"]["learning_rate"] = 0.5
+        if record["spec"].get("mechanism", {}).get("attention") == "linear" and record["kind"] == "fit":
+            record["spec"]["training"]["learning_rate"] = 0.5
     page = report.write(made_up.write(tmp_path, setting, records)).read_text("utf-8")
     assert "Not all was equal: learning rate, warm-up." in page
+
+
+def test_every_option_of_model_and_training_is_in_the_command_that_does_it_again(text: str) -> None:
+    command = unescape(text).partition('aria-label="Command"')[2].partition("</pre>")[0]
+    for config in (ModelConfig(), TrainingConfig()):
+        for option in fields(config):
+            assert f"--{option.name.replace('_', '-')} " in command
+
+
+def test_an_option_that_the_report_does_not_know_is_held_equal_too() -> None:
+    setting = made_up.comparison()
+    records = made_up.sample(setting)
+    for seed, record in enumerate(record for record in records if record["kind"] == "fit"):
+        record["spec"]["training"]["label_smoothing"] = 0.1 * seed
+    equalities = {each.what: each for each in made_up.findings(setting, records).equalities}
+    assert equalities["label smoothing"].broken
 
 
 def test_missing_runs_are_reported_and_the_rest_is_shown(tmp_path: Path) -> None:

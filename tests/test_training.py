@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from subquad.fields import Events, Readout
 from subquad.nn.encoder import EncoderConfig
 from subquad.nn.initialise import initialise
-from subquad.nn.model import ModelConfig, SequenceModel
+from subquad.nn.model import SequenceModel, SequenceModelConfig
 from subquad.registry import catalog
 
 SMALLER = {"infinity": {"segment": 16, "basis": 16, "samples": 16}}  # so that its long-term memory is read
@@ -31,9 +31,12 @@ def test_a_mechanism_learns_and_stays_finite_in_bfloat16(name):
         causal=not catalog()[name].traits.bidirectional,
         positions="sinusoidal",
         max_len=64,
+        dropout=0.0,
     )
     model = SequenceModel(
-        ModelConfig(fields=Events(vocabularies=(20,), numeric=1), readout=Readout(outputs=1), encoder=encoder)
+        SequenceModelConfig(
+            fields=Events(vocabularies=(20,), numeric=1), readout=Readout(outputs=1), encoder=encoder
+        )
     )
     initialise(model, seed=0)
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)

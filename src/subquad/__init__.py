@@ -6,7 +6,8 @@ from subquad.exports import export_lazily
 
 if TYPE_CHECKING:
     from subquad.compare import compare
-    from subquad.experiments.asked import Comparison
+    from subquad.config import ModelConfig
+    from subquad.experiments.config import Comparison, TrainingConfig
     from subquad.experiments.predictor import load_model
     from subquad.mechanism import Dims, Mechanism, Traits
     from subquad.nn.multihead import MultiheadAttention
@@ -20,7 +21,9 @@ __all__ = [
     "Comparison",
     "Dims",
     "Mechanism",
+    "ModelConfig",
     "MultiheadAttention",
+    "TrainingConfig",
     "Traits",
     "backend",
     "build",
@@ -36,7 +39,8 @@ export_lazily(
     __name__,
     {
         "compare": ["compare"],
-        "experiments.asked": ["Comparison"],
+        "config": ["ModelConfig"],
+        "experiments.config": ["Comparison", "TrainingConfig"],
         "experiments.predictor": ["load_model"],
         "mechanism": ["Dims", "Mechanism", "Traits"],
         "nn.multihead": ["MultiheadAttention"],

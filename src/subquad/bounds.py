@@ -4,8 +4,8 @@
 
     def __init__(self, dims: Dims, *, causal: bool, rank: Count = 256, kind: Kind = "mean") -> None: ...
 
-`Mechanism` holds each option that a constructor is given against its type and its bound. What options must be
-to each other stays in the constructor.
+`Mechanism` and `Config` hold each option against its type and its bound. What options must be to each other
+stays in the constructor.
 """
 
 import inspect
@@ -29,7 +29,9 @@ def one_of(*names: str) -> Bound:
     return Bound(f"one of {', '.join(names)}", lambda name: name in names)
 
 
-Count = Annotated[int, Bound("at least 1", lambda n: n >= 1)]
+AT_LEAST_ONE = Bound("at least 1", lambda n: n >= 1)
+
+Count = Annotated[int, AT_LEAST_ONE]
 CountOrZero = Annotated[int, Bound("at least 0", lambda n: n >= 0)]
 EvenCount = Annotated[int, Bound("even and at least 2", lambda n: n >= 2 and n % 2 == 0)]
 OddCount = Annotated[int, Bound("odd and at least 1", lambda n: n >= 1 and n % 2 == 1)]
@@ -37,6 +39,7 @@ Steps = Annotated[int, Bound("a number of steps, 0 for never", lambda n: n >= 0)
 Positive = Annotated[float, Bound("a positive number", lambda x: 0 < x < math.inf)]
 PositiveOrZero = Annotated[float, Bound("zero or a positive number", lambda x: 0 <= x < math.inf)]
 Share = Annotated[float, Bound("between 0 and 1", lambda x: 0 <= x <= 1)]
+ShareBelowOne = Annotated[float, Bound("at least 0 and below 1", lambda x: 0 <= x < 1)]
 OpenShare = Annotated[float, Bound("between 0 and 1, both excluded", lambda x: 0 < x < 1)]
 
 TYPES = {
@@ -50,9 +53,14 @@ TYPES = {
 def require_bounds(mechanism: str, constructor: Callable[..., None], options: Mapping[str, Any]) -> None:
     """Raise `ValueError` for the first of the `options` that is not what the constructor's signature says."""
     for option, value in options.items():
-        for bound in bounds(declared_type(constructor, option)):
-            if not bound.holds(value):
-                raise ValueError(f"{mechanism!r}: {option} must be {bound.words}, not {value!r}")
+        require(f"{mechanism!r}: {option}", value, declared_type(constructor, option))
+
+
+def require(name: str, value: Any, declared: Any) -> None:
+    """Raise `ValueError` for a value that is not what its declared type says."""
+    for bound in bounds(declared):
+        if not bound.holds(value):
+            raise ValueError(f"{name} must be {bound.words}, not {value!r}")
 
 
 def declared_type(constructor: Callable[..., None], option: str) -> Any:

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from subquad import report
-from subquad.experiments.asked import Comparison
 from subquad.experiments.comparison import plan, run
+from subquad.experiments.config import Comparison
 from subquad.experiments.grid import Observer
 from subquad.records import Store, comparison_key
 from subquad.report.findings import Findings, findings_in

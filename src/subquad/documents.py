@@ -97,6 +97,8 @@ def validated(kind: type[T], document: object, *, extra: Literal["ignore", "forb
         message = message[:1].lower() + message[1:]
         if first["type"] == "missing":
             raise ValueError(f"{field}: is missing") from None
+        if first["type"] == "value_error" and isinstance(first["input"], dict):
+            raise ValueError(f"{field}: {message}") from None
         value = repr(first["input"])
         shown = value if len(value) <= SHOWN_CHARACTERS else f"{value[:SHOWN_CHARACTERS]}…"
         raise ValueError(f"{field}: {message}, not {shown}") from None

@@ -11,6 +11,7 @@ from typing_extensions import TypedDict  # pydantic asks for it below Python 3.1
 
 from subquad.documents import validated
 
+VERSION = 4  # raise it when figures change their meaning or documents their shape: older ones then lapse
 MAX_NUMBER = 1e100  # a number: its square is one too
 
 
@@ -38,16 +39,44 @@ class MechanismFields(TypedDict):
     causal: bool
 
 
-class FitSpec(MechanismFields):
+class DataFields(TypedDict):
+    """The examples that runs are about, and how many tokens of each."""
+
+    task: str
+    target: str
+    options: Options
+    fingerprint: str
+    length: Positive
+
+
+class TrainingFields(TypedDict):
+    steps: Positive
+    batch: Positive
+    accumulate: Positive
+
+
+class PlaceFields(TypedDict):
+    device: str
+    threads: Positive
+
+
+class FitSpec(TypedDict):
+    data: DataFields
+    mechanism: MechanismFields
+    model: Options
+    training: TrainingFields
+    place: PlaceFields
     seed: Count
 
 
 class BaselineSpec(TypedDict):
+    data: DataFields
     baseline: str
     seed: Count
 
 
-class BenchSpec(MechanismFields):
+class BenchSpec(TypedDict):
+    mechanism: MechanismFields
     length: Positive
 
 
@@ -135,7 +164,6 @@ class AnyRecord(TypedDict):
     """What the record of any run holds; `status` says whether it has a result."""
 
     key: Key
-    version: NotRequired[Positive]
     reason: NotRequired[str]
     seconds: NotRequired[Amount]
     machine: NotRequired[Machine]
@@ -189,9 +217,16 @@ FAILED_TYPES = {"fit": FailedFit, "baseline": FailedBaseline, "bench": FailedBen
 
 def check_record(record: Mapping[str, Any]) -> None:
     """Raise `ValueError`, naming the field, for what is no record."""
+    require_version(record)
     header = validated(Header, record)
     types = DONE_TYPES if header["status"] == "ok" else FAILED_TYPES
     validated(types[header["kind"]], record)
+
+
+def require_version(document: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for a document whose shape is another version's."""
+    if (version := document.get("version")) != VERSION:
+        raise ValueError(f"it has version {version!r}, and this version of subquad reads {VERSION}")
 
 
 class MechanismRow(MechanismFields):
@@ -225,27 +260,29 @@ class Comparison(TypedDict):
     """What comparison.json holds: the settings of a comparison, and the keys of its runs."""
 
     title: str
-    task: str
-    target: str
+    task: str  # with its options, as users type it
     targets: NotRequired[list[str]]  # that --target may name
-    data: NotRequired[str]
+    data: DataFields
+    summary: NotRequired[DataSummary]
     unit: NotRequired[str]  # what a sequence is made of: "event", "token"; none: "event"
     metric: str
     metric_label: NotRequired[str]  # in sentences; none: the metric itself
     higher_is_better: bool
     balanced: NotRequired[bool]  # whether the metric weighs classes alike; none: it does not
-    length: Positive
-    seeds: Positive
-    steps: NotRequired[Positive]
-    batch: NotRequired[Positive]
-    accumulate: NotRequired[Positive]
-    summary: NotRequired[DataSummary]
     rows: list[MechanismRow]
+    seeds: Positive
+    model: Options
+    training: TrainingFields
+    place: PlaceFields
+    workers: Positive
+    bench: bool
+    lengths: list[Positive]
     keys: RunKeys
 
 
 def check_comparison(document: Mapping[str, Any]) -> None:
     """Raise `ValueError`, naming the field, for what is no comparison."""
+    require_version(document)
     validated(Comparison, document)
     labels = [row["label"] for row in document["rows"]]
     if repeated := [label for label in labels if labels.count(label) > 1]:

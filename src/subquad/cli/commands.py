@@ -22,6 +22,7 @@ from subquad.cli.options import (
     number,
     option,
     whole_numbers,
+    with_options_of,
 )
 from subquad.cli.output import (
     described,
@@ -32,7 +33,8 @@ from subquad.cli.output import (
     show_pattern,
 )
 from subquad.cli.progress import watching, working
-from subquad.experiments.asked import PRECISIONS, Benchmark, Comparison
+from subquad.config import ModelConfig
+from subquad.experiments.config import Benchmark, Comparison, InputsConfig, TrainingConfig
 from subquad.experiments.notation import written
 from subquad.files import write_whole
 
@@ -51,11 +53,11 @@ FAILED = 1
 COMPARISON, BENCHMARK = Comparison(), Benchmark()  # their defaults
 
 
-def show_version(asked: bool) -> bool:
-    if asked:
+def show_version(wanted: bool) -> bool:
+    if wanted:
         print(f"subquad {__version__}")
         raise typer.Exit
-    return asked
+    return wanted
 
 
 @app.callback()
@@ -75,6 +77,7 @@ def whole(
         "subquad compare --length 128 --steps 50 --no-bench",
     )
 )
+@with_options_of(model=MODEL, training=TRAINING)
 def compare(
     task: Annotated[
         str | None,
@@ -94,22 +97,8 @@ def compare(
         number("Tokens of a sequence at most, by default the task's; a large number keeps all whole."),
     ] = COMPARISON.length,
     seeds: Annotated[int, number("Fits of each row: seeds 0, 1, … .")] = COMPARISON.seeds,
-    dim: Annotated[int, number("Width of the model.", panel=MODEL)] = COMPARISON.dim,
-    depth: Annotated[int, number("Blocks of the model.", panel=MODEL)] = COMPARISON.depth,
-    heads: Annotated[
-        int, number("Heads of each block; they share the width.", panel=MODEL)
-    ] = COMPARISON.heads,
-    positions: Annotated[str, option("none, learnt, sinusoidal or rotary.", MODEL)] = COMPARISON.positions,
-    dropout: Annotated[float, option("Share of numbers that training drops.", MODEL)] = COMPARISON.dropout,
-    steps: Annotated[int, number("Steps of the optimiser.", panel=TRAINING)] = COMPARISON.steps,
-    batch: Annotated[int, number("Histories at a time.", panel=TRAINING)] = COMPARISON.batch,
-    accumulate: Annotated[
-        int, number("Batches of a step, whose gradients add up.", panel=TRAINING)
-    ] = COMPARISON.accumulate,
-    learning_rate: Annotated[float, option("The highest.", TRAINING)] = COMPARISON.learning_rate,
-    weight_decay: Annotated[float, option("Of AdamW.", TRAINING)] = COMPARISON.weight_decay,
-    clip: Annotated[float, option("The largest norm of a gradient.", TRAINING)] = COMPARISON.clip,
-    precision: Annotated[str, option(f"{', '.join(PRECISIONS)}.", TRAINING)] = COMPARISON.precision,
+    model: ModelConfig = COMPARISON.model,
+    training: TrainingConfig = COMPARISON.training,
     with_bench: Annotated[
         bool,
         typer.Option("--bench/--no-bench", help="Time and memory by length.", rich_help_panel=BENCH),
@@ -142,26 +131,16 @@ def compare(
 
     Runs that failed are tried again.
     """
-    asked = Comparison(
+    config = Comparison(
         attention=tuple(attention),
         task=task_text(task, data),
         target=target,
         length=length,
-        steps=steps,
         seeds=seeds,
-        batch=batch,
-        dim=dim,
-        depth=depth,
-        heads=heads,
+        model=model,
+        training=training,
         workers=workers,
         executor=executor,
-        positions=positions,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        clip=clip,
-        accumulate=accumulate,
-        dropout=dropout,
-        precision=precision,
         device=device,
         bench=with_bench,
         lengths=whole_numbers("--lengths", lengths),
@@ -173,9 +152,9 @@ def compare(
         from subquad.report import findings_of
         from subquad.report.page import write_page
 
-        planned = plan(asked)
+        planned = plan(config)
     with watching(planned.specs) as observer:
-        records = run(planned, asked, Store(out), observer=observer)
+        records = run(planned, config, Store(out), observer=observer)
     with working("writing the report"):
         findings = findings_of(planned.document, records)
         page = write_page(findings, out)
@@ -189,6 +168,7 @@ def compare(
         "subquad bench all --causal --dtype bfloat16 --json",
     )
 )
+@with_options_of(inputs=None)
 def bench(
     attention: Annotated[
         list[str],
@@ -197,10 +177,7 @@ def bench(
     lengths: Annotated[
         list[str], lengths_option(f"Tokens. [default: {','.join(map(str, BENCHMARK.lengths))}]", "--length")
     ] = [],  # noqa: B006
-    heads: Annotated[int, number("Heads.")] = BENCHMARK.heads,
-    head_dim: Annotated[int, number("Width of a head.")] = BENCHMARK.head_dim,
-    batch: Annotated[int, number("Sequences at a time.")] = BENCHMARK.batch,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = BENCHMARK.dtype,
+    inputs: InputsConfig = BENCHMARK.inputs,
     causal: Annotated[
         bool, typer.Option("--causal", help="Causal forms; else bidirectional ones where there are any.")
     ] = BENCHMARK.causal,
@@ -225,25 +202,22 @@ def bench(
 
     The roofline is what the same products take at the highest rates that this machine reaches.
     """
-    asked = Benchmark(
+    config = Benchmark(
         attention=tuple(attention),
         lengths=whole_numbers("--lengths", lengths) or BENCHMARK.lengths,
-        heads=heads,
-        head_dim=head_dim,
-        batch=batch,
-        dtype=dtype,
+        inputs=inputs,
         causal=causal,
         peers=peers,
         device=device,
         timeout=timeout,
     )
-    with working("reading what is asked"):
+    with working("reading the request"):
         from subquad.experiments.benchmark import plan, run
         from subquad.records import Store
 
-        planned = plan(asked)
-    with folder(out) as kept, watching(planned.specs) as observer:
-        records = run(planned, asked, Store(kept), observer=observer)
+        planned = plan(config)
+    with folder(out) as path, watching(planned.specs) as observer:
+        records = run(planned, config, Store(path), observer=observer)
     show_bench(planned.document, records, as_json=as_json)
     end(records)
 
@@ -353,14 +327,14 @@ def write_report(
         findings = findings_in(out, key)
         page = write_page(findings, out)
     show_comparison(findings, out, page, as_json=as_json)
-    end(findings.records, asked=len(findings.records) + findings.missing)
+    end(findings.records, expected=len(findings.records) + findings.missing)
 
 
 @contextmanager
-def folder(given: Path | None) -> Iterator[Path]:
-    """The folder that was given, or one that vanishes."""
-    if given is not None:
-        yield given
+def folder(path: Path | None) -> Iterator[Path]:
+    """That folder, or one that vanishes."""
+    if path is not None:
+        yield path
         return
     with tempfile.TemporaryDirectory(prefix="subquad-") as temporary:
         yield Path(temporary)
@@ -373,7 +347,7 @@ def task_text(task: str | None, schema: Path | None) -> str:
     return written(task or "custom", {"schema": str(schema.absolute())})
 
 
-def end(records: Sequence["Record"], *, asked: int = 0) -> None:
-    """Done only if no run failed, and none of those that were `asked` for is missing."""
+def end(records: Sequence["Record"], *, expected: int = 0) -> None:
+    """Done only if no run failed, and none of those `expected` is missing."""
     failed = any(record["status"] != "ok" for record in records)
-    raise typer.Exit(FAILED if failed or len(records) < asked else 0)
+    raise typer.Exit(FAILED if failed or len(records) < expected else 0)

@@ -87,7 +87,7 @@ class ProgressDisplay(Observer):
         with self.lock:
             self.print_skipped()
             self.started_at[spec.key] = time.monotonic()
-            steps = spec.steps if isinstance(spec, Fit) else None
+            steps = spec.training.steps if isinstance(spec, Fit) else None
             self.bars[spec.key] = self.progress.add_task(
                 self.name(spec), total=steps, facts="starting" if steps else "under way"
             )

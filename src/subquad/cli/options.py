@@ -1,9 +1,15 @@
 """What the commands' options share: how they are declared, grouped in a help, and read."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from functools import wraps
 from typing import Annotated, Any
 
 import typer
+
+from subquad.bounds import AT_LEAST_ONE
+from subquad.config import Config, Help
 
 MODEL, TRAINING, BENCH, RUNS = "Model", "Training", "Bench", "Runs"  # panels of a help
 
@@ -29,6 +35,48 @@ def lengths_option(text: str, *names: str, panel: str | None = None) -> Any:
     return typer.Option(
         "--lengths", *names, metavar="N[,N,…]", help=text, show_default=False, rich_help_panel=panel
     )
+
+
+def with_options_of(**panels: str | None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Let a command take, in the place of its parameters of these names, which are configs, their options.
+
+    Each config's options stand in a panel of the help; the parameter's default has their defaults.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command)
+        defaults: dict[str, Config] = {name: signature.parameters[name].default for name in panels}
+
+        def run(**values: Any) -> None:
+            configs = {
+                name: type(config)(**{each.name: values.pop(each.name) for each in fields(config)})
+                for name, config in defaults.items()
+            }
+            command(**values, **configs)
+
+        parameters: list[inspect.Parameter] = []
+        for name, parameter in signature.parameters.items():
+            parameters += options_of(defaults[name], panels[name]) if name in panels else [parameter]
+        flat: Any = wraps(command)(run)
+        flat.__signature__ = signature.replace(parameters=parameters)  # typer reads both
+        flat.__annotations__ = {each.name: each.annotation for each in parameters}
+        return flat
+
+    return decorate
+
+
+def options_of(config: Config, panel: str | None) -> Iterator[inspect.Parameter]:
+    """A parameter for each field, as typer takes them."""
+    for each in fields(config):
+        marks: Sequence[Any] = getattr(each.type, "__metadata__", ())
+        (text,) = (mark.text for mark in marks if isinstance(mark, Help))
+        declared = typer.Option(help=text, min=1 if AT_LEAST_ONE in marks else None, rich_help_panel=panel)
+        yield inspect.Parameter(
+            each.name,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=getattr(config, each.name),
+            annotation=Annotated[each.type, declared],
+        )
 
 
 def examples(*lines: str) -> str:

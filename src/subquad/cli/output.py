@@ -57,8 +57,8 @@ def model_folders(findings: "Findings", folder: Path) -> dict[str, list[str]]:
     folders: dict[str, list[str]] = {}
     for record in findings.records:
         if record["kind"] == "fit" and record["status"] == "ok":
-            spec, path = record["spec"], Store(folder).model_path(record["key"])
-            label = labels.get(identity(spec)) or str(spec["attention"])
+            mechanism, path = record["spec"]["mechanism"], Store(folder).model_path(record["key"])
+            label = labels.get(identity(mechanism)) or str(mechanism["attention"])
             folders.setdefault(label, []).append(str(path))
     return folders
 

@@ -59,18 +59,18 @@ class Local(Executor):
             clock.start()
             try:
                 send(child, job(spec, store, token))
-                told = listen(child, token, tell)
+                facts = listen(child, token, tell)
             finally:
                 clock.cancel()
                 self.end(child)
             seconds = time.monotonic() - start
             log.seek(0)
             printed = log.read()[-LOG_CHARACTERS:]
-        if "status" not in told:
+        if "status" not in facts:
             limit = self.timeout if timed_out.is_set() else None
             status, reason = silent_end(child.returncode, printed, limit=limit)
-            told |= {"status": status, "reason": reason}
-        record = make_record(spec, told, seconds=seconds)
+            facts |= {"status": status, "reason": reason}
+        record = make_record(spec, facts, seconds=seconds)
         return record if record["status"] == "ok" else {**record, "log": printed}
 
     def spawn(self, spec: Spec, token: str, log: int) -> subprocess.Popen[bytes] | None:
@@ -107,7 +107,7 @@ class Local(Executor):
 
 
 def job(spec: Spec, store: Store, token: str) -> Job:
-    """What the child is told; it finds the modules that we find."""
+    """What the child has to do; it finds the modules that we find."""
     kind = type(spec)
     return Job(
         type=f"{kind.__module__}:{kind.__qualname__}",
@@ -127,21 +127,21 @@ def send(child: subprocess.Popen[bytes], job: Job) -> None:
 
 def listen(child: subprocess.Popen[bytes], token: str, tell: Tell) -> dict[str, Any]:
     """What the child tells of itself, until its outcome or its end; progress and notes are handed on."""
-    told: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     assert child.stdout
     try:
         for event in read_events(child.stdout.fileno(), token, ended=lambda: child.poll() is not None):
             if event["event"] in {"progress", "note"}:
                 tell(event)  # pyright: ignore[reportArgumentType]  # `pipe` has validated it
             else:
-                told |= {name: value for name, value in event.items() if name != "event"}
+                facts |= {name: value for name, value in event.items() if name != "event"}
     except ProtocolError as error:
-        return told | {"status": "failed", "reason": str(error)}
+        return facts | {"status": "failed", "reason": str(error)}
     try:
         child.wait(EXIT_GRACE_S)
     except subprocess.TimeoutExpired:
-        return {"status": "failed", "reason": "it closed the pipe of its events", **told}
-    return told
+        return {"status": "failed", "reason": "it closed the pipe of its events", **facts}
+    return facts
 
 
 def kill(child: subprocess.Popen[bytes]) -> None:

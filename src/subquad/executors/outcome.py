@@ -17,8 +17,8 @@ NOTHING: Mapping[str, Any] = {"result": {}, "measured": {}, "data": {}}
 def run_here(spec: Spec, store: Store, tell: Tell) -> Record:
     """Run a spec in this process, whatever comes of it."""
     start = time.monotonic()
-    told = {**surroundings(spec), **outcome(spec, store, tell)}
-    return make_record(spec, told, seconds=time.monotonic() - start)
+    facts = {**surroundings(spec), **outcome(spec, store, tell)}
+    return make_record(spec, facts, seconds=time.monotonic() - start)
 
 
 def surroundings(spec: Spec) -> dict[str, Any]:
@@ -32,10 +32,10 @@ def surroundings(spec: Spec) -> dict[str, Any]:
 
 
 def outcome(spec: Spec, store: Store, tell: Tell) -> dict[str, Any]:
-    """Status, reason and what was found, as JSON; with the traceback as "log" where there is one."""
+    """Status, reason and result, as JSON; with the traceback as "log" where there is one."""
     try:
-        found = {"status": "ok", "reason": "", **spec.run(store, tell)}
-        return json.loads(json.dumps(found, allow_nan=False))
+        ended = {"status": "ok", "reason": "", **spec.run(store, tell)}
+        return json.loads(json.dumps(ended, allow_nan=False))
     except Exception as error:  # the one place that catches everything, and writes down what it caught
         return {**failure(error), "log": traceback.format_exc()[-LOG_CHARACTERS:]}
 
@@ -51,10 +51,10 @@ def failure(error: Exception) -> dict[str, str]:
     return {"status": "out of memory" if starved else "failed", "reason": text}
 
 
-def make_record(spec: Spec, told: Mapping[str, Any], *, seconds: float) -> Record:
-    """The record of what a run told; of a failure where that is no result."""
+def make_record(spec: Spec, facts: Mapping[str, Any], *, seconds: float) -> Record:
+    """The record of what is known of a run; of a failure where that is no result."""
     identity = {"key": spec.key, "kind": spec.kind, "version": spec.version, "spec": spec.to_json()}
-    record: Record = {"machine": {}, "versions": {}, **NOTHING, **told, **identity, "seconds": seconds}
+    record: Record = {"machine": {}, "versions": {}, **NOTHING, **facts, **identity, "seconds": seconds}
     try:
         spec.check(record)
     except ValueError as error:

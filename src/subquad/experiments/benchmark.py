@@ -1,16 +1,17 @@
 """Time and memory by length: mechanisms beside torch's fused attention, a process for each cell."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
 
 from subquad.executors import Local
-from subquad.experiments.asked import Benchmark
+from subquad.experiments.config import Benchmark, InputsConfig
 from subquad.experiments.device import resolve
 from subquad.experiments.grid import Observer, run_missing
 from subquad.experiments.rows import rows
-from subquad.experiments.spec import Bench, Row
+from subquad.experiments.spec import Bench, MechanismSpec, Place
 from subquad.mechanism import Dims
 from subquad.records import Record, Store
 
@@ -24,20 +25,17 @@ class Plan(NamedTuple):
 
 def plan(config: Benchmark) -> Plan:
     """Raises `ValueError` for what cannot be built, before anything runs."""
-    dims = Dims(heads=config.heads, head_dim=config.head_dim, max_len=max(config.lengths))
-    chosen = rows(config.attention, dims, causal=config.causal)
+    inputs = config.inputs
+    dims = Dims(heads=inputs.heads, head_dim=inputs.head_dim, max_len=max(config.lengths))
+    mechanisms = rows(config.attention, dims, causal=config.causal)
     specs = cells(
-        chosen,
+        mechanisms,
         lengths=sorted(config.lengths),
-        heads=config.heads,
-        head_dim=config.head_dim,
-        batch=config.batch,
-        dtype=config.dtype,
-        device=resolve(config.device),
-        threads=torch.get_num_threads(),
+        inputs=inputs,
+        place=Place(device=resolve(config.device), threads=torch.get_num_threads()),
         peers=config.peers,
     )
-    return Plan(specs, {"rows": [row.to_json() for row in chosen]})
+    return Plan(specs, {"rows": rows_document(mechanisms)})
 
 
 def run(plan: Plan, config: Benchmark, store: Store, *, observer: Observer) -> list[Record]:
@@ -47,33 +45,21 @@ def run(plan: Plan, config: Benchmark, store: Store, *, observer: Observer) -> l
 
 
 def cells(
-    chosen: Sequence[Row],
+    mechanisms: Sequence[MechanismSpec],
     *,
     lengths: Sequence[int],
-    heads: int,
-    head_dim: int,
-    device: str,
-    threads: int,
-    batch: int = 1,
-    dtype: str = "float32",
+    inputs: InputsConfig,
+    place: Place,
     peers: bool = False,
 ) -> tuple[Bench, ...]:
-    """The rows at each length, shortest first."""
+    """The mechanisms at each length, shortest first."""
     return tuple(
-        Bench(
-            attention=row.attention,
-            options=dict(row.options),
-            causal=row.causal,
-            length=length,
-            heads=heads,
-            head_dim=head_dim,
-            batch=batch,
-            dtype=dtype,
-            backward=True,
-            device=device,
-            threads=threads,
-            peers=peers,
-        )
+        Bench(mechanism=mechanism, length=length, inputs=inputs, place=place, peers=peers)
         for length in lengths
-        for row in chosen
+        for mechanism in mechanisms
     )
+
+
+def rows_document(mechanisms: Sequence[MechanismSpec]) -> list[dict[str, Any]]:
+    """The rows of a table as a report reads them: each a `recorded.MechanismRow`."""
+    return [{**asdict(mechanism), "label": mechanism.label} for mechanism in mechanisms]

@@ -44,8 +44,8 @@ def read(path: Path) -> tuple[dict[str, Tensors], dict[str, Any]] | None:
         return None
     except (OSError, SafetensorError, ValueError) as error:
         raise Damaged(f"{str(path)!r} is damaged: {error}") from None
-    kept = header.get("__metadata__", {})
-    if kept.get("digest") != digest(tensors, text := kept.get("numbers", "")):
+    metadata = header.get("__metadata__", {})
+    if metadata.get("digest") != digest(tensors, text := metadata.get("numbers", "")):
         raise Damaged(f"{str(path)!r} is damaged: it is not as it was written")
     groups: dict[str, Tensors] = {}
     for full, tensor in tensors.items():
@@ -56,18 +56,18 @@ def read(path: Path) -> tuple[dict[str, Tensors], dict[str, Any]] | None:
 
 def digest(tensors: Tensors, text: str) -> str:
     """Of all that a checkpoint holds."""
-    found = hashlib.sha256(text.encode())
+    total = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
 
 
-def check_alike(found: Tensors, own: Tensors, *, name: str) -> None:
+def check_alike(tensors: Tensors, own: Tensors, *, name: str) -> None:
     """Raise `ValueError` for tensors of other names or shapes than a model's own."""
-    for each in found.keys() | own.keys():
-        theirs, ours = ((tuple(side[each].shape) if each in side else None) for side in (found, own))
+    for each in tensors.keys() | own.keys():
+        theirs, ours = ((tuple(side[each].shape) if each in side else None) for side in (tensors, own))
         if theirs != ours:
             raise ValueError(f"{name}.{each}: has the shape {theirs}, and in this version {ours}")
 
@@ -75,7 +75,7 @@ def check_alike(found: Tensors, own: Tensors, *, name: str) -> None:
 def moments(optimiser: Optimizer) -> Tensors:
     """The optimiser's state as tensors named "<parameter's index>.<what>"."""
     state = optimiser.state_dict()["state"]
-    return {f"{index}.{what}": value for index, kept in state.items() for what, value in kept.items()}
+    return {f"{index}.{what}": value for index, values in state.items() for what, value in values.items()}
 
 
 def load_moments(optimiser: Optimizer, tensors: Tensors) -> None:
@@ -88,8 +88,8 @@ def load_moments(optimiser: Optimizer, tensors: Tensors) -> None:
 
 def generators(device: str) -> Tensors:
     """The states of torch's own random number generators."""
-    kept = {"cpu": torch.get_rng_state()}
-    return kept | {"cuda": torch.cuda.get_rng_state()} if device == "cuda" else kept
+    states = {"cpu": torch.get_rng_state()}
+    return states | {"cuda": torch.cuda.get_rng_state()} if device == "cuda" else states
 
 
 def load_generators(tensors: Tensors) -> None:

@@ -4,27 +4,25 @@ Everything that can be refused is refused before the first run. Then come the ba
 the bench, whose cells run one at a time whatever `workers` says, since they are timed.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from subquad import executors, tasks
 from subquad.experiments import benchmark
-from subquad.experiments.asked import CELL, MULTIPLES, Comparison
+from subquad.experiments.config import CELL, MULTIPLES, Comparison, InputsConfig
 from subquad.experiments.device import resolve
 from subquad.experiments.grid import Observer, run_missing
-from subquad.experiments.model import build
+from subquad.experiments.model import build_model
 from subquad.experiments.notation import written
-from subquad.experiments.rows import rows as parse_rows
-from subquad.experiments.rows import task_of
-from subquad.experiments.spec import AnySpec, Baseline, Bench, Fit, Row
+from subquad.experiments.rows import rows, task_of
+from subquad.experiments.spec import AnySpec, Baseline, Bench, DataSpec, Fit, MechanismSpec, Place
 from subquad.mechanism import Dims
+from subquad.recorded import VERSION
 from subquad.records import Record, Store
 
 VALIDATIONS = 4  # in a fit
-NOT_IN_DOCUMENT = ("attention", "timeout", "executor")  # its rows stand there; the others change no result
 WARMING_UP = 10  # one step in so many
 
 
@@ -45,59 +43,62 @@ class Plan:
 def plan(config: Comparison) -> Plan:
     """Resolve and check everything. Raises `ValueError`, one message, for whatever cannot be done."""
     executors.find(config.executor)
-    config = replace(config, device=resolve(config.device))
-    task, task_options = task_of(config.task)
+    device, threads = resolve(config.device), torch.get_num_threads()
+    task, options = task_of(config.task)
     traits = tasks.find(task).traits
     longest = config.length or traits.length
-    heads = Dims(heads=config.heads, head_dim=config.dim // config.heads, max_len=longest)
-    rows = parse_rows(config.attention, heads)
-    data = tasks.load(task, target=config.target, length=longest, **task_options)
-    threads = torch.get_num_threads()
-    shared = max(1, threads // config.workers)
-    data_fields = {
-        "task": task,
-        "task_options": task_options,
-        "target": data.target,
-        "data": data.fingerprint,
-        "length": min(longest, data.longest),
-    }
-    fits = tuple(
-        fit(config, row, data_fields, seed=seed, threads=shared)
-        for seed in range(config.seeds)
-        for row in rows
+    heads, head_dim = config.model.heads, config.model.head_dim
+    mechanisms = rows(config.attention, Dims(heads=heads, head_dim=head_dim, max_len=longest))
+    dataset = tasks.load(task, target=config.target, length=longest, **options)
+    data = DataSpec(
+        task=task,
+        target=dataset.target,
+        options=options,
+        fingerprint=dataset.fingerprint,
+        length=min(longest, dataset.longest),
     )
-    for spec in fits[: len(rows)]:
-        build(spec, data)  # refuses what cannot be built, before anything runs
+    whole = Place(device=device, threads=threads)
+    shared = Place(device=device, threads=max(1, threads // config.workers))
+    fits = tuple(
+        fit(config, data, mechanism, seed=seed, place=shared)
+        for seed in range(config.seeds)
+        for mechanism in mechanisms
+    )
+    for spec in fits[: len(mechanisms)]:
+        build_model(spec, dataset)  # refuses what cannot be built, before anything runs
     baselines = tuple(
-        Baseline(**data_fields, baseline=baseline.name, seed=seed, threads=threads)
-        for baseline in data.baselines()
+        Baseline(data=data, baseline=baseline.name, seed=seed, place=whole)
+        for baseline in dataset.baselines()
         for seed in range(config.seeds if baseline.seeded else 1)
     )
-    lengths = config.lengths or tuple(data_fields["length"] * times for times in MULTIPLES)
+    lengths = config.lengths or tuple(data.length * times for times in MULTIPLES)
     benches = benchmark.cells(
-        rows,
+        mechanisms,
         lengths=sorted(lengths) if config.bench else (),
-        heads=config.heads,
-        head_dim=config.dim // config.heads,
-        device=config.device,
-        threads=threads,
+        inputs=InputsConfig(heads=heads, head_dim=head_dim),
+        place=whole,
     )
     document = {
-        **{name: value for name, value in asdict(config).items() if name not in NOT_IN_DOCUMENT},
-        **data_fields,
-        "task": written(task, task_options),
-        "targets": list(traits.targets),
+        "version": VERSION,
         "title": f"{data.target} from {task}",
+        "task": written(task, options),
+        "targets": list(traits.targets),
+        "data": asdict(data),
+        "summary": dict(dataset.summary),
         "unit": traits.unit,
-        "objective": data.objective.kind,
-        "metric": data.objective.metric,
-        "metric_label": data.objective.metric_label,
-        "higher_is_better": data.objective.higher_is_better,
-        "balanced": data.objective.balanced,
-        "summary": dict(data.summary),
-        "rows": [row.to_json() for row in rows],
+        "objective": dataset.objective.kind,
+        "metric": dataset.objective.metric,
+        "metric_label": dataset.objective.metric_label,
+        "higher_is_better": dataset.objective.higher_is_better,
+        "balanced": dataset.objective.balanced,
+        "rows": benchmark.rows_document(mechanisms),
+        "seeds": config.seeds,
+        "model": asdict(config.model),
+        "training": asdict(config.training),
+        "place": asdict(shared),
+        "workers": config.workers,
+        "bench": config.bench,
         "lengths": sorted({spec.length for spec in benches}),
-        "threads": shared,
         "keys": {
             "baseline": [spec.key for spec in baselines],
             "fit": [spec.key for spec in fits],
@@ -107,27 +108,17 @@ def plan(config: Comparison) -> Plan:
     return Plan(baselines=baselines, fits=fits, benches=benches, document=document)
 
 
-def fit(config: Comparison, row: Row, data_fields: Mapping[str, Any], *, seed: int, threads: int) -> Fit:
+def fit(config: Comparison, data: DataSpec, mechanism: MechanismSpec, *, seed: int, place: Place) -> Fit:
+    steps = config.training.steps
     return Fit(
-        **data_fields,
-        **asdict(row),
-        dim=config.dim,
-        depth=config.depth,
-        heads=config.heads,
-        positions=config.positions,
-        batch=config.batch,
-        steps=config.steps,
-        validate=-(-config.steps // VALIDATIONS),
-        learning_rate=config.learning_rate,
-        warmup=-(-config.steps // WARMING_UP),
-        weight_decay=config.weight_decay,
-        clip=config.clip,
-        accumulate=config.accumulate,
-        dropout=config.dropout,
-        precision=config.precision,
-        device=config.device,
+        data=data,
+        mechanism=mechanism,
+        model=config.model,
+        training=config.training,
+        validate=-(-steps // VALIDATIONS),
+        warmup=-(-steps // WARMING_UP),
         seed=seed,
-        threads=threads,
+        place=place,
     )
 
 

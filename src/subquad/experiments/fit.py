@@ -24,15 +24,15 @@ class Fitted(NamedTuple):
     measured: dict[str, Any]  # on this machine, this time
 
 
-def fit(spec: Fit, data: Dataset, *, kept: Path, tell: Tell, note: Note = warnings.warn) -> Fitted:
-    """Train, test and measure. `kept` is where checkpoints go, and where an earlier one is found.
+def fit(spec: Fit, data: Dataset, *, checkpoint_path: Path, tell: Tell, note: Note = warnings.warn) -> Fitted:
+    """Train, test and measure. `checkpoint_path` is where checkpoints go, and where an earlier one lies.
 
     Raises `FloatingPointError` when the loss is nan or infinite.
     """
-    training = Training(spec, data, kept=kept, tell=tell, note=note)
+    training = Training(spec, data, checkpoint_path=checkpoint_path, tell=tell, note=note)
     training.run()
     course = training.course
-    tell("test", spec.steps, None)
+    tell("test", spec.training.steps, None)
     judged = training.evaluate("test")
     result = {
         "test": judged.scores,
@@ -41,10 +41,10 @@ def fit(spec: Fit, data: Dataset, *, kept: Path, tell: Tell, note: Note = warnin
         "best_step": course.best_step,
         "curve": course.curve,
         "parameters": training.model.parameters_by_part(),
-        "form": "causal" if spec.causal else "bidirectional",
-        "options": {**options(find(spec.attention)), **spec.options},
+        "form": "causal" if spec.mechanism.causal else "bidirectional",
+        "options": {**options(find(spec.mechanism.attention)), **spec.mechanism.options},
     }
-    tell("measure", spec.steps, None)
+    tell("measure", spec.training.steps, None)
     measured = {
         "train_examples_per_second": rate(course.timed_examples, course.seconds),
         "train_units_per_second": rate(course.timed_tokens, course.seconds),
@@ -62,9 +62,10 @@ def rate(amount: int, seconds: float) -> float | None:
 
 def cost(training: Training) -> dict[str, Any]:
     """Latency of one sequence at full length, and the memory that a training step at full length takes."""
-    spec, device = training.spec, training.fabric.device
-    one = training.fabric.to_device(training.data.synthetic(size=1, length=spec.length))
-    many = training.fabric.to_device(training.data.synthetic(size=spec.batch, length=spec.length))
+    batch, length = training.spec.training.batch, training.spec.data.length
+    device = training.fabric.device
+    one = training.fabric.to_device(training.data.synthetic(size=1, length=length))
+    many = training.fabric.to_device(training.data.synthetic(size=batch, length=length))
 
     @torch.no_grad()
     def classify() -> None:
@@ -83,7 +84,7 @@ def cost(training: Training) -> dict[str, Any]:
     peak = peak_memory(train, device=str(device))
     training.optimiser.zero_grad()
     return {
-        "latency_ms": {**asdict(latency), "length": spec.length},
+        "latency_ms": {**asdict(latency), "length": length},
         "training_peak_mb": peak.mb,
         "training_peak_method": peak.method,
     }

@@ -100,9 +100,9 @@ class Grid:
             return self.store.get(spec.key)
         except Damaged as damage:
             if claimed:
-                aside = self.store.set_aside(spec.key)
+                damaged = self.store.set_aside(spec.key)
                 self.observer.on_note(
-                    spec, f"{damage}; the run is done again, and the file is kept as {aside.name}"
+                    spec, f"{damage}; the run is done again, and the file is kept as {damaged.name}"
                 )
             return None
 

@@ -13,9 +13,9 @@ from subquad import tasks
 from subquad.documents import validated
 from subquad.experiments.spec import Fit
 from subquad.nn import export as files
-from subquad.nn.model import ModelConfig, SequenceModel
+from subquad.nn.model import SequenceModel, SequenceModelConfig
 from subquad.objectives import OBJECTIVES, Supervised
-from subquad.recorded import Positive
+from subquad.recorded import FitSpec, Positive
 from subquad.task import Dataset, InputEncoding
 
 T = TypeVar("T")
@@ -73,20 +73,20 @@ def export(model: SequenceModel, data: Dataset, spec: Fit, folder: Path) -> None
         "encoding": None if data.encoding is None else asdict(data.encoding),
         "objective": data.objective.to_json(),
         "target": data.target,
-        "length": spec.length,
+        "length": spec.data.length,
         "fit": spec.to_json(),
     }
     files.save(model, folder, extra=extra)
 
 
-class Beside(TypedDict):
+class Extra(TypedDict):
     """What `export` writes beside a model."""
 
     encoding: dict[str, Any] | None
     objective: dict[str, Any]
     target: str
     length: Positive
-    fit: dict[str, Any]
+    fit: FitSpec
 
 
 def load_model(folder: str | Path) -> Predictor:
@@ -97,21 +97,21 @@ def load_model(folder: str | Path) -> Predictor:
     """
     model, extra = files.read(Path(folder))
     try:
-        beside = validated(Beside, extra)
-        encoding = read_encoding(beside)
-        objective = read_objective(beside["objective"])
+        stored = validated(Extra, extra)
+        encoding = read_encoding(stored)
+        objective = read_objective(stored["objective"])
         require_matching(model.config, encoding, objective)
     except ValueError as error:
         raise ValueError(f"{str(folder)!r} holds a model that `compare` did not write: {error}") from None
-    return Predictor(model, encoding, objective, beside["length"], beside["fit"])
+    return Predictor(model, encoding, objective, stored["length"], extra["fit"])
 
 
-def read_encoding(beside: Beside) -> InputEncoding:
+def read_encoding(stored: Extra) -> InputEncoding:
     """The encoding, of the type that its task has."""
-    cls = tasks.find(str(beside["fit"].get("task")))
-    if cls.encoding is None or beside["encoding"] is None:
+    cls = tasks.find(stored["fit"]["data"]["task"])
+    if cls.encoding is None or stored["encoding"] is None:
         raise ValueError(f"models of the task {cls.traits.name!r} take no new inputs")
-    return part("encoding", cls.encoding, beside["encoding"])
+    return part("encoding", cls.encoding, stored["encoding"])
 
 
 def read_objective(document: dict[str, Any]) -> Supervised:
@@ -128,7 +128,7 @@ def part(name: str, kind: type[T], document: object) -> T:
         raise ValueError(f"{name}.{str(error).removeprefix('it: ')}") from None
 
 
-def require_matching(config: ModelConfig, encoding: InputEncoding, objective: Supervised) -> None:
+def require_matching(config: SequenceModelConfig, encoding: InputEncoding, objective: Supervised) -> None:
     """Raise `ValueError` where an encoding's inputs or an objective's outputs are not those of the model."""
     try:
         fields = encoding.fields

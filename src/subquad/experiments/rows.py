@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 from subquad import tasks
 from subquad.experiments.notation import Option, read, several
-from subquad.experiments.spec import Row
+from subquad.experiments.spec import MechanismSpec
 from subquad.mechanism import Dims
 from subquad.plugins import hint
 from subquad.registry import build, catalog, find, options
@@ -28,7 +28,7 @@ SPOKEN: dict[type, str] = {
 }
 
 
-def rows(texts: Sequence[str], dims: Dims, *, causal: bool = False) -> tuple[Row, ...]:
+def rows(texts: Sequence[str], dims: Dims, *, causal: bool = False) -> tuple[MechanismSpec, ...]:
     """The rows that the texts name; `ValueError` for the first that cannot be built.
 
     A text may name several, with commas between them. "all" names every known mechanism, at its defaults,
@@ -37,14 +37,14 @@ def rows(texts: Sequence[str], dims: Dims, *, causal: bool = False) -> tuple[Row
     if not texts:
         raise ValueError("no attention mechanism is named")
     every = [name for name, cls in catalog().items() if cls.traits.causal or not causal]
-    found: list[Row] = []
-    asked = chain.from_iterable(map(several, texts))
-    for text in chain.from_iterable(every if text == ALL else [text] for text in asked):
+    chosen: list[MechanismSpec] = []
+    named = chain.from_iterable(map(several, texts))
+    for text in chain.from_iterable(every if text == ALL else [text] for text in named):
         row = parse(text, dims, causal=causal)
-        if row in found:
+        if row in chosen:
             raise ValueError(f"{text!r} is asked for twice")
-        found.append(row)
-    return tuple(found)
+        chosen.append(row)
+    return tuple(chosen)
 
 
 def task_of(text: str) -> tuple[str, dict[str, Option]]:
@@ -54,14 +54,14 @@ def task_of(text: str) -> tuple[str, dict[str, Option]]:
     return name, chosen_options(cls, name, text, pairs, tasks.options(cls))
 
 
-def parse(text: str, dims: Dims, *, causal: bool) -> Row:
+def parse(text: str, dims: Dims, *, causal: bool) -> MechanismSpec:
     """One row. Where a mechanism has no bidirectional form, its row says that it is causal.
 
     Options that equal their defaults are left out, so that both ways to ask are one run.
     """
     name, pairs = read(text)
     cls = find(name)
-    row = Row(
+    row = MechanismSpec(
         attention=name,
         options=chosen_options(cls, name, text, pairs, options(cls)),
         causal=causal or not cls.traits.bidirectional,

@@ -1,24 +1,27 @@
-"""What a run is asked to do, in full: frozen, JSON through and through, and the name of its record.
+"""What a run is asked to do, in full: frozen, nested, JSON through and through, and the name of its record.
 
 Two runs with equal specs are one run. Nothing is left to be settled later: "the best device" or "all
 threads" are resolved before a spec is made, since another machine would resolve them otherwise.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from subquad import records
+from subquad.config import ModelConfig
+from subquad.experiments.config import InputsConfig, TrainingConfig
 from subquad.experiments.notation import Option, written
+from subquad.recorded import VERSION, check_record
 
 if TYPE_CHECKING:
     from subquad.executors import Tell
 
-S = TypeVar("S", bound="Spec")
+S = TypeVar("S")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class MechanismSpec:
     """A mechanism with its options, in one of its forms: what a row of the table stands for."""
 
     attention: str
@@ -30,74 +33,81 @@ class Row:
         """What users type for it: "performer:features=128"."""
         return written(self.attention, self.options)
 
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "label": self.label}
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """The examples of a task.
+
+    options: the task's. They may say where files lie, and make no two specs differ: the fingerprint does.
+    fingerprint: of the examples and of their splits.
+    length: at most this many tokens of a sequence, the latest.
+    """
+
+    task: str
+    target: str
+    options: Mapping[str, Option] = field(compare=False)
+    fingerprint: str
+    length: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a run computes: "cpu", "cuda" or "mps", and with how many threads."""
+
+    device: str
+    threads: int
 
 
 class Spec:
     """What all specs share: they become JSON, JSON becomes them again, and an executor runs them."""
 
     kind: ClassVar[str]
-    version: ClassVar[int]  # raise it when figures change their meaning: older records then lapse
+    version: ClassVar[int] = VERSION
     timed: ClassVar[bool] = False  # whether the result is how long something takes
-    not_in_key: ClassVar[tuple[str, ...]] = ()  # fields that no result depends on, such as where a file lies
+    place: Place
+
+    @property
+    def threads(self) -> int:
+        return self.place.threads
+
+    @property
+    def key(self) -> str:
+        return records.key(self.kind, self.version, compared(self))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)  # pyright: ignore[reportArgumentType]  # every spec is a dataclass
 
     @classmethod
-    def from_json(cls: type[S], fields: Mapping[str, Any]) -> S:
-        return cls(**fields)
+    def from_json(cls: type[S], document: Mapping[str, Any]) -> S:
+        return nested(cls, document)
 
     def check(self, record: records.Record) -> None:
         """Raise `ValueError`, naming the field, for what is no record of a run."""
-        from subquad.recorded import check_record
-
         check_record(record)
-
-    @property
-    def key(self) -> str:
-        asked = {name: value for name, value in self.to_json().items() if name not in self.not_in_key}
-        return records.key(self.kind, self.version, asked)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fit(Spec):
-    """Train a classifier of event sequences, test it once, and measure it."""
+    """Train a model on a task, test it once, and measure it.
+
+    validate: steps from one validation to the next.
+    warmup: steps in which the learning rate rises.
+    """
 
     kind: ClassVar = "fit"
-    version: ClassVar = 3
-    not_in_key: ClassVar = ("task_options",)
 
-    task: str
-    target: str
-    task_options: dict[str, Option]  # the fingerprint stands for them
-    data: str  # fingerprint of the examples and of their splits
-    length: int  # at most this many events of a history, the latest
-    attention: str
-    options: dict[str, Option]
-    causal: bool
-    dim: int
-    depth: int
-    heads: int
-    positions: str
-    batch: int  # examples per forward; a step takes `accumulate` of them
-    steps: int
-    validate: int  # steps from one validation to the next
-    learning_rate: float  # the highest: reached after `warmup` steps, zero at the end
+    data: DataSpec
+    mechanism: MechanismSpec
+    model: ModelConfig
+    training: TrainingConfig
+    validate: int
     warmup: int
-    weight_decay: float
-    clip: float  # largest norm of a step's gradient
-    accumulate: int
-    dropout: float
-    precision: str  # "32-true", "bf16-mixed" and the others of Lightning Fabric
-    device: str  # "cpu", "cuda", "mps"
     seed: int
-    threads: int
+    place: Place
 
     @property
     def label(self) -> str:
-        return f"{Row(attention=self.attention, options=self.options).label} · seed {self.seed}"
+        return f"{self.mechanism.label} · seed {self.seed}"
 
     def run(self, store: records.Store, tell: "Tell") -> dict[str, Any]:
         from subquad.experiments.run import run_fit
@@ -107,20 +117,17 @@ class Fit(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline(Spec):
-    """What a model that knows nothing of sequences reaches on the same examples."""
+    """What a model that knows nothing of sequences reaches on the same examples, wherever it computes.
+
+    baseline: its name, such as "majority" or "boosting".
+    """
 
     kind: ClassVar = "baseline"
-    version: ClassVar = 3
-    not_in_key: ClassVar = ("task_options", "threads")
 
-    task: str
-    target: str
-    task_options: dict[str, Option]
-    data: str
-    length: int
-    baseline: str  # "majority" | "boosting"
+    data: DataSpec
+    baseline: str
     seed: int
-    threads: int
+    place: Place = field(compare=False)
 
     @property
     def label(self) -> str:
@@ -134,33 +141,23 @@ class Baseline(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class Bench(Spec):
-    """Time and memory of one mechanism at one length, beside torch's fused attention."""
+    """Time and memory of one mechanism at one length, beside torch's fused attention.
+
+    peers: whether other packages are timed too.
+    """
 
     kind: ClassVar = "bench"
-    version: ClassVar = 3
     timed: ClassVar = True
 
-    attention: str
-    options: dict[str, Option]
-    causal: bool
+    mechanism: MechanismSpec
     length: int
-    heads: int
-    head_dim: int
-    batch: int
-    dtype: str  # "float32", "bfloat16", "float16"
-    backward: bool
-    device: str
-    threads: int
-    peers: bool = False  # whether other packages are timed too
-
-    def to_json(self) -> dict[str, Any]:
-        """`peers` is left out where it is False, so that older records keep their keys."""
-        asked = super().to_json()
-        return asked if self.peers else {name: value for name, value in asked.items() if name != "peers"}
+    inputs: InputsConfig
+    peers: bool
+    place: Place
 
     @property
     def label(self) -> str:
-        return f"bench {Row(attention=self.attention, options=self.options).label} · {self.length:,} tokens"
+        return f"bench {self.mechanism.label} · {self.length:,} tokens"
 
     def run(self, store: records.Store, tell: "Tell") -> dict[str, Any]:
         from subquad.experiments.run import run_bench
@@ -169,3 +166,20 @@ class Bench(Spec):
 
 
 AnySpec = Fit | Baseline | Bench
+
+
+def compared(spec: Any) -> dict[str, Any]:
+    """The fields by which specs are equal or not, and those of the parts within."""
+    values = {each.name: getattr(spec, each.name) for each in fields(spec) if each.compare}
+    return {name: compared(value) if is_dataclass(value) else value for name, value in values.items()}
+
+
+def nested(kind: type[S], document: Mapping[str, Any]) -> S:
+    """The dataclass that `asdict` made a document of."""
+    kinds: dict[str, Any] = {each.name: each.type for each in fields(kind)}  # pyright: ignore[reportArgumentType]
+    return kind(
+        **{
+            name: nested(kinds[name], value) if is_dataclass(kinds[name]) else value
+            for name, value in document.items()
+        }
+    )

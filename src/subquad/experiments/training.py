@@ -23,7 +23,7 @@ from typing_extensions import TypedDict  # pydantic asks for it below Python 3.1
 
 from subquad.documents import validated
 from subquad.experiments import checkpoint
-from subquad.experiments.model import build
+from subquad.experiments.model import build_model
 from subquad.experiments.spec import Fit
 from subquad.fields import Batch, Split
 from subquad.files import set_aside
@@ -74,13 +74,17 @@ class Training:
     """A run of the loop: model, optimiser, data, and how far it has come."""
 
     def __init__(
-        self, spec: Fit, data: Dataset, *, kept: Path, tell: Tell, note: Note = warnings.warn
+        self, spec: Fit, data: Dataset, *, checkpoint_path: Path, tell: Tell, note: Note = warnings.warn
     ) -> None:
-        """Begin, or take up what the checkpoint at `kept` holds. `note` is told where that is damaged."""
-        self.spec, self.data, self.kept, self.tell, self.note = spec, data, kept, tell, note
+        """Begin, or take up what the checkpoint at that path holds. `note` is told where that is damaged."""
+        self.spec, self.config = spec, spec.training
+        self.data, self.tell, self.note = data, tell, note
+        self.checkpoint_path = checkpoint_path
         self.fabric = quiet_fabric(spec)
-        self.model = build(spec, data)
-        optimiser = torch.optim.AdamW(parameter_groups(self.model, spec.weight_decay), lr=spec.learning_rate)
+        self.model = build_model(spec, data)
+        optimiser = torch.optim.AdamW(
+            parameter_groups(self.model, self.config.weight_decay), lr=self.config.learning_rate
+        )
         self.network, self.optimiser = self.fabric.setup(self.model, optimiser)
         self.course = Course()
         self.best: checkpoint.Tensors = {}  # weights
@@ -94,7 +98,7 @@ class Training:
         """
         batches = self.batches()
         warm = False
-        while (course := self.course).step < self.spec.steps:
+        while (course := self.course).step < self.config.steps:
             start = time.perf_counter()
             step = self.step(batches)
             if warm:
@@ -104,7 +108,7 @@ class Training:
             warm = True
             self.tell("train", course.step, step.loss)
             self.log()
-            if course.step % CHECKPOINT_EVERY == 0 and course.step < self.spec.steps:
+            if course.step % CHECKPOINT_EVERY == 0 and course.step < self.config.steps:
                 self.keep()
         self.model.load_state_dict(self.best)
 
@@ -117,19 +121,19 @@ class Training:
         self.optimiser.zero_grad()
         examples = tokens = 0
         total = 0.0
-        for part in range(self.spec.accumulate):
+        for part in range(self.config.accumulate):
             batch = next(batches)
-            last = part == self.spec.accumulate - 1
+            last = part == self.config.accumulate - 1
             with self.fabric.no_backward_sync(self.network, enabled=not last):
                 loss = self.data.objective.loss(self.output(batch), batch)
-                self.fabric.backward((loss + self.model.penalty()) / self.spec.accumulate)
+                self.fabric.backward((loss + self.model.penalty()) / self.config.accumulate)
             total += loss.item()
             examples += len(batch.valid)
             tokens += int(batch.valid.sum())
-        mean = total / self.spec.accumulate
+        mean = total / self.config.accumulate
         if not math.isfinite(mean):
             raise FloatingPointError(f"the training loss is {mean} at step {self.course.step + 1}")
-        self.fabric.clip_gradients(self.network, self.optimiser, max_norm=self.spec.clip)
+        self.fabric.clip_gradients(self.network, self.optimiser, max_norm=self.config.clip)
         self.optimiser.step()
         self.model.encoder.update()
         self.course.step += 1
@@ -144,7 +148,7 @@ class Training:
     def log(self) -> None:
         """Add the curve's next point where one is due, and remember the best weights."""
         course, every = self.course, self.spec.validate
-        validate = course.step == self.spec.steps or course.step % every == 0
+        validate = course.step == self.config.steps or course.step % every == 0
         if not validate and course.step % max(1, every // POINTS):
             return
         point: dict[str, Any] = {
@@ -184,7 +188,12 @@ class Training:
     def epoch(self, split: Split, *, number: int, shuffle: bool) -> Iterator[Batch]:
         spec = self.spec
         for batch in self.data.batches(
-            split, size=spec.batch, length=spec.length, seed=spec.seed, epoch=number, shuffle=shuffle
+            split,
+            size=self.config.batch,
+            length=spec.data.length,
+            seed=spec.seed,
+            epoch=number,
+            shuffle=shuffle,
         ):
             yield self.fabric.to_device(batch)
 
@@ -201,7 +210,7 @@ class Training:
 
     def keep(self) -> None:
         checkpoint.write(
-            self.kept,
+            self.checkpoint_path,
             {
                 "weights": checkpoint.weights(self.model),
                 "best": self.best,
@@ -213,14 +222,14 @@ class Training:
 
     def resume(self) -> None:
         try:
-            found = self.found()
+            stored = self.stored()
         except ValueError as damage:
-            aside = set_aside(self.kept)
-            self.note(f"{damage}; training begins anew, and the file is kept as {aside.name}")
+            damaged = set_aside(self.checkpoint_path)
+            self.note(f"{damage}; training begins anew, and the file is kept as {damaged.name}")
             return
-        if found is None:
+        if stored is None:
             return
-        tensors, numbers = found
+        tensors, numbers = stored
         self.model.load_state_dict(tensors["weights"])
         self.best = tensors.get("best", {})
         checkpoint.load_moments(self.optimiser.optimizer, tensors["moments"])
@@ -228,11 +237,11 @@ class Training:
         self.fabric.strategy.precision.load_state_dict(numbers["precision"])
         self.course = numbers["course"]
 
-    def found(self) -> tuple[dict[str, checkpoint.Tensors], Numbers] | None:
+    def stored(self) -> tuple[dict[str, checkpoint.Tensors], Numbers] | None:
         """What the checkpoint holds; `ValueError` where that is not of this training."""
-        if (read := checkpoint.read(self.kept)) is None:
+        if (stored := checkpoint.read(self.checkpoint_path)) is None:
             return None
-        tensors, numbers = read
+        tensors, numbers = stored
         own = checkpoint.weights(self.model)
         for name in ("weights", "best"):
             if name == "weights" or name in tensors:
@@ -245,7 +254,7 @@ def quiet_fabric(spec: Fit) -> Fabric:
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return Fabric(accelerator=spec.device, devices=1, precision=spec.precision)  # pyright: ignore[reportArgumentType]
+        return Fabric(accelerator=spec.place.device, devices=1, precision=spec.training.precision)  # pyright: ignore[reportArgumentType]
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -259,7 +268,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 def learning_rate(spec: Fit, step: int) -> float:
     """Of the step after `step` steps: linear warm-up, then a cosine to zero."""
+    highest = spec.training.learning_rate
     if step < spec.warmup:
-        return spec.learning_rate * (step + 1) / spec.warmup
-    done = (step - spec.warmup) / max(1, spec.steps - spec.warmup)
-    return spec.learning_rate * (1 + math.cos(math.pi * done)) / 2
+        return highest * (step + 1) / spec.warmup
+    done = (step - spec.warmup) / max(1, spec.training.steps - spec.warmup)
+    return highest * (1 + math.cos(math.pi * done)) / 2

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from subquad.bounds import Positive
+from subquad.config import ModelConfig
 from subquad.mechanism import Mechanism, State, Valid
 from subquad.nn import state as states
 from subquad.nn.blocks import TransformerBlock
@@ -17,39 +19,29 @@ from subquad.nn.sequence import Sequence, make_sequence
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderConfig:
-    """All that an encoder is built from.
+class EncoderConfig(ModelConfig):
+    """All that an encoder is built from: the options of a model, and its mechanism.
 
-    dim: width of the model.
-    depth: number of blocks, at least 1.
-    heads: of each layer's attention; they divide `dim` among them.
     attention: the mechanism's name, one that `subquad.catalog` lists.
     options: the mechanism's own, by name; `subquad.options` lists them.
     causal: False lets every token see all others. True asks for a mechanism that sees nothing of the future;
         "values" accepts one whose choice of keys does.
-    positions: "none", "learnt", "sinusoidal" or "rotary".
     max_len: tokens of the longest sequence; learnt positions and some mechanisms ask for it. None: no bound.
-    dropout: the probability, from 0 to 1, that a number of what enters the first block, or of what a part of
-        a block adds, is dropped in training.
     mlp_ratio: the hidden width of the network for each token, as a multiple of `dim`.
     kv_heads: heads of keys and values, each shared by equally many of queries. None: as many as `heads`.
     scale: what scores q . k are multiplied by. None: what the mechanism does by itself.
     """
 
-    dim: int
-    depth: int
-    heads: int
     attention: str = "softmax"
     options: Mapping[str, Any] = field(default_factory=dict)
     causal: Causal = False
-    positions: str = "none"
     max_len: int | None = None
-    dropout: float = 0.0
-    mlp_ratio: float = 4.0
+    mlp_ratio: Positive = 4.0
     kv_heads: int | None = None
     scale: float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "options", dict(self.options))  # ours, and JSON
 
 
@@ -69,8 +61,6 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         """Raise `ValueError` for what the config asks and the mechanism or the positions cannot do."""
         super().__init__()
-        if config.depth < 1:
-            raise ValueError(f"depth must be at least 1, not {config.depth}")
         self.config = config
         self.positions = positional_encoding(config.positions, config.dim, max_len=config.max_len)
         self.dropout = nn.Dropout(config.dropout)

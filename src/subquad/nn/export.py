@@ -17,7 +17,7 @@ from typing_extensions import TypedDict  # pydantic asks for it below Python 3.1
 
 from subquad.documents import read_json, validated
 from subquad.files import read_whole, write_whole
-from subquad.nn.model import ModelConfig, SequenceModel
+from subquad.nn.model import SequenceModel, SequenceModelConfig
 
 try:
     import safetensors.torch as safetensors
@@ -35,7 +35,7 @@ class Stored(TypedDict):
 
     format: int
     weights: str  # their digest
-    model: ModelConfig
+    model: SequenceModelConfig
     extra: dict[str, Any]
 
 
@@ -86,13 +86,11 @@ def read(folder: Path) -> tuple[SequenceModel, dict[str, Any]]:
         raise ValueError(f"{folder} holds no model that can be read: {error}") from error
 
 
-def check_sizes(config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
+def check_sizes(config: SequenceModelConfig, tensors: Mapping[str, Tensor]) -> None:
     """Raise `ValueError` or `RuntimeError` where a model of this config has other weights than these.
 
     Nothing of the config's sizes is allocated for it, which may be anything.
     """
-    if min(config.encoder.dim, config.encoder.heads) < 1:
-        raise ValueError("dim and heads should be at least 1")
     blocks = {name.split(".")[2] for name in tensors if name.startswith("encoder.blocks.")}
     if config.encoder.depth != len(blocks):
         raise ValueError(f"depth is {config.encoder.depth}, and there are weights of {len(blocks)} blocks")

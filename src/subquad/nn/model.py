@@ -16,7 +16,7 @@ from subquad.nn.sequence import zero_padded
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class SequenceModelConfig:
     """All that a model is built from.
 
     fields: what its inputs hold.
@@ -32,7 +32,7 @@ class ModelConfig:
 class SequenceModel(nn.Module):
     """Fields, an encoder, and the mean of its real tokens under a linear layer."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: SequenceModelConfig) -> None:
         super().__init__()
         dim = config.encoder.dim
         self.config = config

@@ -90,7 +90,7 @@ def curves(entries: Sequence[Entry], records: Sequence[Record]) -> list[Curve]:
     benches = [record for record in records if record["kind"] == "bench"]
     benched = []
     for entry in entries:
-        mine = [record for record in benches if identity(record["spec"]) == entry.identity]
+        mine = [record for record in benches if identity(record["spec"]["mechanism"]) == entry.identity]
         mine.sort(key=lambda record: record["spec"]["length"])
         done = [record for record in mine if record["status"] == "ok"]
         failed = [record for record in mine if record["status"] != "ok"]

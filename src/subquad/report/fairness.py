@@ -9,7 +9,7 @@ from subquad.report import formats
 from subquad.report.question import Identity, Question, identity
 
 EQUAL: dict[str, tuple[str, ...]] = {  # what fits must share, and the fields of their specs that say so
-    "data and splits": ("data",),
+    "data and splits": ("fingerprint",),
     "length, {units}": ("length",),
     "batch": ("batch", "accumulate"),
     "steps": ("steps", "validate"),
@@ -50,7 +50,8 @@ def equalities(question: Question, records: Sequence[Record]) -> list[Equality]:
     if not fits:
         return []
     checked = [
-        _equality(what.format(units=question.units), fits, _fields(fields)) for what, fields in EQUAL.items()
+        _equality(what.format(units=question.units), fits, _fields(fields))
+        for what, fields in {**EQUAL, **_unlisted(fits)}.items()
     ]
     done = [record for record in fits if record["status"] == "ok"]
     checked.append(_equality("budget: examples seen", done, _examples))
@@ -61,10 +62,18 @@ def equalities(question: Question, records: Sequence[Record]) -> list[Equality]:
     ]
 
 
+def _unlisted(fits: Sequence[Record]) -> dict[str, tuple[str, ...]]:
+    """Options of model and training that `EQUAL` does not name, each by itself."""
+    listed = {name for names in EQUAL.values() for name in names}
+    specs = [record["spec"] for record in fits]
+    options = dict.fromkeys(name for spec in specs for name in (*spec["model"], *spec["training"]))
+    return {name.replace("_", " "): (name,) for name in options if name not in listed}
+
+
 def _same_seeds(fits: Sequence[Record]) -> Equality:
     seeds: dict[Identity, set[int]] = {}
     for record in fits:
-        seeds.setdefault(identity(record["spec"]), set()).add(record["spec"]["seed"])
+        seeds.setdefault(identity(record["spec"]["mechanism"]), set()).add(record["spec"]["seed"])
     sets = sorted({", ".join(map(str, sorted(each))) for each in seeds.values()})
     evidence = f"equal for {len(seeds)} mechanisms" if len(sets) == 1 else "differs"
     return Equality(what="seeds", value=" | ".join(sets), evidence=evidence)

@@ -160,7 +160,9 @@ def failure(record: Record, run: str) -> Failure:
 def _of(entry: Entry, records: Sequence[Record]) -> list[Record]:
     """The fits of a row."""
     return [
-        record for record in records if record["kind"] == "fit" and identity(record["spec"]) == entry.identity
+        record
+        for record in records
+        if record["kind"] == "fit" and identity(record["spec"]["mechanism"]) == entry.identity
     ]
 
 

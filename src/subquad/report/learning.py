@@ -30,7 +30,7 @@ def learning_curves(question: Question, records: Sequence[Record]) -> dict[str, 
     curves: dict[str, list[LearningCurve]] = {}
     for entry in question.entries:
         for record in records:
-            if record["kind"] != "fit" or identity(record["spec"]) != entry.identity:
+            if record["kind"] != "fit" or identity(record["spec"]["mechanism"]) != entry.identity:
                 continue
             if points := record["result"].get("curve"):
                 curve = LearningCurve(

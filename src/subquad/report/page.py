@@ -90,9 +90,7 @@ def _header(findings: Findings) -> Markup:
         "Examples to train, validate, test": " · ".join(
             formats.count(split.examples) for split in splits.values()
         ),
-        "Budget": ""
-        if question.steps is None or question.step_examples is None
-        else f"{question.steps:,} steps of {question.step_examples:,}",
+        "Budget": f"{question.steps:,} steps of {question.step_examples:,}",
         "Seeds": formats.count(question.seeds),
         "Runs": f"{runs:,} of {runs + findings.missing:,}",
         "Machine": " | ".join(dict.fromkeys(machines)),

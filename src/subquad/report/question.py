@@ -58,7 +58,7 @@ class Question:
     `unit`: what a sequence is made of, in the singular: "event", "token", "byte".
     `length`: units of a sequence at most.
     `seeds`: fits of each mechanism.
-    `steps`: of the optimiser, each of `step_examples`; None: not on record.
+    `steps`: of the optimiser, each of `step_examples`.
     """
 
     title: str
@@ -69,8 +69,8 @@ class Question:
     metric: Metric
     length: int
     seeds: int
-    steps: int | None
-    step_examples: int | None
+    steps: int
+    step_examples: int
     splits: Mapping[str, Split]
     entries: tuple[Entry, ...]
 
@@ -84,19 +84,23 @@ class Question:
         return examples / train.examples if train and train.examples else None
 
 
-def identity(spec: Mapping[str, Any]) -> Identity:
-    """Of a run's spec, or of a row of comparison.json."""
-    return spec["attention"], json.dumps(spec["options"], sort_keys=True), spec["causal"]
+def identity(mechanism: Mapping[str, Any]) -> Identity:
+    """Of a mechanism as a run's spec or a row of comparison.json has it."""
+    return (
+        mechanism["attention"],
+        json.dumps(mechanism["options"], sort_keys=True),
+        mechanism["causal"],
+    )
 
 
 def question_of(comparison: Mapping[str, Any]) -> Question:
     """What the document asks, which is a `recorded.Comparison`."""
     summary = comparison.get("summary", {})
-    batch = comparison.get("batch")
+    data, training = comparison["data"], comparison["training"]
     return Question(
         title=comparison["title"],
-        task=comparison["task"].partition(":")[0],
-        target=comparison["target"],
+        task=data["task"],
+        target=data["target"],
         text=summary.get("question", ""),
         unit=comparison.get("unit", "event"),
         metric=Metric(
@@ -105,10 +109,10 @@ def question_of(comparison: Mapping[str, Any]) -> Question:
             higher_is_better=comparison["higher_is_better"],
             balanced=comparison.get("balanced", False),
         ),
-        length=comparison["length"],
+        length=data["length"],
         seeds=comparison["seeds"],
-        steps=comparison.get("steps"),
-        step_examples=None if batch is None else batch * comparison.get("accumulate", 1),
+        steps=training["steps"],
+        step_examples=training["batch"] * training["accumulate"],
         splits={name: _split(split) for name, split in summary.get("splits", {}).items()},
         entries=entries_of(comparison["rows"]),
     )

@@ -131,7 +131,7 @@ def _cut_short(question: Question, mechanisms: Sequence[BoardRow]) -> list[str]:
         shown = formats.significant(seen, digits=2)
         after = f", after {shown} of an epoch" if seen < 1 else f", after {shown} epochs"
     were = "was" if short == 1 else "were"
-    more = "more steps" if question.steps is None else f"more than {question.steps:,} steps"
+    more = f"more than {question.steps:,} steps"
     return [f"{short} of {fits} {were} at the best in the last step{after}: cut short. Give {more}."]
 
 

@@ -72,6 +72,7 @@ def _label(question: Question, record: Record) -> str:
     spec = record["spec"]
     if record["kind"] == "baseline":
         return f"baseline {spec['baseline']}, seed {spec['seed']}"
+    mechanism = spec["mechanism"]
     labels = {entry.identity: entry.label for entry in question.entries}
     where = f"seed {spec['seed']}" if record["kind"] == "fit" else f"{spec['length']:,} tokens"
-    return f"{labels.get(identity(spec), spec['attention'])}, {where}"
+    return f"{labels.get(identity(mechanism), mechanism['attention'])}, {where}"

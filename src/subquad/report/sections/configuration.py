@@ -13,21 +13,12 @@ from subquad.report.markup import Markup, element, join
 from subquad.report.section import Section
 from subquad.report.table import Table, download
 
-ELSEWHERE = {  # fields of comparison.json that other parts of the page show
-    *("title", "attention", "rows", "keys", "summary", "data", "target", "targets", "objective"),
-    *("unit", "metric", "metric_label", "balanced"),
-}
-LABELS = {"memory_gb": "memory, GB", "timeout": "time-out, s", "os": "system", "dim": "width"}
-REPEATED = (  # options of the command, as comparison.json names them
-    *("length", "seeds", "dim", "depth", "heads", "positions", "dropout"),
-    *("steps", "batch", "accumulate", "learning_rate", "weight_decay", "clip", "precision", "device"),
-)
+LABELS = {"memory_gb": "memory, GB", "os": "system", "dim": "width"}
 
 
 def configuration_content(findings: Findings) -> Markup:
     comparison = findings.comparison
-    settings = {name: value for name, value in comparison.items() if name not in ELSEWHERE}
-    data = {"fingerprint": comparison.get("data"), **_flat(comparison.get("summary", {}))}
+    data = {"fingerprint": comparison["data"]["fingerprint"], **_flat(comparison.get("summary", {}))}
     machines = (
         join(
             (
@@ -53,7 +44,7 @@ def configuration_content(findings: Findings) -> Markup:
             _options(findings.rows).html(),
             element(
                 "div",
-                element("div", element("h3", "Settings"), _pairs(_labelled(settings))),
+                element("div", element("h3", "Settings"), _pairs(_labelled(_settings(comparison)))),
                 element(
                     "div",
                     element("h3", "Data"),
@@ -71,19 +62,39 @@ def configuration_content(findings: Findings) -> Markup:
 
 def command(comparison: Mapping[str, Any]) -> str:
     """What to type to do the same again."""
+    data = comparison["data"]
     words = ["subquad", "compare", comparison["task"]]
-    if comparison["target"] in comparison.get("targets", ()):
-        words += ["--target", comparison["target"]]
+    if data["target"] in comparison.get("targets", ()):
+        words += ["--target", data["target"]]
     for row in comparison["rows"]:
         words += ["--attention", row["label"]]
-    for name in REPEATED:
-        if name in comparison:
-            words += [f"--{name.replace('_', '-')}", str(comparison[name])]
-    if comparison.get("bench") is False:
+    options = {"length": data["length"], "seeds": comparison["seeds"], **comparison["model"]}
+    options |= {**comparison["training"], "device": comparison["place"]["device"]}
+    for name, value in options.items():
+        words += [f"--{name.replace('_', '-')}", str(value)]
+    if not comparison["bench"]:
         words.append("--no-bench")
-    elif comparison.get("lengths"):
+    elif comparison["lengths"]:
         words += ["--lengths", ",".join(map(str, comparison["lengths"]))]
     return shlex.join(words)
+
+
+def _settings(comparison: Mapping[str, Any]) -> dict[str, object]:
+    """What other parts of the page do not show."""
+    data = comparison["data"]
+    return {
+        "task": comparison["task"],
+        "length": data["length"],
+        "seeds": comparison["seeds"],
+        **comparison["model"],
+        **comparison["training"],
+        **comparison["place"],
+        "workers": comparison["workers"],
+        "bench": comparison["bench"],
+        "lengths": comparison["lengths"],
+        "task options": data["options"] or None,
+        "higher is better": comparison["higher_is_better"],
+    }
 
 
 def _options(rows: Sequence[BoardRow]) -> Table:

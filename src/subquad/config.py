@@ -1,0 +1,53 @@
+"""Options that users set, each written once: its name, type, bound, default and help.
+
+    steps: Annotated[Count, Help("Steps of the optimiser.")] = 200
+
+The checks, the command line, the specs of runs and the report read them from there. No torch: they are what
+`subquad compare --help` shows.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Annotated
+
+from subquad.bounds import Count, ShareBelowOne, require
+
+
+@dataclass(frozen=True)
+class Help:
+    """What the help of the command line says of an option."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Options that are held against their types and bounds when they are set."""
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` for the first option that is not what it must be."""
+        for each in fields(self):
+            require(each.name, getattr(self, each.name), each.type)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Config):
+    """The skeleton of a model, whatever its mechanism.
+
+    Dropout is of what is put into the first block, and of what each part of a block adds.
+    """
+
+    dim: Annotated[Count, Help("Width of the model.")] = 64
+    depth: Annotated[Count, Help("Blocks of the model.")] = 2
+    heads: Annotated[Count, Help("Heads of each block; they share the width.")] = 4
+    positions: Annotated[str, Help("none, learnt, sinusoidal or rotary.")] = "sinusoidal"
+    dropout: Annotated[ShareBelowOne, Help("Share of numbers that training drops.")] = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dim % self.heads:
+            raise ValueError(f"dim must be a multiple of heads, and {self.dim} is none of {self.heads}")
+
+    @property
+    def head_dim(self) -> int:
+        """The width of each head."""
+        return self.dim // self.heads

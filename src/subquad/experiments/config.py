@@ -1,0 +1,118 @@
+"""What users ask for, with every default in one place.
+
+No torch: `subquad compare --help` reads its defaults here.
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from subquad.bounds import Count, Positive, PositiveOrZero, one_of, require
+from subquad.config import Config, Help, ModelConfig
+
+# At 512 events two segments at most are in long-term memory: 128 bumps hold what 512 would, in less time.
+ATTENTION = ("softmax", "linear", "performer", "infinity:basis=128,samples=128")
+LENGTHS = (512, 1024, 2048, 4096, 8192)
+MULTIPLES = (1, 2, 4, 8, 16)  # of a comparison's length: those of its bench unless it names others
+CELL = 300.0  # seconds for one cell of a comparison's bench: what takes longer has answered
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true")  # of Lightning Fabric
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(Config):
+    """How a model is trained.
+
+    The learning rate rises to the highest in the first tenth of the steps, and falls to zero with the last.
+    """
+
+    steps: Annotated[Count, Help("Steps of the optimiser.")] = 200
+    batch: Annotated[Count, Help("Histories at a time.")] = 16
+    accumulate: Annotated[Count, Help("Batches of a step, whose gradients add up.")] = 1
+    learning_rate: Annotated[Positive, Help("The highest.")] = 1e-3
+    weight_decay: Annotated[PositiveOrZero, Help("Of AdamW.")] = 0.01
+    clip: Annotated[Positive, Help("The largest norm of a gradient.")] = 1.0
+    precision: Annotated[str, one_of(*PRECISIONS), Help(f"{', '.join(PRECISIONS)}.")] = "32-true"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputsConfig(Config):
+    """The inputs on which a mechanism is timed."""
+
+    heads: Annotated[Count, Help("Heads.")] = 4
+    head_dim: Annotated[Count, Help("Width of a head.")] = 32
+    batch: Annotated[Count, Help("Sequences at a time.")] = 1
+    dtype: Annotated[str, one_of(*DTYPES), Help(f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}.")] = "float32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Config):
+    """What is compared, on what, and how. The defaults take about ten minutes on two CPU cores.
+
+    attention: mechanisms, each "NAME" or "NAME:option=value,…".
+    task: "NAME" or "NAME:option=value,…".
+    target: what is predicted. None: the task's first target, or what the schema says.
+    length: tokens of a sequence at most. None: what the task says.
+    seeds: fits of each mechanism.
+    bench: whether time and memory by length are measured too.
+    lengths: of the bench. None given: 1, 2, 4, 8 and 16 times `length`.
+    workers: fits at a time, which share the threads.
+    executor: what runs them: processes of this machine ("local"), or another package's by its name.
+    device: "cpu", "cuda" or "mps". "auto": CUDA where there is one, else the CPU.
+    timeout: seconds for one run.
+    """
+
+    attention: tuple[str, ...] = ATTENTION
+    task: str = "transactions"
+    target: str | None = None
+    length: int | None = None
+    seeds: Count = 1
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    bench: bool = True
+    lengths: tuple[int, ...] = ()
+    workers: Count = 1
+    executor: str = "local"
+    device: str = "auto"
+    timeout: Positive = 6 * 3600.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.length is not None:
+            require("length", self.length, Count)
+        _each_once(self.lengths)
+        if self.lengths and not self.bench:
+            raise ValueError(f"lengths {list(self.lengths)} are those of the bench, which is left out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark(Config):
+    """Which mechanisms are timed at which lengths, beside torch's fused attention.
+
+    attention: mechanisms, each "NAME" or "NAME:option=value,…".
+    lengths: in tokens.
+    causal: whether causal forms are timed. False: the bidirectional one where there is one.
+    peers: whether other packages are timed too, where they are installed.
+    device: "cpu", "cuda" or "mps". "auto": CUDA where there is one, else the CPU.
+    timeout: seconds for one cell.
+    """
+
+    attention: tuple[str, ...] = ATTENTION
+    lengths: tuple[int, ...] = LENGTHS
+    inputs: InputsConfig = field(default_factory=InputsConfig)
+    causal: bool = False
+    peers: bool = False
+    device: str = "auto"
+    timeout: Positive = 3600.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.lengths:
+            raise ValueError("give at least one length")
+        _each_once(self.lengths)
+
+
+def _each_once(lengths: tuple[int, ...]) -> None:
+    for length in lengths:
+        require("length", length, Count)
+    if len(set(lengths)) < len(lengths):
+        raise ValueError(f"give each length once, not {list(lengths)}")
