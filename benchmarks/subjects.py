@@ -19,7 +19,7 @@ from subquad.nn.encoder import Encoder, EncoderConfig
 from subquad.ops.backends import backend, using
 from subquad.registry import build
 
-ENCODER = {"dim": 256, "depth": 4, "heads": 4, "positions": "none", "dropout": 0.0}
+ENCODER = {"dim": 256, "depth": 4, "heads": 4}
 NO_ATTENTION = "no attention"  # the rest of an encoder, which is the roofline of a training step
 PREFIX = 256  # tokens before the step that is timed
 Call = Callable[[], object]

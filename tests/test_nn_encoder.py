@@ -37,7 +37,6 @@ def encoder(attention: str = "linear", *, causal: bool = True, **chosen) -> Enco
         "heads": 2,
         "positions": "sinusoidal",
         "max_len": LENGTH,
-        "dropout": 0.0,
         **chosen,
     }
     options = {**catalog()[attention].traits.tiny, **asked.pop("options", {})}

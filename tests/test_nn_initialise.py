@@ -23,7 +23,6 @@ def classifier(attention: str, *, seed: int, causal: bool = False, depth: int = 
         options=dict(cls.traits.tiny),
         positions="learnt",
         max_len=24,
-        dropout=0.0,
     )
     model = SequenceModel(
         SequenceModelConfig(

@@ -15,7 +15,7 @@ VALID = torch.tensor([[False, True, True, False, True], [True] * 5, [False] * 5]
 def classifier(attention: str = "softmax", *, vocabularies=(4, 7), numeric=2, **chosen) -> SequenceModel:
     torch.manual_seed(0)
     cls = catalog()[attention]
-    asked = {"dim": 8, "depth": 2, "heads": 2, "positions": "learnt", "max_len": 5, "dropout": 0.0, **chosen}
+    asked = {"dim": 8, "depth": 2, "heads": 2, "positions": "learnt", "max_len": 5, **chosen}
     encoder = EncoderConfig(
         attention=attention, causal=not cls.traits.bidirectional, options=dict(cls.traits.tiny), **asked
     )

@@ -21,9 +21,7 @@ class Interrupted(Exception):
 
 def encoder(attention="performer", depth=2, **options):
     return Encoder(
-        EncoderConfig(
-            dim=8, depth=depth, heads=2, attention=attention, options=options, max_len=16, dropout=0.0
-        )
+        EncoderConfig(dim=8, depth=depth, heads=2, attention=attention, options=options, max_len=16)
     )
 
 

@@ -47,7 +47,6 @@ def config(attention, *, positions="none"):
         causal=streams(attention),
         positions=positions,
         max_len=64,
-        dropout=0.0,
     )
 
 

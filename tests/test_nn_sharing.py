@@ -202,7 +202,7 @@ def test_a_scale_is_as_if_queries_were_longer(attention):
 def test_an_encoder_shares_and_scales_in_all_its_layers(attention):
     torch.manual_seed(0)
     scale = None if attention == "linear" else 0.7
-    chosen = {"dim": DIM, "depth": 2, "heads": HEADS, "causal": True, "positions": "rotary", "dropout": 0.0}
+    chosen = {"dim": DIM, "depth": 2, "heads": HEADS, "causal": True, "positions": "rotary"}
     options = dict(catalog()[attention].traits.tiny)
     model = Encoder(
         EncoderConfig(attention=attention, options=options, kv_heads=2, scale=scale, **chosen)

@@ -28,7 +28,6 @@ def classifier(*, sharing="layers", projection="linear", depth=3, max_len=12) ->
         options={"rank": 4, "sharing": sharing, "projection": projection},
         max_len=max_len,
         positions="none",
-        dropout=0.0,
     )
     return SequenceModel(
         SequenceModelConfig(

@@ -31,7 +31,6 @@ def test_a_mechanism_learns_and_stays_finite_in_bfloat16(name):
         causal=not catalog()[name].traits.bidirectional,
         positions="sinusoidal",
         max_len=64,
-        dropout=0.0,
     )
     model = SequenceModel(
         SequenceModelConfig(

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from subquad.bounds import Positive
+from subquad.bounds import Positive, ShareBelowOne
 from subquad.config import ModelConfig
 from subquad.mechanism import Mechanism, State, Valid
 from subquad.nn import state as states
@@ -21,6 +21,8 @@ from subquad.nn.sequence import Sequence, make_sequence
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig(ModelConfig):
     """All that an encoder is built from: the options of a model, and its mechanism.
+
+    Unless they are asked for it has no positions and no dropout.
 
     attention: the mechanism's name, one that `subquad.catalog` lists.
     options: the mechanism's own, by name; `subquad.options` lists them.
@@ -35,6 +37,8 @@ class EncoderConfig(ModelConfig):
     attention: str = "softmax"
     options: Mapping[str, Any] = field(default_factory=dict)
     causal: Causal = False
+    positions: str = "none"
+    dropout: ShareBelowOne = 0.0
     max_len: int | None = None
     mlp_ratio: Positive = 4.0
     kv_heads: int | None = None
