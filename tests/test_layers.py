@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "registry": {"mechanism", "mechanisms", "plugins"},
     "nn": {"mechanism", "registry", "plugins", "ops", "files", "documents", "torch_internals", "fields"},
     "measure": {"mechanism", "registry", "ops", "torch_internals"},
-    "testing": {"mechanism", "measure", "ops", "torch_internals", "fields", "task"},
+    "testing": {"mechanism", "measure", "ops", "patterns", "torch_internals", "fields", "task"},
     "files": set(),
     "tasks": {"fields", "metrics", "objectives", "plugins", "task"},
     "documents": {"files"},
