@@ -281,12 +281,14 @@ KINDS = """
 import torch
 from functools import partial
 torch.compile = partial(torch.compile, backend="eager")
-from subquad.patterns import Local
+from subquad.patterns import Columns, Local
 from subquad.patterns.pattern_attention import flex
 q, k, v = torch.randn(3, 2, 2, 200, 16).unbind(0)
-for width in range(torch._dynamo.config.cache_size_limit + 2):
-    mask = flex.known_mask(Local(width), 200, None, q.device)
-    flex.compiled(Local(width), q.dtype, True)(q, k, v, mask)
+pattern = Local(1)
+for _ in range(torch._dynamo.config.cache_size_limit + 2):
+    pattern = pattern | Columns(1)
+    mask = flex.known_mask(pattern, 200, None, q.device)
+    flex.compiled(pattern, q.dtype, True)(q, k, v, mask)
 """
 
 
