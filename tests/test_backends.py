@@ -1,12 +1,13 @@
 """Which backend serves a call: the first that does not refuse, by its own reasons, and back as forward."""
 
+import importlib
 import sys
 import warnings
 
 import pytest
 import torch
 
-from subquad.ops.backends import Backends, Lost, Unavailable, backend, using, warn_once
+from subquad.ops.backends import Backends, Composite, Lost, Refused, Unavailable, backend, using, warn_once
 
 
 class Adds:
@@ -70,6 +71,41 @@ def test_within_using_no_other_backend_serves():
         both.run("forward", 1)
 
 
+class MadeOf(Adds):
+    """Whose numbers an operator adds."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def refuses(self, call):
+        return None
+
+    def forward(self, call):
+        return self.inner.run("forward", call)[1]
+
+
+@pytest.fixture
+def composite():
+    inner = operator(fast=Adds(10, bound=5), reference=Adds(100))
+    whole = Composite("package.composite", "whole", "parts")
+    whole.loaded = [("whole", Adds(1000, bound=3)), ("parts", MadeOf(inner))]
+    return whole
+
+
+def test_using_may_name_a_backend_of_the_operators_that_the_last_one_is_made_of(composite):
+    assert [composite.serve(call) for call in (1, 4, 7)] == [1001, 14, 107]
+    with using("reference"):
+        assert composite.serve(1) == 101
+    with using("whole"), pytest.raises(Refused, match="whole refuses: 4 is above 3"):
+        composite.serve(4)
+
+
+def test_the_choice_of_the_whole_is_told_before_those_of_its_parts(composite):
+    assert str(backend(composite.serve, 4)) == (
+        "composite: parts\n  whole refuses: 4 is above 3\noperator: fast"
+    )
+
+
 def test_a_backend_that_cannot_be_built_is_left_out_with_one_warning():
     warn_once.cache_clear()
 
@@ -119,6 +155,12 @@ def test_a_file_outside_the_package_adds_a_backend_to_an_operator(elsewhere):
     assert Backends("package.operator").run("forward", 1) == (0, "elsewhere")
 
 
+def test_a_backend_above_operators_needs_no_backward(elsewhere):
+    elsewhere("composite.mine = elsewhere")
+    vars(importlib.import_module("elsewhere")).pop("backward")
+    assert Composite("package.composite").serve(1) == "elsewhere"
+
+
 def test_a_plugin_that_fails_to_load_warns_once_and_the_rest_works(elsewhere):
     elsewhere("operator.lost = nowhere\noperator.mine = elsewhere\noperator.no = elsewhere:forward")
     backends = Backends("package.operator")
@@ -126,7 +168,7 @@ def test_a_plugin_that_fails_to_load_warns_once_and_the_rest_works(elsewhere):
         assert backends.run("forward", 1) == (1, "elsewhere")
     assert [str(x.message).split(": ")[1] for x in told] == [
         "'nowhere' cannot be loaded",
-        "'elsewhere:forward' is no backend, which has `refuses`, `forward` and `backward`",
+        "'elsewhere:forward' is no backend, which has refuses, forward, backward",
     ]
     with warnings.catch_warnings(), using("lost"), pytest.raises(ValueError, match="cannot be loaded"):
         backends.run("forward", 1)

@@ -10,7 +10,7 @@ from subquad.ops.banded_attention import banded
 from subquad.ops.shared.landmarks import Segments, means
 from subquad.patterns import CAUSAL, Global, Local, PerHead, Random, Strided, attend
 from subquad.patterns.grammar import parse, read_again
-from subquad.patterns.graph import pattern_attention
+from subquad.patterns.pattern_attention import PatternCall, tiles
 
 REAL = torch.tensor([[True] * 11, [True] * 7 + [False] * 4])
 COUNT = REAL.sum(1)
@@ -72,7 +72,7 @@ def test_a_node_says_that_it_has_no_second_derivative(name):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_a_pattern_in_a_graph_is_the_pattern(pattern, n, dtype):
     q, k, v = (x.detach().to(dtype).requires_grad_() for x in qkv())
-    found = pattern_attention(q, k, v, n=n, pattern=repr(pattern))
+    found = tiles.as_node(PatternCall(pattern, q, k, v, n))
     expected = attend(pattern, q, k, v, n=n)
     assert_close(found, expected)
     grad = torch.ones_like(found)

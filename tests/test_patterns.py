@@ -22,7 +22,7 @@ from subquad.patterns import (
     Summaries,
 )
 from subquad.patterns.draws import draws
-from subquad.patterns.running import own_pairs
+from subquad.patterns.rows import own_pairs
 
 SETS = {  # each atom's pairs as its paper or its docstring writes them
     Local(0): lambda i, j, n: i == j,

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from subquad.mechanism import Dims
+from subquad import Dims, backend
 from subquad.ops import backends
+from subquad.ops.backends import Refused
 from subquad.patterns import (
     CAUSAL,
     Blocks,
@@ -23,11 +24,13 @@ from subquad.patterns import (
     Rows,
     Strided,
     Summaries,
-    flex,
+    attend,
+    blocks,
 )
 from subquad.patterns.blocks import block_lists
-from subquad.patterns.flex import PatternCall
+from subquad.patterns.pattern_attention import PatternCall, flex
 from subquad.registry import build
+from subquad.torch_internals import TorchDispatchMode, tree_iter
 
 BLOCK = 16
 PATTERNS = [
@@ -88,10 +91,40 @@ def test_windows_have_full_blocks():
     assert full.any()
 
 
+def test_blocks_without_an_end_are_worked_out_once_for_all_lengths_that_take_as_many():
+    pattern = Local(5) | Columns(2)
+    blocks.known_grids.cache_clear()
+    for lengths in ((64, 30), (64, 64), (57, 3)):
+        asked, full = block_lists(pattern, max(lengths), torch.tensor(lengths), block=BLOCK)
+        for row, n in enumerate(lengths):
+            held = pairs(pattern, max(lengths), n)
+            assert torch.equal((asked | full)[row], held.any(-1))
+    assert blocks.known_grids.cache_info().misses == 1
+
+
+class OffHost(TorchDispatchMode):
+    """Nothing is computed on the host."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        assert not any(x.is_cpu for x in tree_iter(out) if isinstance(x, torch.Tensor)), func
+        return out
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
+@pytest.mark.parametrize("pattern", PATTERNS, ids=repr)
+def test_masks_are_made_on_the_device_and_wait_for_none_of_its_numbers(pattern, padded):
+    device = torch.device("meta")  # where reading a number is an error
+    with OffHost():
+        n = torch.empty(2, dtype=torch.int64, device=device) if padded else None
+        flex.block_mask(pattern, 300, n, device)
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
         ({}, None),
+        ({"triton": False}, "needs Triton"),
         ({"device": "cpu"}, "CUDA"),
         ({"dtype": torch.float64}, "float64"),
         ({"width": 8}, "wide"),
@@ -99,8 +132,9 @@ def test_windows_have_full_blocks():
     ],
     ids=str,
 )
-def test_flex_says_why_it_refuses(options, reason):
-    sizes = {"device": "cuda", "dtype": torch.float16, "width": 64, "length": 256} | options
+def test_flex_says_why_it_refuses(options, reason, monkeypatch):
+    sizes = {"device": "cuda", "dtype": torch.float16, "width": 64, "length": 256, "triton": True} | options
+    monkeypatch.setattr(flex, "has_triton", lambda: sizes["triton"])
     with FakeTensorMode():
         shape = (2, 2, sizes["length"], sizes["width"])
         q = torch.empty(shape, dtype=sizes["dtype"], device=sizes["device"])
@@ -108,29 +142,47 @@ def test_flex_says_why_it_refuses(options, reason):
     assert (refusal is None) if reason is None else (reason in refusal)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
 @pytest.mark.parametrize("name", ["longformer", "local", "bigbird", "sparse-transformer", "star"])
-def test_patterns_of_all_mechanisms_go_to_flex_where_it_does_not_refuse(name, padded, monkeypatch):
+def test_patterns_of_all_mechanisms_go_to_flex_where_it_does_not_refuse(name, padded, dtype, monkeypatch):
     served = []
     monkeypatch.setattr(flex, "refuses", lambda call: None)
     monkeypatch.setattr(flex, "forward", lambda call: served.append(call) or torch.zeros_like(call.v))
     mechanism = build(name, Dims(heads=2, head_dim=4), causal=False)
-    inputs = {key: torch.randn(2, 2, 10, width) for key, width in mechanism.projections().items()}
+    inputs = {
+        key: torch.randn(2, 2, 10, width, dtype=dtype) for key, width in mechanism.projections().items()
+    }
     valid = torch.arange(10) < torch.tensor([[10], [6]]) if padded else None
-    mechanism(**inputs, valid=valid)
-    assert len(served) == 1
-    assert (served[0].n is not None) == padded
+    assert "pattern_attention: flex" in str(backend(mechanism, **inputs, valid=valid))
+    ((_, q, _, _, n),) = served
+    assert (n is not None) == padded
+    assert q.dtype == dtype
     with backends.using("reference"):
         mechanism(**inputs, valid=valid)
     assert len(served) == 1
 
 
+def qkv(length=40):
+    return torch.randn(3, 2, 2, length, 16, generator=torch.Generator().manual_seed(1)).unbind(0)
+
+
+def test_within_using_flex_a_call_that_it_refuses_is_refused_for_its_reason():
+    with backends.using("flex"), pytest.raises(Refused, match="flex refuses: it serves CUDA, not cpu"):
+        attend(Local(3), *qkv(), n=None)
+
+
+def test_a_pattern_of_other_heads_is_refused_whatever_would_serve():
+    with pytest.raises(ValueError, match="is for 3 heads, not 2"):
+        attend(PerHead(Local(1), Local(2), Local(3)), *qkv(), n=None)
+
+
 ATTEND = """
 import sys, torch
 from torch.testing import assert_close
-from subquad.patterns import attend, flex
-from subquad.patterns.flex import PatternCall
+from subquad.patterns import attend
 from subquad.patterns.grammar import parse
+from subquad.patterns.pattern_attention import PatternCall, flex
 torch.set_num_threads(1)
 generator = torch.Generator().manual_seed(1)
 q, k, v = torch.randn(3, 2, 2, 200, 16, dtype=torch.float64, generator=generator).unbind(0)
@@ -147,7 +199,7 @@ COMPILED = """
 import sys, torch
 from torch.testing import assert_close
 from subquad.mechanism import Dims
-from subquad.patterns import flex
+from subquad.patterns.pattern_attention import flex
 from subquad.registry import build
 torch.set_num_threads(1)
 mechanism = build(sys.argv[1], Dims(heads=2, head_dim=16), causal=False)
@@ -161,6 +213,82 @@ for length in (200, 270):
         flex.refuses = lambda call: None
         assert_close(compiled(**inputs, valid=valid), exact)
 assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+"""
+
+EXPLAINED = """
+import torch
+from subquad import backend
+from subquad.ops.backends import Refused, using
+from subquad.patterns import Global, Local, PerHead, attend
+
+pattern = PerHead(Local(3), Local(2) | Global(1))
+
+def attention(*inputs):
+    return attend(pattern, *inputs, n=None)
+
+compiled = torch.compile(attention, backend="eager", fullgraph=True)
+inputs = torch.randn(3, 2, 2, 40, 16).unbind(0)
+choices = backend(attention, *inputs)
+assert str(choices[0]) == "pattern_attention: tiles\\n  flex refuses: it serves CUDA, not cpu", choices
+assert backend(compiled, *inputs) == choices
+assert backend(compiled, *inputs) == choices  # which traces no more
+with using("reference"):
+    assert backend(compiled, *inputs) == backend(attention, *inputs) != choices
+try:
+    with using("flex"):
+        compiled(*inputs)
+except Refused as error:
+    assert "and the graph has this one: compile it within" in str(error)
+else:
+    raise AssertionError("served by another")
+"""
+
+LOWERED = """
+import sys, torch
+from itertools import product
+from torch._inductor.compile_fx import compile_fx
+from torch._inductor.graph import GraphLowering
+from subquad.patterns.grammar import parse
+from subquad.patterns.pattern_attention import flex
+torch.set_num_threads(1)
+
+def stop(self, *inputs):
+    raise RuntimeError("lowered")
+
+def lower(graph, inputs):
+    try:
+        compile_fx(graph, inputs)
+    except Exception as error:
+        assert "lowered" in str(error), error
+        graphs.append(graph)
+    return graph.forward
+
+GraphLowering.codegen = GraphLowering.compile_to_module = stop
+for pattern, padded in product(map(parse, sys.argv[1:]), (True, False)):
+    torch._dynamo.reset()
+    compiled = torch.compile(flex.blockwise, backend=lower, dynamic=True, fullgraph=True)
+    graphs, counts = [], []
+    for lengths in ([256, 100], [200, 256], [384, 300], [1, 640], [1000, 400], [7, 1280]):
+        q, k, v = torch.randn(3, 2, 2, max(lengths), 16).unbind(0)
+        n = torch.tensor(lengths) if padded else None
+        with torch.no_grad():
+            compiled(q, k, v, flex.block_mask(pattern, q.shape[2], n, q.device))
+        counts.append(len(graphs))
+    assert counts[0] == 1 and counts[-1] == counts[2] <= 2, (pattern, padded, counts)
+"""
+
+KINDS = """
+import torch
+from functools import partial
+torch.compile = partial(torch.compile, backend="eager")
+from subquad.patterns import Columns, Local
+from subquad.patterns.pattern_attention import flex
+q, k, v = torch.randn(3, 2, 2, 200, 16).unbind(0)
+pattern = Local(1)
+for _ in range(torch._dynamo.config.cache_size_limit + 2):
+    pattern = pattern | Columns(1)
+    mask = flex.known_mask(pattern, 200, None, q.device)
+    flex.compiled(pattern, q.dtype, True)(q, k, v, mask)
 """
 
 
@@ -179,3 +307,17 @@ def test_flex_attention_attends_to_the_pairs():
 @pytest.mark.parametrize("name", ["longformer", "bigbird"])
 def test_compiled_for_the_cpu_one_kernel_attends_to_the_pairs_whatever_the_length(name):
     run_apart(COMPILED, name)
+
+
+@pytest.mark.slow
+def test_inductor_lowers_draws_blocks_and_heads_to_two_graphs_at_most_for_six_lengths():
+    run_apart(LOWERED, *map(repr, (PATTERNS[13], PATTERNS[14], PATTERNS[-1])))
+
+
+def test_graphs_are_explained_as_uncompiled_calls_are_and_refuse_another_backend_than_they_have():
+    run_apart(EXPLAINED)
+
+
+@pytest.mark.slow
+def test_each_pattern_has_graphs_of_its_own():
+    run_apart(KINDS)

@@ -24,6 +24,12 @@ def test_the_reference_gives_in_any_precision_what_it_gives_in_float64(operator)
     assert all(outcome.refusal is None for outcome in certify_backend(operator, "reference"))
 
 
+def test_flex_attention_gives_the_numbers_of_the_reference():
+    if not torch.cuda.is_available():
+        pytest.skip("FlexAttention serves CUDA, and there is no device")
+    certify_backend("pattern_attention", "flex", device="cuda")
+
+
 @pytest.fixture
 def backend(monkeypatch):
     """The reference under another name, of which a test may spoil a part."""

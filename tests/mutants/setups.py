@@ -15,9 +15,9 @@ MUTANTS = [
         "longformer",
         "empty_batch",
         "no rows are laid out in tiles",
-        "attend",
-        "if s == 0 or q.shape[0] == 0:",
-        "if s == 0:",
+        "tiles.forward",
+        "if q.shape[0] == 0 or q.shape[2] == 0:",
+        "if q.shape[2] == 0:",
     ),
     Mutant(
         "linear",

@@ -84,16 +84,17 @@ class LongformerAttention(Mechanism):
 
     def forward(self, *inputs: Tensor, valid: Valid | None = None) -> Outputs:
         packing = Packing.of(valid, like=inputs[1])
-        q, k, v, q_global, k_global, v_global = (packing.pack(x) for x in wide(*inputs))
+        q, k, v, *of_globals = (packing.pack(x) for x in inputs)
         local = attend(self.pattern, q, k, v, n=None if valid is None else packing.count)
+        q_global, k_global, v_global = wide(*of_globals)
         seen = None if packing.valid is None else packing.valid[:, None, None, :]
         if torch.compiler.is_compiling():  # for any length, fewer tokens than globals among them
             i = torch.arange(q.shape[2], device=q.device)
             at = torch.arange(self.globals, device=q.device).clamp(max=q.shape[2] - 1)
             whole = attention(q_global.index_select(2, at), k_global, v_global, seen=seen)
             whole = whole.index_select(2, i.clamp(max=self.globals - 1))
-            out = torch.where((i < self.globals)[:, None], whole, local)
+            out = torch.where((i < self.globals)[:, None], whole.to(local.dtype), local)
         else:
             whole = attention(q_global[:, :, : self.globals], k_global, v_global, seen=seen)
-            out = torch.cat([whole, local[:, :, self.globals :]], 2)
+            out = torch.cat([whole.to(local.dtype), local[:, :, self.globals :]], 2)
         return packing.unpack(out)

@@ -3,10 +3,10 @@
     out_i = sum_{j in S_i} softmax_j(q_i . k_j / sqrt(d)) v_j
 
 S_i, the keys that query i sees, depend on positions only, and a key that several rules allow counts once.
-Work and memory grow with the pairs (`patterns/running.py` says how). Positions count real tokens, row by row,
-and what depends on the length depends on each row's own.
+Work and memory grow with the pairs. Positions count real tokens, row by row, and what depends on the length
+depends on each row's own.
 
-On CUDA FlexAttention sees the same pairs (`patterns/flex.py`).
+On CUDA FlexAttention sees the same pairs (`patterns/pattern_attention/flex.py`).
 
 A stream keeps all keys and values, since a pattern may reach back to the first, but reads only those that the
 new queries see.

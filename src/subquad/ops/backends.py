@@ -20,6 +20,9 @@ An operator is a folder of `ops/`, and its backends are modules in it:
 The choice is made in the operator's body, at run time, compiled or not. Its index is one of the operator's
 outputs (of fake tensors `torch.empty((), dtype=torch.int64)`), by which the backward pass has the same one.
 
+A function above operators (`patterns/pattern_attention/`) chooses as they do, outside of any operator, and
+its backends have no `backward`: PyTorch differentiates what they do.
+
 Another package adds a backend by an entry point, named after the operator. It is asked before ours:
 
     [project.entry-points."subquad.backends"]
@@ -35,6 +38,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, overload, runtime_checkable
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -99,6 +103,8 @@ class Choices(tuple[Choice, ...]):
 class Backends(Generic[Call]):
     """The backends of an operator in the order in which they are asked; they are loaded at the first call."""
 
+    functions: tuple[str, ...] = ("refuses", "forward", "backward")  # what a backend has, at least
+
     def __init__(self, package: str, *names: str) -> None:
         """`names` are modules of the operator's `package`; the last one takes every call."""
         self.package, self.names = package, names
@@ -106,15 +112,16 @@ class Backends(Generic[Call]):
 
     def run(self, form: str, call: Call, *more: Any) -> tuple[int, Any]:
         """What the first backend that does not refuse gives as its `form`, and the index of that backend."""
-        refusals = {}
+        refusals, choices = {}, _choices.get()
+        place = 0 if choices is None else len(choices)
         for index, (name, backend) in enumerate(self.loaded):
             try:
-                reason = refusal(name, backend, form, call)
+                reason = self.refusal(name, backend, form, call)
                 if reason is None:
                     result = getattr(backend, form)(call, *more)
                     if result is not None:
-                        if (choices := _choices.get()) is not None:
-                            choices.append(Choice(self.operator, name, refusals))
+                        if choices is not None:  # before the choices of operators that it is made of
+                            choices.insert(place, Choice(self.operator, name, refusals))
                         return index, result
                     reason = "these numbers leave the range in which it is exact"
             except Unavailable as error:
@@ -125,28 +132,79 @@ class Backends(Generic[Call]):
 
     def first(self, form: str, call: Call) -> str | None:
         """The name of the backend that `run` would begin with."""
-        names = (name for name, backend in self.loaded if refusal(name, backend, form, call) is None)
+        names = (name for name, backend in self.loaded if self.refusal(name, backend, form, call) is None)
         return next(names, None)
+
+    def refusal(self, name: str, backend: Any, form: str, call: Call) -> str | None:
+        """Why a backend does not serve, for its own reasons or for ours."""
+        if (reason := self.unwanted(name)) is not None:
+            return reason
+        return backend.refuses(call) if hasattr(backend, form) else f"it has no {form!r}"
+
+    def unwanted(self, name: str) -> str | None:
+        """That `using` asks for another, where it does."""
+        wanted = _wanted.get()
+        return None if wanted is None or wanted == name else f"using({wanted!r}) asks for another"
 
     def __getitem__(self, index: int | Tensor) -> Backend:
         """The backend with the index that `run` gave."""
         return self.loaded[int(index)][1]
 
     @cached_property
-    def loaded(self) -> list[tuple[str, Backend]]:
-        plugins = (loaded_plugin(name, entry) for name, entry in plugins_of(self.operator))
+    def loaded(self) -> list[tuple[str, Any]]:
+        plugins = (loaded_plugin(name, entry, self.functions) for name, entry in plugins_of(self.operator))
         return [*plugins, *((name, self.module(name)) for name in self.names)]
 
     def module(self, name: str) -> Any:
         return import_module(f"{self.package}.{name}")
 
 
-def refusal(name: str, backend: Backend, form: str, call: Any) -> str | None:
-    """Why a backend does not serve, for its own reasons or for ours."""
-    wanted = _wanted.get()
-    if wanted is not None and name != wanted:
-        return f"using({wanted!r}) asks for another"
-    return backend.refuses(call) if hasattr(backend, form) else f"it has no {form!r}"
+class Composite(Backends[Call]):
+    """The backends of a function above operators. PyTorch differentiates them: none has a `backward`.
+
+    The last one is made of operators, which choose for themselves. So `using` may name a backend of theirs.
+    """
+
+    functions = ("refuses", "forward")
+
+    def __init__(self, package: str, *names: str) -> None:
+        super().__init__(package, *names)
+
+        @torch.compiler.assume_constant_result  # neither context variables nor entry points can be traced
+        def allowed() -> tuple[int, ...]:
+            return tuple(n for n, (name, _) in enumerate(self.loaded) if self.unwanted(name) is None)
+
+        self.allowed = allowed
+
+    def serve(self, call: Call) -> Any:
+        """What the first backend that does not refuse gives; in a graph, that of the time of its tracing."""
+        if not torch.compiler.is_compiling():
+            return self.run("forward", call)[1]
+        for index in self.allowed():
+            _, backend = self.loaded[index]
+            if backend.refuses(call) is None:
+                return backend.forward(call)
+        raise ValueError("the backend that `using` asks for refuses this call: run it uncompiled to see why")
+
+    def confirm(self, name: str, call: Call | None = None) -> None:
+        """Called by a graph that has the backend `name`, when it runs; with `call` to explain the choice.
+
+        Raises `Refused` where `using` asks for another by now.
+        """
+        if (reason := self.unwanted(name)) is not None:
+            raise Refused(self.operator, {name: f"{reason}, and the graph has this one: compile it within"})
+        if (choices := _choices.get()) is not None:
+            refusals = {}
+            for other, backend in self.loaded:
+                if other == name or call is None:
+                    break
+                reason = self.refusal(other, backend, "forward", call)
+                refusals[other] = reason or "the graph was traced without it"
+            choices.append(Choice(self.operator, name, refusals))
+
+    def unwanted(self, name: str) -> str | None:
+        reason, names = super().unwanted(name), [own for own, _ in self.loaded]
+        return None if name == names[-1] and _wanted.get() not in names else reason
 
 
 class Lost:
@@ -170,13 +228,13 @@ def plugins_of(operator: str) -> list[tuple[str, EntryPoint]]:
     return sorted((name, entry) for (whose, _, name), entry in split if whose == operator)
 
 
-def loaded_plugin(name: str, entry: EntryPoint) -> tuple[str, Backend]:
+def loaded_plugin(name: str, entry: EntryPoint, functions: tuple[str, ...]) -> tuple[str, Any]:
     """Other people's code may fail in any way: then the rest works."""
     try:
         backend = entry.load()
-        if isinstance(backend, Backend):
+        if all(hasattr(backend, function) for function in functions):
             return name, backend
-        reason = f"{entry.value!r} is no backend, which has `refuses`, `forward` and `backward`"
+        reason = f"{entry.value!r} is no backend, which has {', '.join(functions)}"
     except Exception as error:
         reason = f"{entry.value!r} cannot be loaded: {error}"
     warn_once(name, reason)

@@ -13,7 +13,8 @@ from subquad.patterns.atoms import (
     Summaries,
 )
 from subquad.patterns.pattern import CAUSAL, Blocks, Intersection, Pattern, PerHead, Union
-from subquad.patterns.running import attend, attend_rows
+from subquad.patterns.pattern_attention import attend
+from subquad.patterns.rows import attend_rows
 
 __all__ = [
     "CAUSAL",

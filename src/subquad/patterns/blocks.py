@@ -3,15 +3,19 @@
     may_hold   may a block hold a pair: all that do, and maybe others
     holds_all  does a block hold nothing but pairs: not all that do, but only such
 
-Blocks are of `BLOCK` queries and keys. A pattern that is not known here may hold a pair anywhere.
+Blocks are of `BLOCK` queries and keys. A pattern that is not known here may hold a pair anywhere. Where a
+pattern does not depend on a sequence's end, its blocks are kept, and only those of padding are taken out.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from subquad.ops.shared.transforms import passing
 from subquad.patterns.atoms import (
     Columns,
     Dilated,
@@ -28,8 +32,10 @@ from subquad.patterns.draws import draws
 from subquad.patterns.pattern import Blocks, Causal, Intersection, Pattern, PerHead, Union
 
 BLOCK = 128  # FlexAttention's own default
+KNOWN = 64  # patterns and lengths that are kept, such as those of a network's layers
 
 Grid = Bool[Tensor, "#b 1 blocks blocks"]
+Grids = Bool[Tensor, "#b #h blocks blocks"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,17 +94,33 @@ def block_lists(
 
     Blocks without a real query and key are neither.
     """
-    spans = Spans(length=length, size=1, tokens=n[:, None, None, None], block=block)
-    (a, b), (c, d) = spans.queries, spans.keys
-    real = (a < spans.n) & (c < spans.n)
-    filled = (b < spans.n) & (d < spans.n) & (b - a == block - 1) & (d - c == block - 1)
-    asked, full = [], []
-    for one in pattern.patterns if isinstance(pattern, PerHead) else (pattern,):
-        some = may_hold(one, spans) & real
-        every = holds_all(one, spans) & filled & some
-        full.append(every)
-        asked.append(some & ~every)
-    return torch.cat(asked, 1), torch.cat(full, 1)
+    first, n = torch.arange(0, length, block, device=n.device), n[:, None, None, None]
+    real, filled = first < n, first + block <= n
+    real, filled = real.mT & real, filled.mT & filled
+    if depends_on_end(pattern) or passing():
+        some, every = grids(pattern, length, n, block)
+    else:
+        some, every = known_grids(pattern, len(first) * block, n.device, block)
+    full = every & filled & some
+    return some & real & ~full, full
+
+
+@lru_cache(KNOWN)
+def known_grids(pattern: Pattern, length: int, device: torch.device, block: int) -> tuple[Grids, Grids]:
+    with torch.inference_mode(False):  # as in `layout.py`
+        return grids(pattern, length, torch.full((1, 1, 1, 1), length, device=device), block)
+
+
+def grids(pattern: Pattern, length: int, n: Int[Tensor, "b 1 1 1"], block: int) -> tuple[Grids, Grids]:
+    """The blocks that may hold a pair, and those that hold nothing else, whatever of them is padding."""
+    spans = Spans(length=length, size=1, tokens=n, block=block)
+    each = pattern.patterns if isinstance(pattern, PerHead) else (pattern,)
+    some, every = ([ask(one, spans) for one in each] for ask in (may_hold, holds_all))
+    return torch.cat(some, 1), torch.cat(every, 1)
+
+
+def depends_on_end(pattern: Pattern) -> bool:
+    return pattern.needs_end or not all(drawing.causal for drawing in drawings(pattern))
 
 
 def may_hold(pattern: Pattern, s: Spans, *, causal: bool = False) -> Grid:
@@ -176,6 +198,29 @@ def holds_all(pattern: Pattern, s: Spans, *, causal: bool = False) -> Grid:
 
 def over_rows(found: Tensor, s: Spans) -> Grid:
     return found.expand(len(s.tokens), 1, -1, -1)
+
+
+class Drawing(NamedTuple):
+    """Draws of a pattern, in units of tokens, where rows end with themselves or not."""
+
+    pattern: Random
+    size: int = 1
+    causal: bool = False
+
+
+def drawings(pattern: Pattern, size: int = 1, causal: bool = False) -> list[Drawing]:
+    """All that a pattern draws."""
+    if isinstance(pattern, PerHead):
+        found = [x for one in pattern.patterns for x in drawings(one, size, causal)]
+    elif isinstance(pattern, Intersection) and pattern.without_causal is not None:
+        found = drawings(pattern.without_causal, size, True)
+    elif isinstance(pattern, (Union, Intersection)):
+        found = drawings(pattern.left, size, causal) + drawings(pattern.right, size, causal)
+    elif isinstance(pattern, Blocks):
+        found = drawings(pattern.pattern, size * pattern.size, causal)
+    else:
+        found = [Drawing(pattern, size, causal)] if isinstance(pattern, Random) else []
+    return list(dict.fromkeys(found))
 
 
 def drawn_blocks(pattern: Random, s: Spans, *, causal: bool) -> Grid:

@@ -13,7 +13,7 @@ and prints as it is written.
 `Random` draws from, depends on i + 1 instead, so that a row never changes with what follows it.
 
 One meaning has three faces: `allows` says it as a predicate, `parts` as tiles for a whole sequence, `reach`
-as lists of keys for single rows of a stream. `patterns/running.py` masks the latter two with the first.
+as lists of keys for single rows of a stream. The latter two are masked with the first.
 """
 
 from abc import ABC, abstractmethod

@@ -26,6 +26,7 @@ from subquad.ops.recurrence.rows import Fusion
 from subquad.ops.shared.precision import NARROW, widened
 from subquad.ops.tile_attention import Tiling, tile_attention
 from subquad.ops.window_attention import window_attention
+from subquad.patterns import CAUSAL, Blocks, Columns, Global, Local, PerHead, Random, Strided, attend
 
 B, H, D, E = 2, 3, 8, 6
 LENGTHS = (0, 1, 65)
@@ -55,7 +56,7 @@ class Outcome(NamedTuple):
 def certify_backend(operator: str, backend: str, *, device: str = "cpu") -> list[Outcome]:
     """Hold a backend against the reference; `AssertionError` where numbers differ, or where it takes nothing.
 
-    `operator` is named as its module in `subquad.ops`, `backend` as in `using`.
+    `operator` is named as its folder, `backend` as in `using`.
     """
     if operator not in TRIALS:
         raise ValueError(f"no trials for operator {operator!r}; there are some for {', '.join(TRIALS)}")
@@ -106,9 +107,10 @@ def drawn(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def tokens(length: int) -> tuple[Tensor, Tensor, Tensor]:
+def tokens(length: int, *, widths: tuple[int, int] = (D, E)) -> tuple[Tensor, Tensor, Tensor]:
     """q, k and v as projections leave them, not contiguous."""
-    q, k, v = (drawn(B, length, H, width, seed=n) for n, width in enumerate((D, D, E)))
+    d, e = widths
+    q, k, v = (drawn(B, length, H, width, seed=n) for n, width in enumerate((d, d, e)))
     return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 
@@ -229,6 +231,28 @@ def tile_trials() -> Iterator[Trial]:
         yield Trial(f"{length} tokens", function, tokens(length))
 
 
+def pattern_trials() -> Iterator[Trial]:
+    patterns = (
+        Local(20) & CAUSAL,
+        Local(9) | Columns(2),
+        Blocks(Local(1) | Global(1, last=1) | Random(2), 16),
+        (Strided(16) | Random(3)) & CAUSAL,
+        PerHead(Local(5), Strided(8), Global(2) & CAUSAL),
+    )
+    for pattern, length in product(patterns, (1, 200)):
+        for lengths in (None, torch.tensor([length, length // 2])):
+
+            def function(q: Tensor, k: Tensor, v: Tensor, pattern=pattern, lengths=lengths):
+                if lengths is None:
+                    return (attend(pattern, q, k, v, n=None),)
+                n = lengths.to(q.device)
+                padding = torch.arange(q.shape[2], device=q.device) >= n[:, None]
+                return (attend(pattern, q, k, v, n=n).masked_fill(padding[:, None, :, None], 0),)
+
+            what = "no padding" if lengths is None else "padding"
+            yield Trial(f"{pattern}, {length} tokens, {what}", function, tokens(length, widths=(32, 16)))
+
+
 def bucket_trials() -> Iterator[Trial]:
     flags = ("causal", "last_n_only", "count_duplicates")
     for length, on in product(LENGTHS[1:], ((), *((flag,) for flag in flags), flags)):
@@ -250,5 +274,6 @@ TRIALS: dict[str, Callable[[], Iterator[Trial]]] = {
     "recurrence": recurrence_trials,
     "window_attention": window_trials,
     "tile_attention": tile_trials,
+    "pattern_attention": pattern_trials,
     "bucket_attention": bucket_trials,
 }

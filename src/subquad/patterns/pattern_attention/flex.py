@@ -10,7 +10,8 @@ arXiv:2412.05496.
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,23 +20,16 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from subquad.ops.shared.operator import call_op
 from subquad.ops.shared.transforms import passing, transformed
+from subquad.ops.window_attention import require_tokens
 from subquad.patterns.atoms import Random
-from subquad.patterns.blocks import BLOCK, block_lists, draw_table
+from subquad.patterns.blocks import BLOCK, Drawing, block_lists, draw_table, drawings
 from subquad.patterns.grammar import read_again
 from subquad.patterns.pattern import Blocks, Intersection, Pattern, PerHead, Union
+from subquad.patterns.pattern_attention import BACKENDS, PatternCall
 
 SMALLEST_HEAD = 16  # its matrix units take no narrower queries
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-
-
-class PatternCall(NamedTuple):
-    """Inputs that fit one another: `n` real tokens in each row, None: all."""
-
-    pattern: Pattern
-    q: Float[Tensor, "b h s d"]
-    k: Float[Tensor, "b h s d"]
-    v: Float[Tensor, "b h s e"]
-    n: Int[Tensor, " b"] | None
+KNOWN = 64  # masks and graphs that are kept
 
 
 def refuses(call: PatternCall) -> str | None:
@@ -43,6 +37,8 @@ def refuses(call: PatternCall) -> str | None:
     q = call.q
     if not q.is_cuda:
         return f"it serves CUDA, not {q.device.type}"
+    if not has_triton():
+        return "it needs Triton (pip install triton)"
     if q.dtype not in DTYPES:
         return f"it takes float32 and half precision, not {q.dtype}"
     if min(q.shape[3], call.v.shape[3]) < SMALLEST_HEAD:
@@ -52,21 +48,41 @@ def refuses(call: PatternCall) -> str | None:
     return "it knows no transforms of torch.func" if transformed() else None
 
 
+@torch.compiler.assume_constant_result
+def has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
 def forward(call: PatternCall) -> Float[Tensor, "b h s e"]:
     pattern, q, k, v, n = call
-    mask = known_mask if n is None and not passing() else block_mask
-    run = flex_attention if torch.compiler.is_compiling() or not q.is_cuda else compiled()
-    out = run(q, k, v, block_mask=mask(pattern, q.shape[2], n, q.device))
+    require_tokens(q, k, v, n)
+    blocks = (known_mask if n is None and not passing() else block_mask)(pattern, q.shape[2], n, q.device)
+    if q.is_cuda and not torch.compiler.is_compiling():
+        return compiled(pattern, q.dtype, n is None)(q, k, v, blocks)
+    return blockwise(q, k, v, blocks)
+
+
+def blockwise(q: Tensor, k: Tensor, v: Tensor, blocks: BlockMask) -> Tensor:
+    out = flex_attention(q, k, v, block_mask=blocks)
     assert isinstance(out, Tensor)
     return out
 
 
-@lru_cache(maxsize=1)
-def compiled() -> Callable[..., Any]:
-    return torch.compile(flex_attention, dynamic=True)
+@lru_cache(KNOWN)
+def compiled(*kind: Any) -> Callable[..., Tensor]:
+    """`blockwise` for calls of this kind, of any length.
+
+    The compiler keeps graphs by code, a few for each: kinds that shared theirs would use up each other's.
+    """
+
+    def own(q: Tensor, k: Tensor, v: Tensor, blocks: BlockMask) -> Tensor:
+        return blockwise(q, k, v, blocks)
+
+    own.__code__ = own.__code__.replace(co_name=f"blockwise of {kind}")
+    return torch.compile(own, dynamic=True, fullgraph=True)  # uncompiled it would ask for every pair
 
 
-@lru_cache(maxsize=16)
+@lru_cache(KNOWN)
 def known_mask(pattern: Pattern, length: int, n: None, device: torch.device) -> BlockMask:
     with torch.inference_mode(False):  # as in `layout.py`
         return block_mask(pattern, length, n, device)
@@ -98,29 +114,6 @@ def block_mask(
         return allowed & (i < real) & (j < real)
 
     return BlockMask.from_kv_blocks(*lists, BLOCK_SIZE=block, mask_mod=allows, seq_lengths=(length, length))
-
-
-class Drawing(NamedTuple):
-    """Draws of a pattern, in units of tokens, where rows end with themselves or not."""
-
-    pattern: Random
-    size: int = 1
-    causal: bool = False
-
-
-def drawings(pattern: Pattern, size: int = 1, causal: bool = False) -> list[Drawing]:
-    """All that a pattern draws."""
-    if isinstance(pattern, PerHead):
-        found = [x for one in pattern.patterns for x in drawings(one, size, causal)]
-    elif isinstance(pattern, Intersection) and pattern.without_causal is not None:
-        found = drawings(pattern.without_causal, size, True)
-    elif isinstance(pattern, (Union, Intersection)):
-        found = drawings(pattern.left, size, causal) + drawings(pattern.right, size, causal)
-    elif isinstance(pattern, Blocks):
-        found = drawings(pattern.pattern, size * pattern.size, causal)
-    else:
-        found = [Drawing(pattern, size, causal)] if isinstance(pattern, Random) else []
-    return list(dict.fromkeys(found))
 
 
 def pairs(
@@ -155,6 +148,7 @@ def pairs(
 @torch.library.custom_op("subquad::pattern_blocks", mutates_args=())
 def blocks_op(n: Tensor, length: int, pattern: str, block: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`listed(*block_lists(...))`, for any length."""
+    BACKENDS.confirm("flex")
     asked, which, full, which_full = listed(*block_lists(read_again(pattern), length, n, block=block))
     return asked, which, full, which_full
 

@@ -1,38 +1,74 @@
-"""A pattern's attention as one operator, for the graphs of `torch.compile` and `torch.export`.
+"""Patterns by windows and tiles: our own operators, for any device and dtype.
+
+A pattern's parts lay tokens out in tiles (`patterns/parts.py`). Each pair belongs to the first part that
+covers it, so that a union counts no pair twice. Work and memory grow with the tiles.
 
 Tiles, and how many there are, depend on the length, and a graph that laid them out would be for one length.
-Here the operator's body lays them out. It takes the pattern as text, so that a graph can be saved.
+In a graph the pattern is one operator, whose body lays them out. It takes the pattern as text, so that a
+graph can be saved.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from subquad.ops.shared.operator import call_op, differentiable_once
 from subquad.ops.shared.precision import wide, widened
 from subquad.ops.tile_attention import BACKENDS as TILE_BACKENDS
-from subquad.ops.tile_attention import TileCall, TileResult
+from subquad.ops.tile_attention import TileCall, TileResult, tile_attention
 from subquad.ops.window_attention import BACKENDS as WINDOW_BACKENDS
-from subquad.ops.window_attention import WindowCall, WindowResult, require_tokens, window_call
+from subquad.ops.window_attention import (
+    WindowCall,
+    WindowResult,
+    require_tokens,
+    window_attention,
+    window_call,
+)
 from subquad.patterns.grammar import read_again
 from subquad.patterns.layout import layout
+from subquad.patterns.pattern import Pattern, PerHead
+from subquad.patterns.pattern_attention import BACKENDS, PatternCall
 
 PATTERN_SCHEMA = "Tensor q, Tensor k, Tensor v, Tensor? n, str pattern"
 
+Heads = Float[Tensor, "b h s _"]
 
-def pattern_attention(
-    q: Float[Tensor, "b h s d"],
-    k: Float[Tensor, "b h s d"],
-    v: Float[Tensor, "b h s e"],
-    *,
-    n: Int[Tensor, " b"] | None,
-    pattern: str,
-) -> Float[Tensor, "b h s e"]:
-    """`patterns.attend` by the pattern that is written so."""
+
+def refuses(call: PatternCall) -> None:
+    """It takes every call."""
+
+
+def forward(call: PatternCall) -> Float[Tensor, "b h s e"]:
+    pattern, q, k, v, n = call
+    if isinstance(pattern, PerHead):
+        return by_head(
+            pattern, lambda one, own: forward(PatternCall(one, q[:, own], k[:, own], v[:, own], n))
+        )
+    if q.shape[0] == 0 or q.shape[2] == 0:
+        return v
+    if torch.compiler.is_compiling():
+        return as_node(call)
+    band, tilings = layout(pattern, q.shape[2], n, q.device)
+    if band is not None and not tilings:
+        return window_attention(q, k, v, left=band[0], right=band[1], lengths=n)[0]
+    return tile_attention(*wide(q, k, v), tilings=tilings, lengths=n, band=band).to(v.dtype)
+
+
+def by_head(pattern: PerHead, run: Callable[[Pattern, list[int]], Heads]) -> Heads:
+    """`run` each distinct pattern on the heads that have it."""
+    order = [head for _, own in pattern.groups for head in own]
+    together = torch.cat([run(one, own) for one, own in pattern.groups], 1)
+    return together[:, [order.index(head) for head in range(len(order))]]
+
+
+def as_node(call: PatternCall) -> Float[Tensor, "b h s e"]:
+    """The same as one node of a graph."""
+    pattern, q, k, v, n = call
     require_tokens(q, k, v, n)
-    return call_op(pattern_op, q, k, v, n, pattern)[0]
+    return call_op(pattern_op, q, k, v, n, repr(pattern))[0]
 
 
 def pattern_call(q: Tensor, k: Tensor, v: Tensor, n: Tensor | None, pattern: str) -> WindowCall | TileCall:
@@ -50,12 +86,14 @@ def pattern_call(q: Tensor, k: Tensor, v: Tensor, n: Tensor | None, pattern: str
     schema=f"({PATTERN_SCHEMA}) -> (Tensor out, Tensor lse, Tensor backend)",
 )
 def pattern_op(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v, n, pattern = inputs
+    BACKENDS.confirm("tiles", PatternCall(read_again(pattern), q, k, v, n))
     call = pattern_call(*inputs)
     if isinstance(call, WindowCall):
         backend, result = WINDOW_BACKENDS.run("forward", call)
     else:
         backend, result = TILE_BACKENDS.run("forward", call)
-    return result.out.to(inputs[2].dtype), result.lse, torch.tensor(backend)
+    return result.out.to(v.dtype), result.lse, torch.tensor(backend)
 
 
 @torch.library.custom_op(

@@ -1,0 +1,54 @@
+"""Softmax attention over the pairs of a pattern, and over no others.
+
+    out_i = sum_j p_ij v_j / sum_j p_ij,    p_ij = exp(q_i . k_j / sqrt(d)),    j that i sees
+
+It is a function above the operators of `ops/`: `flex` is PyTorch's own operator, which differentiates itself,
+and `tiles` are ours.
+"""
+
+from typing import NamedTuple
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from subquad.ops.backends import Composite
+from subquad.patterns.pattern import Pattern
+
+
+class PatternCall(NamedTuple):
+    """Inputs of `attend`."""
+
+    pattern: Pattern
+    q: Float[Tensor, "b h s d"]
+    k: Float[Tensor, "b h s d"]
+    v: Float[Tensor, "b h s e"]
+    n: Int[Tensor, " b"] | None
+
+
+BACKENDS = Composite[PatternCall](__name__, "flex", "tiles")
+
+
+def attend(
+    pattern: Pattern,
+    q: Float[Tensor, "b h s d"],
+    k: Float[Tensor, "b h s d"],
+    v: Float[Tensor, "b h s e"],
+    *,
+    n: Int[Tensor, " b"] | None,
+) -> Float[Tensor, "b h s e"]:
+    """Attention by `pattern` within sequences of which the first n tokens are real.
+
+    q, k  (batch, heads, tokens, d), v (batch, heads, tokens, e): one floating dtype
+    n     int64 (batch). None: all tokens are real
+
+    Sums are kept in float32 at least, and a query that sees no key gives zeros. Raises `ValueError` for a
+    pattern of other heads, and for inputs whose shapes or dtypes do not fit one another.
+    """
+    require_heads(pattern, q.shape[1])
+    return BACKENDS.serve(PatternCall(pattern, q, k, v, n))
+
+
+def require_heads(pattern: Pattern, heads: int) -> None:
+    """Raise `ValueError` for a pattern of other heads."""
+    if pattern.heads not in (None, heads):
+        raise ValueError(f"{pattern!r} is for {pattern.heads} heads, not {heads}")
