@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from experiments_sample import QUICK, changed
@@ -36,7 +37,7 @@ class Scripted(Executor):
     def __init__(self):
         super().__init__(slots=1, timeout=1.0)
 
-    def run(self, spec, store, tell):
+    def run(self, spec: Any, store, tell):
         tell({"event": "progress", "phase": "train", "step": 1, "steps": 2, "loss": 0.5})
         ok = {"status": "ok", "reason": "", "measured": MEASURED}
         told = {"status": "failed", "reason": "it broke"} if spec.mechanism.attention == "broken" else ok
@@ -44,6 +45,31 @@ class Scripted(Executor):
 
     def stop(self):
         pass
+
+
+class Confused(Scripted):
+    """Gives the record of another run, or none."""
+
+    def __init__(self, **changes):
+        super().__init__()
+        self.changes = changes
+
+    def run(self, spec, store, tell):
+        return super().run(spec, store, tell) | self.changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [({"key": "0" * 16}, "it is that of '0000000000000000'"), ({"status": "fine"}, "status")],
+)
+def test_a_record_that_is_not_of_the_run_is_a_failure_of_the_run(store, changes, reason):
+    (spec,) = cells("linear")
+    (record,) = run_missing([spec], store, executor=Confused(**changes), observer=Recorder())
+    assert (record["key"], record["status"]) == (spec.key, "failed")
+    assert (
+        record["reason"].startswith("the executor gave no record of this run: ")
+        and reason in record["reason"]
+    )
 
 
 @pytest.fixture

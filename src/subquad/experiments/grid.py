@@ -11,6 +11,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 from subquad.documents import Damaged
 from subquad.executors import Event, Executor, Progress
+from subquad.executors.outcome import make_record
 from subquad.experiments.spec import AnySpec
 from subquad.records import Record, Store
 
@@ -114,7 +115,7 @@ class Grid:
                 self.observer.on_note(spec, event["text"])
 
         self.observer.on_started(spec)
-        record = self.executor.run(spec, self.store, tell) | {"workers": self.executor.slots}
+        record = confirmed(spec, self.executor.run(spec, self.store, tell)) | {"workers": self.executor.slots}
         if self.stopped:
             return
         self.store.put(record)
@@ -126,6 +127,19 @@ class Grid:
         """End all runs without a record of them; their checkpoints stay."""
         self.stopped = True
         self.executor.stop()
+
+
+def confirmed(spec: AnySpec, record: Record) -> Record:
+    """What an executor gave, if it is the record of this run, and otherwise that of a failure."""
+    try:
+        spec.check(record)
+        if record["key"] == spec.key:
+            return record
+        reason = f"it is that of {record['key']!r}"
+    except ValueError as error:
+        reason = str(error)
+    facts = {"status": "failed", "reason": f"the executor gave no record of this run: {reason}"}
+    return make_record(spec, facts, seconds=0.0)
 
 
 def succeeded(record: Record | None) -> bool:
