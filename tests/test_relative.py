@@ -6,7 +6,9 @@ from torch.testing import assert_close
 from subquad.mechanisms.compressive import CompressiveAttention
 from subquad.mechanisms.infinity import InfinityAttention
 from subquad.mechanisms.transformer_xl import TransformerXL
+from subquad.ops.backends import using
 from subquad.ops.relative_attention import reference
+from subquad.ops.shared import parallel
 from subquad.testing.mechanism.cases import make, random_inputs
 from subquad.testing.mechanism.causality import check_stream_equals_sequence
 from subquad.testing.mechanism.meaning import check_matches_definition
@@ -18,6 +20,7 @@ SAME_LENGTH = {"segment": 5, "memory": 7, "same_length": True}
 def small_blocks(request, monkeypatch):
     for name, size in zip(("BLOCK_QUERIES", "MAX_SCORES"), request.param, strict=True):
         monkeypatch.setattr(reference, name, size)
+    monkeypatch.setattr(parallel, "MAX_NUMBERS", request.param[1])
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -28,7 +31,9 @@ def test_small_blocks_keep_the_contract(cls, check):
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_a_window_of_one_width_keeps_it_in_small_blocks():
+@pytest.mark.parametrize("backend", ["parallel", "reference"])
+def test_a_window_of_one_width_keeps_it_in_small_blocks(backend):
     mechanism = make(TransformerXL, causal=True, **SAME_LENGTH)
     inputs = random_inputs(mechanism)
-    assert_close(mechanism(**inputs), mechanism.definition(**inputs))
+    with using(backend):
+        assert_close(mechanism(**inputs), mechanism.definition(**inputs))

@@ -16,12 +16,12 @@ from subquad.patterns import CAUSAL, Blocks, Dilated, Fixed, Global, Local, Rand
 SIDES = [(0, 0), (15, 0), (70, 70), (3, 9), (5000, 0)]
 
 
-@pytest.fixture(params=["cpu", "reference"])
+@pytest.fixture(params=["cpu", "parallel", "reference"])
 def tier(request):
     """float32 on one backend after the other, as far as it is there."""
     if request.param == "cpu" and (reason := missing()):
         pytest.skip(reason)
-    with using("reference") if request.param == "reference" else nullcontext():
+    with nullcontext() if request.param == "cpu" else using(request.param):
         yield
 
 
@@ -203,7 +203,7 @@ def test_what_is_known_of_a_pattern_in_inference_serves_training():
     assert torch.equal(before, after)
 
 
-@pytest.mark.parametrize("name", ["cpu", "reference"])
+@pytest.mark.parametrize("name", ["cpu", "parallel", "reference"])
 @pytest.mark.parametrize(
     ("operator", "pattern"),
     [(WINDOWS, Local(4)), (TILES, Local(4) | Global(1))],

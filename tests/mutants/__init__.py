@@ -12,10 +12,11 @@ from mutants import (
     setups,
     sparse,
     transforms,
+    waiting,
 )
 
 FAMILIES = (
     *(exact, kernel, performer, relatives, sparse, low_rank, content, recurrent, memory),
-    *(setups, transforms),
+    *(setups, transforms, waiting),
 )
 MUTANTS = [mutant for family in FAMILIES for mutant in family.MUTANTS]

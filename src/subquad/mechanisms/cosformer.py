@@ -30,6 +30,7 @@ from subquad.ops.linear_attention.sums import Sums, causal_average, collect, div
 from subquad.ops.shared.allocation import concat_into
 from subquad.ops.shared.precision import wide
 from subquad.ops.shared.scan import blocks, recompute, scan
+from subquad.ops.shared.waiting import require_at_most
 
 Angles = Float[Tensor, "#b 1 t 1"]
 
@@ -142,18 +143,16 @@ class CosFormer(Mechanism):
         return out, CosFormerState(*sums, count)
 
     def _require_room(self, q: Queries, valid: Valid | None, state: CosFormerState | None) -> None:
-        """Raise `ValueError` for more real tokens than `max_len`; looks into tensors only where it must."""
+        """Refuse more real tokens than `max_len`; looks into tensors only where it must."""
         assert self.dims.max_len is not None
         if state is None and q.shape[2] <= self.dims.max_len:
             return
         count = counted(valid, like=q)
         if state is not None:
             count = count + state.count
-        if len(q) and (longest := int(count.max())) > self.dims.max_len:
-            raise ValueError(
-                f"'cosformer' was built for {self.dims.max_len} tokens, not {longest}: "
-                "set a greater Dims.max_len"
-            )
+        most = self.dims.max_len
+        otherwise = f"'cosformer' was built for {most} tokens, not {{}}: set a greater Dims.max_len"
+        require_at_most(most, count, otherwise)
 
 
 def counted(valid: Valid | None, *, like: Queries) -> Int[Tensor, " b"]:

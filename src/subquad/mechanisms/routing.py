@@ -127,13 +127,13 @@ class RoutingAttention(Mechanism):
         Where ranks train together, each must call it at the same steps, and all have the same centroids
         after.
         """
-        gathered = self._gathered.to(self.mu.device)
+        gathered = self._gathered.to(self.mu.device, copy=True)
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(gathered)
         sums, count = gathered[..., :-1], gathered[..., -1:]
         means = torch.where(count > 0, sums / count.clamp(min=1), self.mu[:, None].to(sums))
         self.mu.mul_(self.decay).add_((1 - self.decay) * means.mean(1))
-        self._gathered = torch.zeros_like(gathered)
+        self._gathered.zero_()
 
     def definition(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
         """Row by row without its padding, head by head."""
@@ -204,8 +204,15 @@ class RoutingAttention(Mechanism):
         if self.training:
             self._distance, gathered = self._learn(q, k, near, real)
             if torch.compiler.is_dynamo_compiling() or not passing():
-                self._gathered = self._gathered.to(gathered) + gathered
+                self._gather(gathered)
         return (q, k, v, near), real
+
+    def _gather(self, x: Float[Tensor, "h two c d1"]) -> None:
+        """Add to what there is to learn: in place, so that a CUDA graph does it each time that it runs."""
+        if self._gathered.device != x.device or self._gathered.dtype != x.dtype:
+            with torch.inference_mode(False):  # tensors made in inference could not be added to in training
+                self._gathered = self._gathered.to(x.device, x.dtype)
+        self._gathered.add_(x)
 
     def _cosines(self, x: Queries) -> Cosines:
         """Of each token, normalised, with each centroid."""

@@ -328,8 +328,8 @@ class MultiheadAttention(nn.Module):
             raise ValueError(f"nested tensors are for self-attention: {ONE}")
         lengths = [len(row) for row in query.unbind()]
         x = query.to_padded_tensor(0.0)
-        ends = torch.tensor(lengths, device=x.device)
-        out = self._attend(x, x, x, torch.arange(x.shape[1], device=x.device) < ends[:, None])
+        real = torch.ones_like(query).to_padded_tensor(0.0)[..., 0].bool()
+        out = self._attend(x, x, x, real)
         return torch.nested.as_nested_tensor([row[:n] for row, n in zip(out, lengths, strict=True)])
 
     def _project(self, q: HiddenStates, k: Keyed, v: Keyed, positions: KeyPositions) -> Inputs:

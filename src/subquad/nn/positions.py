@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from subquad.mechanism import Valid
 from subquad.ops.shared.rotary import phases
+from subquad.ops.shared.waiting import require_at_most
 from subquad.plugins import hint
 
 KINDS = ("none", "learnt", "sinusoidal", "rotary")
@@ -63,11 +64,12 @@ class LearntPositions(nn.Module):
 
     def forward(self, x: HiddenStates, ordinals: Ordinals) -> HiddenStates:
         max_len = len(self.table)
-        if ordinals.numel() and (length := int(ordinals.max()) + 1) > max_len:
-            raise ValueError(
-                f"a sequence has {length} tokens and learnt positions end at max_len={max_len}: raise "
-                "max_len, or use 'sinusoidal' or 'rotary' positions"
-            )
+        require_at_most(
+            max_len,
+            ordinals + 1,
+            f"a sequence has {{}} tokens and learnt positions end at max_len={max_len}: raise max_len, or "
+            "use 'sinusoidal' or 'rotary' positions",
+        )
         return x + self.table[ordinals]
 
 

@@ -8,8 +8,8 @@ compiler three inputs of a graph.
 import torch
 from torch import Tensor
 
-from subquad.ops.shared.operator import PLAIN
-from subquad.torch_internals import assert_async, current_dispatch_mode, is_batched, is_wrapped, jit_tracing
+from subquad.ops.shared.waiting import is_traced, require
+from subquad.torch_internals import is_batched
 
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of a number
 
@@ -26,27 +26,11 @@ def require_one(x: Tensor, other: Tensor, *, otherwise: str) -> None:
         raise ValueError(otherwise)
     if is_batched(x):  # vmap lets nothing be read, nor asserted
         raise ValueError(otherwise)
-    traced = is_traced(x)
-    if not traced and x.data_ptr() == other.data_ptr() and x.stride() == other.stride():
+    if not is_traced(x) and x.data_ptr() == other.data_ptr() and x.stride() == other.stride():
         return
-    same = (bits(x) == bits(other)).all()
-    if traced or x.is_cuda:
-        assert_async(same, otherwise)
-    elif not same:
-        raise ValueError(otherwise)
+    require((bits(x) == bits(other)).all(), otherwise)
 
 
 def bits(x: Tensor) -> Tensor:
     """The numbers as integers, so that NaN equals NaN."""
     return x.detach().view(BITS[x.itemsize])
-
-
-def is_traced(x: Tensor) -> bool:
-    """Whether `x` stands for numbers that are not there to be read."""
-    return (
-        torch.compiler.is_compiling()
-        or jit_tracing()
-        or current_dispatch_mode() is not None
-        or type(x) not in PLAIN
-        or is_wrapped(x)
-    )

@@ -12,6 +12,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
+from subquad.ops.shared.waiting import require
 from subquad.torch_internals import child
 
 ARGUMENTS = (  # of torch's constructor, from the third on
@@ -121,8 +122,10 @@ def blocked(mask: Tensor, *, name: str) -> Bool[Tensor, "..."]:
     if mask.dtype == torch.bool:
         return mask
     forbidden = mask == -torch.inf
-    if not mask.is_floating_point() or not (forbidden | (mask == 0)).all():
-        raise ValueError(f"{name} may hold 0 and -inf only: give a boolean mask, True where not to look")
+    otherwise = f"{name} may hold 0 and -inf only: give a boolean mask, True where not to look"
+    if not mask.is_floating_point():
+        raise ValueError(otherwise)
+    require((forbidden | (mask == 0)).all(), otherwise)
     return forbidden
 
 
@@ -133,12 +136,14 @@ def require_causal_mask(attn_mask: Tensor, *, causal: bool, length: int) -> None
             "attn_mask is not supported: give padding as key_padding_mask, and for a causal layer build "
             "it with causal=True"
         )
-    future = torch.ones(length, length, dtype=torch.bool, device=attn_mask.device).triu(1)
-    if not torch.equal(blocked(attn_mask, name="attn_mask"), future):
-        raise ValueError(
-            "attn_mask is not the square causal mask, the only one supported: leave it out, since this "
-            "layer was built causal, and give padding as key_padding_mask"
-        )
+    otherwise = (
+        "attn_mask is not the square causal mask, the only one supported: leave it out, since this layer was "
+        "built causal, and give padding as key_padding_mask"
+    )
+    if attn_mask.shape != (length, length):
+        raise ValueError(otherwise)
+    future = torch.ones_like(attn_mask, dtype=torch.bool).triu(1)
+    require((blocked(attn_mask, name="attn_mask") == future).all(), otherwise)
 
 
 def map_inputs(change: Callable[[Tensor], Tensor], q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:

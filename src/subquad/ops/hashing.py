@@ -7,6 +7,8 @@ tokens take many times the memory of the tokens, so they live in a block that st
 digits there are depends on the length, which only the operator's body looks at: a graph is for all lengths.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -50,11 +52,10 @@ def _hashed(x: Tensor, R: Tensor, count: Tensor | None, bucket: int) -> Tensor:
     widest = max(R.shape[0] * R.shape[2] for R in rotations)
     step = max(1, MAX_COORDINATES // max(1, x.shape[0] * x.shape[1] * widest))
     for tokens, here in zip(x.split(step, 2), found.split(step, 3), strict=True):
-        for R, size in reversed(list(zip(rotations, sizes.unbind(1), strict=True))):
-            size = size[:, None, None, None]
+        for R, size in reversed(list(zip(rotations, sizes, strict=True))):
             rotated = (tokens @ R.transpose(0, 1).flatten(1)).unflatten(-1, R.shape[::2])
             lengths = rotated.abs()
-            if count is not None:  # where rows differ, some take no more than a part of the columns
+            if isinstance(size, Tensor):  # where rows differ, some take no more than a part of the columns
                 beyond = torch.arange(R.shape[2], device=x.device) >= size[..., None] // 2
                 lengths.masked_fill_(beyond, -1)
             column = lengths.argmax(-1)
@@ -70,18 +71,17 @@ def _(x: Tensor, R: Tensor, count: Tensor | None, bucket: int) -> Tensor:
 
 def digits(
     x: Tensor, R: Tensor, count: Tensor | None, bucket: int
-) -> tuple[list[Float[Tensor, "r d _"]], Int[Tensor, "b levels"]]:
+) -> tuple[list[Float[Tensor, "r d _"]], Sequence[int] | Sequence[Int[Tensor, "b 1 1 1"]]]:
     """The rotations of each digit, the lowest first, and its size in each row: twice the columns, or one."""
-    most = hash_sizes(x.shape[2], bucket)
+    sizes = most = hash_sizes(x.shape[2], bucket)
     if count is None or not most:
-        sizes = torch.tensor(most, dtype=torch.int64, device=x.device).expand(len(x), -1)
         halves = [max(1, size // 2) for size in most]
     else:
         left, found = even((-(-count // bucket)).clamp(min=1)), []
         for level in reversed(range(len(most))):
             found.insert(0, even(-(-left // WIDEST**level)))
             left = -(-left // found[0])
-        sizes = torch.stack(found, 1)
+        sizes = [size[:, None, None, None] for size in found]
         halves = [WIDEST // 2] * (len(most) - 1) + [max(1, most[-1] // 2)]
     return [R[level, :, :, :half].to(x.dtype) for level, half in enumerate(halves)], sizes
 

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from subquad.ops.bucket_attention import Visibility
+from subquad.ops.shared.waiting import may_wait
 
 Chunked = Float[Tensor, "w c d"]
 BlockScores = Float[Tensor, "x c k"]  # of a block of chunks
@@ -112,7 +113,7 @@ def rounds(order: Int[Tensor, "g r n"], labels: Int[Tensor, "g r n"], visibility
     first = length * torch.arange(heads, device=order.device)[:, None]
     free = torch.ones(heads, chunks * size, dtype=torch.bool, device=order.device)
     free[:, size : size + length] = False
-    if labels.is_cpu and 2 * labels.amax() < torch.iinfo(torch.int16).max + 2 * NOWHERE:
+    if labels.is_cpu and may_wait(labels) and 2 * labels.amax() < torch.iinfo(torch.int16).max + 2 * NOWHERE:
         labels = labels.to(torch.int16)  # compared in half the time
     labels, free = labels.transpose(0, 1).flatten(1), free.flatten()
     found = []

@@ -70,7 +70,7 @@ class RelativeGradients(NamedTuple):
     slots: Slots
 
 
-BACKENDS = Backends[RelativeCall](__name__, "reference")
+BACKENDS = Backends[RelativeCall](__name__, "parallel", "reference")
 
 
 def relative_attention(

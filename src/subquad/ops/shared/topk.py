@@ -1,7 +1,8 @@
 """The largest of many numbers, in order, the first of equal ones first.
 
 A stable sort of all would do, at ten times the cost of torch's `topk`, which takes equal numbers in any
-order. So rows in which a number among the largest comes twice, and no others, are sorted.
+order. So rows in which a number among the largest comes twice, and no others, are sorted. Where the host may
+not look for such rows, no two numbers are equal: the place of each is written below its last bit.
 """
 
 import torch
@@ -9,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from subquad.ops.shared.operator import call_op
+from subquad.ops.shared.waiting import may_wait
 
 
 def stable_topk(x: Float[Tensor, "b h c n"], count: int) -> Int[Tensor, "b h c k"]:
@@ -18,6 +20,10 @@ def stable_topk(x: Float[Tensor, "b h c n"], count: int) -> Int[Tensor, "b h c k
 
 @torch.library.custom_op("subquad::largest", mutates_args=())
 def _largest(x: Tensor, count: int) -> Tensor:
+    if not may_wait(x):
+        if x.dtype == torch.float64:  # there is no room below its last bit
+            return x.argsort(dim=-1, descending=True, stable=True)[..., :count].contiguous()
+        return distinct(x).topk(count, -1).indices
     values, places = x.topk(min(count + 1, x.shape[-1]), -1)
     equal = (values[..., 1:] == values[..., :-1]) & (values[..., 1:] > -torch.inf)
     places = places[..., :count].contiguous()
@@ -29,3 +35,10 @@ def _largest(x: Tensor, count: int) -> Tensor:
 @_largest.register_fake
 def _(x: Tensor, count: int) -> Tensor:
     return x.new_empty(*x.shape[:-1], count, dtype=torch.int64)
+
+
+def distinct(x: Float[Tensor, "*rows n"]) -> Int[Tensor, "*rows n"]:
+    """Whole numbers in the order of those of `x`, in float32, and of equal ones the first the largest."""
+    bits = (x.float() + 0.0).view(torch.int32).long()  # the sum makes one zero of both
+    ascending = bits ^ ((bits >> 63) & 0x7FFFFFFF)
+    return (ascending << 32) - torch.arange(x.shape[-1], device=x.device)

@@ -59,7 +59,7 @@ class TileResult(NamedTuple):
     lse: Float[Tensor, "b h t"]
 
 
-BACKENDS = Backends[TileCall](__name__, "cpu", "reference")
+BACKENDS = Backends[TileCall](__name__, "cpu", "parallel", "reference")
 
 
 def tile_attention(

@@ -39,7 +39,7 @@ class WindowResult(NamedTuple):
     lse: Lse
 
 
-BACKENDS = Backends[WindowCall](__name__, "cpu", "reference")
+BACKENDS = Backends[WindowCall](__name__, "cpu", "parallel", "reference")
 
 
 def window_attention(

@@ -14,6 +14,7 @@ from subquad.testing.mechanism import (
     padding,
     rejections,
     transforms,
+    waiting,
 )
 
 Check = Callable[[type[Mechanism]], None]
@@ -64,6 +65,8 @@ def contract(cls: type[Mechanism]) -> Iterator[Check]:
     yield copies.check_copying_and_pickling
     yield numerics.check_penalty
     yield numerics.check_half_precision
+    if traits.cost <= 2:  # what costs more is an oracle, and may decompose matrices, which waits
+        yield waiting.check_never_waits_for_the_device
     yield cost.check_flop_growth
     yield cost.check_memory_growth
     yield numerics.check_compiles

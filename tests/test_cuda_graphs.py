@@ -1,0 +1,149 @@
+"""On a CUDA device: nothing waits for it, by its own account, and its work can be captured in a graph.
+
+Once for FlexAttention and kernels (float32, heads of 32), once for what serves where they refuse (float64).
+"""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from subquad.mechanism import Dims
+from subquad.nn.encoder import Encoder, EncoderConfig
+from subquad.registry import catalog
+from subquad.testing.mechanism.cases import forms, random_inputs, tensors
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here"),
+]
+
+DIMS, LENGTH = Dims(heads=2, head_dim=32, max_len=4096), 200
+CASES = [
+    (name, causal, dtype)
+    for name, cls in catalog().items()
+    if cls.traits.cost <= 2
+    for causal in forms(cls)
+    for dtype in (torch.float32, torch.float64)
+]
+STREAMS = [
+    (name, dtype)
+    for name, causal, dtype in CASES
+    if causal and catalog()[name].traits.state == "bounded"  # what grows has other shapes at each step
+]
+TOLERANCE = {torch.float32: {"rtol": 2e-3, "atol": 2e-3}, torch.float64: {}}  # as TF32 is off
+
+
+def built(name, causal, dtype):
+    cls = catalog()[name]
+    torch.manual_seed(0)
+    mechanism = cls(DIMS, causal=causal, **cls.traits.tiny).to("cuda", dtype).eval()
+    return mechanism, lambda seed, length=LENGTH: {
+        key: x.cuda() for key, x in random_inputs(mechanism, length=length, seed=seed, dtype=dtype).items()
+    }
+
+
+def masks():
+    holes = torch.rand(2, LENGTH, generator=torch.Generator().manual_seed(3)) < 0.6
+    return {"no padding": None, "holes": holes.cuda()}
+
+
+def captured(call):
+    """The graph of a call that has been made before, and the tensors in which its results will lie."""
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = call()
+    return graph, results
+
+
+@pytest.fixture
+def no_synchronisation():
+    """To be entered: within, CUDA raises an error where the host waits."""
+
+    class Watched:
+        def __enter__(self):
+            torch.cuda.set_sync_debug_mode("error")
+
+        def __exit__(self, *_):
+            torch.cuda.set_sync_debug_mode("default")
+
+    yield Watched()
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def passes(mechanism, inputs, valid):
+    """Outputs and gradients."""
+    leaves = [x.requires_grad_() for x in (*inputs.values(), *mechanism.parameters())]
+    out = mechanism(**inputs, valid=valid)
+    weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype, device=out.device).view_as(out)
+    real = out if valid is None else out.masked_fill(~valid[:, None, :, None], 0)
+    return real, *torch.autograd.grad((real * weights).sum(), leaves, materialize_grads=True)
+
+
+@pytest.mark.parametrize("padding", ["no padding", "holes"])
+@pytest.mark.parametrize(("name", "causal", "dtype"), CASES)
+def test_neither_pass_waits_for_the_device(name, causal, dtype, padding, no_synchronisation):
+    mechanism, inputs = built(name, causal, dtype)
+    given, valid = inputs(1), masks()[padding]
+    passes(mechanism, given, valid)  # compiles
+    with no_synchronisation:
+        passes(mechanism, given, valid)
+
+
+@pytest.mark.parametrize("padding", ["no padding", "holes"])
+@pytest.mark.parametrize(("name", "causal", "dtype"), CASES)
+def test_both_passes_can_be_captured(name, causal, dtype, padding):
+    mechanism, inputs = built(name, causal, dtype)
+    given, others, valid = inputs(1), inputs(2), masks()[padding]
+    graph, results = captured(lambda: passes(mechanism, given, valid))
+    with torch.no_grad():
+        for key, x in others.items():
+            given[key].copy_(x)
+    graph.replay()
+    expected = passes(mechanism, others, valid)
+    assert_close(results, expected, **TOLERANCE[dtype])
+
+
+def test_a_models_passes_can_be_captured():
+    torch.manual_seed(0)
+    config = EncoderConfig(dim=64, depth=2, heads=2, attention="local", positions="learnt", max_len=LENGTH)
+    model = Encoder(config).cuda()
+    x, other, valid = torch.randn(2, LENGTH, 64).cuda(), torch.randn(2, LENGTH, 64).cuda(), masks()["holes"]
+
+    def both(x):
+        out = model(x, valid).masked_fill(~valid[..., None], 0)
+        return out, *torch.autograd.grad(out.square().sum(), list(model.parameters()))
+
+    graph, results = captured(lambda: both(x))
+    x.copy_(other)
+    graph.replay()
+    assert_close(results, both(other), **TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize(("name", "dtype"), STREAMS)
+def test_a_step_can_be_captured_and_waits_for_nothing(name, dtype, no_synchronisation):
+    mechanism, inputs = built(name, True, dtype)
+    tokens = inputs(1, length=12)
+
+    def token(n):
+        return {key: x[:, :, n : n + 1].contiguous() for key, x in tokens.items()}
+
+    with torch.no_grad():
+        first = {key: x[:, :, :8] for key, x in tokens.items()}
+        _, state = mechanism.step(**first)
+        static, own = token(8), state
+        graph, (out, after) = captured(lambda: mechanism.step(**static, state=state))
+        for n in range(8, 12):
+            for key, x in token(n).items():
+                static[key].copy_(x)
+            graph.replay()
+            with no_synchronisation:
+                expected, own = mechanism.step(**token(n), state=own)
+            assert_close(out, expected, **TOLERANCE[dtype])
+            for x, y in zip(tensors(state), tensors(after), strict=True):
+                x.copy_(y)
