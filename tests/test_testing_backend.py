@@ -24,6 +24,11 @@ def test_the_reference_gives_in_any_precision_what_it_gives_in_float64(operator)
     assert all(outcome.refusal is None for outcome in certify_backend(operator, "reference"))
 
 
+@pytest.mark.parametrize("operator", ["linear_attention", "recurrence"])
+def test_all_chunks_side_by_side_give_the_numbers_of_the_reference(operator):
+    assert all(outcome.refusal is None for outcome in certify_backend(operator, "parallel"))
+
+
 @pytest.fixture
 def backend(monkeypatch):
     """The reference under another name, of which a test may spoil a part."""
