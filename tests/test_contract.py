@@ -10,26 +10,15 @@ from isolated import run_isolated
 import subquad
 from subquad import catalog
 from subquad.testing import contract
-from subquad.testing.mechanism.waiting import check_never_waits_for_the_device
 
-# until linear attention has a backend that looks at no denominators: delete what no longer fails
-STILL_WAITING = {"performer", "favor-plus-plus", "spectral", "hedgehog"}
-
-
-def cases():
-    for name, cls in catalog().items():
-        for check in contract(cls):
-            waits = name in STILL_WAITING and check is check_never_waits_for_the_device
-            marks = [pytest.mark.xfail(strict=True, reason="a second try in shorter chunks")] if waits else []
-            if not hasattr(check, "slow"):
-                yield pytest.param(name, check, marks=marks)
+CASES = [(name, check) for name, cls in catalog().items() for check in contract(cls)]
 
 
 def label(value):
     return value if isinstance(value, str) else value.__name__.removeprefix("check_")
 
 
-@pytest.mark.parametrize(("name", "check"), list(cases()), ids=label)
+@pytest.mark.parametrize(("name", "check"), [c for c in CASES if not hasattr(c[1], "slow")], ids=label)
 def test_contract(name, check):
     check(catalog()[name])
 

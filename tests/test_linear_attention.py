@@ -17,7 +17,7 @@ LENGTH = 100
 def backend(request):
     if request.param == "cpu" and (reason := missing()):
         pytest.skip(reason)
-    with using("reference") if request.param == "reference" else nullcontext():
+    with nullcontext() if request.param == "cpu" else using(request.param):
         yield
 
 
@@ -36,7 +36,7 @@ def exact(q, k, v):
     return weights.masked_fill(~past, -torch.inf).softmax(-1) @ v
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"], indirect=True)
+@pytest.mark.parametrize("backend", ["cpu", "parallel", "reference"], indirect=True)
 def test_a_prefix_that_later_keys_drown_keeps_its_outputs_and_gradients(backend):
     inputs, truth = drowned(torch.float32), drowned(torch.float64)
     q, k, v = inputs
@@ -63,7 +63,7 @@ def test_chunks_of_any_length_give_the_same(chunk):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("backend", ["cpu", "reference"], indirect=True)
+@pytest.mark.parametrize("backend", ["cpu", "parallel", "reference"], indirect=True)
 def test_half_precision_is_float32_but_for_rounding_of_what_goes_in_and_out(backend, dtype):
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 5, LENGTH, 8, generator=generator).to(dtype).requires_grad_() for _ in range(3))

@@ -22,11 +22,11 @@ RULES = ("one decay", "decay by channel", "delta")
 B, H = 2, 3
 
 
-@pytest.fixture(params=["cpu", "reference"])
+@pytest.fixture(params=["cpu", "parallel", "reference"])
 def tier(request):
     if request.param == "cpu" and (reason := missing()):
         pytest.skip(reason)
-    with using("reference") if request.param == "reference" else nullcontext():  # float64 is not for kernels
+    with nullcontext() if request.param == "cpu" else using(request.param):  # float64 is not for kernels
         yield
 
 

@@ -30,6 +30,11 @@ def test_flex_attention_gives_the_numbers_of_the_reference():
     certify_backend("pattern_attention", "flex", device="cuda")
 
 
+@pytest.mark.parametrize("operator", ["linear_attention", "recurrence"])
+def test_all_chunks_side_by_side_give_the_numbers_of_the_reference(operator):
+    assert all(outcome.refusal is None for outcome in certify_backend(operator, "parallel"))
+
+
 @pytest.fixture
 def backend(monkeypatch):
     """The reference under another name, of which a test may spoil a part."""

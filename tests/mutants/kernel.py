@@ -217,9 +217,9 @@ MUTANTS = [
         "performer",
         "stream_equals_sequence",
         "the past and the chunk are added on different scales",
-        "causal_exponential_average",
-        "numerator = (a - top).exp() * numerator + (b - top).exp()",
-        "numerator = (a - top).exp() * numerator + (a - top).exp()",
+        "causal_exponential_read",
+        "weighted = (a - top).exp() * inside + (b - top).exp()",
+        "weighted = (a - top).exp() * inside + (a - top).exp()",
     ),
     Mutant(
         "performer",

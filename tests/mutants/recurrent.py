@@ -80,8 +80,8 @@ MUTANTS = [
         "stream_equals_sequence",
         "gradients stop at chunks",
         "backward",
-        "grad_state = torch.addcmul(pulled[:, :, n], fading.whole[:, :, n], grad_state)",
-        "grad_state = pulled[:, :, n]",
+        "fading.log_whole.flip(2), grad_state)",
+        "fading.log_whole.flip(2) - 1e9, grad_state)",
     ),
     Mutant(
         "gated-linear",
@@ -112,8 +112,8 @@ MUTANTS = [
         "stream_equals_sequence",
         "what the chunk found is not taken out before it is overwritten",
         "Chunks.of",
-        "lacking.append(v[:, :, n] - recalling[:, :, n] @ state)",
-        "lacking.append(v[:, :, n])",
+        "lacking = v - recalling @ S",
+        "lacking = v",
     ),
     Mutant(
         "gated-delta",

@@ -29,7 +29,7 @@ from subquad.ops.linear_attention import KernelInputs, linear_attention
 from subquad.ops.linear_attention.sums import Sums, causal_average, collect, divide, read_sums
 from subquad.ops.shared.allocation import concat_into
 from subquad.ops.shared.precision import wide
-from subquad.ops.shared.scan import blocks, recompute, scan
+from subquad.ops.shared.scan import block_tokens, blocks, recompute, scan
 from subquad.ops.shared.waiting import require_at_most
 
 Angles = Float[Tensor, "#b 1 t 1"]
@@ -85,10 +85,10 @@ class CosFormer(Mechanism):
         return out
 
     def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
-        if self.causal and not torch.compiler.is_compiling():
+        if self.causal and q.is_cpu and not torch.compiler.is_compiling():
             return self._stream(q, k, v, valid=valid, state=None)[0]
         if self.causal:
-            return self._in_graph(q, k, v, valid=valid)
+            return self._at_once(q, k, v, valid=valid)
         M = counted(valid, like=q).clamp(min=1)
         angles = math.pi / 2 * places(valid, like=q) / M[:, None, None, None]
         sums = None
@@ -97,8 +97,8 @@ class CosFormer(Mechanism):
         parts = (recompute(_read, *part, sums) for part, _ in blocks(q, angles))
         return concat_into(parts, v, *q.shape[:3], v.shape[3], dim=2)
 
-    def _in_graph(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None) -> Outputs:
-        """The causal form as one node for all lengths, which chunk by chunk it would not be."""
+    def _at_once(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None) -> Outputs:
+        """The causal form as one operator: in graphs one node for all lengths, elsewhere few launches."""
         assert self.dims.max_len is not None
         self._require_room(q, valid, None)
         q, k, v = wide(q, k, v)
@@ -121,7 +121,8 @@ class CosFormer(Mechanism):
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: CosFormerState | None
     ) -> tuple[Outputs, CosFormerState]:
         self._require_room(q, valid, state)
-        return scan(self._chunk, q, k, v, valid=valid, state=state, chunk=CHUNK)
+        chunk = CHUNK if q.is_cpu else block_tokens(q)
+        return scan(self._chunk, q, k, v, valid=valid, state=state, chunk=chunk)
 
     def _chunk(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: CosFormerState | None

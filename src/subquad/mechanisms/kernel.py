@@ -32,7 +32,7 @@ from subquad.ops.linear_attention.sums import (
 )
 from subquad.ops.shared.allocation import concat_into
 from subquad.ops.shared.precision import wide
-from subquad.ops.shared.scan import FEATURE_BLOCK, blocks, recompute, scan
+from subquad.ops.shared.scan import block_tokens, blocks, recompute, scan
 
 CHUNK = 64  # tokens; measured best on CPUs over 32, 128 and 256
 MAX_SAVED = 2**23  # numbers; where queries have more, their features are recomputed in the backward pass
@@ -93,16 +93,18 @@ class KernelAttention(Mechanism):
     def _stream(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: State | None
     ) -> tuple[Outputs, State]:
-        if q.shape[2] <= FEATURE_BLOCK or self.features.fused:
+        block = block_tokens(q)
+        if q.shape[2] <= block or self.features.fused:
             return self._block(q, k, v, valid=valid, state=state)
-        return scan(self._block, q, k, v, valid=valid, state=state, chunk=FEATURE_BLOCK)
+        return scan(self._block, q, k, v, valid=valid, state=state, chunk=block)
 
     def _block(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: State | None
     ) -> tuple[Outputs, State]:
         phi = self.features
         if isinstance(phi, ExponentialFeatureMap) and phi.signed:
-            return scan(self._chunk, q, k, v, valid=valid, state=state, chunk=CHUNK)
+            chunk = CHUNK if q.is_cpu else block_tokens(q)
+            return scan(self._chunk, q, k, v, valid=valid, state=state, chunk=chunk)
         if not phi.fused:
             q, k, v = wide(q, k, v)
         return advance(phi.prepare(q, k), v, valid=valid, before=state)

@@ -70,12 +70,12 @@ class LinearResult(NamedTuple):
     """Outputs, and what the backward pass needs beside them."""
 
     out: Float[Tensor, "b h t e"]
-    denominator: Float[Tensor, "b h t"]
+    denominator: Float[Tensor, "b h t"]  # or what else a backend keeps of each query, its logarithm for one
     sums: ShiftedSums  # over all keys; the shifts of features that are no exponentials have no meaning
     chunk: int  # tokens of a causal chunk
 
 
-BACKENDS = Backends[LinearCall](__name__, "cpu", "reference")
+BACKENDS = Backends[LinearCall](__name__, "cpu", "parallel", "reference")
 
 
 def linear_attention(
@@ -118,15 +118,16 @@ def advance(
         for x in before:
             require_dtype("sums", x, wider)
     if dispatched(q, k, v):  # gradients flow through PyTorch's operators
-        return BACKENDS.module("reference").step(step)
+        return BACKENDS.module("reference" if q.is_cpu else "parallel").step(step)
     return BACKENDS.run("step", step)[1]
 
 
 def fast_steps(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether another backend than PyTorch, where there are no gradients, would `advance` by these inputs."""
+    """Whether compiled kernels, where there are no gradients, would `advance` by these inputs."""
     if dispatched(q, k, v):
         return False
-    return BACKENDS.first("step", LinearCall(q, k, v, None, None, FeatureKind.FEATURES, True)) != "reference"
+    step = LinearCall(q, k, v, None, None, FeatureKind.FEATURES, True)
+    return BACKENDS.first("step", step) not in ("parallel", "reference")
 
 
 def require_fit(inputs: KernelInputs, v: Tensor, valid: Tensor | None, *, causal: bool) -> None:
@@ -190,9 +191,12 @@ def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, T
 def _remember(ctx, inputs, output) -> None:
     q, k, v, W, valid, ctx.kind, ctx.causal = inputs
     ctx.save_for_backward(q, k, v, W, valid, *output)
+    ctx.set_materialize_grads(False)  # zeros for what only the backward pass reads
 
 
 def _gradients(ctx, grad, *_) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 7
     return *call_op(_backward, grad, *ctx.saved_tensors, ctx.kind, ctx.causal), None, None, None, None
 
 

@@ -11,17 +11,10 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from subquad.ops.linear_attention import FeatureKind, LinearCall, LinearResult
-from subquad.ops.linear_attention.sums import (
-    Exponentials,
-    ShiftedSums,
-    Sums,
-    causal_average,
-    causal_exponential_average,
-)
+from subquad.ops.linear_attention import FeatureKind, LinearCall, LinearResult, stream
+from subquad.ops.linear_attention.sums import ShiftedSums, Sums
 from subquad.ops.shared.allocation import empty_result
 from subquad.ops.shared.precision import wide, widened
-from subquad.ops.shared.scan import scan
 
 Upstream = Callable[[slice], tuple[Tensor, Tensor]]  # the gradients of some numerators and denominators
 
@@ -77,24 +70,8 @@ def out_of_range(result: LinearResult, valid: Bool[Tensor, "b t"] | None) -> boo
 
 
 def step(call: LinearCall) -> tuple[Tensor, Sums | ShiftedSums]:
-    """The next tokens of a stream, which gradients flow through, with shifts of their own for all keys."""
-    kind, (like,) = call.kind, wide(call.v[:0])
-    W = None if call.W is None else call.W.to(like.dtype)
-
-    def average(q: Tensor, k: Tensor, v: Tensor, *, valid: Tensor | None, state: Sums | ShiftedSums | None):
-        q, k, v = wide(q, k, v)
-        if W is not None:
-            q, k = q @ W.mT, k @ W.mT - k.square().sum(-1, keepdim=True) * half(k)
-        if kind.exponential:
-            assert not isinstance(state, Sums)
-            return causal_exponential_average(Exponentials(q), Exponentials(k), v, valid=valid, state=state)
-        if kind == FeatureKind.ELU:
-            q, k = (torch.where(x > 0, x + 1, x.clamp(max=0).exp()) for x in (q, k))
-        assert not isinstance(state, ShiftedSums)
-        return causal_average(q, k, v, valid=valid, state=state)
-
-    out, after = scan(average, *call[:3], valid=call.valid, state=call.before, chunk=CHUNKS[0])
-    return out.to(call.v.dtype), after
+    """The next tokens of a stream, chunk by chunk."""
+    return stream.scan_tokens(call, tokens=CHUNKS[0])
 
 
 def backward(grad: Tensor, call: LinearCall, result: LinearResult) -> tuple[Tensor, Tensor, Tensor]:

@@ -38,7 +38,7 @@ class RecurrenceResult(NamedTuple):
     state: Matrix
 
 
-BACKENDS = Backends[RecurrenceCall](__name__, "cpu", "fla", "reference")
+BACKENDS = Backends[RecurrenceCall](__name__, "cpu", "fla", "parallel", "reference")
 
 
 def decayed_product(
@@ -189,11 +189,17 @@ def _(grad: Tensor, grad_state: Tensor, raw: Tensor, index: Tensor, *inputs: Any
 def _remember(ctx, inputs, output) -> None:
     *tensors, ctx.numbers, rotary, scale, gate = *inputs[:6], inputs[6:11], *inputs[11:14]
     ctx.save_for_backward(output[1], output[3], *tensors, rotary, scale, gate)
+    ctx.set_materialize_grads(False)  # zeros for what only the backward pass reads
 
 
-def _gradients(ctx, grad: Tensor, _: Tensor, grad_state: Tensor, __: Tensor) -> tuple[Tensor | None, ...]:
-    needed = ctx.needs_input_grad
-    gradients = call_op(_backward, grad, grad_state, *ctx.saved_tensors, *ctx.numbers, needed[3])
+def _gradients(
+    ctx, grad: Tensor | None, _: None, grad_state: Tensor | None, __: None
+) -> tuple[Tensor | None, ...]:
+    needed, saved = ctx.needs_input_grad, ctx.saved_tensors
+    v, state = saved[4], saved[7]
+    grad = torch.zeros_like(v) if grad is None else grad
+    grad_state = torch.zeros_like(state) if grad_state is None else grad_state
+    gradients = call_op(_backward, grad, grad_state, *saved, *ctx.numbers, needed[3])
     *tokens, state, scale, gate = (
         x if wanted else None for x, wanted in zip(gradients, (*needed[:6], *needed[12:14]), strict=True)
     )

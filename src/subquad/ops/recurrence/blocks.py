@@ -19,12 +19,12 @@ Forward = Callable[[RecurrenceCall], RecurrenceResult]
 Backward = Callable[[tuple[Tensor, Tensor], RecurrenceCall, Tensor], Gradients]
 
 
-def forward(call: RecurrenceCall, one: Forward) -> RecurrenceResult:
-    """By `one`, which takes a block in float32 at least."""
+def forward(call: RecurrenceCall, one: Forward, *, size: int = 0) -> RecurrenceResult:
+    """By `one`, which takes a block of `size` tokens, or `BLOCK`, in float32 at least."""
     v, keeps_raw = call.tokens.v, call.needs_grad and bool(call.fusion.rms_norm_eps)
     out, last = empty_result(v), call.state
     raw = empty_result(v, *(v.shape if keeps_raw else (0,)), dtype=last.dtype)
-    for here in blocks(v.shape[2]):
+    for here in blocks(v.shape[2], size or BLOCK):
         out[:, :, here], before_norm, last = one(block(call, here, last))
         if keeps_raw:
             raw[:, :, here] = before_norm
@@ -32,10 +32,17 @@ def forward(call: RecurrenceCall, one: Forward) -> RecurrenceResult:
 
 
 def backward(
-    grads: tuple[Tensor, Tensor], call: RecurrenceCall, raw: Tensor, one: Forward, one_back: Backward
+    grads: tuple[Tensor, Tensor],
+    call: RecurrenceCall,
+    raw: Tensor,
+    one: Forward,
+    one_back: Backward,
+    *,
+    size: int = 0,
 ) -> Gradients:
     """By `one` and its gradients `one_back`."""
-    (grad, dstate), scale, cuts = grads, call.fusion.scale, blocks(call.tokens.q.shape[2])
+    (grad, dstate), scale = grads, call.fusion.scale
+    cuts = blocks(call.tokens.q.shape[2], size or BLOCK)
     states = [call.state]
     for here in cuts[:-1]:
         states.append(one(block(call, here, states[-1])).state)
@@ -54,9 +61,9 @@ def backward(
     return Gradients(RecurrenceInputs(*tokens), dstate, dscale, dgate)
 
 
-def blocks(length: int) -> list[slice]:
+def blocks(length: int, size: int) -> list[slice]:
     """The tokens of each block; no tokens are one empty block."""
-    return [slice(start, start + BLOCK) for start in range(0, max(length, 1), BLOCK)]
+    return [slice(start, start + size) for start in range(0, max(length, 1), size)]
 
 
 def block(call: RecurrenceCall, here: slice, state: Tensor) -> RecurrenceCall:

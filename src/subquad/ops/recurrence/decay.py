@@ -33,12 +33,15 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from subquad.ops.recurrence.chain import Chain, Matrix
+from subquad.ops.shared.fading import between
+from subquad.ops.shared.segments import chunked, unchunked
+
 CHUNK = 64  # tokens, a power of two; measured best on CPUs, forward and back, of 32, 64 and 128
 
 Queries = Float[Tensor, "b h t d"]
 Values = Float[Tensor, "b h t e"]
 LogDecays = Float[Tensor, "#b #h t #d"]  # at most 0; one for each channel of a key, or one for all
-Matrix = Float[Tensor, "b h d e"]
 
 
 class Fading(NamedTuple):
@@ -46,26 +49,27 @@ class Fading(NamedTuple):
 
     since_start: Float[Tensor, "#b #h #n c #d"]  # at a token, of what the chunk found
     until_end: Float[Tensor, "#b #h #n c #d"]  # at the chunk's end, of what the token wrote
-    whole: Float[Tensor, "#b #h #n #d 1"]  # at the chunk's end, of what the chunk found
+    log_whole: Float[Tensor, "#b #h #n #d"]  # at the chunk's end, of what the chunk found: its logarithm
+
+    def log_each(self, count: int) -> Float[Tensor, "#b #h n #d"]:
+        """`log_whole` of each of `count` chunks, which may have one for all."""
+        return self.log_whole.expand(-1, -1, count, -1)
 
 
 def advance(
-    q: Queries, k: Queries, v: Values, log_decay: LogDecays, *, state: Matrix
+    q: Queries, k: Queries, v: Values, log_decay: LogDecays, *, state: Matrix, chain: Chain
 ) -> tuple[Values, Matrix]:
     """A block of tokens, its chunks side by side."""
     length = q.shape[2]
-    q, k, v, log_decay = (chunked(x) for x in (q, k, v, once(log_decay)))
+    q, k, v, log_decay = (chunked(x, CHUNK) for x in (q, k, v, once(log_decay)))
     if log_decay.shape[-1] == 1:
         fading = fade(log_decay)
         weights = (q @ k.mT).mul_(between(log_decay))
     else:
         weights, fading = weights_by_halves(q, k, log_decay)
     written = (k * fading.until_end).mT @ v
-    found, whole = [], fading.whole.expand(-1, -1, q.shape[2], -1, -1)
-    for n in range(q.shape[2]):
-        found.append(state)
-        state = torch.addcmul(written[:, :, n], whole[:, :, n], state)
-    return unchunked(chunk_outputs(weights, v, q * fading.since_start, torch.stack(found, 2)), length), state
+    found, state = chain.faded(written, fading.log_each(q.shape[2]), state)
+    return unchunked(chunk_outputs(weights, v, q * fading.since_start, found), length), state
 
 
 def backward(
@@ -77,27 +81,23 @@ def backward(
     log_decay: LogDecays,
     *,
     state: Matrix,
+    chain: Chain,
 ) -> tuple[Queries, Queries, Values, LogDecays, Matrix]:
     """Gradients of what `advance` is given. That of a log_decay is the flow through it: of all that
     was written before and is read after, each term once, and never a difference of sums.
     """
     length, like = q.shape[2], log_decay.shape
-    q, k, v, log_decay, grad = (chunked(x) for x in (q, k, v, log_decay, grad))
+    q, k, v, log_decay, grad = (chunked(x, CHUNK) for x in (q, k, v, log_decay, grad))
     fading = fade(log_decay)
     kept, asked = k * fading.until_end, q * fading.since_start
     written, pulled = kept.mT @ v, asked.mT @ grad
-    found, due = [], []
-    for n in range(q.shape[2]):
-        found.append(state)
-        state = torch.addcmul(written[:, :, n], fading.whole[:, :, n], state)
-    for n in reversed(range(q.shape[2])):
-        due.append(grad_state)
-        grad_state = torch.addcmul(pulled[:, :, n], fading.whole[:, :, n], grad_state)
-    before, after = torch.stack(found, 2), torch.stack(due[::-1], 2)
+    before, _ = chain.faded(written, fading.log_whole, state)
+    due, grad_state = chain.faded(pulled.flip(2), fading.log_whole.flip(2), grad_state)
+    after = due.flip(2)
     of_weights = (grad @ v.mT).tril_()
     dq = (grad @ before.mT).mul_(fading.since_start)
     dk = (v @ after.mT).mul_(fading.until_end)
-    flow = (before * after).sum(-1)[..., None, :] * fading.whole.mT
+    flow = (before * after).sum(-1).mul_(fading.log_whole.exp())[..., None, :]
     flow = earlier(k * dk).add_(later(q * dq)).add_(flow)
     if log_decay.shape[-1] == 1:
         left = between(log_decay)
@@ -151,13 +151,7 @@ def fade(log_decay: Float[Tensor, "#b #h n c #d"]) -> Fading:
     since_start = log_decay.cumsum(-2)
     later = F.pad(log_decay[..., 1:, :], (0, 0, 0, 1))
     until_end = later.flip(-2).cumsum(-2).flip(-2)
-    return Fading(since_start.exp(), until_end.exp(), since_start[..., -1, :, None].exp())
-
-
-def between(log_decay: Float[Tensor, "#b #h n c 1"]) -> Float[Tensor, "#b #h n c c"]:
-    """a_ij: what is left at token i of what token j wrote; zero where i < j."""
-    terms = log_decay.expand(*log_decay.shape[:-1], log_decay.shape[-2]).tril(-1)
-    return terms.cumsum(-2).exp_().tril_()
+    return Fading(since_start.exp(), until_end.exp(), since_start[..., -1, :])
 
 
 def weights_by_halves(
@@ -169,7 +163,7 @@ def weights_by_halves(
     for size, since_start, until_end in levels(start, end):
         read = since_start * halves(q, size)[1]
         corners(weights, size).copy_(read @ (until_end * halves(k, size)[0]).mT)
-    return weights, Fading(start, end, log_decay.sum(-2).exp()[..., None])
+    return weights, Fading(start, end, log_decay.sum(-2))
 
 
 def backward_by_halves(
@@ -221,16 +215,3 @@ def halves(x: Float[Tensor, "b h n c d"], size: int) -> tuple[Tensor, Tensor]:
     """The first and the second `size` tokens of every 2 `size`: views of (b h n p size d)."""
     both = x.unflatten(-2, (-1, 2, size))
     return both.select(-3, 0), both.select(-3, 1)
-
-
-def chunked(x: Float[Tensor, "b h t c"]) -> Float[Tensor, "b h n l c"]:
-    """Cut into chunks, at least one, with zeros behind the last token; short sequences make a shorter one."""
-    length = max(x.shape[2], 1)
-    size = min(CHUNK, 1 << (length - 1).bit_length())
-    if missing := length + -length % size - x.shape[2]:
-        x = F.pad(x, (0, 0, 0, missing))
-    return x.contiguous().unflatten(2, (-1, size))
-
-
-def unchunked(x: Float[Tensor, "b h n l c"], length: int) -> Float[Tensor, "b h t c"]:
-    return x.flatten(2, 3)[:, :, :length]

@@ -24,32 +24,32 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from subquad.ops.recurrence import decay
+from subquad.ops.recurrence.chain import Chain, Matrix
 from subquad.ops.recurrence.decay import (
     Fading,
-    Matrix,
     Queries,
     Values,
     across,
-    between,
     chunk_outputs,
-    chunked,
     earlier,
     fade,
     later,
     once,
-    unchunked,
 )
+from subquad.ops.shared.fading import between
+from subquad.ops.shared.segments import chunked, unchunked
 
 Betas = Float[Tensor, "b h t 1"]
 LogDecays = Float[Tensor, "#b #h t 1"]  # at most 0
 
 
 def advance(
-    q: Queries, k: Queries, v: Values, beta: Betas, log_decay: LogDecays, *, state: Matrix
+    q: Queries, k: Queries, v: Values, beta: Betas, log_decay: LogDecays, *, state: Matrix, chain: Chain
 ) -> tuple[Values, Matrix]:
     """A block of tokens, its chunks side by side."""
-    chunk = Chunks.of(k, v, beta, log_decay, state=state)
-    q, length = chunked(q), q.shape[2]
+    chunk = Chunks.of(k, v, beta, log_decay, state=state, chain=chain)
+    q, length = chunked(q, decay.CHUNK), q.shape[2]
     weights = (q @ chunk.k.mT).mul_(chunk.left)
     out = chunk_outputs(weights, chunk.u, q * chunk.fading.since_start, chunk.found)
     return unchunked(out, length), chunk.last
@@ -64,6 +64,7 @@ class Chunks(NamedTuple):
     left: Float[Tensor, "#b #h #n c c"]  # a_ij
     alike: Float[Tensor, "b h n c c"]  # a_ij (k_i . k_j) for j < i
     inverse: Float[Tensor, "b h n c c"]  # of the system
+    solution: Float[Tensor, "b h n c c"]  # u from what is lacking
     recalling: Float[Tensor, "b h n c d"]  # a_i k_i
     kept: Float[Tensor, "b h n c d"]  # what is left of keys at the end
     lacking: Float[Tensor, "b h n c e"]  # v_i - a_i S^T k_i
@@ -72,22 +73,20 @@ class Chunks(NamedTuple):
     last: Matrix
 
     @classmethod
-    def of(cls, k: Queries, v: Values, beta: Betas, log_decay: LogDecays, *, state: Matrix) -> "Chunks":
-        k, v, beta, log_decay = (chunked(x) for x in (k, v, beta, once(log_decay)))
+    def of(
+        cls, k: Queries, v: Values, beta: Betas, log_decay: LogDecays, *, state: Matrix, chain: Chain
+    ) -> "Chunks":
+        k, v, beta, log_decay = (chunked(x, decay.CHUNK) for x in (k, v, beta, once(log_decay)))
         fading, left = fade(log_decay), between(log_decay)
         alike = (k @ k.mT).mul_(left).tril_(-1)
         one = torch.eye(k.shape[-2], dtype=k.dtype, device=k.device)
         inverse = torch.linalg.solve_triangular(beta * alike, one, upper=False, unitriangular=True)
         solution, recalling, kept = inverse * beta.mT, fading.since_start * k, fading.until_end * k
-        lacking, u, found = [], [], []
-        whole = fading.whole.expand(-1, -1, k.shape[2], -1, -1)
-        for n in range(k.shape[2]):
-            found.append(state)
-            lacking.append(v[:, :, n] - recalling[:, :, n] @ state)
-            u.append(solution[:, :, n] @ lacking[n])
-            state = torch.addcmul(kept[:, :, n].mT @ u[n], whole[:, :, n], state)
-        r, u, S = (torch.stack(x, 2) for x in (lacking, u, found))
-        return cls(k, beta, fading, left, alike, inverse, recalling, kept, r, u, S, state)
+        log_whole = fading.log_each(k.shape[2])
+        S, last = chain.corrected(recalling, solution.mT @ kept, v, None, log_whole, state)
+        lacking = v - recalling @ S
+        u = solution @ lacking
+        return cls(k, beta, fading, left, alike, inverse, solution, recalling, kept, lacking, u, S, last)
 
 
 def backward(
@@ -100,20 +99,24 @@ def backward(
     log_decay: LogDecays,
     *,
     state: Matrix,
+    chain: Chain,
 ) -> tuple[Queries, Queries, Values, Betas, LogDecays, Matrix]:
     """Gradients of what `advance` is given. That of a log_decay is as in `decay.py`."""
-    chunk, length = Chunks.of(k, v, beta, log_decay, state=state), q.shape[2]
-    q, grad, k, fading, left = chunked(q), chunked(grad), chunk.k, chunk.fading, chunk.left
+    chunk, length = Chunks.of(k, v, beta, log_decay, state=state, chain=chain), q.shape[2]
+    q, grad = (chunked(x, decay.CHUNK) for x in (q, grad))
+    k, fading, left = chunk.k, chunk.fading, chunk.left
     weights = (q @ k.mT).mul_(left)
     pulled, of_u = (q * fading.since_start).mT @ grad, weights.mT @ grad
-    back, due, solved = chunk.inverse.mT, [], []
-    whole = fading.whole.expand(-1, -1, q.shape[2], -1, -1)
-    for n in reversed(range(q.shape[2])):
-        due.append(grad_state)
-        solved.append(back[:, :, n] @ (of_u[:, :, n] + chunk.kept[:, :, n] @ grad_state))
-        taken = chunk.recalling[:, :, n].mT @ (chunk.beta[:, :, n] * solved[-1])
-        grad_state = whole[:, :, n] * grad_state + pulled[:, :, n] - taken
-    after, of_right = torch.stack(due[::-1], 2), torch.stack(solved[::-1], 2)
+    due, grad_state = chain.corrected(
+        chunk.kept.neg().flip(2),
+        (chunk.solution @ chunk.recalling).neg_().flip(2),
+        of_u.flip(2),
+        pulled.flip(2),
+        fading.log_each(q.shape[2]).flip(2),
+        grad_state,
+    )
+    after = due.flip(2)
+    of_right = chunk.inverse.mT @ of_u.add_(chunk.kept @ after)
     dv = chunk.beta * of_right
     of_weights, of_system = (grad @ chunk.u.mT).tril_(), (of_right @ chunk.u.mT).tril_(-1).neg_()
     dbeta = (of_right * chunk.lacking).sum(-1, keepdim=True)
@@ -124,7 +127,7 @@ def backward(
     dk = (chunk.u @ after.mT).mul_(fading.until_end)
     flow = earlier((k * dk).sum(-1, keepdim=True))
     flow += later((q * dq).sub_(k * recalled).sum(-1, keepdim=True))
-    flow += (chunk.found * after).sum((-1, -2))[..., None, None] * fading.whole
+    flow += ((chunk.found * after).sum((-1, -2)) * fading.log_whole[..., 0].exp())[..., None, None]
     flow += across((of_weights * weights).addcmul_(of_system, chunk.alike))
     of_weights *= left
     of_system *= left

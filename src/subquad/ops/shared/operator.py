@@ -102,7 +102,7 @@ def under_transforms(operator: CustomOpDef) -> type[Function]:
                 setup_context(ctx=ctx, inputs=inputs, output=output)
 
         @staticmethod
-        def backward(ctx: Any, *grads: Tensor) -> Any:
+        def backward(ctx: Any, *grads: Tensor | None) -> Any:
             backward = op_autograd(operator).backward
             assert backward is not None
             found = backward(Context(ctx), *grads)

@@ -12,7 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from subquad.ops.shared.allocation import concat_into
 from subquad.ops.shared.transforms import transformed
 
-FEATURE_BLOCK = 1024  # tokens whose features stay in cache
+FEATURE_BLOCK = 1024  # tokens whose features stay in a CPU's cache
+DEVICE_TOKENS = 2**17  # tokens of all heads, whose features take longer to make than to ask for elsewhere
 Chunk = tuple[tuple[Tensor, ...], Tensor | None]
 
 
@@ -52,7 +53,12 @@ def blocks(*inputs: Tensor, valid: Tensor | None = None) -> Iterator[Chunk]:
     """Chunks as long as is good for speed. In a graph there is one, since the compiler cuts as it likes."""
     if torch.compiler.is_compiling():
         return iter([(inputs, valid)])
-    return chunks(*inputs, valid=valid, size=FEATURE_BLOCK)
+    return chunks(*inputs, valid=valid, size=block_tokens(inputs[0]))
+
+
+def block_tokens(x: Float[Tensor, "b h t _"]) -> int:
+    """How many tokens are best taken at once."""
+    return FEATURE_BLOCK if x.is_cpu else max(FEATURE_BLOCK, DEVICE_TOKENS // max(1, x.shape[0] * x.shape[1]))
 
 
 def recompute(function: Callable[..., Any], *inputs: Any) -> Any:
