@@ -1,0 +1,185 @@
+"""What kernels take on cards that are not there: compiled for them, and read.
+
+    python -m subquad.ops.triton            every kernel as the tables have it; exit status 1 where one fails
+    python -m subquad.ops.triton --write    lines that the tables lack, from the first candidates that pass
+
+A kernel fails that spills registers, does not fit a card's shared memory, has more registers than its line
+says, or a product that Triton compiles wrongly. What is compiled is what backends launch: their functions are
+called with inputs without memory, and the launches recorded. Neither card nor driver is needed; `cuobjdump`
+comes with Triton.
+"""
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from subquad.ops.triton.configs import WIDTHS, Config, Configs, name_of
+from subquad.ops.triton.launch import OPTIONS, Launch, recorded
+from subquad.ops.triton.miscompiled import chained_products, transposed_products
+
+SHARED = {80: 101376, 90: 232448, 100: 232448, 120: 101376}  # bytes of a block; 80 stands for 86 and 89, too
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+TYPES = {
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.uint8: "u8",
+    torch.int32: "i32",
+    torch.int64: "i64",
+}
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+ARCHITECTURES = (90, 80)
+
+
+class Family(NamedTuple):
+    """Kernels that share a table; `calls` are functions that launch them, for a dtype and a width."""
+
+    configs: Configs
+    calls: Callable[[torch.dtype, int], Iterator[Callable[[], Any]]]
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a compiled kernel takes, and its products that Triton may have compiled wrongly."""
+
+    registers: int  # a thread
+    spills: int  # instructions
+    shared: int  # bytes
+    wrong: tuple[str, ...]
+
+    def faults(self, architecture: int, registers: int | None = None) -> list[str]:
+        """Why it must not ship, beside a line with that many registers."""
+        limit = SHARED[architecture]
+        found = [f"Triton compiles wrongly: {line}" for line in self.wrong]
+        if self.spills:
+            found.append(f"{self.spills} instructions spill registers")
+        if self.shared > limit:
+            found.append(f"{self.shared} bytes of shared memory, of {limit}")
+        if registers is not None and self.registers > registers:
+            found.append(f"{self.registers} registers, no more than {registers} before")
+        return found
+
+
+def need_of(launch: Launch, architecture: int) -> Need:
+    """Compile what was recorded, for that architecture."""
+    options = {"num_warps": launch.config.warps, "num_stages": launch.config.stages, **OPTIONS}
+    made = triton.compile(source_of(launch), target=GPUTarget("cuda", architecture, 32), options=options)
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(made.asm["cubin"])
+        usage, code = (
+            subprocess.run([CUOBJDUMP, flag, cubin], capture_output=True, text=True, check=True).stdout
+            for flag in ("-res-usage", "-sass")
+        )
+    registers = re.search(r"REG:(\d+)", usage)
+    assert registers is not None, usage
+    ttir = made.asm["ttir"]
+    wrong = transposed_products(ttir) + (chained_products(ttir) if architecture >= 100 else [])
+    spills = len(re.findall(r"\b(?:LDL|STL)\b", code))
+    return Need(int(registers[1]), spills, made.metadata.shared, tuple(wrong))
+
+
+def source_of(launch: Launch) -> ASTSource:
+    """With the types and alignments that Triton's launcher would read off the inputs."""
+    kernel: Any = launch.kernel
+    types, constants, attributes = {}, {}, {}
+
+    def describe(place: tuple[int, ...], x: Any, *, specialise: bool) -> Any:
+        if isinstance(x, tuple):
+            return tuple(describe((*place, n), y, specialise=specialise) for n, y in enumerate(x))
+        if isinstance(x, int) and x == 1 and specialise:
+            constants[place] = 1
+            return "constexpr"
+        if isinstance(x, Tensor) or (isinstance(x, int) and x % 16 == 0 and specialise):
+            attributes[place] = [["tt.divisibility", 16]]
+        return f"*{TYPES[x.dtype]}" if isinstance(x, Tensor) else "i32" if isinstance(x, int) else "fp32"
+
+    inputs = dict(zip(kernel.arg_names, launch.inputs, strict=False)) | launch.constants
+    for n, parameter in enumerate(kernel.params):
+        value = inputs[parameter.name]
+        if parameter.is_constexpr:
+            constants[(n,)] = value
+            types[parameter.name] = "constexpr"
+        else:
+            types[parameter.name] = describe((n,), value, specialise=not parameter.do_not_specialize)
+    return ASTSource(kernel, types, constants, attributes)
+
+
+class Case(NamedTuple):
+    """A line of a table: a kernel, and where it is launched."""
+
+    kernel: str
+    dtype: torch.dtype
+    width: int
+    architecture: int
+
+    @property
+    def name(self) -> str:
+        return name_of(*self)
+
+
+def launches_of(family: Family, dtype: torch.dtype, width: int, architecture: int) -> list[Launch]:
+    """What the family's calls launch, each variant of a kernel once."""
+    with recorded(architecture) as launches:
+        for call in family.calls(dtype, width):
+            call()
+    return list({variant(launch): launch for launch in launches}.values())
+
+
+def variant(launch: Launch) -> str:
+    source = source_of(launch)
+    return f"{launch.kernel.__name__} {source.signature} {source.constants} {source.attrs}"
+
+
+def cases(family: Family) -> Iterator[Case]:
+    """All kernels of a family, as cards, dtypes and widths need them."""
+    for architecture in ARCHITECTURES:
+        for dtype in DTYPES:
+            for width in WIDTHS:
+                kernels = {x.kernel.__name__ for x in launches_of(family, dtype, width, architecture)}
+                yield from (Case(kernel, dtype, width, architecture) for kernel in sorted(kernels))
+
+
+def needs_of(family: Family, case: Case) -> list[Need]:
+    """Of each variant, as the table, or what is tried in its place, has it."""
+    launches = launches_of(family, case.dtype, case.width, case.architecture)
+    return [need_of(x, case.architecture) for x in launches if x.kernel.__name__ == case.kernel]
+
+
+def check(family: Family, case: Case) -> list[str]:
+    """What is wrong with a kernel as the table has it."""
+    line = family.configs.lines.get(case.name)
+    if line is None:
+        return ["the table has no line for it: python -m subquad.ops.triton --write"]
+    registers = line["registers"] if family.configs.version == triton.__version__ else None
+    return [fault for need in needs_of(family, case) for fault in need.faults(case.architecture, registers)]
+
+
+def search(family: Family, case: Case) -> list[str]:
+    """Add a line for the first candidate that passes; else say what is wrong with each."""
+    wrong = []
+    for config in family.configs.candidates(*case):
+        with family.configs.trying(*case, config=config):
+            needs = needs_of(family, case)
+        faults = [fault for need in needs for fault in need.faults(case.architecture)]
+        if not faults:
+            family.configs.lines[case.name] = line_of(config, needs)
+            family.configs.write(triton.__version__)
+            return []
+        wrong += [f"{config}: {fault}" for fault in faults]
+    return wrong
+
+
+def line_of(config: Config, needs: list[Need]) -> dict[str, int]:
+    most = {"registers": max(x.registers for x in needs), "shared": max(x.shared for x in needs)}
+    return {**config.blocks, "warps": config.warps, "stages": config.stages, **most}
