@@ -4,7 +4,10 @@ from importlib import import_module
 
 from subquad.ops.triton.gate import Family, cases, check, search
 
-FAMILIES = ("linear_attention.triton_features",)  # modules with a FAMILY
+FAMILIES = (
+    "linear_attention.triton_features",
+    *(f"recurrence.triton_{name}" for name in ("heads", "channels", "delta", "rows", "steps")),
+)
 
 parser = argparse.ArgumentParser(prog="python -m subquad.ops.triton", description="compile kernels")
 parser.add_argument("--write", action="store_true", help="add lines that the tables lack")

@@ -23,7 +23,19 @@ from subquad.ops.triton.availability import ARCHITECTURES
 if TYPE_CHECKING:
     from subquad.ops.triton.configs import Config
 
-SIZES = ("n", "queries", "keys", "heads", "features", "tiles", "segments", "group", "mask_stride")
+SIZES = (
+    "n",
+    "queries",
+    "keys",
+    "heads",
+    "features",
+    "tiles",
+    "segments",
+    "group",
+    "mask_stride",
+    "chunks",
+    "blocks",
+)
 OPTIONS = {"enable_fp_fusion": True}  # its default will change
 INTERPRETER = 90  # the architecture whose block sizes it runs
 

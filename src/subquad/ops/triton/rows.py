@@ -10,7 +10,7 @@ import triton.language as tl
 @triton.jit
 def head_of(x, strides, bh, heads):
     """The first token of a head."""
-    return x + (bh // heads) * strides[0] + (bh % heads) * strides[1]
+    return x + (bh // heads).to(tl.int64) * strides[0] + (bh % heads).to(tl.int64) * strides[1]
 
 
 @triton.jit
