@@ -74,7 +74,7 @@ def gradients(function, tensors, chosen):
     """Outputs, and gradients of the tensors of these numbers."""
     leaves = [x.detach().requires_grad_() if i in chosen else x for i, x in enumerate(tensors)]
     outputs = function(*leaves)
-    seeds = [normal(*x.shape, seed=6 + i).to(x.dtype) for i, x in enumerate(outputs)]
+    seeds = [normal(*x.shape, seed=6 + i).to(x) for i, x in enumerate(outputs)]
     return [*outputs, *torch.autograd.grad(outputs, [leaves[i] for i in chosen], seeds)]
 
 
