@@ -1,6 +1,6 @@
 """Kernels in Triton's interpreter, which takes the compiler's place when Triton is loaded: pytest by itself.
 
-    TRITON_INTERPRET=1 pytest -n 0 tests/interpreted
+    TRITON_INTERPRET=1 pytest -o addopts= tests/interpreted
 
 `tests/test_triton.py` starts one for each file here.
 """
