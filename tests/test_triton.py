@@ -29,15 +29,7 @@ INTERPRETED = sorted((Path(__file__).parent / "interpreted").glob("test_*.py"))
 @pytest.mark.slow
 @pytest.mark.parametrize("path", INTERPRETED, ids=lambda path: path.stem)
 def test_kernels_are_right_in_the_interpreter(path):
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-o",
-        "addopts=",
-        "-q",
-        str(path),
-    ]  # checked types hide kernels
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", str(path)]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=path.parents[2])
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]

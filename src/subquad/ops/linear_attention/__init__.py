@@ -75,7 +75,7 @@ class LinearResult(NamedTuple):
     chunk: int  # tokens of a causal chunk
 
 
-BACKENDS = Backends[LinearCall](__name__, "cpu", "reference")
+BACKENDS = Backends[LinearCall](__name__, "cpu", "triton", "reference")
 
 
 def linear_attention(

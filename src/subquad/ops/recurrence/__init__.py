@@ -38,7 +38,7 @@ class RecurrenceResult(NamedTuple):
     state: Matrix
 
 
-BACKENDS = Backends[RecurrenceCall](__name__, "triton", "cpu", "fla", "reference")
+BACKENDS = Backends[RecurrenceCall](__name__, "cpu", "triton", "fla", "reference")
 
 
 def decayed_product(

@@ -16,6 +16,7 @@ import triton.language as tl
 from subquad.ops.recurrence.triton_fading import (
     corners,
     faded,
+    fading_of,
     in_parts,
     left_at_reads,
     left_at_writes,
@@ -25,57 +26,29 @@ from subquad.ops.recurrence.triton_fading import (
 )
 from subquad.ops.triton.launch import kernel
 from subquad.ops.triton.products import mm
-from subquad.ops.triton.rows import head_of, load_rows, store_rows
+from subquad.ops.triton.tokens import head_of, load_rows, store_rows
 
 CHANNEL = tl.constexpr("channel")
 
 
 @kernel
 def read_channels(
-    x,
-    y,
-    z,
-    own,
-    decays,
-    states,
-    gradients,
-    out,
-    flow,
-    x_strides,
-    y_strides,
-    z_strides,
-    own_strides,
-    decay_strides,
-    out_strides,
-    n,
-    heads,
-    chunks,
-    D: tl.constexpr,
-    E: tl.constexpr,
-    BD: tl.constexpr,
-    BE: tl.constexpr,
-    C: tl.constexpr,
-    LEVELS: tl.constexpr,
-    LEARNT: tl.constexpr,
-    REVERSE: tl.constexpr,
-    LOW: tl.constexpr,
+    x, y, z, own, decays, states, gradients, out, flow, n, heads, chunks,
+    D: tl.constexpr, E: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr, C: tl.constexpr,
+    LEVELS: tl.constexpr, LEARNT: tl.constexpr, REVERSE: tl.constexpr, LOW: tl.constexpr,
     PRECISION: tl.constexpr,
-):
+):  # fmt: skip
     """dq of x = grad, y = v, z = k, own = q; REVERSE, dk of x = v, y = grad, z = q, own = k.
 
     dk comes first, and leaves in `gradients` those of the states after all chunks; dq adds to its flow.
     """
-    block, bh = tl.program_id(0), tl.program_id(1)
-    x, y, z = (
-        head_of(x, x_strides, bh, heads),
-        head_of(y, y_strides, bh, heads),
-        head_of(z, z_strides, bh, heads),
-    )
-    own, decays = head_of(own, own_strides, bh, heads), head_of(decays, decay_strides, bh, heads)
-    out, flow = head_of(out, out_strides, bh, heads), head_of(flow, out_strides, bh, heads)
+    block, bh = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    x, y, z = head_of(x, bh, heads), head_of(y, bh, heads), head_of(z, bh, heads)
+    own, decays = head_of(own, bh, heads), fading_of(decays, bh, heads)
+    out, flow = head_of(out, bh, heads), head_of(flow, bh, heads)
     d, e, r = tl.program_id(2) * BD + tl.arange(0, BD), tl.arange(0, BE), tl.arange(0, C)
     of_state, here = d[:, None] * E + e[None, :], (d < D)[:, None] & (e < E)[None, :]
-    place = bh.to(tl.int64) * tl.num_programs(0) + block
+    place = bh * tl.num_programs(0) + block
     state = tl.load(states + place * D * E + of_state, mask=here, other=0.0)
     for i in range(chunks):
         chunk = chunks - 1 - i if REVERSE else i
@@ -87,15 +60,15 @@ def read_channels(
                 tl.store(met, state.to(gradients.dtype.element_ty), mask=here)
             else:
                 through = tl.sum(state * tl.load(met, mask=here, other=0.0).to(tl.float32), 1)
-        logs, later = load_fading(decays, decay_strides, first, n, d, D, C, CHANNEL)
-        rows_x = load_rows(x, x_strides, at, at < n, e, E)
-        rows_y = load_rows(y, y_strides, at, at < n, e, E)
-        rows_z = load_rows(z, z_strides, at, at < n, d, D).to(tl.float32)
+        logs, later = load_fading(decays, first, n, d, D, C, CHANNEL)
+        rows_x = load_rows(x, at, at < n, e, E)
+        rows_y = load_rows(y, at, at < n, e, E)
+        rows_z = load_rows(z, at, at < n, d, D).to(tl.float32)
         pairs = mm(rows_x, tl.trans(rows_y), LOW, PRECISION)
         numbers = mm(rows_x, tl.trans(state.to(LOW)), LOW, PRECISION)
         numbers *= left_at_reads(logs, later, CHANNEL, REVERSE)
         if LEARNT:
-            rows_own = load_rows(own, own_strides, at, at < n, d, D).to(tl.float32)
+            rows_own = load_rows(own, at, at < n, d, D).to(tl.float32)
             terms = rows_own * numbers
             if REVERSE:  # of what was written before a decay, not with it
                 terms = tl.cumsum(terms, 0) - terms
@@ -119,11 +92,11 @@ def read_channels(
                     terms += sums_in_parts(part, level, C, False) - part
                 else:
                     terms += sums_in_parts(part, level, C, True)
-        store_rows(out, out_strides, at, n, d, D, numbers)
+        store_rows(out, at, at < n, d, D, numbers)
         if LEARNT:
             if not REVERSE:
-                terms += load_rows(flow, out_strides, at, at < n, d, D)
-            store_rows(flow, out_strides, at, n, d, D, terms)
+                terms += load_rows(flow, at, at < n, d, D)
+            store_rows(flow, at, at < n, d, D, terms)
         rows_z *= left_at_writes(logs, later, CHANNEL, REVERSE)
         written = mm(tl.trans(rows_z.to(LOW)), rows_y, LOW, PRECISION)
         state = faded(state, whole(logs, later, CHANNEL), CHANNEL) + written

@@ -10,8 +10,7 @@ import torch
 from subquad.ops.recurrence.decay import Matrix, Values
 from subquad.ops.recurrence.rows import Tokens
 from subquad.ops.recurrence.triton_launches import SCAN, Launches, inputs
-from subquad.ops.triton.configs import Config, Configs
-from subquad.ops.triton.gate import Family
+from subquad.ops.triton.configs import Config, Configs, Family
 
 PARTS = {"write": "BE", "read": "BZ", "read_channels": "BD"}  # what programs may share
 

@@ -18,6 +18,7 @@ import triton.language as tl
 
 from subquad.ops.recurrence.triton_fading import (
     faded,
+    fading_of,
     left_at_reads,
     left_at_writes,
     load_fading,
@@ -26,52 +27,31 @@ from subquad.ops.recurrence.triton_fading import (
 )
 from subquad.ops.triton.launch import kernel
 from subquad.ops.triton.products import mm
-from subquad.ops.triton.rows import head_of, load_rows, store_rows
+from subquad.ops.triton.tokens import head_of, load_rows, store_rows
 
 
 @kernel
 def write(
-    x,
-    y,
-    decays,
-    states,
-    left,
-    x_strides,
-    y_strides,
-    decay_strides,
-    n,
-    heads,
-    chunks,
-    D: tl.constexpr,
-    E: tl.constexpr,
-    BD: tl.constexpr,
-    BE: tl.constexpr,
-    C: tl.constexpr,
-    KIND: tl.constexpr,
-    REVERSE: tl.constexpr,
-    LOW: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    x, y, decays, states, left, n, heads, chunks,
+    D: tl.constexpr, E: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr, C: tl.constexpr,
+    KIND: tl.constexpr, REVERSE: tl.constexpr, LOW: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """Of keys x and values y; REVERSE, of queries x and gradients y."""
-    block, bh, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    x, y, decays = (
-        head_of(x, x_strides, bh, heads),
-        head_of(y, y_strides, bh, heads),
-        head_of(decays, decay_strides, bh, heads),
-    )
+    block, bh, part = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    x, y, decays = head_of(x, bh, heads), head_of(y, bh, heads), fading_of(decays, bh, heads)
     d, e, r = tl.arange(0, BD), part * BE + tl.arange(0, BE), tl.arange(0, C)
     state = tl.zeros((BD, BE), tl.float32)
     total = tl.zeros((BD,), tl.float32)
     for i in range(chunks):
         first = (block * chunks + (chunks - 1 - i if REVERSE else i)) * C
         at = first + r
-        logs, later = load_fading(decays, decay_strides, first, n, d, D, C, KIND)
-        keys = load_rows(x, x_strides, at, at < n, d, D) * left_at_writes(logs, later, KIND, REVERSE)
-        values = load_rows(y, y_strides, at, at < n, e, E)
+        logs, later = load_fading(decays, first, n, d, D, C, KIND)
+        keys = load_rows(x, at, at < n, d, D) * left_at_writes(logs, later, KIND, REVERSE)
+        values = load_rows(y, at, at < n, e, E)
         log = whole(logs, later, KIND)
         state = faded(state, log, KIND) + mm(tl.trans(keys.to(LOW)), values, LOW, PRECISION)
         total += log
-    place = bh.to(tl.int64) * tl.num_programs(0) + block
+    place = bh * tl.num_programs(0) + block
     here = (d < D)[:, None] & (e < E)[None, :]
     tl.store(states + place * D * E + d[:, None] * E + e[None, :], state, mask=here)
     if part == 0:
@@ -80,16 +60,9 @@ def write(
 
 @kernel
 def scan(
-    states,
-    left,
-    before,
-    last,
-    blocks,
-    D: tl.constexpr,
-    E: tl.constexpr,
-    REVERSE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    states, left, before, last, blocks,
+    D: tl.constexpr, E: tl.constexpr, REVERSE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """What blocks wrote becomes the state before each, in place; REVERSE, the one after each."""
     at, bh = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.program_id(1).to(tl.int64)
     here = at < D * E
@@ -106,55 +79,33 @@ def scan(
 
 @kernel
 def read(
-    x,
-    y,
-    z,
-    decays,
-    states,
-    out,
-    x_strides,
-    y_strides,
-    z_strides,
-    decay_strides,
-    state_strides,
-    out_strides,
-    n,
-    heads,
-    chunks,
-    X: tl.constexpr,
-    Z: tl.constexpr,
-    BX: tl.constexpr,
-    BZ: tl.constexpr,
-    C: tl.constexpr,
-    LEVELS: tl.constexpr,
-    KIND: tl.constexpr,
-    REVERSE: tl.constexpr,
-    LOW: tl.constexpr,
+    x, y, z, decays, states, out, n, heads, chunks,
+    X: tl.constexpr, Z: tl.constexpr, BX: tl.constexpr, BZ: tl.constexpr, C: tl.constexpr,
+    LEVELS: tl.constexpr, KIND: tl.constexpr, REVERSE: tl.constexpr, LOW: tl.constexpr,
     PRECISION: tl.constexpr,
-):
-    """What rows x read of y and z in their chunk, and of the state before it, whose strides may turn it."""
-    block, bh = tl.program_id(0), tl.program_id(1)
-    x, y, z = (
-        head_of(x, x_strides, bh, heads),
-        head_of(y, y_strides, bh, heads),
-        head_of(z, z_strides, bh, heads),
-    )
-    decays, out = head_of(decays, decay_strides, bh, heads), head_of(out, out_strides, bh, heads)
+):  # fmt: skip
+    """What rows x read of y and z in their chunk, and of the state before it.
+
+    `states` come with the strides of rows and columns, which may turn them.
+    """
+    block, bh = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    x, y, z = head_of(x, bh, heads), head_of(y, bh, heads), head_of(z, bh, heads)
+    decays, out = fading_of(decays, bh, heads), head_of(out, bh, heads)
     c, e, r = tl.arange(0, BX), tl.program_id(2) * BZ + tl.arange(0, BZ), tl.arange(0, C)
-    place = states + (bh.to(tl.int64) * tl.num_programs(0) + block) * X * Z
+    place = states[0] + (bh * tl.num_programs(0) + block) * X * Z
     here = (c < X)[:, None] & (e < Z)[None, :]
-    of_state = place + c[:, None] * state_strides[0] + e[None, :] * state_strides[1]
+    of_state = place + c[:, None] * states[1] + e[None, :] * states[2]
     state = tl.load(of_state, mask=here, other=0.0).to(tl.float32)
     for i in range(chunks):
         first = (block * chunks + (chunks - 1 - i if REVERSE else i)) * C
         at = first + r
-        logs, later = load_fading(decays, decay_strides, first, n, c, X, C, KIND)
-        queries = load_rows(x, x_strides, at, at < n, c, X)
-        keys = load_rows(y, y_strides, at, at < n, c, X)
-        values = load_rows(z, z_strides, at, at < n, e, Z)
+        logs, later = load_fading(decays, first, n, c, X, C, KIND)
+        queries = load_rows(x, at, at < n, c, X)
+        keys = load_rows(y, at, at < n, c, X)
+        values = load_rows(z, at, at < n, e, Z)
         of_chunk = weights(queries, keys, logs, later, C, LEVELS, KIND, REVERSE, LOW, PRECISION)
         numbers = mm(of_chunk, values, LOW, PRECISION)
         numbers += mm(queries * left_at_reads(logs, later, KIND, REVERSE), state, LOW, PRECISION)
-        store_rows(out, out_strides, at, n, e, Z, numbers)
+        store_rows(out, at, at < n, e, Z, numbers)
         keys = (keys * left_at_writes(logs, later, KIND, REVERSE)).to(LOW)
         state = faded(state, whole(logs, later, KIND), KIND) + mm(tl.trans(keys), values, LOW, PRECISION)

@@ -18,9 +18,8 @@ from subquad.ops.recurrence.rows import Tokens
 from subquad.ops.recurrence.triton_delta_backward import advance_back, of_keys, of_queries, solve_back
 from subquad.ops.recurrence.triton_delta_kernels import advance, solve
 from subquad.ops.recurrence.triton_launches import Launches, inputs
-from subquad.ops.triton.configs import Config, Configs
-from subquad.ops.triton.gate import Family
-from subquad.ops.triton.launch import Kernel, architecture_of, launch, strides_of
+from subquad.ops.triton.configs import Config, Configs, Family
+from subquad.ops.triton.launch import Kernel, architecture_of, launch, tokens
 from subquad.ops.triton.products import block
 
 
@@ -36,7 +35,7 @@ def backward(
 ) -> tuple[Tokens, Matrix]:
     """Gradients of what `forward` takes, those of q, k and v in that dtype."""
     run = Chunks.of(tokens, state)
-    inverses = run.each_chunk(run.fading.tokens, run.fading.tokens)
+    inverses = run.each_chunk(run.fading.size, run.fading.size)
     u, states, _ = run.values(inverses)
     solved, gradients, dstate = run.right_sides(grad, grad_state, inverses)
     dq, dk, dv, dbeta, flow = run.gradients(grad, u, states, solved, gradients, dtype, learnt=learnt)
@@ -59,7 +58,7 @@ class Chunks(NamedTuple):
         assert beta is not None
         fading = Launches.of(FAMILY.configs, q, v, log_decay, by_channel=False)
         size = chunk(q.dtype, fading.like.shape[3], architecture_of(q.device))
-        fading = fading._replace(tokens=size, blocks=triton.cdiv(q.shape[2], size))
+        fading = fading._replace(size=size, blocks=triton.cdiv(q.shape[2], size))
         return cls(q, k, v, beta, state.contiguous(), fading)
 
     def values(self, inverses: Tensor | None = None) -> tuple[Tensor, Tensor, Matrix]:
@@ -67,12 +66,11 @@ class Chunks(NamedTuple):
         _, k, v, beta, state, fading = self
         U, W = state.new_empty(v.shape), k.new_empty(k.shape, dtype=fading.saved)
         u, states, last = torch.empty_like(U, dtype=fading.saved), self.each_chunk(), torch.empty_like(state)
-        log_decay, keep = fading.log_decay, inverses is not None
-        given = k, v, beta, log_decay, U, W, U if inverses is None else inverses
-        strides = strides_of(k), strides_of(v), strides_of(beta), log_decay.stride()
-        self.launch(solve, *given, *strides, LEVELS=fading.tokens.bit_length() - 1, KEEP=keep)
-        strides = strides_of(k), log_decay.stride()
-        self.launch(advance, k, log_decay, U, W, state, u, states, last, *strides)
+        room, keep = U if inverses is None else inverses, inverses is not None
+        levels = fading.size.bit_length() - 1
+        given = tokens(k), tokens(v), tokens(beta), fading.decays
+        self.launch(solve, *given, U, W, room, LEVELS=levels, KEEP=keep)
+        self.launch(advance, tokens(k), fading.decays, U, W, state, u, states, last)
         return u, states, last
 
     def right_sides(
@@ -83,11 +81,9 @@ class Chunks(NamedTuple):
         U, W = state.new_empty(v.shape), k.new_empty(k.shape, dtype=fading.saved)
         solved, gradients = torch.empty_like(U, dtype=fading.saved), self.each_chunk()
         after, dstate = grad_state.contiguous(), torch.empty_like(state)
-        log_decay, shape = fading.log_decay, (strides_of(q), strides_of(k))
-        strides = log_decay.stride(), strides_of(grad)
-        self.launch(solve_back, q, k, log_decay, grad, inverses, U, W, *shape, *strides)
-        given = q, k, beta, log_decay, grad, U, W, after, solved, gradients, dstate
-        self.launch(advance_back, *given, *shape, strides_of(beta), *strides)
+        self.launch(solve_back, tokens(q), tokens(k), fading.decays, tokens(grad), inverses, U, W)
+        given = *map(tokens, (q, k, beta)), fading.decays, tokens(grad)
+        self.launch(advance_back, *given, U, W, after, solved, gradients, dstate)
         return solved, gradients, dstate
 
     def gradients(
@@ -106,12 +102,10 @@ class Chunks(NamedTuple):
         dq, dk, dv = (torch.empty(x.shape, dtype=dtype, device=x.device) for x in (q, k, v))
         dbeta, flow = state.new_empty(beta.shape), state.new_zeros(1).expand(beta.shape)
         flow = torch.empty_like(dbeta) if learnt else flow
-        others = strides_of(beta), fading.log_decay.stride(), strides_of(grad)
-        given = u, beta, fading.log_decay, grad, solved, states
-        strides = *map(strides_of, (q, k, v)), *others
-        self.launch(of_queries, q, k, v, *given, dq, dv, dbeta, flow, *strides, LEARNT=learnt)
-        strides = strides_of(q), strides_of(k), *others
-        self.launch(of_keys, q, k, *given, gradients, dk, flow, *strides, LEARNT=learnt)
+        given = u, tokens(beta), fading.decays, tokens(grad), solved, states
+        results = dq, dv, dbeta, flow
+        self.launch(of_queries, *map(tokens, (q, k, v)), *given, *results, LEARNT=learnt)
+        self.launch(of_keys, tokens(q), tokens(k), *given, gradients, dk, flow, LEARNT=learnt)
         return dq, dk, dv, dbeta, flow
 
     def launch(self, kernel: Kernel, *inputs: Any, **constants: Any) -> None:
@@ -120,7 +114,7 @@ class Chunks(NamedTuple):
         config = self.fading.configs.find(kernel, self.fading.like)
         BE = min(config.blocks.get("BE", block(E)), block(E))
         side_by_side = triton.cdiv(E, BE) if "BE" in config.blocks else self.fading.blocks
-        sizes = self.fading.constants(D=D, E=E, BD=block(D), BE=BE, C=self.fading.tokens)
+        sizes = self.fading.constants(D=D, E=E, BD=block(D), BE=BE, C=self.fading.size)
         grid, kind = (side_by_side, batch * heads), self.fading.kind
         launch(kernel, grid, *inputs, n, heads, config=config, **{**sizes, "KIND": kind, **constants})
 

@@ -15,6 +15,7 @@ from subquad.ops.recurrence.triton_delta_kernels import load_rates
 from subquad.ops.recurrence.triton_fading import (
     between,
     faded,
+    fading_of,
     load_fading,
     since_start,
     until_end,
@@ -22,188 +23,107 @@ from subquad.ops.recurrence.triton_fading import (
 )
 from subquad.ops.triton.launch import kernel
 from subquad.ops.triton.products import mm
-from subquad.ops.triton.rows import head_of, load_rows, store_rows
+from subquad.ops.triton.tokens import head_of, load_rows, store_rows
 
 
 @kernel
 def solve_back(
-    q,
-    k,
-    decays,
-    grad,
-    inverses,
-    U,
-    W,
-    q_strides,
-    k_strides,
-    decay_strides,
-    grad_strides,
-    n,
-    heads,
-    D: tl.constexpr,
-    E: tl.constexpr,
-    BD: tl.constexpr,
-    BE: tl.constexpr,
-    C: tl.constexpr,
-    KIND: tl.constexpr,
-    LOW: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    bh = tl.program_id(1)
-    q, k = head_of(q, q_strides, bh, heads), head_of(k, k_strides, bh, heads)
-    decays, grad = head_of(decays, decay_strides, bh, heads), head_of(grad, grad_strides, bh, heads)
+    q, k, decays, grad, inverses, U, W, n, heads,
+    D: tl.constexpr, E: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr, C: tl.constexpr,
+    KIND: tl.constexpr, LOW: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    bh = tl.program_id(1).to(tl.int64)
+    q, k = head_of(q, bh, heads), head_of(k, bh, heads)
+    decays, grad = fading_of(decays, bh, heads), head_of(grad, bh, heads)
     d, e, r = tl.arange(0, BD), tl.arange(0, BE), tl.arange(0, C)
-    first, token = tl.program_id(0) * C, bh.to(tl.int64) * n
+    first, token = tl.program_id(0) * C, bh * n
     at = first + r
-    place = inverses + (bh.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * C * C
+    place = inverses + (bh * tl.num_programs(0) + tl.program_id(0)) * C * C
     turned = tl.load(place + r[None, :] * C + r[:, None])
-    logs, later = load_fading(decays, decay_strides, first, n, d, D, C, KIND)
-    keys = load_rows(k, k_strides, at, at < n, d, D)
+    logs, later = load_fading(decays, first, n, d, D, C, KIND)
+    keys = load_rows(k, at, at < n, d, D)
     kept = keys * until_end(logs, later, KIND)
-    store_rows(W + token * D, (0, 0, D), at, n, d, D, mm(turned, kept, LOW, PRECISION))
-    queries = load_rows(q, q_strides, at, at < n, d, D)
+    store_rows((W + token * D, D), at, at < n, d, D, mm(turned, kept, LOW, PRECISION))
+    queries = load_rows(q, at, at < n, d, D)
     weights = mm(keys, tl.trans(queries), LOW, PRECISION) * between(logs, later, C, KIND, True)
-    of_u = mm(weights, load_rows(grad, grad_strides, at, at < n, e, E), LOW, PRECISION)
-    store_rows(U + token * E, (0, 0, E), at, n, e, E, mm(turned, of_u, LOW, PRECISION))
+    of_u = mm(weights, load_rows(grad, at, at < n, e, E), LOW, PRECISION)
+    store_rows((U + token * E, E), at, at < n, e, E, mm(turned, of_u, LOW, PRECISION))
 
 
 @kernel
 def advance_back(
-    q,
-    k,
-    beta,
-    decays,
-    grad,
-    U,
-    W,
-    after,
-    solved,
-    gradients,
-    first_gradient,
-    q_strides,
-    k_strides,
-    beta_strides,
-    decay_strides,
-    grad_strides,
-    n,
-    heads,
-    D: tl.constexpr,
-    E: tl.constexpr,
-    BD: tl.constexpr,
-    BE: tl.constexpr,
-    C: tl.constexpr,
-    KIND: tl.constexpr,
-    LOW: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    bh = tl.program_id(1)
-    row = bh.to(tl.int64)
-    q, k, grad = (
-        head_of(q, q_strides, bh, heads),
-        head_of(k, k_strides, bh, heads),
-        head_of(grad, grad_strides, bh, heads),
-    )
-    beta, decays = head_of(beta, beta_strides, bh, heads), head_of(decays, decay_strides, bh, heads)
-    U, W, solved = U + row * n * E, W + row * n * D, solved + row * n * E
+    q, k, beta, decays, grad, U, W, after, solved, gradients, first_gradient, n, heads,
+    D: tl.constexpr, E: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr, C: tl.constexpr,
+    KIND: tl.constexpr, LOW: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    bh = tl.program_id(1).to(tl.int64)
+    q, k, grad = head_of(q, bh, heads), head_of(k, bh, heads), head_of(grad, bh, heads)
+    beta, decays = head_of(beta, bh, heads), fading_of(decays, bh, heads)
+    U, W, solved = U + bh * n * E, W + bh * n * D, solved + bh * n * E
     d, e, r = tl.arange(0, BD), tl.program_id(0) * BE + tl.arange(0, BE), tl.arange(0, C)
     of_state, here = d[:, None] * E + e[None, :], (d < D)[:, None] & (e < E)[None, :]
-    state = tl.load(after + row * D * E + of_state, mask=here, other=0.0)
+    state = tl.load(after + bh * D * E + of_state, mask=here, other=0.0)
     chunks = tl.cdiv(n, C)
     for i in range(chunks):
         chunk = chunks - 1 - i
         at = chunk * C + r
-        place = gradients + (row * chunks + chunk) * D * E + of_state
+        place = gradients + (bh * chunks + chunk) * D * E + of_state
         tl.store(place, state.to(gradients.dtype.element_ty), mask=here)
-        logs, later = load_fading(decays, decay_strides, chunk * C, n, d, D, C, KIND)
-        kept = load_rows(W, (0, 0, D), at, at < n, d, D)
-        values = load_rows(U, (0, 0, E), at, at < n, e, E) + mm(kept, state, LOW, PRECISION)
-        store_rows(solved, (0, 0, E), at, n, e, E, values)
+        logs, later = load_fading(decays, chunk * C, n, d, D, C, KIND)
+        kept = load_rows((W, D), at, at < n, d, D)
+        values = load_rows((U, E), at, at < n, e, E) + mm(kept, state, LOW, PRECISION)
+        store_rows((solved, E), at, at < n, e, E, values)
         since = since_start(logs, later, KIND)
-        queries = load_rows(q, q_strides, at, at < n, d, D) * since
-        recalling = (
-            load_rows(k, k_strides, at, at < n, d, D) * since * load_rates(beta, beta_strides, at, n)[:, None]
-        )
-        of_outputs = mm(
-            tl.trans(queries.to(LOW)), load_rows(grad, grad_strides, at, at < n, e, E), LOW, PRECISION
-        )
+        queries = load_rows(q, at, at < n, d, D) * since
+        recalling = load_rows(k, at, at < n, d, D) * since * load_rates(beta, at, n)[:, None]
+        of_outputs = mm(tl.trans(queries.to(LOW)), load_rows(grad, at, at < n, e, E), LOW, PRECISION)
         of_system = mm(tl.trans(recalling.to(LOW)), values, LOW, PRECISION)
         state = faded(state, whole(logs, later, KIND), KIND) + of_outputs - of_system
-    tl.store(first_gradient + row * D * E + of_state, state, mask=here)
+    tl.store(first_gradient + bh * D * E + of_state, state, mask=here)
 
 
 @kernel
 def of_queries(
-    q,
-    k,
-    v,
-    u,
-    beta,
-    decays,
-    grad,
-    solved,
-    states,
-    dq,
-    dv,
-    dbeta,
-    flow,
-    q_strides,
-    k_strides,
-    v_strides,
-    beta_strides,
-    decay_strides,
-    grad_strides,
-    n,
-    heads,
-    D: tl.constexpr,
-    E: tl.constexpr,
-    BD: tl.constexpr,
-    BE: tl.constexpr,
-    C: tl.constexpr,
-    KIND: tl.constexpr,
-    LEARNT: tl.constexpr,
-    LOW: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    q, k, v, u, beta, decays, grad, solved, states, dq, dv, dbeta, flow, n, heads,
+    D: tl.constexpr, E: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr, C: tl.constexpr,
+    KIND: tl.constexpr, LEARNT: tl.constexpr, LOW: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """Results are dense."""
-    bh = tl.program_id(1)
-    token = bh.to(tl.int64) * n
-    q, k, v = (
-        head_of(q, q_strides, bh, heads),
-        head_of(k, k_strides, bh, heads),
-        head_of(v, v_strides, bh, heads),
-    )
-    grad = head_of(grad, grad_strides, bh, heads)
-    beta, decays = head_of(beta, beta_strides, bh, heads), head_of(decays, decay_strides, bh, heads)
+    bh = tl.program_id(1).to(tl.int64)
+    token = bh * n
+    q, k, v = head_of(q, bh, heads), head_of(k, bh, heads), head_of(v, bh, heads)
+    grad = head_of(grad, bh, heads)
+    beta, decays = head_of(beta, bh, heads), fading_of(decays, bh, heads)
     d, e, r = tl.arange(0, BD), tl.arange(0, BE), tl.arange(0, C)
     first = tl.program_id(0) * C
     at = first + r
     of_state, here = d[:, None] * E + e[None, :], (d < D)[:, None] & (e < E)[None, :]
-    place = states + (bh.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * D * E + of_state
+    place = states + (bh * tl.num_programs(0) + tl.program_id(0)) * D * E + of_state
     state = tl.load(place, mask=here, other=0.0)
-    logs, later = load_fading(decays, decay_strides, first, n, d, D, C, KIND)
-    rates = load_rates(beta, beta_strides, at, n)
+    logs, later = load_fading(decays, first, n, d, D, C, KIND)
+    rates = load_rates(beta, at, n)
     since, left = since_start(logs, later, KIND), between(logs, later, C, KIND, False)
-    keys, grads = load_rows(k, k_strides, at, at < n, d, D), load_rows(grad, grad_strides, at, at < n, e, E)
-    written = load_rows(u + token * E, (0, 0, E), at, at < n, e, E)
-    queries = load_rows(q, q_strides, at, at < n, d, D)
+    keys, grads = load_rows(k, at, at < n, d, D), load_rows(grad, at, at < n, e, E)
+    written = load_rows((u + token * E, E), at, at < n, e, E)
+    queries = load_rows(q, at, at < n, d, D)
     numbers = mm(grads, tl.trans(state.to(LOW)), LOW, PRECISION) * since
     if LEARNT:
         through = tl.sum(queries * numbers, 1)
     pairs = mm(grads, tl.trans(written.to(LOW)), LOW, PRECISION) * left
     numbers += mm(pairs, keys, LOW, PRECISION)
-    store_rows(dq + token * D, (0, 0, D), at, n, d, D, numbers)
+    store_rows((dq + token * D, D), at, at < n, d, D, numbers)
     if LEARNT:
         terms = pairs * mm(queries, tl.trans(keys), LOW, PRECISION)
-    right = load_rows(solved + token * E, (0, 0, E), at, at < n, e, E).to(tl.float32)
+    right = load_rows((solved + token * E, E), at, at < n, e, E).to(tl.float32)
     change = right * rates[:, None]
-    store_rows(dv + token * E, (0, 0, E), at, n, e, E, change)
+    store_rows((dv + token * E, E), at, at < n, e, E, change)
     if LEARNT:
         through -= tl.sum(keys * mm(change, tl.trans(state.to(LOW)), LOW, PRECISION) * since, 1)
     system = (
         mm(right, tl.trans(written.to(LOW)), LOW, PRECISION) * mm(keys, tl.trans(keys), LOW, PRECISION) * left
     )
     system = tl.where(r[:, None] > r[None, :], system, 0.0)
-    lacking = load_rows(v, v_strides, at, at < n, e, E) - mm(keys * since, state, LOW, PRECISION)
+    lacking = load_rows(v, at, at < n, e, E) - mm(keys * since, state, LOW, PRECISION)
     tl.store(dbeta + token + at, tl.sum(right * lacking, 1) - tl.sum(system, 1), mask=at < n)
     if LEARNT:
         terms = tl.cumsum(terms - system * rates[:, None], 0, reverse=True)
@@ -214,64 +134,33 @@ def of_queries(
 
 @kernel
 def of_keys(
-    q,
-    k,
-    u,
-    beta,
-    decays,
-    grad,
-    solved,
-    states,
-    gradients,
-    dk,
-    flow,
-    q_strides,
-    k_strides,
-    beta_strides,
-    decay_strides,
-    grad_strides,
-    n,
-    heads,
-    D: tl.constexpr,
-    E: tl.constexpr,
-    BD: tl.constexpr,
-    BE: tl.constexpr,
-    C: tl.constexpr,
-    KIND: tl.constexpr,
-    LEARNT: tl.constexpr,
-    LOW: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    q, k, u, beta, decays, grad, solved, states, gradients, dk, flow, n, heads,
+    D: tl.constexpr, E: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr, C: tl.constexpr,
+    KIND: tl.constexpr, LEARNT: tl.constexpr, LOW: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """Results are dense; to the flow is added."""
-    bh = tl.program_id(1)
-    token = bh.to(tl.int64) * n
-    q, k, grad = (
-        head_of(q, q_strides, bh, heads),
-        head_of(k, k_strides, bh, heads),
-        head_of(grad, grad_strides, bh, heads),
-    )
-    beta, decays = head_of(beta, beta_strides, bh, heads), head_of(decays, decay_strides, bh, heads)
+    bh = tl.program_id(1).to(tl.int64)
+    token = bh * n
+    q, k, grad = head_of(q, bh, heads), head_of(k, bh, heads), head_of(grad, bh, heads)
+    beta, decays = head_of(beta, bh, heads), fading_of(decays, bh, heads)
     d, e, r = tl.arange(0, BD), tl.arange(0, BE), tl.arange(0, C)
     first = tl.program_id(0) * C
     at = first + r
     here = (d < D)[:, None] & (e < E)[None, :]
-    of_state = (bh.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * D * E + d[:, None] * E + e[None, :]
+    of_state = (bh * tl.num_programs(0) + tl.program_id(0)) * D * E + d[:, None] * E + e[None, :]
     state = tl.load(states + of_state, mask=here, other=0.0)
     gradient = tl.load(gradients + of_state, mask=here, other=0.0)
-    logs, later = load_fading(decays, decay_strides, first, n, d, D, C, KIND)
-    written = load_rows(u + token * E, (0, 0, E), at, at < n, e, E).to(LOW)
+    logs, later = load_fading(decays, first, n, d, D, C, KIND)
+    written = load_rows((u + token * E, E), at, at < n, e, E).to(LOW)
     numbers = mm(written, tl.trans(gradient.to(LOW)), LOW, PRECISION) * until_end(logs, later, KIND)
-    keys = load_rows(k, k_strides, at, at < n, d, D)
+    keys = load_rows(k, at, at < n, d, D)
     if LEARNT:
         met = tl.sum(tl.sum(state.to(tl.float32) * gradient.to(tl.float32), 1), 0)
         through = tl.sum(keys * numbers, 1)
         through = tl.cumsum(through, 0) - through + met * tl.exp(whole(logs, later, KIND))
         through += tl.load(flow + token + at, mask=at < n, other=0.0)
         tl.store(flow + token + at, through, mask=at < n)
-    change = (
-        load_rows(solved + token * E, (0, 0, E), at, at < n, e, E)
-        * load_rates(beta, beta_strides, at, n)[:, None]
-    )
+    change = load_rows((solved + token * E, E), at, at < n, e, E) * load_rates(beta, at, n)[:, None]
     change = change.to(LOW)
     numbers -= mm(change, tl.trans(state.to(LOW)), LOW, PRECISION) * since_start(logs, later, KIND)
     pairs = mm(change, tl.trans(written), LOW, PRECISION) * between(logs, later, C, KIND, False)
@@ -279,6 +168,6 @@ def of_keys(
     left = between(logs, later, C, KIND, True)
     pairs = mm(written, tl.trans(change), LOW, PRECISION) * left
     numbers -= mm(tl.where(r[:, None] < r[None, :], pairs, 0.0), keys, LOW, PRECISION)
-    pairs = mm(written, tl.trans(load_rows(grad, grad_strides, at, at < n, e, E)), LOW, PRECISION) * left
-    numbers += mm(pairs, load_rows(q, q_strides, at, at < n, d, D), LOW, PRECISION)
-    store_rows(dk + token * D, (0, 0, D), at, n, d, D, numbers)
+    pairs = mm(written, tl.trans(load_rows(grad, at, at < n, e, E)), LOW, PRECISION) * left
+    numbers += mm(pairs, load_rows(q, at, at < n, d, D), LOW, PRECISION)
+    store_rows((dk + token * D, D), at, at < n, d, D, numbers)

@@ -10,46 +10,52 @@ running sums and no quotient, so that a decay of e^-200, or of zero, costs the o
     "channel"    one for each channel of a token's key
 """
 
-import triton
 import triton.language as tl
 
+from subquad.ops.triton.launch import inlined
 from subquad.ops.triton.products import INTERPRETED, mm
 
 
-@triton.jit
-def load_logs(decays, strides, at, seen, c, width, KIND: tl.constexpr):
+@inlined
+def fading_of(x, bh, heads):
+    """Where a head's logarithms are, and their strides of token and channel; `x` has those of all axes."""
+    return x[0] + (bh // heads) * x[1] + (bh % heads) * x[2], x[3], x[4]
+
+
+@inlined
+def load_logs(decays, at, seen, c, width, KIND: tl.constexpr):
     """(c) or, by channel, (c, d); nothing fades where there is no token."""
-    place = decays + at.to(tl.int64) * strides[2]
+    place = decays[0] + at.to(tl.int64) * decays[1]
     if KIND == "channel":
         here = seen[:, None] & (c < width)[None, :]
-        logs = tl.load(place[:, None] + c[None, :] * strides[3], mask=here, other=0.0)
+        logs = tl.load(place[:, None] + c[None, :] * decays[2], mask=here, other=0.0)
     else:
         logs = tl.load(place, mask=seen, other=0.0)
     return logs.to(tl.float32)
 
 
-@triton.jit
+@inlined
 def times(count, log):
     """The logarithm of a decay that occurs so often; of zero, too."""
     return tl.where(count == 0, 0.0, count.to(tl.float32) * log)
 
 
-@triton.jit
-def load_fading(decays, strides, first, n, c, width, C: tl.constexpr, KIND: tl.constexpr):
+@inlined
+def load_fading(decays, first, n, c, width, C: tl.constexpr, KIND: tl.constexpr):
     """The logarithms of a chunk's tokens, and those of the tokens after each of them.
 
     Of uniform decays: the count of decays from the chunk's start to each token, and the one logarithm.
     """
     r = tl.arange(0, C)
     if KIND == "uniform":
-        return tl.maximum(tl.minimum(r + 1, n - first), 0), tl.load(decays).to(tl.float32)
+        return tl.maximum(tl.minimum(r + 1, n - first), 0), tl.load(decays[0]).to(tl.float32)
     else:
-        logs = load_logs(decays, strides, first + r, first + r < n, c, width, KIND)
+        logs = load_logs(decays, first + r, first + r < n, c, width, KIND)
         follows = (first + r + 1 < n) & (r < C - 1)
-        return logs, load_logs(decays, strides, first + r + 1, follows, c, width, KIND)
+        return logs, load_logs(decays, first + r + 1, follows, c, width, KIND)
 
 
-@triton.jit
+@inlined
 def since_start(logs, later, KIND: tl.constexpr):
     """What is left at each token of what the chunk met: (c, 1) or (c, d)."""
     if KIND == "uniform":
@@ -60,7 +66,7 @@ def since_start(logs, later, KIND: tl.constexpr):
         return tl.exp(tl.cumsum(logs, 0))
 
 
-@triton.jit
+@inlined
 def until_end(logs, later, KIND: tl.constexpr):
     """What is left at the chunk's end of what each token wrote."""
     if KIND == "uniform":
@@ -71,7 +77,7 @@ def until_end(logs, later, KIND: tl.constexpr):
         return tl.exp(tl.cumsum(later, 0, reverse=True))
 
 
-@triton.jit
+@inlined
 def left_at_reads(logs, later, KIND: tl.constexpr, REVERSE: tl.constexpr):
     """Of a state, at each token that reads it; REVERSE, where time runs backwards, of its gradient."""
     if REVERSE:
@@ -80,13 +86,13 @@ def left_at_reads(logs, later, KIND: tl.constexpr, REVERSE: tl.constexpr):
         return since_start(logs, later, KIND)
 
 
-@triton.jit
+@inlined
 def left_at_writes(logs, later, KIND: tl.constexpr, REVERSE: tl.constexpr):
     """Of what each token writes, in the state that the chunk leaves."""
     return left_at_reads(logs, later, KIND, not REVERSE)
 
 
-@triton.jit
+@inlined
 def whole(logs, later, KIND: tl.constexpr):
     """The logarithm of what is left at the chunk's end of what it met: one number, or (d)."""
     if KIND == "uniform":
@@ -95,7 +101,7 @@ def whole(logs, later, KIND: tl.constexpr):
         return tl.sum(logs, 0)
 
 
-@triton.jit
+@inlined
 def faded(state, log, KIND: tl.constexpr):
     if KIND == "channel":
         return state * tl.exp(log)[:, None]
@@ -103,7 +109,7 @@ def faded(state, log, KIND: tl.constexpr):
         return state * tl.exp(log)
 
 
-@triton.jit
+@inlined
 def between(logs, later, C: tl.constexpr, KIND: tl.constexpr, TURNED: tl.constexpr):
     """What is left at token i of what token j <= i wrote, otherwise 0: [i, j], or TURNED [j, i]."""
     r = tl.arange(0, C)
@@ -122,12 +128,12 @@ def between(logs, later, C: tl.constexpr, KIND: tl.constexpr, TURNED: tl.constex
     return tl.where(order, tl.exp(sums), 0.0)
 
 
-@triton.jit
+@inlined
 def add_unless_edge(x, edge, y, edge_of_y):
     return tl.where(edge_of_y != 0, y, x + y), edge | edge_of_y
 
 
-@triton.jit
+@inlined
 def sums_in_parts(x, level, C: tl.constexpr, REVERSE: tl.constexpr):
     """Running sums within each 2^level rows."""
     r = tl.arange(0, C)
@@ -143,7 +149,7 @@ def sums_in_parts(x, level, C: tl.constexpr, REVERSE: tl.constexpr):
         return sums
 
 
-@triton.jit
+@inlined
 def in_parts(logs, later, level, C: tl.constexpr):
     """What is left at each token since the start of its 2^level tokens, and of each until their end."""
     size = 1 << level
@@ -152,7 +158,7 @@ def in_parts(logs, later, level, C: tl.constexpr):
     return start, tl.exp(sums_in_parts(tl.where(inside, later, 0.0), level, C, True))
 
 
-@triton.jit
+@inlined
 def corners(level, C: tl.constexpr, TURNED: tl.constexpr):
     """Queries of every second 2^level tokens, and keys of the 2^level tokens before them."""
     part = tl.arange(0, C) >> level
@@ -162,19 +168,12 @@ def corners(level, C: tl.constexpr, TURNED: tl.constexpr):
         return ((part & 1) == 1)[:, None] & (part[:, None] == part[None, :] + 1)
 
 
-@triton.jit
+@inlined
 def weights(
-    x,
-    y,
-    logs,
-    later,
-    C: tl.constexpr,
-    LEVELS: tl.constexpr,
-    KIND: tl.constexpr,
-    TURNED: tl.constexpr,
-    LOW: tl.constexpr,
+    x, y, logs, later,
+    C: tl.constexpr, LEVELS: tl.constexpr, KIND: tl.constexpr, TURNED: tl.constexpr, LOW: tl.constexpr,
     PRECISION: tl.constexpr,
-):
+):  # fmt: skip
     """The sum over channels of x_i, y_j and what is left between them, j <= i: [i, j].
 
     TURNED, x are keys and y queries: [j, i], by products of its own. A transpose of a product must not be the

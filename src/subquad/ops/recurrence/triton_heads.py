@@ -11,8 +11,7 @@ from subquad.ops.recurrence import triton_channels
 from subquad.ops.recurrence.decay import Matrix, Values
 from subquad.ops.recurrence.rows import Tokens
 from subquad.ops.recurrence.triton_launches import SCAN, Launches, inputs
-from subquad.ops.triton.configs import Config, Configs
-from subquad.ops.triton.gate import Family
+from subquad.ops.triton.configs import Config, Configs, Family
 
 
 def forward(tokens: Tokens, state: Matrix, *, dtype: torch.dtype) -> tuple[Values, Matrix]:

@@ -11,7 +11,7 @@ from subquad.ops.recurrence.rows import Tokens
 from subquad.ops.recurrence.triton_channel_kernels import read_channels
 from subquad.ops.recurrence.triton_decay_kernels import read, scan, write
 from subquad.ops.triton.configs import Config, Configs
-from subquad.ops.triton.launch import Kernel, launch, strides_of
+from subquad.ops.triton.launch import Kernel, launch, tokens
 from subquad.ops.triton.products import block, products_of
 
 UNIT = 64  # tokens: a program's block is a multiple of it, and every chunk a part
@@ -27,7 +27,7 @@ class Launches(NamedTuple):
     like: Tensor  # the widest of the tokens
     log_decay: Tensor  # of all tokens of all heads
     kind: str  # of decays, as in `fading.py`
-    tokens: int  # of a block
+    size: int  # tokens of a block
     blocks: int
 
     @classmethod
@@ -54,8 +54,8 @@ class Launches(NamedTuple):
         launch(
             write,
             (self.blocks, batch * heads, triton.cdiv(E, BE)),
-            *(x, y, self.log_decay, states, left, strides_of(x), strides_of(y), self.log_decay.stride()),
-            *(n, heads, self.tokens // config.blocks["C"]),
+            *(tokens(x), tokens(y), self.decays, states, left),
+            *(n, heads, self.size // config.blocks["C"]),
             config=config,
             **self.constants(D=D, E=E, BD=block(D), BE=BE, KIND=self.kind, REVERSE=backwards),
         )
@@ -89,9 +89,9 @@ class Launches(NamedTuple):
         launch(
             read,
             (self.blocks, batch * heads, triton.cdiv(Z, BZ)),
-            *(x, y, z, self.log_decay, states, out, strides_of(x), strides_of(y), strides_of(z)),
-            *(self.log_decay.stride(), (1, X) if turned else (Z, 1), strides_of(out)),
-            *(n, heads, self.tokens // C),
+            *(tokens(x), tokens(y), tokens(z), self.decays),
+            *((states, 1, X) if turned else (states, Z, 1), tokens(out)),
+            *(n, heads, self.size // C),
             config=config,
             **self.constants(X=X, Z=Z, BX=block(X), BZ=BZ, LEVELS=C.bit_length() - 1),
             KIND=self.kind,
@@ -115,7 +115,7 @@ class Launches(NamedTuple):
         (batch, heads, n, D), E = q.shape, v.shape[3]
         config, BD = self.config(read_channels, "BD", D)
         C = config.blocks["C"]
-        chunks = self.tokens // C
+        chunks = self.size // C
         dq, dk = (q.new_empty(q.shape, dtype=dtype) for _ in range(2))
         flow, met = states.new_zeros(1).expand(q.shape), states
         if learnt:
@@ -128,8 +128,8 @@ class Launches(NamedTuple):
             launch(
                 read_channels,
                 (self.blocks, batch * heads, triton.cdiv(D, BD)),
-                *(x, y, z, own, self.log_decay, before, met, out, flow, strides_of(x), strides_of(y)),
-                *(strides_of(z), strides_of(own), self.log_decay.stride(), strides_of(out), n, heads, chunks),
+                *(tokens(x), tokens(y), tokens(z), tokens(own), self.decays, before, met),
+                *(tokens(out), tokens(flow if learnt else out), n, heads, chunks),
                 config=config,
                 **self.constants(D=D, E=E, BD=BD, BE=block(E), LEVELS=C.bit_length() - 1),
                 LEARNT=learnt,
@@ -145,6 +145,10 @@ class Launches(NamedTuple):
     def constants(self, **sizes: Any) -> dict[str, Any]:
         low, precision, _ = products_of(self.like.dtype)
         return {**sizes, "LOW": low, "PRECISION": precision}
+
+    @property
+    def decays(self) -> tuple[Tensor, int, int, int, int]:
+        return self.log_decay, *self.log_decay.stride()
 
     @property
     def saved(self) -> torch.dtype:

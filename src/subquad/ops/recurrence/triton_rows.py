@@ -12,9 +12,8 @@ from torch import Tensor
 from subquad.ops.recurrence.rows import Fusion, Gates, Rows, Scale, Tokens
 from subquad.ops.recurrence.triton_launches import inputs
 from subquad.ops.recurrence.triton_row_kernels import after, after_backward, before, before_backward
-from subquad.ops.triton.configs import Config, Configs
-from subquad.ops.triton.gate import Family
-from subquad.ops.triton.launch import Kernel, launch, strides_of
+from subquad.ops.triton.configs import Config, Configs, Family
+from subquad.ops.triton.launch import Kernel, launch, tokens
 from subquad.ops.triton.products import block, products_of
 
 
@@ -72,7 +71,7 @@ def preprocess_backward(grad: Tokens, tokens: Tokens, fusion: Fusion) -> Tokens:
 def postprocess(raw: Gates, fusion: Fusion, dtype: torch.dtype) -> Gates:
     """Outputs in that dtype."""
     out, gate = raw.new_empty(raw.shape, dtype=dtype), gate_of(fusion, raw)
-    launch_after(after, [raw, fusion.scale, gate, out], [raw, gate, out], fusion)
+    launch_after(after, raw, [tokens(raw), fusion.scale, tokens(gate), tokens(out)], fusion)
     return out
 
 
@@ -84,8 +83,8 @@ def postprocess_backward(
     dgate = raw.new_empty(0) if fusion.gate is None else room(gate)
     blocks, all_heads = programs(after_backward, raw)[0]
     dscale = raw.new_empty(blocks * all_heads, raw.shape[3])
-    strided = [raw, grad, gate, draw, draw if fusion.gate is None else dgate]
-    launch_after(after_backward, [raw, grad, fusion.scale, gate, draw, dgate, dscale], strided, fusion)
+    rows = [tokens(raw), tokens(grad), fusion.scale, tokens(gate), tokens(draw)]
+    launch_after(after_backward, raw, [*rows, tokens(draw if fusion.gate is None else dgate), dscale], fusion)
     return draw, dscale.sum(0), dgate
 
 
@@ -94,29 +93,27 @@ def launch_before(kernel: Kernel, groups: list[Tokens], fusion: Fusion, changes:
         return
     q, v = groups[0].q, groups[0].v
     (_, heads, n, D), E = q.shape, v.shape[3]
-    inputs, *results = (list(group[:4]) for group in groups)
-    tensors = [*inputs, turns_of(fusion, q), *(x for group in results for x in group)]
+    inputs, *others = (group[:4] for group in groups)
+    all_rows = [*inputs, turns_of(fusion, q), *(x for group in others for x in group)]
     grid, config = programs(kernel, max(q, v, key=lambda x: x.shape[3]))
     launch(
         kernel,
         grid,
-        *(*tensors, *(x.stride()[:3] for x in tensors)),
+        *((x, *x.stride()[:3]) for x in all_rows),
         *(fusion.q_scale, fusion.qk_l2norm_eps, fusion.gate_normalizer, n, heads),
         config=config,
         **{"D": D, "E": E, "BD": block(D), "BE": block(E), **changes._asdict()},
     )
 
 
-def launch_after(kernel: Kernel, tensors: list[Any], strided: list[Tensor], fusion: Fusion) -> None:
-    """`strided` are those of the tensors that are rows, outputs of the recurrence before all."""
-    _, heads, n, E = tensors[0].shape
-    grid, config = programs(kernel, tensors[0])
+def launch_after(kernel: Kernel, raw: Gates, inputs: list[Any], fusion: Fusion) -> None:
+    grid, config = programs(kernel, raw)
     launch(
         kernel,
         grid,
-        *(*tensors, *map(strides_of, strided), fusion.rms_norm_eps, n, heads),
+        *(*inputs, fusion.rms_norm_eps, raw.shape[2], raw.shape[1]),
         config=config,
-        **{"E": E, "BE": block(E), "GATED": fusion.gate is not None},
+        **{"E": raw.shape[3], "BE": block(raw.shape[3]), "GATED": fusion.gate is not None},
     )
 
 

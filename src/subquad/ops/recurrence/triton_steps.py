@@ -12,15 +12,14 @@ from subquad.ops.recurrence.rows import Fusion, Tokens
 from subquad.ops.recurrence.triton_launches import inputs
 from subquad.ops.recurrence.triton_rows import Changes, gate_of, side_by_side, turns_of
 from subquad.ops.recurrence.triton_step_kernel import step
-from subquad.ops.triton.configs import Config, Configs
-from subquad.ops.triton.gate import Family
-from subquad.ops.triton.launch import launch, strides_of
+from subquad.ops.triton.configs import Config, Configs, Family
+from subquad.ops.triton.launch import launch, tokens
 from subquad.ops.triton.products import block
 
 
-def forward(tokens: Tokens, state: Matrix, fusion: Fusion) -> tuple[Values, Matrix]:
+def forward(inputs_of_token: Tokens, state: Matrix, fusion: Fusion) -> tuple[Values, Matrix]:
     """The output, and the state after the token."""
-    q, k, v, log_decay, beta = tokens
+    q, k, v, log_decay, beta = inputs_of_token
     (batch, heads, _, D), E = q.shape, v.shape[3]
     q, k, v = (side_by_side(x) for x in (q, k, v))
     log_decay, turns = log_decay.expand(batch, heads, 1, -1), turns_of(fusion, q)
@@ -33,11 +32,12 @@ def forward(tokens: Tokens, state: Matrix, fusion: Fusion) -> tuple[Values, Matr
         q if fusion.scale is None else fusion.scale,
         gate_of(fusion, v),
     )
-    strides = *map(strides_of, (q, k, v)), log_decay.stride(), *(x.stride()[:3] for x in (rates, turns, gate))
+    decays = log_decay, *log_decay.stride()
     launch(
         step,
         (batch * heads,),
-        *(q, k, v, log_decay, rates, turns, scale, gate, state.contiguous(), last, out, *strides),
+        *(*map(tokens, (q, k, v)), decays, tokens(rates), (turns, *turns.stride()[:3]), scale, tokens(gate)),
+        *(state.contiguous(), last, out),
         *(fusion.q_scale, fusion.qk_l2norm_eps, fusion.gate_normalizer, fusion.rms_norm_eps, heads),
         config=FAMILY.configs.find(step, max(q, v, key=lambda x: x.shape[3])),
         **{"D": D, "E": E, "BD": block(D), "BE": block(E), **Changes.of(fusion)._asdict()},

@@ -8,14 +8,14 @@ import json
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from subquad.ops.triton.launch import Kernel, architecture_of
 
-WIDTHS = (32, 64, 128)  # that have lines; others take the next
+WIDTHS = (64, 128)  # that have lines; others take the next, with blocks cut to what they need
 
 
 class Config(NamedTuple):
@@ -24,6 +24,11 @@ class Config(NamedTuple):
     blocks: dict[str, int]
     warps: int
     stages: int
+
+    def within(self, **most: int) -> "Config":
+        """The same with blocks that are no longer than these."""
+        blocks = {name: min(size, most.get(name, size)) for name, size in self.blocks.items()}
+        return self._replace(blocks=blocks)
 
 
 Candidates = Callable[[str, torch.dtype, int, int], Iterable[Config]]
@@ -37,9 +42,9 @@ class Configs:
 
     def __init__(self, path: Path, candidates: Candidates) -> None:
         self.path, self.candidates = path, candidates
-        table = json.loads(path.read_text()) if path.exists() else {"triton": "", "lines": {}}
-        self.lines: dict[str, dict[str, int]] = table["lines"]
-        self.version: str = table["triton"]  # which compiled them
+        self.lines: dict[str, dict[str, int]] = {}
+        self.version = ""  # of Triton, which compiled them
+        self.read()
         self.known: dict[tuple[str, torch.dtype, int, int], Config] = {}
 
     def find(self, kernel: Kernel, like: Tensor) -> Config:
@@ -62,11 +67,25 @@ class Configs:
             if before is not None:
                 self.known[key] = before
 
-    def write(self, version: str) -> None:
-        """The file, a line each, sorted, as this version of Triton compiles them."""
+    def read(self) -> None:
+        if self.path.exists():
+            table = json.loads(self.path.read_text())
+            self.lines, self.version = table["lines"], table["triton"]
+
+    def add(self, name: str, line: dict[str, int], version: str) -> None:
+        """Write a line, beside those that others may have written, as this version of Triton compiles it."""
+        self.read()
+        self.lines[name], self.version = line, version
         lines = (f"{json.dumps(name)}: {json.dumps(self.lines[name])}" for name in sorted(self.lines))
         body = ",\n".join(lines)
         self.path.write_text(f'{{"triton": {json.dumps(version)}, "lines": {{\n{body}\n}}}}\n')
+
+
+class Family(NamedTuple):
+    """Kernels that share a table; `calls` are functions that launch them, for a dtype and a width."""
+
+    configs: Configs
+    calls: Callable[[torch.dtype, int], Iterable[Callable[[], Any]]]
 
 
 def name_of(kernel: str, dtype: torch.dtype, width: int, architecture: int) -> str:

@@ -12,8 +12,9 @@ comes with Triton.
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,8 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from subquad.ops.triton.configs import WIDTHS, Config, Configs, name_of
+from subquad.ops.triton.availability import PRECISIONS
+from subquad.ops.triton.configs import WIDTHS, Config, Family, name_of
 from subquad.ops.triton.launch import OPTIONS, Launch, recorded
 from subquad.ops.triton.miscompiled import chained_products, transposed_products
 
@@ -37,15 +39,19 @@ TYPES = {
     torch.int32: "i32",
     torch.int64: "i64",
 }
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 ARCHITECTURES = (90, 80)
+FAMILIES = (  # modules of operators
+    "linear_attention.triton_features",
+    "linear_attention.triton_exponentials",
+    "linear_attention.triton_causal",
+    "linear_attention.triton_steps",
+    *(f"recurrence.triton_{name}" for name in ("heads", "channels", "delta", "rows", "steps")),
+)
 
 
-class Family(NamedTuple):
-    """Kernels that share a table; `calls` are functions that launch them, for a dtype and a width."""
-
-    configs: Configs
-    calls: Callable[[torch.dtype, int], Iterator[Callable[[], Any]]]
+def families() -> Iterator[tuple[str, Family]]:
+    for module in FAMILIES:
+        yield module, import_module(f"subquad.ops.{module}").FAMILY
 
 
 @dataclass(frozen=True)
@@ -77,16 +83,18 @@ def need_of(launch: Launch, architecture: int) -> Need:
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(made.asm["cubin"])
-        usage, code = (
-            subprocess.run([CUOBJDUMP, flag, cubin], capture_output=True, text=True, check=True).stdout
-            for flag in ("-res-usage", "-sass")
-        )
+        usage = read_binary(cubin, "-res-usage")
+        code = "" if "STACK:0 " in usage else read_binary(cubin, "-sass")
     registers = re.search(r"REG:(\d+)", usage)
     assert registers is not None, usage
     ttir = made.asm["ttir"]
     wrong = transposed_products(ttir) + (chained_products(ttir) if architecture >= 100 else [])
     spills = len(re.findall(r"\b(?:LDL|STL)\b", code))
     return Need(int(registers[1]), spills, made.metadata.shared, tuple(wrong))
+
+
+def read_binary(cubin: Path, what: str) -> str:
+    return subprocess.run([CUOBJDUMP, what, cubin], capture_output=True, text=True, check=True).stdout
 
 
 def source_of(launch: Launch) -> ASTSource:
@@ -144,7 +152,7 @@ def variant(launch: Launch) -> str:
 def cases(family: Family) -> Iterator[Case]:
     """All kernels of a family, as cards, dtypes and widths need them."""
     for architecture in ARCHITECTURES:
-        for dtype in DTYPES:
+        for dtype in PRECISIONS:
             for width in WIDTHS:
                 kernels = {x.kernel.__name__ for x in launches_of(family, dtype, width, architecture)}
                 yield from (Case(kernel, dtype, width, architecture) for kernel in sorted(kernels))
@@ -173,8 +181,7 @@ def search(family: Family, case: Case) -> list[str]:
             needs = needs_of(family, case)
         faults = [fault for need in needs for fault in need.faults(case.architecture)]
         if not faults:
-            family.configs.lines[case.name] = line_of(config, needs)
-            family.configs.write(triton.__version__)
+            family.configs.add(case.name, line_of(config, needs), triton.__version__)
             return []
         wrong += [f"{config}: {fault}" for fault in faults]
     return wrong

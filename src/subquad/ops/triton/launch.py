@@ -12,6 +12,7 @@ Lengths, batches and numbers of heads make no variant of a kernel, so that new o
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from inspect import unwrap
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -24,17 +25,8 @@ if TYPE_CHECKING:
     from subquad.ops.triton.configs import Config
 
 SIZES = (
-    "n",
-    "queries",
-    "keys",
-    "heads",
-    "features",
-    "tiles",
-    "segments",
-    "group",
-    "mask_stride",
-    "chunks",
-    "blocks",
+    *("n", "heads", "segment", "segments", "queries", "keys", "tiles", "group", "mask_stride"),
+    *("chunks", "blocks"),
 )
 OPTIONS = {"enable_fp_fusion": True}  # its default will change
 INTERPRETER = 90  # the architecture whose block sizes it runs
@@ -47,6 +39,7 @@ class Kernel(Protocol):
     """A function that Triton compiles."""
 
     __name__: str
+    arg_names: list[str]
 
     def __getitem__(self, grid: Grid) -> Any: ...
 
@@ -65,20 +58,27 @@ _recorded: ContextVar[tuple[int, list[Launch]] | None] = ContextVar("recorded", 
 
 
 def kernel(function: Any) -> Any:
-    """A kernel to be launched; functions that it calls are `triton.jit` alone."""
-    return triton.jit(function, do_not_specialize=SIZES)
+    """A kernel to be launched, whose arguments of these names are sizes that make no variant of it."""
+    return triton.jit(unwrap(function), do_not_specialize=SIZES)  # tests wrap functions in checks of types
+
+
+def inlined(function: Any) -> Any:
+    """A function that kernels call."""
+    return triton.jit(unwrap(function))
 
 
 def launch(kernel: Kernel, grid: Grid, *inputs: Any, config: "Config", **constants: Any) -> None:
-    """A program for each place of the grid; strides of one tensor are one tuple among the inputs."""
+    """A program for each place of the grid. The first of the inputs tells the device; of block sizes and
+    constants, a kernel gets those that it has parameters for.
+    """
     if 0 in grid:
         return
-    constants = config.blocks | constants
+    constants = {name: x for name, x in (config.blocks | constants).items() if name in kernel.arg_names}
     recording = _recorded.get()
     if recording is not None:
         recording[1].append(Launch(kernel, grid, inputs, constants, config))
         return
-    device = inputs[0].device
+    device = (inputs[0][0] if isinstance(inputs[0], tuple) else inputs[0]).device
     options = {"num_warps": config.warps, "num_stages": config.stages, **OPTIONS}
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         kernel[grid](*inputs, **constants, **options)
@@ -102,7 +102,12 @@ def architecture_of(device: torch.device) -> int:
     return INTERPRETER if recording is None else recording[0]
 
 
+def tokens(x: Tensor) -> tuple[Tensor, int, int, int]:
+    """Of shape (b h t _), as kernels take them: with the strides of batch, head and token."""
+    assert x.stride(3) == 1 or x.shape[3] <= 1
+    return x, *x.stride()[:3]
+
+
 def strides_of(x: Tensor) -> tuple[int, int, int]:
     """Those of batch, head and token."""
-    assert x.stride(3) == 1 or x.shape[3] <= 1
-    return x.stride()[:3]
+    return tokens(x)[1:]

@@ -12,10 +12,11 @@ import triton
 import triton.language as tl
 
 from subquad.ops.triton.availability import interpreted
+from subquad.ops.triton.launch import inlined
 
 INTERPRETED = tl.constexpr(interpreted())
 NOTHING = tl.constexpr(-1e30)  # in place of -inf, two of which have no difference
-LOG2E = 1.4426950408889634
+LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
 
@@ -35,7 +36,7 @@ def products_of(dtype: torch.dtype) -> Products:
     return Products(tl.float32, "tf32x3" if exact else "tf32", torch.float32)
 
 
-@triton.jit
+@inlined
 def mm(x, y, LOW: tl.constexpr, PRECISION: tl.constexpr):
     """x y with operands rounded to LOW; the interpreter would multiply the integers that hold bfloat16."""
     x, y = x.to(LOW), y.to(LOW)
