@@ -15,6 +15,7 @@ gradient of an output and w_i = -g_i . out_i:
 Logarithms are of base 2, but for the shifts c of sums. With FAVOR, log phi is x . W_f, for keys less |x|^2
 times `half`; else logs are given.
 """
+# pyright: reportPossiblyUnboundVariable=false, reportOperatorIssue=false (branches on constants, Triton's tensors)
 
 import triton.language as tl
 

@@ -2,6 +2,7 @@
 
 Shapes depend on no past and nothing is asked of the device, so that steps can be captured in CUDA graphs.
 """
+# pyright: reportPossiblyUnboundVariable=false, reportOperatorIssue=false (branches on constants, Triton's tensors)
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

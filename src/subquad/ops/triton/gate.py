@@ -24,6 +24,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from subquad.ops.triton import availability
 from subquad.ops.triton.availability import PRECISIONS
 from subquad.ops.triton.configs import WIDTHS, Config, Family, name_of
 from subquad.ops.triton.launch import OPTIONS, Launch, recorded
@@ -39,7 +40,7 @@ TYPES = {
     torch.int32: "i32",
     torch.int64: "i64",
 }
-ARCHITECTURES = (90, 80)
+ARCHITECTURES = tuple(set(availability.ARCHITECTURES.values()))
 FAMILIES = (  # modules of operators
     "linear_attention.triton_features",
     "linear_attention.triton_exponentials",

@@ -56,7 +56,7 @@ _recorded: ContextVar[tuple[int, list[Launch]] | None] = ContextVar("recorded", 
 
 def kernel(function: Any) -> Any:
     """A kernel to be launched, whose arguments of these names are sizes that make no variant of it."""
-    return triton.jit(unwrap(function), do_not_specialize=SIZES)  # tests wrap functions in checks of types
+    return triton.jit(do_not_specialize=SIZES)(unwrap(function))  # tests wrap functions in checks of types
 
 
 def inlined(function: Any) -> Any:
@@ -102,7 +102,8 @@ def architecture_of(device: torch.device) -> int:
 def tokens(x: Tensor) -> tuple[Tensor, int, int, int]:
     """Of shape (b h t _), as kernels take them: with the strides of batch, head and token."""
     assert x.stride(3) == 1 or x.shape[3] <= 1
-    return x, *x.stride()[:3]
+    b, h, t, _ = x.stride()
+    return x, b, h, t
 
 
 def strides_of(x: Tensor) -> tuple[int, int, int]:
