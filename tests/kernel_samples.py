@@ -36,14 +36,13 @@ def inputs_of(kind, *, b=2, h=2, queries=75, keys=75, d=24, e=20, features=50):
     return (q.abs(), k.abs(), v, W) if kind == FeatureKind.FEATURES else (q, k, v, W)
 
 
-def results(kind, q, k, v, W, valid, *, causal):
-    """Outputs and gradients."""
-    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+def results(kind, qkv, W, valid, *, causal):
+    """Outputs, and the gradients of q, k and v."""
+    q, k, v = (x.detach().requires_grad_() for x in qkv)
     directions = None if W is None else W.to(q.device, widened(q.dtype))
-    inputs = KernelInputs(*leaves[:2], kind, directions)
-    out = linear_attention(inputs, leaves[2], valid=valid, causal=causal)
+    out = linear_attention(KernelInputs(q, k, kind, directions), v, valid=valid, causal=causal)
     weights = drawn(*out.shape, seed=9).to(out)
-    return (out.detach(), *torch.autograd.grad(out, leaves, weights))
+    return (out.detach(), *torch.autograd.grad(out, (q, k, v), weights))
 
 
 def compare(kind, inputs, valid, *, causal, dtype=torch.float32, device="cpu"):
@@ -52,7 +51,7 @@ def compare(kind, inputs, valid, *, causal, dtype=torch.float32, device="cpu"):
     narrow = [x.to(dtype) for x in (q, k, v)]
     with using("triton"):
         seen = None if valid is None else valid.to(device)
-        found = results(kind, *(x.to(device) for x in narrow), W, seen, causal=causal)
+        found = results(kind, [x.to(device) for x in narrow], W, seen, causal=causal)
     with using("reference"):
-        expected = results(kind, *(x.double() for x in narrow), W, valid, causal=causal)
+        expected = results(kind, [x.double() for x in narrow], W, valid, causal=causal)
     assert_near([x.cpu() for x in found], expected)

@@ -1,6 +1,6 @@
 """Triton kernels on a card, against float64: what `tests/interpreted` shows of their code, when compiled.
 
-    pytest -n 0 -m cuda
+    pytest -m cuda          as many processes as there are cores compile kernels
 
 Where all of it passes, card and version of Triton may enter `PROVEN` in subquad/ops/triton/availability.py.
 """
@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card"),
 ]
-DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+SIZES = [(x, 64) for x in (torch.float16, torch.float32)] + [(torch.bfloat16, d) for d in (32, 64, 80, 128)]
 
 
 @pytest.mark.parametrize("operator", ["linear_attention"])
@@ -28,8 +28,7 @@ def test_the_kernels_give_the_numbers_of_the_reference(operator):
     assert None in refusals
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("width", [32, 64, 80, 128])
+@pytest.mark.parametrize(("dtype", "width"), SIZES, ids=str)
 @pytest.mark.parametrize(("kind", "causal"), product(FeatureKind, (True, False)))
 def test_outputs_and_gradients_over_many_segments(kind, causal, width, dtype):
     sizes = {"queries": 1000, "keys": 1000, "d": width, "e": width, "features": 256}
@@ -45,7 +44,7 @@ def test_the_same_inputs_give_the_same_bits(kind, causal):
     inputs = [x.to("cuda", torch.bfloat16) for x in (q, k, v)]
     directions = None if W is None else W.cuda()
     with using("triton"):
-        first, second = (results(kind, *inputs, directions, None, causal=causal) for _ in range(2))
+        first, second = (results(kind, inputs, directions, None, causal=causal) for _ in range(2))
     assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import subquad
 from subquad.ops.triton import availability
 
 triton = pytest.importorskip("triton")
@@ -172,3 +173,25 @@ def test_no_request_overrules_what_cannot_be(capability, given, reason):
 def test_where_there_is_no_triton_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
     assert "pip install 'subquad[cuda]'" in str(availability.version.__wrapped__())
+
+
+@pytest.mark.parametrize(
+    ("inputs", "reason"),
+    [
+        ([torch.zeros(1, dtype=torch.float64)], "not torch.float64"),
+        ([torch.zeros(1), torch.zeros(1, dtype=torch.float16)], "torch.float32 beside torch.float16"),
+        ([torch.zeros(1)], "on CUDA, not on cpu"),
+    ],
+)
+def test_what_kernels_cannot_take_is_said(inputs, reason):
+    assert reason in str(availability.why_not(*inputs))
+
+
+def test_backend_says_what_computes_on_cuda(capability, monkeypatch):
+    assert str(subquad.backend()).endswith("CUDA: PyTorch finds no card")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    capability((9, 0), switch="1")
+    assert str(subquad.backend()).endswith("CUDA: triton: 3.6.0")
+    capability((9, 0), switch="0")
+    assert "CUDA: torch: SUBQUAD_TRITON=0" in str(subquad.backend())

@@ -80,7 +80,8 @@ def test_what_stands_at_padding_is_not_read(kind, causal):
     grad = drawn(*clean[2].shape, seed=9).float().masked_fill(padding, 0)
 
     def everything(inputs):
-        call = LinearCall(*inputs, None if W is None else W.float(), valid, kind, causal)
+        q, k, v = inputs
+        call = LinearCall(q, k, v, None if W is None else W.float(), valid, kind, causal)
         result = triton.forward(call)
         return (result.out.masked_fill(padding, 0), *triton.backward(grad, call, result))
 
@@ -104,7 +105,7 @@ def test_the_same_inputs_give_the_same_bits(kind, causal, short_segments):
     q, k, v, W = inputs_of(kind, queries=130, keys=130, b=1, h=1)
     narrow = [x.bfloat16() for x in (q, k, v)]
     with using("triton"):
-        first, second = (results(kind, *narrow, W, None, causal=causal) for _ in range(2))
+        first, second = (results(kind, narrow, W, None, causal=causal) for _ in range(2))
     assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
 
 
@@ -126,9 +127,10 @@ def test_launches_are_as_many_for_any_length(kind, causal, gradients):
 
 @pytest.mark.parametrize("kind", [kind for kind, causal in FORMS if causal])
 def test_a_stream_in_parts_is_the_whole(kind, short_segments):
-    q, k, v, W = (None if x is None else x.float() for x in inputs_of(kind, b=1, queries=140, keys=140))
+    q, k, v, W = inputs_of(kind, b=1, queries=140, keys=140)
     valid = holes(1, 140)
-    k, v = (x * valid[:, None, :, None] for x in (k, v))
+    q, k, v = q.float(), *((x * valid[:, None, :, None]).float() for x in (k, v))
+    W = None if W is None else W.float()
     whole = linear_attention(KernelInputs(q, k, kind, W), v, valid=valid, causal=True)
     parts, sums = [], None
     with using("triton"), torch.no_grad():
@@ -140,6 +142,7 @@ def test_a_stream_in_parts_is_the_whole(kind, short_segments):
 
 
 def test_many_keys_are_summed_in_a_bounded_number_of_parts():
-    call = LinearCall(*torch.empty(3, 1, 1, 2**20, 16, device="meta"), None, None, FeatureKind.ELU, False)
+    x = torch.empty(1, 1, 2**20, 16, device="meta")
+    call = LinearCall(x, x, x, None, None, FeatureKind.ELU, False)
     inputs = triton_inputs.Inputs(call, triton_features.CONFIGS)
     assert inputs.segments(2**20) <= triton_inputs.PARTS

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from subquad.ops.linear_attention import LinearCall, LinearResult, triton_exponentials
@@ -25,7 +24,7 @@ from subquad.ops.linear_attention.sums import ShiftedSums
 from subquad.ops.linear_attention.triton_exponential_kernels import key_sums
 from subquad.ops.linear_attention.triton_inputs import SEGMENT, Inputs, directions, rows
 from subquad.ops.triton.configs import Config, Configs, Family
-from subquad.ops.triton.launch import Kernel, launch, tokens
+from subquad.ops.triton.launch import Kernel, ceil_div, launch, tokens
 from subquad.ops.triton.products import block, products_of
 
 
@@ -102,7 +101,7 @@ def segment_sums(inputs: Inputs) -> ShiftedSums:
 def sweep(inputs: Inputs, kernel: Kernel, *tensors: Tensor) -> None:
     """From segment to segment, a program for some features of a head."""
     config = CONFIGS.find(kernel, inputs.v).within(BF=block(inputs.features))
-    grid = triton.cdiv(inputs.features, config.blocks["BF"]), inputs.b * inputs.h
+    grid = ceil_div(inputs.features, config.blocks["BF"]), inputs.b * inputs.h
     sizes, flags = (inputs.segments(inputs.keys), inputs.features), {"E": inputs.e, "BE": block(inputs.e)}
     launch(kernel, grid, *tensors, *sizes, config=config, INITIAL=inputs.constants["INITIAL"], **flags)
 

@@ -111,10 +111,11 @@ def key_gradients(
             pair = tl.where(some, pair * remaining(key_top[:, None] + (query_top - log_sum)[None, :]), 0.0)
             near += mm(pair, load_rows(query_u, later, later < n, f, features), LOW, PRECISION)
         log = key_logs(x, norm, k, W, at, seen, f, features, d, D, FAVOR, LOW, PRECISION)
+        log = tl.where(seen[:, None], log, NOTHING)
         r = tl.exp2(log + load_features(shifts, row, f, features, NOTHING)[None, :])
         far = mm(y, tl.trans(load_sums(G, row, f, features, e, E)), LOW, PRECISION)
         far += load_features(behind_w, row, f, features, 0.0)[None, :]
-        dlog = tl.where(seen[:, None], r * far + near * tl.exp2(log - key_top[:, None]), 0.0)
+        dlog = r * far + near * tl.exp2(log - key_top[:, None])
         if FAVOR:
             dx += mm(dlog, load_directions(W, f, features, d, D), LOW, PRECISION)
             total += tl.sum(dlog, 1)
@@ -153,14 +154,14 @@ def value_gradients(
         some = (at[:, None] <= later[None, :]) & seen[:, None] & (log_sum < -0.5 * NOTHING)[None, :]
         some = some & (product > 0)
         log = tl.log2(tl.where(some, product, 1.0)) - 2 * HEAD + key_top[:, None]
-        p = tl.where(some, tl.exp2(log + (query_top - log_sum)[None, :]), 0.0)
+        p = tl.exp2(tl.where(some, log + (query_top - log_sum)[None, :], NOTHING))
         dy += mm(p, load_rows(grad, later, later < n, e, E), LOW, PRECISION)
     x = load_rows(k, at, seen, d, D) if FAVOR else at
     norm = half_square(x, half) if FAVOR else at
     for start in range(0, features, BF):
         f = start + tl.arange(0, BF)
         log = key_logs(x, norm, k, W, at, seen, f, features, d, D, FAVOR, LOW, PRECISION)
-        r = tl.exp2(log + load_features(shifts, row, f, features, NOTHING)[None, :])
-        r = tl.where(seen[:, None], r, 0.0)
+        log += load_features(shifts, row, f, features, NOTHING)[None, :]
+        r = tl.exp2(tl.where(seen[:, None], log, NOTHING))
         dy += mm(r, load_sums(G, row, f, features, e, E), LOW, PRECISION)
     store_rows(head_of(dv, bh, heads), at, at < n, e, E, dy)

@@ -15,6 +15,7 @@ gradient of an output and w_i = -g_i . out_i:
 Logarithms are of base 2, but for the shifts c of sums. With FAVOR, log phi is x . W_f, for keys less |x|^2
 times `half`; else logs are given.
 """
+# pyright: reportPossiblyUnboundVariable=false, reportOperatorIssue=false (branches on constants, Triton's tensors)
 
 import triton.language as tl
 
@@ -190,7 +191,7 @@ def query_gradients(
     g = load_rows(head_of(grad, bh, heads), at, at < n, e, E)
     w = -tl.sum(g.to(tl.float32) * load_rows(head_of(out, bh, heads), at, at < n, e, E).to(tl.float32), 1)
     tl.store(dtotals + bh * n + at, w, mask=at < n)
-    log_sum = tl.load(log_sums + bh * n + at, mask=at < n, other=0.0)
+    log_sum = tl.load(log_sums + bh * n + at, mask=at < n, other=-NOTHING)
     if FAVOR:
         x, dx = query_rows(q, at, n, seen, d, D, MASK), tl.zeros((C, BD), tl.float32)
     for start in range(0, features, BF):
@@ -229,9 +230,9 @@ def query_sums(
             log = projected_columns(x, W, f, features, d, D, LOW, PRECISION) * LOG2E
         else:
             log = tl.trans(query_rows(q, at, n, seen, f, features, MASK).to(tl.float32)) * LOG2E
-        log_sum = tl.load(log_sums + bh * n + at, mask=at < n, other=0.0)
+        log_sum = tl.load(log_sums + bh * n + at, mask=at < n, other=-NOTHING)
         w = tl.load(dtotals + bh * n + at, mask=at < n, other=0.0)
-        p = tl.where((at < n)[None, :], tl.exp2(log + (key_log[:, None] - log_sum[None, :])), 0.0)
+        p = tl.exp2(log + (key_log[:, None] - log_sum[None, :]))
         values += mm(p, load_rows(grad, at, at < n, e, E), LOW, PRECISION)
         total += tl.sum(p * w[None, :], 1)
     store_state(state_of(sums, bh, s), f, features, e, E, values, total)
@@ -259,8 +260,8 @@ def key_gradients(
             log = (projected(x, W, f, features, d, D, LOW, PRECISION) - norm[:, None]) * LOG2E
         else:
             log = load_rows(k, at, seen, f, features).to(tl.float32) * LOG2E
-        r = tl.exp2(log - load_features(L, bh, f, features, -NOTHING)[None, :])
-        r = tl.where(seen[:, None], r, 0.0)
+        log -= load_features(L, bh, f, features, -NOTHING)[None, :]
+        r = tl.exp2(tl.where(seen[:, None], log, NOTHING))
         S = load_sums(dS, bh, f, features, e, E)
         dy += mm(r, S, LOW, PRECISION)
         dlog = r * (mm(y, tl.trans(S), LOW, PRECISION) + load_features(dz, bh, f, features, 0.0)[None, :])

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from subquad.ops.linear_attention import FeatureKind, LinearCall, LinearResult, triton_features
@@ -26,7 +25,7 @@ from subquad.ops.linear_attention import triton_exponential_kernels as kernels
 from subquad.ops.linear_attention.sums import ShiftedSums
 from subquad.ops.linear_attention.triton_inputs import PARTS, SEGMENT, Inputs, directions, rows
 from subquad.ops.triton.configs import Config, Configs, Family
-from subquad.ops.triton.launch import launch, tokens
+from subquad.ops.triton.launch import ceil_div, launch, tokens
 from subquad.ops.triton.products import block, products_of
 
 
@@ -69,7 +68,7 @@ def merged(inputs: Inputs, sums: ShiftedSums, parts: int) -> tuple[Tensor, Tenso
     )
     A = torch.empty_like(after.S, dtype=products_of(inputs.v.dtype).saved)
     config = inputs.configs.find(kernels.merge, inputs.v).within(BF=block(f))
-    grid = triton.cdiv(f, config.blocks["BF"]), b * h
+    grid = ceil_div(f, config.blocks["BF"]), b * h
     launch(kernels.merge, grid, *sums, A, L, *after, parts, f, config=config, E=e, BE=block(e))
     return A, L, after
 
@@ -82,7 +81,7 @@ def candidates(kernel: str, dtype: torch.dtype, width: int, architecture: int) -
         yield Config({"BF": 16, "PARTS": PARTS}, warps=4, stages=1)
     else:
         for C, BF in ((64, 64), (64, 32), (32, 64), (32, 32), (32, 16), (16, 32), (16, 16)):
-            if C < 64 or (dtype, architecture) == (torch.bfloat16, 90):
+            if triton_features.fits(C, BF, dtype, width):
                 for warps, stages in ((4, 2), (8, 2), (4, 1), (8, 1)):
                     yield Config({"C": C, "BF": BF, "BE": 128}, warps, stages)
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from subquad.ops.linear_attention import FeatureKind, LinearCall, LinearResult
@@ -25,7 +24,7 @@ from subquad.ops.linear_attention import triton_feature_kernels as kernels
 from subquad.ops.linear_attention.sums import ShiftedSums, Sums
 from subquad.ops.linear_attention.triton_inputs import SEGMENT, Inputs, rows
 from subquad.ops.triton.configs import Config, Configs, Family
-from subquad.ops.triton.launch import launch, tokens
+from subquad.ops.triton.launch import ceil_div, launch, tokens
 
 State = tuple[Tensor, Tensor, int, int, int, int]  # S and z, and the strides of head and segment of either
 
@@ -86,7 +85,7 @@ class Segments:
         last = Sums(inputs.new(b, h, f, e), inputs.new(b, h, f, 1))
         S, z = last if before is None else (before.S.contiguous(), before.z.contiguous())
         config = inputs.configs.find(kernels.scan, inputs.v)
-        grid = triton.cdiv(width, config.blocks["BLOCK"]), b * h
+        grid = ceil_div(width, config.blocks["BLOCK"]), b * h
         sizes = self.count, self.size, width
         flags = {"INITIAL": before is not None, "CAUSAL": inputs.causal, "REVERSE": reverse}
         launch(kernels.scan, grid, self.sums, S, z, states, *last, *sizes, config=config, **flags)
@@ -99,16 +98,23 @@ def whole(sums: Sums) -> State:
 
 
 def candidates(kernel: str, dtype: torch.dtype, width: int, architecture: int) -> Iterator[Config]:
-    """Tiles of 64 tokens take Hopper's widest products, in bfloat16; others need too many registers."""
+    """Tiles of 64 tokens take Hopper's widest products; others need fewer registers."""
     if kernel == "scan":
         yield Config({"ROWS": 8, "BLOCK": 128}, warps=4, stages=1)
         return
-    sizes = ((64, 64), (32, 64), (32, 32), (16, 64), (16, 32), (16, 16))
     split_values = kernel in ("averages", "value_gradients")
-    for C, BF in sizes[0 if (dtype, architecture) == (torch.bfloat16, 90) else 1 :]:
-        for warps, stages in ((4, 2), (8, 2), (4, 1), (8, 1)):
-            for BE in dict.fromkeys((128, 64, 32)) if split_values else (128,):
-                yield Config({"C": C, "BF": BF, "BE": BE}, warps, stages)
+    for C, BF in ((64, 64), (32, 64), (32, 32), (16, 64), (16, 32), (16, 16)):
+        if fits(C, BF, dtype, width):
+            for warps, stages in ((4, 2), (8, 2), (4, 1), (8, 1)):
+                for BE in (128, 64, 32) if split_values else (128,):
+                    yield Config({"C": C, "BF": BF, "BE": BE}, warps, stages)
+
+
+def fits(C: int, BF: int, dtype: torch.dtype, width: int) -> bool:
+    """Whether tiles of that many tokens and features are worth a try; in TF32, larger ones spill registers."""
+    if dtype == torch.bfloat16:
+        return True
+    return C < 64 and (C * BF <= 1024 or dtype == torch.float16 or width < 128)
 
 
 def calls(dtype: torch.dtype, width: int) -> Iterator[Callable[[], Any]]:

@@ -3,12 +3,11 @@
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from subquad.ops.linear_attention import FeatureKind, LinearCall
 from subquad.ops.triton.configs import Configs
-from subquad.ops.triton.launch import Kernel, launch, tokens
+from subquad.ops.triton.launch import Kernel, ceil_div, launch, power_of_two, tokens
 from subquad.ops.triton.products import block, products_of
 
 SEGMENT = 256  # tokens that have a state of their own, where attention is causal
@@ -35,10 +34,10 @@ class Inputs:
 
     def segment(self, n: int) -> int:
         """How many of `n` tokens have sums of their own."""
-        return SEGMENT if self.causal else max(SEGMENT, triton.next_power_of_2(-(-n // PARTS)))
+        return SEGMENT if self.causal else max(SEGMENT, power_of_two(ceil_div(n, PARTS)))
 
     def segments(self, n: int) -> int:
-        return triton.cdiv(n, self.segment(n))
+        return ceil_div(n, self.segment(n))
 
     def run(self, kernel: Kernel, *inputs: Any, n: int, by: str = "C", split: str | None = None) -> None:
         """For `n` tokens, the queries or the keys: a program for each tile of them, or by "segment", and for
@@ -47,7 +46,7 @@ class Inputs:
         config = self.configs.find(kernel, self.v).within(BF=block(self.features), BE=block(self.e))
         sizes = config.blocks | {"segment": self.segment(n)}
         across = {None: 1, "BF": self.features, "BE": self.e}[split]
-        grid = triton.cdiv(n, sizes[by]), self.b * self.h, triton.cdiv(across, sizes.get(str(split), 1))
+        grid = ceil_div(n, sizes[by]), self.b * self.h, ceil_div(across, sizes.get(str(split), 1))
         launch(
             kernel,
             grid,

@@ -2,6 +2,7 @@
 
 Shapes depend on no past and nothing is asked of the device, so that steps can be captured in CUDA graphs.
 """
+# pyright: reportPossiblyUnboundVariable=false, reportOperatorIssue=false (branches on constants, Triton's tensors)
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,17 +32,17 @@ def feature_step(
     bh = tl.program_id(1).to(tl.int64)
     q, k, v = head_of(q, bh, heads), head_of(k, bh, heads), head_of(v, bh, heads)
     e, first = tl.arange(0, BE), tl.arange(0, 1)
-    seen = tl.sum(token_mask(valid, bh, heads, first, n, MASK).to(tl.int32), 0) != 0
-    value = tl.load(v[0] + e, mask=(e < E) & seen, other=0.0).to(tl.float32)
+    seen = tl.sum(token_mask(valid, bh, heads, first, n, MASK).to(tl.int32), 0)  # 0 at padding
+    value = tl.load(v[0] + e, mask=e < E * seen, other=0.0).to(tl.float32)
     o, total = tl.zeros((BE,), tl.float32), tl.sum(tl.zeros((BE,), tl.float32), 0)
     for start in range(0, features, BF):
         f = start + tl.arange(0, BF)
-        here, row = f < features, bh * features + f
+        here, added, row = f < features, f < features * seen, bh * features + f
         mask = here[:, None] & (e < E)[None, :]
         x = tl.load(q[0] + f, mask=here, other=0.0).to(tl.float32)
-        y = tl.load(k[0] + f, mask=here & seen, other=0.0).to(tl.float32)
+        y = tl.load(k[0] + f, mask=added, other=0.0).to(tl.float32)
         if ELU:
-            x, y = tl.where(here, elu(x), 0.0), tl.where(here & seen, elu(y), 0.0)
+            x, y = tl.where(here, elu(x), 0.0), tl.where(added, elu(y), 0.0)
         S, z = y[:, None] * value[None, :], y
         if INITIAL:
             S += tl.load(S0 + row[:, None] * E + e[None, :], mask=mask, other=0.0)
@@ -64,30 +65,30 @@ def exponential_step(
     bh = tl.program_id(1).to(tl.int64)
     q, k, v = head_of(q, bh, heads), head_of(k, bh, heads), head_of(v, bh, heads)
     d, e, first = tl.arange(0, BD), tl.arange(0, BE), tl.arange(0, 1)
-    seen = tl.sum(token_mask(valid, bh, heads, first, n, MASK).to(tl.int32), 0) != 0
-    value = tl.load(v[0] + e, mask=(e < E) & seen, other=0.0).to(tl.float32)
+    seen = tl.sum(token_mask(valid, bh, heads, first, n, MASK).to(tl.int32), 0)  # 0 at padding
+    value = tl.load(v[0] + e, mask=e < E * seen, other=0.0).to(tl.float32)
     o, total = tl.zeros((BE,), tl.float32), tl.sum(tl.zeros((BE,), tl.float32), 0)
     top = total + NOTHING
     if FAVOR:
         x = tl.load(q[0] + d, mask=d < D, other=0.0).to(tl.float32)
-        y = tl.load(k[0] + d, mask=(d < D) & seen, other=0.0).to(tl.float32)
+        y = tl.load(k[0] + d, mask=d < D * seen, other=0.0).to(tl.float32)
         norm = tl.sum(y * y, 0) * half
     for start in range(0, features, BF):
         f = start + tl.arange(0, BF)
-        here, row = f < features, bh * features + f
+        here, added, row = f < features, f < features * seen, bh * features + f
         mask = here[:, None] & (e < E)[None, :]
         if FAVOR:
             w = load_directions(W, f, features, d, D)
             query_log, key_log = tl.sum(w * x[None, :], 1), tl.sum(w * y[None, :], 1) - norm
         else:
             query_log = tl.load(q[0] + f, mask=here, other=0.0).to(tl.float32)
-            key_log = tl.load(k[0] + f, mask=here & seen, other=0.0).to(tl.float32)
-        key_log = tl.where(here & seen, key_log, NOTHING)
+            key_log = tl.load(k[0] + f, mask=added, other=0.0).to(tl.float32)
+        key_log = tl.where(added, key_log, NOTHING)
         c = tl.maximum(key_log, NOTHING)
         if INITIAL:
             before = tl.load(c0 + row, mask=here, other=NOTHING)
             c = tl.maximum(c, before)
-        p = tl.where(here & seen, tl.exp(key_log - c), 0.0)
+        p = tl.where(added, tl.exp(key_log - c), 0.0)
         S, z = p[:, None] * value[None, :], p
         if INITIAL:
             old = tl.exp(before - c)

@@ -24,6 +24,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from subquad.ops.triton import availability
 from subquad.ops.triton.availability import PRECISIONS
 from subquad.ops.triton.configs import WIDTHS, Config, Family, name_of
 from subquad.ops.triton.launch import OPTIONS, Launch, recorded
@@ -39,7 +40,7 @@ TYPES = {
     torch.int32: "i32",
     torch.int64: "i64",
 }
-ARCHITECTURES = (90, 80)
+ARCHITECTURES = tuple(set(availability.ARCHITECTURES.values()))
 FAMILIES = (  # modules of operators
     "linear_attention.triton_features",
     "linear_attention.triton_exponentials",
@@ -158,10 +159,10 @@ def cases(family: Family) -> Iterator[Case]:
                 yield from (Case(kernel, dtype, width, architecture) for kernel in sorted(kernels))
 
 
-def needs_of(family: Family, case: Case) -> list[Need]:
-    """Of each variant, as the table, or what is tried in its place, has it."""
+def variants(family: Family, case: Case) -> list[Launch]:
+    """Of the kernel, as the table, or what is tried in its place, has it."""
     launches = launches_of(family, case.dtype, case.width, case.architecture)
-    return [need_of(x, case.architecture) for x in launches if x.kernel.__name__ == case.kernel]
+    return [x for x in launches if x.kernel.__name__ == case.kernel]
 
 
 def check(family: Family, case: Case) -> list[str]:
@@ -170,7 +171,8 @@ def check(family: Family, case: Case) -> list[str]:
     if line is None:
         return ["the table has no line for it: python -m subquad.ops.triton --write"]
     registers = line["registers"] if family.configs.version == triton.__version__ else None
-    return [fault for need in needs_of(family, case) for fault in need.faults(case.architecture, registers)]
+    needs = (need_of(launch, case.architecture) for launch in variants(family, case))
+    return [fault for need in needs for fault in need.faults(case.architecture, registers)]
 
 
 def search(family: Family, case: Case) -> list[str]:
@@ -178,8 +180,11 @@ def search(family: Family, case: Case) -> list[str]:
     wrong = []
     for config in family.configs.candidates(*case):
         with family.configs.trying(*case, config=config):
-            needs = needs_of(family, case)
-        faults = [fault for need in needs for fault in need.faults(case.architecture)]
+            launches = variants(family, case)
+        needs, faults = [], []
+        while launches and not faults:
+            needs.append(need_of(launches.pop(), case.architecture))
+            faults = needs[-1].faults(case.architecture)
         if not faults:
             family.configs.add(case.name, line_of(config, needs), triton.__version__)
             return []

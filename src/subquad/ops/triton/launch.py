@@ -3,7 +3,7 @@
     @kernel
     def scale(x, out, n, BLOCK: tl.constexpr): ...
 
-    launch(scale, (triton.cdiv(n, 64),), x, out, n, config=Config({"BLOCK": 64}, warps=4, stages=2))
+    launch(scale, (ceil_div(n, 64),), x, out, n, config=Config({"BLOCK": 64}, warps=4, stages=2))
 
 Every launch says its warps and stages: Triton's own default of stages is not what the gate has compiled.
 Lengths, batches and numbers of heads make no variant of a kernel, so that new ones compile nothing.
@@ -59,7 +59,7 @@ _recorded: ContextVar[tuple[int, list[Launch]] | None] = ContextVar("recorded", 
 
 def kernel(function: Any) -> Any:
     """A kernel to be launched, whose arguments of these names are sizes that make no variant of it."""
-    return triton.jit(unwrap(function), do_not_specialize=SIZES)  # tests wrap functions in checks of types
+    return triton.jit(do_not_specialize=SIZES)(unwrap(function))  # tests wrap functions in checks of types
 
 
 def inlined(function: Any) -> Any:
@@ -105,9 +105,20 @@ def architecture_of(device: torch.device) -> int:
 def tokens(x: Tensor) -> tuple[Tensor, int, int, int]:
     """Of shape (b h t _), as kernels take them: with the strides of batch, head and token."""
     assert x.stride(3) == 1 or x.shape[3] <= 1
-    return x, *x.stride()[:3]
+    b, h, t, _ = x.stride()
+    return x, b, h, t
 
 
 def strides_of(x: Tensor) -> tuple[int, int, int]:
     """Those of batch, head and token."""
     return tokens(x)[1:]
+
+
+def ceil_div(n: int, size: int) -> int:
+    """How many pieces of that size hold n; Triton's own takes ten times as long."""
+    return -(-n // size)
+
+
+def power_of_two(n: int) -> int:
+    """The least one that is not below n."""
+    return 1 << max(0, n - 1).bit_length()

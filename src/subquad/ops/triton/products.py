@@ -8,11 +8,10 @@ float32    three products in TF32, as exact as float32; one where PyTorch may us
 from typing import Any, NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 
 from subquad.ops.triton.availability import interpreted
-from subquad.ops.triton.launch import inlined
+from subquad.ops.triton.launch import inlined, power_of_two
 
 INTERPRETED = tl.constexpr(interpreted())
 NOTHING = tl.constexpr(-1e30)  # in place of -inf, two of which have no difference
@@ -47,4 +46,4 @@ def mm(x, y, LOW: tl.constexpr, PRECISION: tl.constexpr):
 
 def block(size: int, most: int = 128) -> int:
     """The length of a tile for `size` numbers: a power of two, as products need it."""
-    return min(most, max(16, triton.next_power_of_2(size)))
+    return min(most, max(16, power_of_two(size)))
