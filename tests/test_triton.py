@@ -128,18 +128,19 @@ def test_a_kernel_that_grows_or_does_not_fit_fails():
     assert Need(100, 0, 0, ("tt.dot",)).faults(80)
 
 
-@pytest.mark.parametrize(("module", "family"), families(), ids=lambda x: x if isinstance(x, str) else "")
-def test_every_kernel_has_a_line_in_its_table(module, family):
-    found = {case.name for case in cases(family)}
-    assert found == set(family.configs.lines)
+FAMILIES = dict(families())
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_every_kernel_has_a_line_in_its_table(family):
+    assert {case.name for case in cases(family)} <= set(family.configs.lines)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("module", "family"), families(), ids=lambda x: x if isinstance(x, str) else "")
-def test_kernels_take_no_more_than_the_table_says(module, family):
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_kernels_take_no_more_than_the_table_says(family):
     """One of each family; .ci/run has all of them compiled."""
-    case = next(case for case in cases(family) if case.width == 64)
-    assert check(family, case) == []
+    assert check(family, next(iter(cases(family)))) == []
 
 
 @pytest.fixture
