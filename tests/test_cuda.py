@@ -19,6 +19,7 @@ pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card"),
 ]
+FORMS = list(product(FeatureKind, (True, False)))
 SIZES = [(x, 64) for x in (torch.float16, torch.float32)] + [(torch.bfloat16, d) for d in (32, 64, 80, 128)]
 
 
@@ -29,7 +30,7 @@ def test_the_kernels_give_the_numbers_of_the_reference(operator):
 
 
 @pytest.mark.parametrize(("dtype", "width"), SIZES, ids=str)
-@pytest.mark.parametrize(("kind", "causal"), product(FeatureKind, (True, False)))
+@pytest.mark.parametrize(("kind", "causal"), FORMS)
 def test_outputs_and_gradients_over_many_segments(kind, causal, width, dtype):
     sizes = {"queries": 1000, "keys": 1000, "d": width, "e": width, "features": 256}
     q, k, v, W = inputs_of(kind, **sizes)
@@ -38,7 +39,7 @@ def test_outputs_and_gradients_over_many_segments(kind, causal, width, dtype):
     compare(kind, (q, k, v, W), valid, causal=causal, dtype=dtype, device="cuda")
 
 
-@pytest.mark.parametrize(("kind", "causal"), product(FeatureKind, (True, False)))
+@pytest.mark.parametrize(("kind", "causal"), FORMS)
 def test_the_same_inputs_give_the_same_bits(kind, causal):
     q, k, v, W = inputs_of(kind, b=4, h=8, queries=4096, keys=4096, d=64, e=64, features=256)
     inputs = [x.to("cuda", torch.bfloat16) for x in (q, k, v)]

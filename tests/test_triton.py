@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from subquad.ops.triton.configs import Config  # noqa: E402
-from subquad.ops.triton.gate import SHARED, Need, need_of  # noqa: E402
+from subquad.ops.triton.gate import SHARED, Need, cases, check, families, need_of  # noqa: E402
 from subquad.ops.triton.launch import kernel, launch, recorded  # noqa: E402
 from subquad.ops.triton.miscompiled import chained_products, transposed_products  # noqa: E402
 
@@ -126,6 +126,21 @@ def test_a_kernel_that_grows_or_does_not_fit_fails():
     assert fits.faults(80, registers=99) == ["100 registers, no more than 99 before"]
     assert Need(100, 0, SHARED[80] + 1, ()).faults(80)
     assert Need(100, 0, 0, ("tt.dot",)).faults(80)
+
+
+FAMILIES = dict(families())
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_every_kernel_has_a_line_in_its_table(family):
+    assert {case.name for case in cases(family)} <= set(family.configs.lines)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_kernels_take_no_more_than_the_table_says(family):
+    """One of each family; .ci/run has all of them compiled."""
+    assert check(family, next(iter(cases(family)))) == []
 
 
 @pytest.fixture

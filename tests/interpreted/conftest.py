@@ -7,4 +7,25 @@
 
 import os
 
-collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["test_*.py"]
+import numpy as np
+import pytest
+import torch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+collect_ignore_glob = [] if INTERPRETED else ["test_*.py"]
+
+
+@pytest.fixture(autouse=True)
+def rounds_as_cards_do(monkeypatch):
+    """The interpreter cuts float32 off where cards round it to bfloat16."""
+    from triton import language
+    from triton.runtime import interpreter
+
+    convert = interpreter._convert_float
+
+    def rounded(x, given, wanted, mode):
+        if (given, wanted) != (language.float32, language.bfloat16):
+            return convert(x, given, wanted, mode)
+        return torch.from_numpy(np.ascontiguousarray(x)).bfloat16().view(torch.uint16).numpy()
+
+    monkeypatch.setattr(interpreter, "_convert_float", rounded)

@@ -4,6 +4,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from subquad.ops.linear_attention import FeatureKind, LinearCall, LinearResult
@@ -11,13 +12,17 @@ from subquad.ops.linear_attention.sums import ShiftedSums, Sums
 from subquad.ops.triton.availability import why_not
 
 WIDEST = 128  # values of a head, which a program holds whole
+WIDEST_FLOAT32 = 64  # the same of exponentials, which need more registers than there are
 MOST_HEADS = 65535  # of all sequences: programs along an axis of a grid
 
 
 def refuses(call: LinearCall) -> str | None:
     makes_features = call.kind in (FeatureKind.ELU, FeatureKind.FAVOR)
-    if call.v.shape[3] > WIDEST or (makes_features and call.q.shape[3] > WIDEST):
+    widths = call.v.shape[3], call.q.shape[3] if makes_features else 0
+    if max(widths) > WIDEST:
         return f"it takes heads of at most {WIDEST} numbers: more heads, each narrower, would be served"
+    if call.v.dtype == torch.float32 and call.kind.exponential and max(widths) > WIDEST_FLOAT32:
+        return f"float32 is for heads of at most {WIDEST_FLOAT32} numbers here: take half precision"
     if call.q.shape[0] * call.q.shape[1] > MOST_HEADS:
         return f"it takes at most {MOST_HEADS} heads in all: split the batch"
     return why_not(*call[:3])

@@ -166,9 +166,10 @@ def averages(
         log = query_logs(x, q, W, at, n, seen, f, features, d, D, FAVOR, MASK, LOW, PRECISION)
         log += load_features(L, row, f, features, NOTHING)[None, :]
         new = tl.maximum(top, tl.max(log, 1))
-        p, old = tl.where(log > 0.5 * NOTHING, tl.exp2(log - new[:, None]), 0.0), tl.exp2(top - new)
+        p = tl.where(log > 0.5 * NOTHING, tl.exp2(log - new[:, None]), 0.0).to(LOW)
+        old = tl.exp2(top - new)
         o = o * old[:, None] + mm(p, load_sums(A, row, f, features, e, E), LOW, PRECISION)
-        total = total * old + tl.sum(p, 1)
+        total = total * old + tl.sum(p.to(tl.float32), 1)
         top = new
     query_top = tl.load(query_tops + bh * n + at, mask=at < n, other=0.0)
     for first in range(s * segment, t * C + C, C):
@@ -184,9 +185,9 @@ def averages(
         log = tl.log2(tl.where(some, product, 1.0)) + key_top[None, :] + (query_top - 2 * HEAD)[:, None]
         log = tl.where(some, log, NOTHING)
         new = tl.maximum(top, tl.max(log, 1))
-        p, old = tl.where(some, tl.exp2(log - new[:, None]), 0.0), tl.exp2(top - new)
+        p, old = tl.where(some, tl.exp2(log - new[:, None]), 0.0).to(LOW), tl.exp2(top - new)
         o = o * old[:, None] + mm(p, load_rows(v, past, there, e, E), LOW, PRECISION)
-        total = total * old + tl.sum(p, 1)
+        total = total * old + tl.sum(p.to(tl.float32), 1)
         top = new
     some = tl.where(total > 0, total, 1.0)
     store_rows(head_of(out, bh, heads), at, at < n, e, E, o / some[:, None])

@@ -12,8 +12,8 @@ gradient of an output and w_i = -g_i . out_i:
     dlog phi_f(q_i) = p_if (g_i . A_f + w_i)        D_f  = sum_i p_if g_i        d_f = sum_i p_if w_i
     dlog phi_f(k_j) = r_jf (v_j . D_f + d_f)        dv_j = sum_f r_jf D_f
 
-Logarithms are of base 2, but for the shifts c of sums. With FAVOR, log phi is x . W_f, for keys less |x|^2
-times `half`; else logs are given.
+Totals are of weights as they are rounded to weigh values. Logarithms are of base 2, but for the shifts c of
+sums. With FAVOR, log phi is x . W_f, for keys less |x|^2 times `half`; else logs are given.
 """
 # pyright: reportPossiblyUnboundVariable=false, reportOperatorIssue=false (branches on constants, Triton's tensors)
 
@@ -112,9 +112,9 @@ def key_sums(
             log = tl.trans(load_rows(k, at, seen, f, features).to(tl.float32))
         log = tl.where(seen[None, :], log * LOG2E, NOTHING)
         new = tl.maximum(top, tl.max(log, 1))
-        p, old = tl.where(seen[None, :], tl.exp2(log - new[:, None]), 0.0), tl.exp2(top - new)
+        p, old = tl.where(seen[None, :], tl.exp2(log - new[:, None]), 0.0).to(LOW), tl.exp2(top - new)
         values = values * old[:, None] + mm(p, load_rows(v, at, seen, e, E), LOW, PRECISION)
-        total = total * old + tl.sum(p, 1)
+        total = total * old + tl.sum(p.to(tl.float32), 1)
         top = new
     row = (bh * tl.num_programs(0) + s) * features
     store_sums(S, z, row, f, features, e, E, values, total)
@@ -168,9 +168,9 @@ def averages(
             log = query_rows(q, at, n, seen, f, features, MASK).to(tl.float32) * LOG2E
         log += load_features(L, bh, f, features, NOTHING)[None, :]
         new = tl.maximum(top, tl.max(log, 1))
-        p, old = tl.exp2(log - new[:, None]), tl.exp2(top - new)
+        p, old = tl.exp2(log - new[:, None]).to(LOW), tl.exp2(top - new)
         o = o * old[:, None] + mm(p, load_sums(A, bh, f, features, e, E), LOW, PRECISION)
-        total = total * old + tl.sum(p, 1)
+        total = total * old + tl.sum(p.to(tl.float32), 1)
         top = new
     some = tl.where(total > 0, total, 1.0)
     store_rows(head_of(out, bh, heads), at, at < n, e, E, o / some[:, None])

@@ -111,8 +111,8 @@ def query_sums(
         at = s * segment + i * C + tl.arange(0, C)
         seen = token_mask(valid, bh, heads, at, n, MASK)
         phi = query_features(q, at, n, seen, f, features, MASK, ELU, LOW)
-        g = numerator_gradient(grad, denominators + bh * n, at, n, e, E)
-        w = -tl.sum(g * load_rows(out, at, at < n, e, E).to(tl.float32), 1)
+        g = numerator_gradient(grad, denominators + bh * n, at, n, e, E).to(LOW)  # as it meets values
+        w = -tl.sum(g.to(tl.float32) * load_rows(out, at, at < n, e, E).to(tl.float32), 1)
         if tl.program_id(2) == 0:
             tl.store(dtotals + bh * n + at, w, mask=at < n)
         S += mm(tl.trans(phi), g, LOW, PRECISION)
@@ -191,9 +191,9 @@ def averages(
                     x = query_features(q, at, n, seen, start + all, features, MASK, ELU, LOW)
                     y = key_features(k, past, there, start + all, features, ELU, LOW)
                     A += mm(x, tl.trans(y), LOW, PRECISION)
-            A = tl.where(at[:, None] >= past[None, :], A, 0.0)
+            A = tl.where(at[:, None] >= past[None, :], A, 0.0).to(LOW)  # which is what values are weighed by
             o += mm(A, load_rows(v, past, there, e, E), LOW, PRECISION)
-            total += tl.sum(A, 1)
+            total += tl.sum(A.to(tl.float32), 1)
     store_rows(out, at, at < n, e, E, o / tl.where(total == 0, 1.0, total)[:, None])
     if tl.program_id(2) == 0:
         tl.store(denominators + bh * n + at, total, mask=at < n)

@@ -111,7 +111,7 @@ def candidates(kernel: str, dtype: torch.dtype, width: int, architecture: int) -
 
 
 def fits(C: int, BF: int, dtype: torch.dtype, width: int) -> bool:
-    """Whether tiles of that many tokens and features are worth a try; in TF32, larger ones spill registers."""
+    """Whether tiles of that many tokens and features are worth a try; in TF32 larger ones spill registers."""
     if dtype == torch.bfloat16:
         return True
     return C < 64 and (C * BF <= 1024 or dtype == torch.float16 or width < 128)
