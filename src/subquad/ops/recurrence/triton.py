@@ -14,19 +14,30 @@ from subquad.ops.recurrence import RecurrenceCall, RecurrenceResult
 from subquad.ops.recurrence.rows import Gradients
 from subquad.ops.triton.availability import why_not
 
-WIDEST = 128
+# the widest heads whose kernels take no more registers than there are: `python -m subquad.ops.triton`
+WIDEST_HEADS = {torch.bfloat16: 128, torch.float16: 64, torch.float32: 64}
+WIDEST_DELTA = {torch.bfloat16: 64, torch.float16: 64, torch.float32: 32}  # with gradients
 
 
 def refuses(call: RecurrenceCall) -> str | None:
     (q, k, v, log_decay, beta), state, fusion, *_ = call
     if reason := why_not(q, k, v, fusion.gate):
         return reason
-    if max(q.shape[3], v.shape[3]) > WIDEST or 0 in (*q.shape, *v.shape):
-        return f"it takes one token or more, of 1 to {WIDEST} channels"
     others = (log_decay, beta, state, fusion.scale, fusion.rotary)
     if any(x is not None and x.device != q.device for x in others):
         return f"it takes inputs that are all on {q.device}"
-    return None
+    if 0 in (*q.shape, *v.shape):
+        return "it takes one token or more"
+    width, widest = (
+        max(q.shape[3], v.shape[3]),
+        widest_heads(q.dtype, delta=beta is not None and call.needs_grad),
+    )
+    return None if width <= widest else f"it takes heads of at most {widest} channels here, not {width}"
+
+
+def widest_heads(dtype: torch.dtype, *, delta: bool) -> int:
+    """`delta`: with gradients of the delta rule."""
+    return (WIDEST_DELTA if delta else WIDEST_HEADS)[dtype]
 
 
 def forward(call: RecurrenceCall) -> RecurrenceResult:

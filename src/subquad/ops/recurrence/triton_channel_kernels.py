@@ -21,8 +21,8 @@ from subquad.ops.recurrence.triton_fading import (
     left_at_reads,
     left_at_writes,
     load_fading,
+    log_of_chunk,
     sums_in_parts,
-    whole,
 )
 from subquad.ops.triton.launch import kernel
 from subquad.ops.triton.products import mm
@@ -75,7 +75,7 @@ def read_channels(
             else:
                 terms = (
                     tl.cumsum(terms, 0, reverse=True)
-                    + (through * tl.exp(whole(logs, later, CHANNEL)))[None, :]
+                    + (through * tl.exp(log_of_chunk(logs, later, CHANNEL)))[None, :]
                 )
         numbers += tl.sum(tl.where(r[:, None] == r[None, :], pairs, 0.0), 1)[:, None] * rows_z
         for level in range(LEVELS):
@@ -99,4 +99,4 @@ def read_channels(
             store_rows(flow, at, at < n, d, D, terms)
         rows_z *= left_at_writes(logs, later, CHANNEL, REVERSE)
         written = mm(tl.trans(rows_z.to(LOW)), rows_y, LOW, PRECISION)
-        state = faded(state, whole(logs, later, CHANNEL), CHANNEL) + written
+        state = faded(state, log_of_chunk(logs, later, CHANNEL), CHANNEL) + written

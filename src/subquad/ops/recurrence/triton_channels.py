@@ -9,10 +9,11 @@ import torch
 
 from subquad.ops.recurrence.decay import Matrix, Values
 from subquad.ops.recurrence.rows import Tokens
+from subquad.ops.recurrence.triton import widest_heads
 from subquad.ops.recurrence.triton_launches import SCAN, Launches, inputs
 from subquad.ops.triton.configs import Config, Configs, Family
 
-PARTS = {"write": "BE", "read": "BZ", "read_channels": "BD"}  # what programs may share
+PARTS = {"write": "BE", "recall": "BZ", "read_channels": "BD"}  # what programs may share
 
 
 def forward(tokens: Tokens, state: Matrix, *, dtype: torch.dtype) -> tuple[Values, Matrix]:
@@ -49,6 +50,8 @@ def candidates(kernel: str, dtype: torch.dtype, width: int, architecture: int) -
 
 
 def calls(dtype: torch.dtype, width: int) -> Iterator[Callable[[], Any]]:
+    if width > widest_heads(dtype, delta=False):
+        return
     tokens, state = inputs(dtype, width, channels=width)
     yield partial(forward, tokens, state, dtype=dtype)
     for learnt in (False, True):

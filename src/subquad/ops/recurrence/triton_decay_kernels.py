@@ -2,14 +2,14 @@
 
     write    the state that each block makes of nothing, and what it leaves of the one before it
     scan     the state before each block, and the last one
-    read     the outputs of each block, chunk by chunk, from the state before it
+    recall   the outputs of each block, chunk by chunk, from the state before it
 
 The gradients are the same by exchange of roles. Where time runs backwards, a state is the gradient of one:
 
-    outputs    read  x = q     y = k     z = v        of S
-    dv         read  x = k     y = q     z = grad     of R = dS    backwards
-    dq         read  x = grad  y = v     z = k        of S^T
-    dk         read  x = v     y = grad  z = q        of R^T       backwards
+    outputs    recall  x = q     y = k     z = v        of S
+    dv         recall  x = k     y = q     z = grad     of R = dS    backwards
+    dq         recall  x = grad  y = v     z = k        of S^T
+    dk         recall  x = v     y = grad  z = q        of R^T       backwards
 
 the last two where a token has one decay; decays by channel take `channels.py`.
 """
@@ -22,8 +22,8 @@ from subquad.ops.recurrence.triton_fading import (
     left_at_reads,
     left_at_writes,
     load_fading,
+    log_of_chunk,
     weights,
-    whole,
 )
 from subquad.ops.triton.launch import kernel
 from subquad.ops.triton.products import mm
@@ -48,7 +48,7 @@ def write(
         logs, later = load_fading(decays, first, n, d, D, C, KIND)
         keys = load_rows(x, at, at < n, d, D) * left_at_writes(logs, later, KIND, REVERSE)
         values = load_rows(y, at, at < n, e, E)
-        log = whole(logs, later, KIND)
+        log = log_of_chunk(logs, later, KIND)
         state = faded(state, log, KIND) + mm(tl.trans(keys.to(LOW)), values, LOW, PRECISION)
         total += log
     place = bh * tl.num_programs(0) + block
@@ -78,7 +78,7 @@ def scan(
 
 
 @kernel
-def read(
+def recall(
     x, y, z, decays, states, out, n, heads, chunks,
     X: tl.constexpr, Z: tl.constexpr, BX: tl.constexpr, BZ: tl.constexpr, C: tl.constexpr,
     LEVELS: tl.constexpr, KIND: tl.constexpr, REVERSE: tl.constexpr, LOW: tl.constexpr,
@@ -108,4 +108,6 @@ def read(
         numbers += mm(queries * left_at_reads(logs, later, KIND, REVERSE), state, LOW, PRECISION)
         store_rows(out, at, at < n, e, Z, numbers)
         keys = (keys * left_at_writes(logs, later, KIND, REVERSE)).to(LOW)
-        state = faded(state, whole(logs, later, KIND), KIND) + mm(tl.trans(keys), values, LOW, PRECISION)
+        state = faded(state, log_of_chunk(logs, later, KIND), KIND) + mm(
+            tl.trans(keys), values, LOW, PRECISION
+        )

@@ -15,6 +15,7 @@ from torch import Tensor
 from subquad.ops.recurrence.decay import Matrix, Queries, Values
 from subquad.ops.recurrence.delta_rule import Betas
 from subquad.ops.recurrence.rows import Tokens
+from subquad.ops.recurrence.triton import widest_heads
 from subquad.ops.recurrence.triton_delta_backward import advance_back, of_keys, of_queries, solve_back
 from subquad.ops.recurrence.triton_delta_kernels import advance, solve
 from subquad.ops.recurrence.triton_launches import Launches, inputs
@@ -128,7 +129,9 @@ class Chunks(NamedTuple):
 
 def chunk(dtype: torch.dtype, width: int, architecture: int) -> int:
     """Tokens whose system is solved at once: all kernels of a call agree on it."""
-    return 64 if dtype == torch.bfloat16 and width <= 64 and architecture >= 90 else 32
+    if dtype != torch.bfloat16:
+        return 16
+    return 64 if width <= 64 and architecture >= 90 else 32
 
 
 def candidates(kernel: str, dtype: torch.dtype, width: int, architecture: int) -> Iterator[Config]:
@@ -136,7 +139,7 @@ def candidates(kernel: str, dtype: torch.dtype, width: int, architecture: int) -
     for size in (64, 32, 16):
         for stages in (2, 1):
             for warps in (4, 8):
-                if kernel == "read":
+                if kernel == "recall":
                     yield Config({"C": min(size, whole), "BZ": 128}, warps, stages)
                 elif kernel in ("advance", "advance_back"):  # long chains: the more programs, the better
                     yield Config({"BE": min(size, 32)}, warps, stages)
@@ -148,8 +151,10 @@ def calls(dtype: torch.dtype, width: int) -> Iterator[Callable[[], Any]]:
     for shared in (False, True):
         tokens, state = inputs(dtype, width, channels=1, shared=shared)
         tokens = tokens._replace(beta=torch.empty(tokens.log_decay.shape, device="meta"))
-        yield partial(forward, tokens, state, dtype=dtype)
-        yield partial(backward, tokens.v, state, tokens, state, learnt=not shared, dtype=state.dtype)
+        if width <= widest_heads(dtype, delta=False):
+            yield partial(forward, tokens, state, dtype=dtype)
+        if width <= widest_heads(dtype, delta=True):
+            yield partial(backward, tokens.v, state, tokens, state, learnt=not shared, dtype=state.dtype)
 
 
 FAMILY = Family(Configs(Path(__file__).with_name("triton_delta.json"), candidates), calls)

@@ -17,9 +17,9 @@ from subquad.ops.recurrence.triton_fading import (
     faded,
     fading_of,
     load_fading,
+    log_of_chunk,
     since_start,
     until_end,
-    whole,
 )
 from subquad.ops.triton.launch import kernel
 from subquad.ops.triton.products import mm
@@ -78,7 +78,7 @@ def advance_back(
         recalling = load_rows(k, at, at < n, d, D) * since * load_rates(beta, at, n)[:, None]
         of_outputs = mm(tl.trans(queries.to(LOW)), load_rows(grad, at, at < n, e, E), LOW, PRECISION)
         of_system = mm(tl.trans(recalling.to(LOW)), values, LOW, PRECISION)
-        state = faded(state, whole(logs, later, KIND), KIND) + of_outputs - of_system
+        state = faded(state, log_of_chunk(logs, later, KIND), KIND) + of_outputs - of_system
     tl.store(first_gradient + bh * D * E + of_state, state, mask=here)
 
 
@@ -157,7 +157,7 @@ def of_keys(
     if LEARNT:
         met = tl.sum(tl.sum(state.to(tl.float32) * gradient.to(tl.float32), 1), 0)
         through = tl.sum(keys * numbers, 1)
-        through = tl.cumsum(through, 0) - through + met * tl.exp(whole(logs, later, KIND))
+        through = tl.cumsum(through, 0) - through + met * tl.exp(log_of_chunk(logs, later, KIND))
         through += tl.load(flow + token + at, mask=at < n, other=0.0)
         tl.store(flow + token + at, through, mask=at < n)
     change = load_rows((solved + token * E, E), at, at < n, e, E) * load_rates(beta, at, n)[:, None]

@@ -3,7 +3,7 @@
     solve      every chunk's system by itself: U = T beta v and W = T beta (what is left of S at k) k
     advance    from chunk to chunk, a program for each part of the values: u = U - W S, and S before each
 
-after which the outputs are those of a matrix that fades, with u for v: `triton_decay_kernels.read`.
+after which the outputs are those of a matrix that fades, with u for v: `triton_decay_kernels.recall`.
 
 T is inverted by doubling: where it inverts the systems of 2^l tokens each, T - T L T with the corners of L
 between them inverts those of twice as many. That is no series of powers, so that keys which are alike cancel
@@ -18,9 +18,9 @@ from subquad.ops.recurrence.triton_fading import (
     faded,
     fading_of,
     load_fading,
+    log_of_chunk,
     since_start,
     until_end,
-    whole,
 )
 from subquad.ops.triton.launch import inlined, kernel
 from subquad.ops.triton.products import mm
@@ -97,7 +97,7 @@ def advance(
         values = load_rows((U, E), at, at < n, e, E) - mm(recalling, state, LOW, PRECISION)
         store_rows((u, E), at, at < n, e, E, values)
         keys = load_rows(k, at, at < n, d, D) * until_end(logs, later, KIND)
-        state = faded(state, whole(logs, later, KIND), KIND) + mm(
+        state = faded(state, log_of_chunk(logs, later, KIND), KIND) + mm(
             tl.trans(keys.to(LOW)), values, LOW, PRECISION
         )
     tl.store(last + bh * D * E + of_state, state, mask=here)

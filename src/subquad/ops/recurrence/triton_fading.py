@@ -93,7 +93,7 @@ def left_at_writes(logs, later, KIND: tl.constexpr, REVERSE: tl.constexpr):
 
 
 @inlined
-def whole(logs, later, KIND: tl.constexpr):
+def log_of_chunk(logs, later, KIND: tl.constexpr):
     """The logarithm of what is left at the chunk's end of what it met: one number, or (d)."""
     if KIND == "uniform":
         return times(tl.max(logs, 0), later)

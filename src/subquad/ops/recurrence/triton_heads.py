@@ -10,6 +10,7 @@ import torch
 from subquad.ops.recurrence import triton_channels
 from subquad.ops.recurrence.decay import Matrix, Values
 from subquad.ops.recurrence.rows import Tokens
+from subquad.ops.recurrence.triton import widest_heads
 from subquad.ops.recurrence.triton_launches import SCAN, Launches, inputs
 from subquad.ops.triton.configs import Config, Configs, Family
 
@@ -56,6 +57,8 @@ def candidates(kernel: str, dtype: torch.dtype, width: int, architecture: int) -
 
 
 def calls(dtype: torch.dtype, width: int) -> Iterator[Callable[[], Any]]:
+    if width > widest_heads(dtype, delta=False):
+        return
     for shared in (False, True):
         tokens, state = inputs(dtype, width, channels=1, shared=shared)
         yield partial(forward, tokens, state, dtype=dtype)

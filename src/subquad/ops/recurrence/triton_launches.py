@@ -9,7 +9,7 @@ from torch import Tensor
 from subquad.ops.recurrence.decay import LogDecays, Matrix, Queries, Values
 from subquad.ops.recurrence.rows import Tokens
 from subquad.ops.recurrence.triton_channel_kernels import read_channels
-from subquad.ops.recurrence.triton_decay_kernels import read, scan, write
+from subquad.ops.recurrence.triton_decay_kernels import recall, scan, write
 from subquad.ops.triton.configs import Config, Configs
 from subquad.ops.triton.launch import Kernel, launch, tokens
 from subquad.ops.triton.products import block, products_of
@@ -84,10 +84,10 @@ class Launches(NamedTuple):
     ) -> Tensor:
         """What x reads; turned, the states are those of z and y, and not of y and z."""
         (batch, heads, n, X), Z = x.shape, z.shape[3]
-        config, BZ = self.config(read, "BZ", Z)
+        config, BZ = self.config(recall, "BZ", Z)
         C, out = config.blocks["C"], z.new_empty(batch, heads, n, Z, dtype=dtype)
         launch(
-            read,
+            recall,
             (self.blocks, batch * heads, triton.cdiv(Z, BZ)),
             *(tokens(x), tokens(y), tokens(z), self.decays),
             *((states, 1, X) if turned else (states, Z, 1), tokens(out)),

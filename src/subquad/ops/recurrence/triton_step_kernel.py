@@ -9,7 +9,7 @@ from subquad.ops.triton.tokens import head_of
 
 
 @kernel
-def step(
+def recurrent_step(
     q, k, v, decays, beta, turns, scale, gate, before, last, out, q_scale, unit_eps, normaliser,
     norm_eps, heads,
     D: tl.constexpr, E: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr, KEYS: tl.constexpr,

@@ -9,9 +9,10 @@ import torch
 
 from subquad.ops.recurrence.decay import Matrix, Values
 from subquad.ops.recurrence.rows import Fusion, Tokens
+from subquad.ops.recurrence.triton import widest_heads
 from subquad.ops.recurrence.triton_launches import inputs
 from subquad.ops.recurrence.triton_rows import Changes, gate_of, side_by_side, turns_of
-from subquad.ops.recurrence.triton_step_kernel import step
+from subquad.ops.recurrence.triton_step_kernel import recurrent_step
 from subquad.ops.triton.configs import Config, Configs, Family
 from subquad.ops.triton.launch import launch, tokens
 from subquad.ops.triton.products import block
@@ -34,12 +35,12 @@ def forward(inputs_of_token: Tokens, state: Matrix, fusion: Fusion) -> tuple[Val
     )
     decays = log_decay, *log_decay.stride()
     launch(
-        step,
+        recurrent_step,
         (batch * heads,),
         *(*map(tokens, (q, k, v)), decays, tokens(rates), (turns, *turns.stride()[:3]), scale, tokens(gate)),
         *(state.contiguous(), last, out),
         *(fusion.q_scale, fusion.qk_l2norm_eps, fusion.gate_normalizer, fusion.rms_norm_eps, heads),
-        config=FAMILY.configs.find(step, max(q, v, key=lambda x: x.shape[3])),
+        config=FAMILY.configs.find(recurrent_step, max(q, v, key=lambda x: x.shape[3])),
         **{"D": D, "E": E, "BD": block(D), "BE": block(E), **Changes.of(fusion)._asdict()},
         CHANNELS=log_decay.shape[3] > 1,
         DELTA=beta is not None,
@@ -56,6 +57,8 @@ def candidates(kernel: str, dtype: torch.dtype, width: int, architecture: int) -
 
 def calls(dtype: torch.dtype, width: int) -> Iterator[Callable[[], Any]]:
     """As retention, gated linear attention and the gated delta rule have it."""
+    if width > widest_heads(dtype, delta=False):
+        return
     (q, k, v, logits, _), state = inputs(dtype, width, channels=width, n=1)
     head, scale = torch.empty(*q.shape[:3], 1, device="meta"), torch.empty(width, device="meta")
     normed = Fusion(rms_norm_eps=1e-5, scale=scale, gate=v)

@@ -2,7 +2,7 @@
 
     availability.py   whether they may serve a card; needs no Triton to be asked
     products.py       products that are as exact as their inputs, and the same in Triton's interpreter
-    rows.py           tokens of strided tensors, read and written with masks; tokens.py: strides in one tuple
+    tokens.py         tokens of strided tensors, read and written with masks
     configs.py        a table of block sizes, warps and stages, by architecture, dtype and width
     launch.py         the one place from which kernels are launched
     gate.py           compiles what backends launch, for cards that are not there, and judges it

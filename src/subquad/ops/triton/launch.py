@@ -109,11 +109,6 @@ def tokens(x: Tensor) -> tuple[Tensor, int, int, int]:
     return x, b, h, t
 
 
-def strides_of(x: Tensor) -> tuple[int, int, int]:
-    """Those of batch, head and token."""
-    return tokens(x)[1:]
-
-
 def ceil_div(n: int, size: int) -> int:
     """How many pieces of that size hold n; Triton's own takes ten times as long."""
     return -(-n // size)

@@ -1,4 +1,4 @@
-"""Tokens with their strides in one tuple, in place of two arguments a tensor: `rows.py` in fewer words.
+"""Tokens of strided tensors, in a tuple with their strides.
 
 A kernel is given tokens of shape (b h t _) as a tuple: where they are, and the strides of batch, head and
 token (`launch.tokens`). `head_of` makes a head's tokens of it, again a tuple, which the other functions take.
