@@ -23,7 +23,7 @@ FORMS = list(product(FeatureKind, (True, False)))
 SIZES = [(x, 64) for x in (torch.float16, torch.float32)] + [(torch.bfloat16, d) for d in (32, 64, 80, 128)]
 
 
-@pytest.mark.parametrize("operator", ["linear_attention"])
+@pytest.mark.parametrize("operator", ["linear_attention", "recurrence"])
 def test_the_kernels_give_the_numbers_of_the_reference(operator):
     refusals = {outcome.refusal for outcome in certify_backend(operator, "triton", device="cuda")}
     assert None in refusals

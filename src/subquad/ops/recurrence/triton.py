@@ -28,10 +28,8 @@ def refuses(call: RecurrenceCall) -> str | None:
         return f"it takes inputs that are all on {q.device}"
     if 0 in (*q.shape, *v.shape):
         return "it takes one token or more"
-    width, widest = (
-        max(q.shape[3], v.shape[3]),
-        widest_heads(q.dtype, delta=beta is not None and call.needs_grad),
-    )
+    gradients = beta is not None and call.needs_grad
+    width, widest = max(q.shape[3], v.shape[3]), widest_heads(q.dtype, delta=gradients)
     return None if width <= widest else f"it takes heads of at most {widest} channels here, not {width}"
 
 

@@ -135,16 +135,16 @@ def chunk(dtype: torch.dtype, width: int, architecture: int) -> int:
 
 
 def candidates(kernel: str, dtype: torch.dtype, width: int, architecture: int) -> Iterator[Config]:
-    whole = chunk(dtype, width, architecture)
-    for size in (64, 32, 16):
+    options = [{}]
+    if kernel == "recall":
+        sizes = dict.fromkeys((chunk(dtype, width, architecture), 16))
+        options = [{"C": C, "BZ": BZ} for C in sizes for BZ in (128, 64, 32)]
+    elif kernel in ("advance", "advance_back"):  # long chains: the more programs, the better
+        options = [{"BE": 32}, {"BE": 16}]
+    for blocks in options:
         for stages in (2, 1):
             for warps in (4, 8):
-                if kernel == "recall":
-                    yield Config({"C": min(size, whole), "BZ": 128}, warps, stages)
-                elif kernel in ("advance", "advance_back"):  # long chains: the more programs, the better
-                    yield Config({"BE": min(size, 32)}, warps, stages)
-                elif size == 64:
-                    yield Config({}, warps, stages)
+                yield Config(blocks, warps, stages)
 
 
 def calls(dtype: torch.dtype, width: int) -> Iterator[Callable[[], Any]]:
