@@ -152,12 +152,11 @@ def fused(name, n, dtype, *, gated):
     if fusion.gate_normalizer:
         tensors[3] = normal(1, H, n, 8, seed=3).to(dtype)  # logits
 
-    def function(*given):
-        *tokens, state, scale, gate = given
+    def function(q, k, v, log_decay, beta, state, scale, gate):
         own = fusion._replace(rotary=None if fusion.rotary is None else fusion.rotary[:, :n].to(state.dtype))
         if fusion.rms_norm_eps:
             own = own._replace(scale=scale, gate=gate if gated else None)
-        return product(*tokens, state, fusion=own)
+        return product(q, k, v, log_decay, beta, state, fusion=own)
 
     return tensors, function
 

@@ -11,6 +11,9 @@ The gradient of a decay is the flow through it: of all that was written before a
 once.
 """
 
+# branches are on constants, and Triton's tensors have no types:
+# pyright: reportPossiblyUnboundVariable=false, reportOperatorIssue=false, reportArgumentType=false
+
 import triton.language as tl
 
 from subquad.ops.recurrence.triton_fading import (

@@ -9,6 +9,9 @@
 T^T is T, read the other way round: see `triton_fading.weights`.
 """
 
+# branches are on constants, and Triton's tensors have no types:
+# pyright: reportPossiblyUnboundVariable=false, reportOperatorIssue=false, reportArgumentType=false
+
 import triton.language as tl
 
 from subquad.ops.recurrence.triton_delta_kernels import load_rates

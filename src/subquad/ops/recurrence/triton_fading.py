@@ -10,6 +10,9 @@ running sums and no quotient, so that a decay of e^-200, or of zero, costs the o
     "channel"    one for each channel of a token's key
 """
 
+# branches are on constants, and Triton's tensors have no types:
+# pyright: reportPossiblyUnboundVariable=false, reportOperatorIssue=false, reportArgumentType=false
+
 import triton.language as tl
 
 from subquad.ops.triton.launch import inlined

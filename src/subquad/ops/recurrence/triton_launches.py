@@ -148,7 +148,8 @@ class Launches(NamedTuple):
 
     @property
     def decays(self) -> tuple[Tensor, int, int, int, int]:
-        return self.log_decay, *self.log_decay.stride()
+        b, h, t, d = self.log_decay.stride()
+        return self.log_decay, b, h, t, d
 
     @property
     def saved(self) -> torch.dtype:

@@ -7,6 +7,9 @@ Queries and keys, by KEYS:
     "scaled"    queries times a factor, keys as they are
 """
 
+# branches are on constants, and Triton's tensors have no types:
+# pyright: reportPossiblyUnboundVariable=false, reportOperatorIssue=false, reportArgumentType=false
+
 import triton.language as tl
 
 from subquad.ops.triton.launch import inlined, kernel

@@ -37,8 +37,13 @@ class Changes(NamedTuple):
     def pick(self, new: Tokens, old: Tokens) -> Tokens:
         """What is changed is new."""
         q, k = self.KEYS != "none", self.KEYS in ("turned", "unit")
-        changed = (q, k, self.VALUES, self.LOGITS, False)
-        return Tokens(*(x if is_new else y for is_new, x, y in zip(changed, new, old, strict=True)))
+        return Tokens(
+            new.q if q else old.q,
+            new.k if k else old.k,
+            new.v if self.VALUES else old.v,
+            new.log_decay if self.LOGITS else old.log_decay,
+            old.beta,
+        )
 
 
 def preprocess(tokens: Tokens, fusion: Fusion) -> Tokens:
@@ -65,8 +70,10 @@ def preprocess_backward(grad: Tokens, tokens: Tokens, fusion: Fusion) -> Tokens:
         grad = grad._replace(log_decay=log_decay)
         new = new._replace(log_decay=torch.empty_like(log_decay))
     launch_before(before_backward, [tokens, grad, new], fusion, changes)
-    new = new._replace(log_decay=new.log_decay.sum_to_size(like.log_decay.shape))
-    return Tokens(*(None if y is None else x.to(y.dtype) for x, y in zip(new, like, strict=True)))
+    dlog_decay = new.log_decay.sum_to_size(like.log_decay.shape).to(like.log_decay.dtype)
+    dbeta = None if new.beta is None or like.beta is None else new.beta.to(like.beta.dtype)
+    dq, dk, dv = (x.to(like.v.dtype) for x in new[:3])
+    return Tokens(dq, dk, dv, dlog_decay, dbeta)
 
 
 def postprocess(raw: Gates, fusion: Fusion, dtype: torch.dtype) -> Gates:

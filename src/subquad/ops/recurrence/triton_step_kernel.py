@@ -1,5 +1,8 @@
 """One token of a recurrence, with all that is done to its rows, in one kernel: a program for each head."""
 
+# branches are on constants, and Triton's tensors have no types:
+# pyright: reportPossiblyUnboundVariable=false, reportOperatorIssue=false, reportArgumentType=false
+
 import triton.language as tl
 
 from subquad.ops.recurrence.triton_fading import fading_of
