@@ -35,7 +35,7 @@ def forward(call: LinearCall) -> LinearResult:
 def step(call: LinearCall) -> tuple[Tensor, Sums | ShiftedSums]:
     """The next tokens of a stream, without what a backward pass would need."""
     if call.k.shape[2] == 1:
-        return kernel_module("triton_steps").step(call)
+        return kernel_module("triton_steps").one_token(call)
     result = forward(call)
     return result.out, result.sums if call.kind.exponential else Sums(result.sums.S, result.sums.z)
 

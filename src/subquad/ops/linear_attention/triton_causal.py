@@ -2,7 +2,7 @@
 
     forward    key_sums, scan_keys              averages and log sums before each segment of tokens
                query_features, key_features     once, to be read by every tile of a segment
-               averages
+               causal_averages
     backward   key_sums, scan_keys, query_features, key_features      all of it again
                query_sums, scan_queries         the mirror of the first two, from behind
                query_gradients, key_gradients, value_gradients
@@ -22,7 +22,7 @@ from subquad.ops.linear_attention import triton_causal_gradients as gradients
 from subquad.ops.linear_attention import triton_causal_kernels as kernels
 from subquad.ops.linear_attention.sums import ShiftedSums
 from subquad.ops.linear_attention.triton_exponential_kernels import key_sums
-from subquad.ops.linear_attention.triton_inputs import SEGMENT, Inputs, directions, rows
+from subquad.ops.linear_attention.triton_inputs import SEGMENT, Inputs, directions, side_by_side
 from subquad.ops.triton.configs import Config, Configs, Family
 from subquad.ops.triton.launch import Kernel, ceil_div, launch, tokens
 from subquad.ops.triton.products import block, products_of
@@ -47,7 +47,7 @@ def forward(call: LinearCall) -> LinearResult:
     out, log_sums = call.v.new_empty(b, h, n, e), inputs.new(b, h, n)
     features = tokens(keys.query_u), tokens(keys.key_u), keys.query_tops, keys.key_tops
     W, _ = directions(call)
-    inputs.run(kernels.averages, q, v, W, valid, keys.A, keys.L, *features, tokens(out), log_sums, n=n)
+    inputs.run(kernels.causal_averages, q, v, W, valid, keys.A, keys.L, *features, tokens(out), log_sums, n=n)
     return LinearResult(out, log_sums, after, SEGMENT)
 
 
@@ -58,7 +58,7 @@ def backward(grad: Tensor, call: LinearCall, result: LinearResult) -> tuple[Tens
     dq, dk, dv = (x.new_empty(x.shape) for x in call[:3])
     keys, _ = keys_of(call, inputs)
     A, L, query_u, key_u, *tops = keys
-    n, g, out = inputs.keys, tokens(rows(grad)), tokens(result.out)
+    n, g, out = inputs.keys, tokens(side_by_side(grad)), tokens(result.out)
     log_sums, dtotals, own = result.denominator, torch.empty_like(result.denominator), segment_sums(inputs)
     of_queries = out, g, log_sums, dtotals
     inputs.run(kernels.query_sums, q, W, valid, *of_queries, *own, n=n, by="segment", split="BF")

@@ -145,7 +145,7 @@ def scan_keys(
 
 
 @kernel
-def averages(
+def causal_averages(
     q, v, W, valid, A, L, query_u, key_u, query_tops, key_tops, out, log_sums, n, heads, features, segment,
     D: tl.constexpr, E: tl.constexpr, C: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr, BF: tl.constexpr,
     FAVOR: tl.constexpr, MASK: tl.constexpr, LOW: tl.constexpr, PRECISION: tl.constexpr,

@@ -24,7 +24,7 @@ from subquad.ops.linear_attention import FeatureKind, LinearCall, LinearResult, 
 from subquad.ops.linear_attention import triton_exponential_kernels as kernels
 from subquad.ops.linear_attention.sums import ShiftedSums
 from subquad.ops.linear_attention.triton import WIDEST_FLOAT32
-from subquad.ops.linear_attention.triton_inputs import PARTS, SEGMENT, Inputs, directions, rows
+from subquad.ops.linear_attention.triton_inputs import PARTS, SEGMENT, Inputs, directions, side_by_side
 from subquad.ops.triton.configs import Config, Configs, Family
 from subquad.ops.triton.launch import ceil_div, launch, tokens
 from subquad.ops.triton.products import block, products_of
@@ -49,7 +49,7 @@ def backward(grad: Tensor, call: LinearCall, result: LinearResult) -> tuple[Tens
     W, half = directions(call)
     dq, dk, dv = (x.new_empty(x.shape) for x in call[:3])
     A, L, _ = merged(inputs, result.sums, 1)
-    g, out, n = tokens(rows(grad)), tokens(result.out), inputs.queries
+    g, out, n = tokens(side_by_side(grad)), tokens(result.out), inputs.queries
     log_sums, dtotals = result.denominator, torch.empty_like(result.denominator)
     inputs.run(kernels.query_gradients, q, W, valid, A, L, out, g, log_sums, dtotals, tokens(dq), n=n)
     parts = triton_features.Segments(inputs, n)

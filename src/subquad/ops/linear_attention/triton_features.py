@@ -22,7 +22,7 @@ from torch import Tensor
 from subquad.ops.linear_attention import FeatureKind, LinearCall, LinearResult
 from subquad.ops.linear_attention import triton_feature_kernels as kernels
 from subquad.ops.linear_attention.sums import ShiftedSums, Sums
-from subquad.ops.linear_attention.triton_inputs import SEGMENT, Inputs, rows
+from subquad.ops.linear_attention.triton_inputs import SEGMENT, Inputs, side_by_side
 from subquad.ops.triton.configs import Config, Configs, Family
 from subquad.ops.triton.launch import ceil_div, launch, tokens
 
@@ -43,7 +43,7 @@ def backward(grad: Tensor, call: LinearCall, result: LinearResult) -> tuple[Tens
     inputs = Inputs(call, CONFIGS)
     dq, dk, dv = (x.new_empty(x.shape) for x in call[:3])
     q, k, _, valid = inputs.all
-    g, totals, dtotals = tokens(rows(grad)), result.denominator, torch.empty_like(result.denominator)
+    g, totals, dtotals = tokens(side_by_side(grad)), result.denominator, torch.empty_like(result.denominator)
     states = key_states(inputs)[0] if call.causal else whole(Sums(result.sums.S, result.sums.z))
     sums, out, n = Segments(inputs, inputs.queries), tokens(result.out), inputs.queries
     own = q, out, g, valid, totals, dtotals, sums.own

@@ -18,7 +18,7 @@ class Inputs:
     """What the kernels of a call have in common: tokens, sizes, constants and the table of their family."""
 
     def __init__(self, call: LinearCall, configs: Configs) -> None:
-        q, k, v = map(rows, call[:3])
+        q, k, v = map(side_by_side, call[:3])
         (self.b, self.h, self.queries, d), self.keys, self.e = q.shape, k.shape[2], v.shape[3]
         self.v, self.configs, self.causal, self.features = v, configs, call.causal, call.features
         self.masked = call.valid is not None
@@ -58,7 +58,7 @@ class Inputs:
         )
 
 
-def rows(x: Tensor) -> Tensor:
+def side_by_side(x: Tensor) -> Tensor:
     """Tokens whose numbers lie side by side."""
     return x if x.stride(3) == 1 else x.contiguous()
 

@@ -107,7 +107,7 @@ def exponential_step(
     tl.store(out + bh * E + e, o.to(out.dtype.element_ty), mask=e < E)
 
 
-def step(call: LinearCall) -> tuple[Tensor, Sums | ShiftedSums]:
+def one_token(call: LinearCall) -> tuple[Tensor, Sums | ShiftedSums]:
     """Outputs and the sums after one token."""
     inputs = Inputs(call, CONFIGS)
     q, k, v, valid = inputs.all
@@ -140,7 +140,7 @@ def calls(dtype: torch.dtype, width: int) -> Iterator[Callable[[], Any]]:
         q = torch.empty(2, 4, 1, width, dtype=dtype, device="meta")
         W = q.new_empty(256, width, dtype=torch.float32) if kind == FeatureKind.FAVOR else None
         call = LinearCall(q, q, q, W, q.new_empty(2, 1, dtype=torch.bool), kind, True)
-        yield lambda call=call: step(call._replace(before=step(call)[1]))
+        yield lambda call=call: one_token(call._replace(before=one_token(call)[1]))
 
 
 CONFIGS = Configs(Path(__file__).with_suffix(".json"), candidates)
