@@ -41,7 +41,7 @@ def candidates(kernel: str, dtype: torch.dtype, width: int, architecture: int) -
     if kernel == "scan":
         yield SCAN
         return
-    for C in (32, 16):
+    for C in (32, 16) if dtype == torch.bfloat16 else (16,):
         for size in (128, 64, 32):
             if size // 2 < max(width, 32):
                 for stages in (2, 1):
