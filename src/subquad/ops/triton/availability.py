@@ -17,7 +17,7 @@ from subquad.ops.backends import wanted
 SWITCH = "SUBQUAD_TRITON"
 OLDEST = (3, 6)
 PROVEN: frozenset[tuple[int, tuple[int, ...]]] = frozenset()  # major capability, version: none has run yet
-ARCHITECTURES = {9: 90}  # by major capability: those that tables of block sizes have
+ARCHITECTURES = {8: 80, 9: 90}  # by major capability: those that tables of block sizes have
 BLACKWELL = "; Triton adds two products of a loop's round wrongly there (triton issue 10821)"
 PRECISIONS = (torch.float32, torch.float16, torch.bfloat16)
 
