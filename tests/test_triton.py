@@ -11,18 +11,19 @@ import torch
 import subquad
 from subquad.ops.triton import availability
 
-triton = pytest.importorskip("triton")
-tl = pytest.importorskip("triton.language")
+pytest.importorskip("triton")
 if availability.interpreted():
     pytest.skip("Triton interprets here, and compiles nothing", allow_module_level=True)
 
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
-from subquad.ops.triton.configs import Config  # noqa: E402
-from subquad.ops.triton.gate import SHARED, Need, cases, check, families, need_of  # noqa: E402
-from subquad.ops.triton.launch import kernel, launch, recorded  # noqa: E402
-from subquad.ops.triton.miscompiled import chained_products, transposed_products  # noqa: E402
+from subquad.ops.triton.configs import Config
+from subquad.ops.triton.gate import SHARED, Need, cases, check, families, need_of
+from subquad.ops.triton.launch import kernel, launch, recorded
+from subquad.ops.triton.miscompiled import chained_products, transposed_products
 
 INTERPRETED = sorted((Path(__file__).parent / "interpreted").glob("test_*.py"))
 

@@ -15,7 +15,8 @@ gradient of an output and w_i = -g_i . out_i:
 Totals are of weights as they are rounded to weigh values. Logarithms are of base 2, but for the shifts c of
 sums. With FAVOR, log phi is x . W_f, for keys less |x|^2 times `half`; else logs are given.
 """
-# pyright: reportPossiblyUnboundVariable=false, reportOperatorIssue=false (branches on constants, Triton's tensors)
+# branches on constants and Triton's tensors are beyond pyright
+# pyright: reportPossiblyUnboundVariable=false, reportOperatorIssue=false, reportArgumentType=false
 
 import triton.language as tl
 

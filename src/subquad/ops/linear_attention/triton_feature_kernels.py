@@ -14,7 +14,8 @@ whether features are elu + 1 of the inputs, MASK whether there is padding, ONE w
 block, which then stays where it is from tile to tile. A state is a tuple: S, z, and the strides of head and
 segment of either.
 """
-# pyright: reportPossiblyUnboundVariable=false, reportOperatorIssue=false (branches on constants, Triton's tensors)
+# branches on constants and Triton's tensors are beyond pyright
+# pyright: reportPossiblyUnboundVariable=false, reportOperatorIssue=false, reportArgumentType=false
 
 import triton.language as tl
 
