@@ -11,7 +11,7 @@ The gradients are the same by exchange of roles. Where time runs backwards, a st
     dq         recall  x = grad  y = v     z = k        of S^T
     dk         recall  x = v     y = grad  z = q        of R^T       backwards
 
-the last two where a token has one decay; decays by channel take `channels.py`.
+the last two where a token has one decay; decays by channel take `triton_channel_kernels.py`.
 """
 
 import triton.language as tl

@@ -1,4 +1,4 @@
-"""What the kernels of the recurrences share: rows of tokens, and what decays leave of them within a chunk.
+"""What the kernels of the recurrences share: what decays leave of tokens within a chunk, and of a state.
 
 What is left between two tokens is the exponential of a sum of logarithms, each of them once: no difference of
 running sums and no quotient, so that a decay of e^-200, or of zero, costs the others nothing.
