@@ -55,6 +55,7 @@ MAY_IMPORT = {
     "__main__": {"cli"},
 }
 THIRD_PARTY = {
+    "ops": CORE | {"triton"},
     "testing": CORE | {"numpy"},
     "metrics": CORE | {"numpy", "sklearn"},
     "objectives": CORE | {"numpy"},
@@ -98,6 +99,10 @@ def test_imports_point_downwards(path):
             target = HOME.get(rest, rest.partition(".")[0])
             allowed = MAY_IMPORT[layer] | {layer} | EVERYWHERE
             assert target in allowed, f"{path.name} ({layer}) imports {name}"
+        elif top == "triton":
+            assert path.name.startswith("triton_") or path.parent.name == "triton", (
+                f"{path.name} imports {name}"
+            )
         elif top not in sys.stdlib_module_names:
             assert top in THIRD_PARTY.get(layer, CORE), f"{path.name} ({layer}) imports {name}"
 

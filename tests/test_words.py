@@ -13,6 +13,8 @@ MOST = 3  # modules that may define one name, beyond which it says nothing any m
 
 # every backend of an operator has them, so that one can stand for another: `subquad.ops.backends.Backend`
 PROTOCOL = {"refuses", "forward", "backward", "initial", "advance", "make_call", "BACKENDS", "SCHEMA"}
+# and every family of Triton kernels these: `subquad.ops.triton.configs.Family`
+PROTOCOL |= {"FAMILY", "CONFIGS", "calls", "candidates"}
 
 RETIRED = {
     *("Around", "Given", "Live", "Map", "Mixed", "Pulled", "Sight", "Trained", "Watch"),

@@ -273,7 +273,7 @@ def backend(function: Callable[..., Any] | None = None, *inputs: Any, **named: A
     """Which backend serves a call of an operator, a mechanism or a model, and why the others refuse.
 
     `backend(function, *inputs, **named)` calls the function, and gives the choices that operators made on the
-    way, once each. `backend()` says what computes on this machine's CPU, compiled kernels or PyTorch.
+    way, once each. `backend()` says what computes on this machine, compiled kernels or PyTorch.
     """
     if function is None:
         return import_module("subquad.ops.native.library").kernels_in_use()

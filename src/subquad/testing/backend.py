@@ -81,10 +81,11 @@ def refusal(trial: Trial, backend: str, *, dtype: torch.dtype, device: str) -> s
     with using("reference"):
         expected = results(trial, tuple(x.double() for x in narrow))
     rounding = 1e-4 if dtype == torch.float32 else 8 * torch.finfo(dtype).eps
+    least = 0.2  # what cancels, as gradients of a single token do, is as exact as its terms of about one
     for n, (ours, theirs) in enumerate(zip(actual, expected, strict=True)):
         largest = theirs.abs().max().item() if theirs.numel() else 0.0
         try:
-            assert_close(ours.double(), theirs, rtol=rounding, atol=rounding * max(largest, 0.1))
+            assert_close(ours.double(), theirs, rtol=rounding, atol=rounding * max(largest, least))
         except AssertionError as error:
             raise AssertionError(f"{backend!r} in {dtype}, {trial.name}, result {n}: {error}") from error
     return None

@@ -75,7 +75,7 @@ class LinearResult(NamedTuple):
     chunk: int  # tokens of a causal chunk
 
 
-BACKENDS = Backends[LinearCall](__name__, "cpu", "parallel", "reference")
+BACKENDS = Backends[LinearCall](__name__, "cpu", "triton", "parallel", "reference")
 
 
 def linear_attention(

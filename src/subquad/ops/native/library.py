@@ -11,6 +11,7 @@ from torch import Tensor
 
 from subquad.ops.backends import warn_once
 from subquad.ops.native import build
+from subquad.ops.triton import availability
 
 Strides = ctypes.c_int64 * 3
 REMEDY = "python -m subquad.ops.native"
@@ -19,23 +20,25 @@ SETS = {"AVX512": ("avx512", "avx2", "baseline"), "AVX2": ("avx2", "baseline")}
 
 
 class Kernels(NamedTuple):
-    """What computes on the CPU, in float32 and half precision."""
+    """What computes on the CPU, in float32 and half precision, and on CUDA."""
 
     name: Literal["native", "torch"]
     reason: str
+    cuda: str  # what computes on a card, and why
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.reason}"
+        return f"{self.name}: {self.reason}\nCUDA: {self.cuda}"
 
 
 def kernels_in_use() -> Kernels:
-    """What computes on the CPU, subquad's own kernels or PyTorch's operators, and why.
+    """What computes on the CPU and on CUDA, subquad's own kernels or PyTorch's operators, and why.
 
     Kernels take float32, and half precision as it is or widened; float64 takes the operators. In the
-    environment that a process starts with, SUBQUAD_NATIVE=0 switches the kernels off.
+    environment that a process starts with, SUBQUAD_NATIVE=0 switches off those for the CPU, SUBQUAD_TRITON=0
+    those for CUDA.
     """
-    reason = missing()
-    return Kernels("native", load_library()[1]) if reason is None else Kernels("torch", reason)
+    reason, cuda = missing(), availability.in_use()
+    return Kernels("native", load_library()[1], cuda) if reason is None else Kernels("torch", reason, cuda)
 
 
 def missing() -> str | None:

@@ -38,7 +38,7 @@ class RecurrenceResult(NamedTuple):
     state: Matrix
 
 
-BACKENDS = Backends[RecurrenceCall](__name__, "cpu", "fla", "parallel", "reference")
+BACKENDS = Backends[RecurrenceCall](__name__, "cpu", "triton", "fla", "parallel", "reference")
 
 
 def decayed_product(

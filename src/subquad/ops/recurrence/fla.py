@@ -1,12 +1,17 @@
-"""The Triton kernels of flash-linear-attention, for half precision on CUDA, where that is installed.
+"""The Triton kernels of flash-linear-attention, for half precision on CUDA, where these are sound.
 
-Speed and precision there have not been measured by us; the tests hold only the wiring against `fla`'s plain
-PyTorch. Its tensors are (batch, time, heads, width) and its states (batch, heads, d, e), in float32, as ours.
+Its tensors are (batch, time, heads, width) and its states (batch, heads, d, e), in float32, as ours. Speed
+and precision have not been measured by us; the tests hold only the wiring against `fla`'s plain PyTorch.
+
+Triton compiles its gradients wrongly on Hopper in some versions, which it refuses with a RuntimeError
+(fla-org/flash-linear-attention issue 640), and chunked recurrences on newer cards (triton-lang/triton issues
+9871 and 10821). Which they are is known from versions, once for each card.
 """
 
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 import torch
@@ -16,8 +21,13 @@ from subquad.ops.recurrence import RecurrenceCall, RecurrenceResult, rows
 from subquad.ops.recurrence.rows import Fusion, Gradients, RecurrenceInputs
 from subquad.ops.shared.graphed import recording
 from subquad.ops.shared.precision import NARROW, wide
+from subquad.ops.triton import availability
 
 WIDEST = 256  # keys, in the kernels
+OLDEST = (0, 4)  # whose functions take these names and this layout
+HOPPER, BLACKWELL = 9, 10  # major compute capabilities
+WRONG_ON_HOPPER = ((3, 4), (3, 7, 1))  # versions of Triton, the first and the one that has mended it
+UPGRADE = "pip install -U triton fla-core"
 
 
 def refuses(call: RecurrenceCall) -> str | None:
@@ -26,12 +36,37 @@ def refuses(call: RecurrenceCall) -> str | None:
         return "it takes half precision on CUDA"
     if q.shape[2] == 0 or q.shape[3] > WIDEST:
         return f"it takes one token or more, of keys no wider than {WIDEST}"
-    return None if installed() else "it is not installed (pip install fla-core triton)"
+    major, _ = torch.cuda.get_device_capability(q.device)
+    return missing() or unsound(major, gradients=call.needs_grad)
 
 
 @cache
-def installed() -> bool:
-    return find_spec("fla") is not None
+def missing() -> str | None:
+    """Why there is nothing to call."""
+    if find_spec("fla") is None:
+        return "it is not installed (pip install fla-core triton)"
+    try:
+        installed = version("fla-core")
+    except PackageNotFoundError:
+        installed = "0"
+    if tuple(int(part) for part in installed.split(".")[:2] if part.isdigit()) < OLDEST:
+        return f"fla-core {installed} is too old ({UPGRADE})"
+    return None
+
+
+@cache
+def unsound(major: int, *, gradients: bool) -> str | None:
+    """Why it would give wrong numbers on cards of that major compute capability, or none."""
+    triton = availability.version()
+    if isinstance(triton, str):
+        return triton
+    first, mended = WRONG_ON_HOPPER
+    shown = availability.shown(triton)
+    if major >= BLACKWELL:
+        return f"Triton {shown} compiles recurrences wrongly on cards of compute capability {major}"
+    if major == HOPPER and gradients and first <= triton < mended:
+        return f"Triton {shown} compiles its gradients wrongly on Hopper ({UPGRADE})"
+    return None
 
 
 def forward(call: RecurrenceCall) -> RecurrenceResult:

@@ -1,0 +1,76 @@
+"""Triton kernels for CUDA, of the modules `triton_*.py`: those of a rule, and those of what is done to rows.
+
+Nothing but the inputs, and the outputs before their norm, is kept for the backward pass. The number of
+launches does not grow with the length. Results repeat bit by bit: no sum depends on which program ends first.
+"""
+
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from subquad.ops.recurrence import RecurrenceCall, RecurrenceResult
+from subquad.ops.recurrence.rows import Gradients
+from subquad.ops.triton.availability import why_not
+
+# the widest heads whose kernels take no more registers than there are: `python -m subquad.ops.triton`
+WIDEST_HEADS = {torch.bfloat16: 128, torch.float16: 64, torch.float32: 64}
+WIDEST_DELTA = {torch.bfloat16: 64, torch.float16: 64, torch.float32: 32}  # with gradients
+
+
+def refuses(call: RecurrenceCall) -> str | None:
+    (q, k, v, log_decay, beta), state, fusion, *_ = call
+    if reason := why_not(q, k, v, fusion.gate):
+        return reason
+    others = (log_decay, beta, state, fusion.scale, fusion.rotary)
+    if any(x is not None and x.device != q.device for x in others):
+        return f"it takes inputs that are all on {q.device}"
+    if 0 in (*q.shape, *v.shape):
+        return "it takes one token or more"
+    gradients = beta is not None and call.needs_grad
+    width, widest = max(q.shape[3], v.shape[3]), widest_heads(q.dtype, delta=gradients)
+    return None if width <= widest else f"it takes heads of at most {widest} channels here, not {width}"
+
+
+def widest_heads(dtype: torch.dtype, *, delta: bool) -> int:
+    """`delta`: with gradients of the delta rule."""
+    return (WIDEST_DELTA if delta else WIDEST_HEADS)[dtype]
+
+
+def forward(call: RecurrenceCall) -> RecurrenceResult:
+    (tokens, state, fusion, *_), rows, kernels = call, load("rows"), kernels_of(call)
+    dtype, nothing = tokens.v.dtype, call.state.new_empty(0)
+    if tokens.q.shape[2] == 1 and not call.needs_grad:
+        out, last = load("steps").forward(tokens, state, fusion)
+        return RecurrenceResult(out, nothing, last)
+    tokens = rows.preprocess(tokens, fusion)
+    if not fusion.rms_norm_eps:
+        out, last = kernels.forward(tokens, state, dtype=dtype)
+        return RecurrenceResult(out, nothing, last)
+    raw, last = kernels.forward(tokens, state, dtype=state.dtype)
+    return RecurrenceResult(rows.postprocess(raw, fusion, dtype), raw if call.needs_grad else nothing, last)
+
+
+def backward(grads: tuple[Tensor, Tensor], call: RecurrenceCall, raw: Tensor) -> Gradients:
+    (grad, grad_state), rows, kernels = grads, load("rows"), kernels_of(call)
+    inputs, state, fusion, _, learnt = call
+    dscale = dgate = state.new_empty(0)
+    # of gradients on their way, for which float16 has not the range
+    dtype = torch.bfloat16 if inputs.v.dtype == torch.bfloat16 else state.dtype
+    if fusion.rms_norm_eps:
+        grad, dscale, dgate = rows.postprocess_backward(grad, raw, fusion, dtype)
+    tokens = rows.preprocess(inputs, fusion)
+    grad = rows.side_by_side(grad)
+    dtokens, dstate = kernels.backward(grad, grad_state, tokens, state, learnt=learnt, dtype=dtype)
+    return Gradients(rows.preprocess_backward(dtokens, inputs, fusion), dstate, dscale, dgate)
+
+
+def kernels_of(call: RecurrenceCall) -> Any:
+    *_, log_decay, beta = call.tokens
+    return load("delta" if beta is not None else "heads" if log_decay.shape[3] == 1 else "channels")
+
+
+def load(name: str) -> Any:
+    """A module that launches kernels: it loads Triton, and is therefore loaded where it serves."""
+    return import_module(f"subquad.ops.recurrence.triton_{name}")

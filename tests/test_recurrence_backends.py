@@ -1,0 +1,74 @@
+"""Which backend serves a recurrence where, and why not another: by versions, cards, dtypes and widths."""
+
+import pytest
+import torch
+
+from subquad.ops.recurrence import NOTHING, RecurrenceCall, fla, triton
+from subquad.ops.recurrence.rows import Tokens
+from subquad.ops.triton import availability
+
+
+@pytest.fixture
+def unsound(monkeypatch):
+    """Why flash-linear-attention is not taken with a version of Triton, on a generation of cards."""
+
+    def verdict(version, major, *, gradients):
+        monkeypatch.setattr(availability, "version", lambda: version)
+        fla.unsound.cache_clear()
+        return fla.unsound(major, gradients=gradients)
+
+    yield verdict
+    fla.unsound.cache_clear()
+
+
+@pytest.mark.parametrize("version", [(3, 4, 0), (3, 6, 0), (3, 7, 0)])
+def test_its_gradients_are_not_taken_where_triton_compiles_them_wrongly(version, unsound):
+    reason = unsound(version, 9, gradients=True)
+    assert "Hopper" in reason
+    assert "pip install -U triton" in reason
+    assert unsound(version, 9, gradients=False) is None
+    assert unsound(version, 8, gradients=True) is None
+
+
+def test_where_triton_was_mended_its_gradients_are_taken(unsound):
+    assert unsound((3, 7, 1), 9, gradients=True) is None
+    assert unsound((3, 3, 1), 9, gradients=True) is None
+
+
+def test_on_cards_of_which_nothing_is_known_it_is_not_taken(unsound):
+    assert "capability 10" in unsound((3, 8, 0), 10, gradients=False)
+
+
+def test_without_triton_the_remedy_is_named(unsound):
+    assert "pip install" in unsound("Triton cannot be loaded: pip install it", 8, gradients=False)
+
+
+def call(dtype=torch.float32, width=8, n=4, *, delta=False, needs_grad=False):
+    q, state = torch.zeros(1, 1, n, width, dtype=dtype), torch.zeros(1, 1, width, width)
+    log_decay = torch.zeros(1, 1, n, 1)
+    return RecurrenceCall(
+        Tokens(q, q, q, log_decay, log_decay if delta else None), state, NOTHING, needs_grad
+    )
+
+
+def test_kernels_do_not_serve_a_cpu():
+    assert "CUDA" in str(triton.refuses(call()))
+
+
+@pytest.fixture
+def on_a_card(monkeypatch):
+    monkeypatch.setattr(triton, "why_not", lambda *inputs: None)
+
+
+@pytest.mark.parametrize(
+    ("refused", "taken"),
+    [
+        ({"dtype": torch.bfloat16, "width": 129}, {"dtype": torch.bfloat16, "width": 128}),
+        ({"width": 65}, {"width": 64}),
+        ({"width": 64, "delta": True, "needs_grad": True}, {"width": 64, "delta": True}),
+        ({"n": 0}, {"n": 1}),
+    ],
+)
+def test_kernels_refuse_what_registers_do_not_hold(refused, taken, on_a_card):
+    assert triton.refuses(call(**refused)) is not None
+    assert triton.refuses(call(**taken)) is None
