@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from subquad.ops.recurrence import NOTHING, RecurrenceCall, fla, triton
-from subquad.ops.recurrence.rows import Tokens
+from subquad.ops.recurrence.rows import RecurrenceInputs
 from subquad.ops.triton import availability
 
 
@@ -47,7 +47,7 @@ def call(dtype=torch.float32, width=8, n=4, *, delta=False, needs_grad=False):
     q, state = torch.zeros(1, 1, n, width, dtype=dtype), torch.zeros(1, 1, width, width)
     log_decay = torch.zeros(1, 1, n, 1)
     return RecurrenceCall(
-        Tokens(q, q, q, log_decay, log_decay if delta else None), state, NOTHING, needs_grad
+        RecurrenceInputs(q, q, q, log_decay, log_decay if delta else None), state, NOTHING, needs_grad
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from subquad.ops.recurrence.decay import Matrix, Values
-from subquad.ops.recurrence.rows import Tokens
+from subquad.ops.recurrence.rows import RecurrenceInputs
 from subquad.ops.recurrence.triton import widest_heads
 from subquad.ops.recurrence.triton_launches import SCAN, Launches, inputs
 from subquad.ops.triton.configs import Config, Configs, Family
@@ -16,7 +16,7 @@ from subquad.ops.triton.configs import Config, Configs, Family
 PARTS = {"write": "BE", "recall": "BZ", "read_channels": "BD"}  # what programs may share
 
 
-def forward(tokens: Tokens, state: Matrix, *, dtype: torch.dtype) -> tuple[Values, Matrix]:
+def forward(tokens: RecurrenceInputs, state: Matrix, *, dtype: torch.dtype) -> tuple[Values, Matrix]:
     """Outputs in that dtype, and the last state."""
     q, k, v, log_decay, _ = tokens
     run = Launches.of(FAMILY.configs, q, v, log_decay, by_channel=True)
@@ -25,8 +25,14 @@ def forward(tokens: Tokens, state: Matrix, *, dtype: torch.dtype) -> tuple[Value
 
 
 def backward(
-    grad: Values, grad_state: Matrix, tokens: Tokens, state: Matrix, *, learnt: bool, dtype: torch.dtype
-) -> tuple[Tokens, Matrix]:
+    grad: Values,
+    grad_state: Matrix,
+    tokens: RecurrenceInputs,
+    state: Matrix,
+    *,
+    learnt: bool,
+    dtype: torch.dtype,
+) -> tuple[RecurrenceInputs, Matrix]:
     """Gradients of what `forward` takes, those of q, k and v in that dtype."""
     q, k, v, log_decay, _ = tokens
     run = Launches.of(FAMILY.configs, q, v, log_decay, by_channel=True)
@@ -34,7 +40,7 @@ def backward(
     gradients, dstate = run.states(q, grad, grad_state, backwards=True)
     dv = run.read(k, q, grad, gradients, dtype, turned=False, backwards=True)
     dq, dk, flow = run.read_channels(grad, q, k, v, states, gradients, dtype, learnt=learnt)
-    return Tokens(dq, dk, dv, flow.sum_to_size(log_decay.shape), None), dstate
+    return RecurrenceInputs(dq, dk, dv, flow.sum_to_size(log_decay.shape), None), dstate
 
 
 def candidates(kernel: str, dtype: torch.dtype, width: int, architecture: int) -> Iterator[Config]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from subquad.ops.recurrence.decay import Matrix, Queries, Values
 from subquad.ops.recurrence.delta_rule import Betas
-from subquad.ops.recurrence.rows import Tokens
+from subquad.ops.recurrence.rows import RecurrenceInputs
 from subquad.ops.recurrence.triton import widest_heads
 from subquad.ops.recurrence.triton_delta_backward import advance_back, of_keys, of_queries, solve_back
 from subquad.ops.recurrence.triton_delta_kernels import advance, solve
@@ -24,7 +24,7 @@ from subquad.ops.triton.launch import Kernel, architecture_of, launch, tokens
 from subquad.ops.triton.products import block
 
 
-def forward(tokens: Tokens, state: Matrix, *, dtype: torch.dtype) -> tuple[Values, Matrix]:
+def forward(tokens: RecurrenceInputs, state: Matrix, *, dtype: torch.dtype) -> tuple[Values, Matrix]:
     """Outputs in that dtype, and the last state."""
     run = Chunks.of(tokens, state)
     u, states, last = run.values()
@@ -32,15 +32,21 @@ def forward(tokens: Tokens, state: Matrix, *, dtype: torch.dtype) -> tuple[Value
 
 
 def backward(
-    grad: Values, grad_state: Matrix, tokens: Tokens, state: Matrix, *, learnt: bool, dtype: torch.dtype
-) -> tuple[Tokens, Matrix]:
+    grad: Values,
+    grad_state: Matrix,
+    tokens: RecurrenceInputs,
+    state: Matrix,
+    *,
+    learnt: bool,
+    dtype: torch.dtype,
+) -> tuple[RecurrenceInputs, Matrix]:
     """Gradients of what `forward` takes, those of q, k and v in that dtype."""
     run = Chunks.of(tokens, state)
     inverses = run.each_chunk(run.fading.size, run.fading.size)
     u, states, _ = run.values(inverses)
     solved, gradients, dstate = run.right_sides(grad, grad_state, inverses)
     dq, dk, dv, dbeta, flow = run.gradients(grad, u, states, solved, gradients, dtype, learnt=learnt)
-    return Tokens(dq, dk, dv, flow.sum_to_size(tokens.log_decay.shape), dbeta), dstate
+    return RecurrenceInputs(dq, dk, dv, flow.sum_to_size(tokens.log_decay.shape), dbeta), dstate
 
 
 class Chunks(NamedTuple):
@@ -54,7 +60,7 @@ class Chunks(NamedTuple):
     fading: Launches
 
     @classmethod
-    def of(cls, tokens: Tokens, state: Matrix) -> "Chunks":
+    def of(cls, tokens: RecurrenceInputs, state: Matrix) -> "Chunks":
         q, k, v, log_decay, beta = tokens
         assert beta is not None
         fading = Launches.of(FAMILY.configs, q, v, log_decay, by_channel=False)

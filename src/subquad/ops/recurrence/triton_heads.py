@@ -9,13 +9,13 @@ import torch
 
 from subquad.ops.recurrence import triton_channels
 from subquad.ops.recurrence.decay import Matrix, Values
-from subquad.ops.recurrence.rows import Tokens
+from subquad.ops.recurrence.rows import RecurrenceInputs
 from subquad.ops.recurrence.triton import widest_heads
 from subquad.ops.recurrence.triton_launches import SCAN, Launches, inputs
 from subquad.ops.triton.configs import Config, Configs, Family
 
 
-def forward(tokens: Tokens, state: Matrix, *, dtype: torch.dtype) -> tuple[Values, Matrix]:
+def forward(tokens: RecurrenceInputs, state: Matrix, *, dtype: torch.dtype) -> tuple[Values, Matrix]:
     """Outputs in that dtype, and the last state."""
     q, k, v, log_decay, _ = tokens
     run = Launches.of(FAMILY.configs, q, v, log_decay, by_channel=False)
@@ -24,8 +24,14 @@ def forward(tokens: Tokens, state: Matrix, *, dtype: torch.dtype) -> tuple[Value
 
 
 def backward(
-    grad: Values, grad_state: Matrix, tokens: Tokens, state: Matrix, *, learnt: bool, dtype: torch.dtype
-) -> tuple[Tokens, Matrix]:
+    grad: Values,
+    grad_state: Matrix,
+    tokens: RecurrenceInputs,
+    state: Matrix,
+    *,
+    learnt: bool,
+    dtype: torch.dtype,
+) -> tuple[RecurrenceInputs, Matrix]:
     """Gradients of what `forward` takes, those of q, k and v in that dtype.
 
     Decays that are learnt are taken for those of their channels, all alike.
@@ -39,7 +45,7 @@ def backward(
     dq = run.read(grad, v, k, states, dtype, turned=True, backwards=False)
     dk = run.read(v, grad, q, gradients, dtype, turned=True, backwards=True)
     dv = run.read(k, q, grad, gradients, dtype, turned=False, backwards=True)
-    return Tokens(dq, dk, dv, state.new_zeros(1).expand(log_decay.shape), None), dstate
+    return RecurrenceInputs(dq, dk, dv, state.new_zeros(1).expand(log_decay.shape), None), dstate
 
 
 def candidates(kernel: str, dtype: torch.dtype, width: int, architecture: int) -> Iterator[Config]:

@@ -7,7 +7,7 @@ import triton
 from torch import Tensor
 
 from subquad.ops.recurrence.decay import LogDecays, Matrix, Queries, Values
-from subquad.ops.recurrence.rows import Tokens
+from subquad.ops.recurrence.rows import RecurrenceInputs
 from subquad.ops.recurrence.triton_channel_kernels import read_channels
 from subquad.ops.recurrence.triton_decay_kernels import recall, scan, write
 from subquad.ops.triton.configs import Config, Configs
@@ -158,7 +158,7 @@ class Launches(NamedTuple):
 
 def inputs(
     dtype: torch.dtype, width: int, *, channels: int, shared: bool = False, n: int = 512
-) -> tuple[Tokens, Matrix]:
+) -> tuple[RecurrenceInputs, Matrix]:
     """Tokens and a state without memory, for launches that are recorded.
 
     `shared`: one decay for all tokens.
@@ -169,4 +169,4 @@ def inputs(
     )
     log_decay = torch.empty(batch, heads, 1 if shared else n, channels, device="meta")
     state = torch.empty(batch, heads, width, width, device="meta")
-    return Tokens(q, k, v, log_decay.expand(batch, heads, n, channels), None), state
+    return RecurrenceInputs(q, k, v, log_decay.expand(batch, heads, n, channels), None), state

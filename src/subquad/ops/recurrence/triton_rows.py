@@ -9,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from subquad.ops.recurrence.rows import Fusion, Gates, Rows, Scale, Tokens
+from subquad.ops.recurrence.rows import Fusion, Gates, RecurrenceInputs, Rows, Scale
 from subquad.ops.recurrence.triton import widest_heads
 from subquad.ops.recurrence.triton_launches import inputs
 from subquad.ops.recurrence.triton_row_kernels import after, after_backward, before, before_backward
@@ -34,10 +34,10 @@ class Changes(NamedTuple):
             keys = "turned"
         return cls(keys, fusion.swish_values, bool(fusion.gate_normalizer))
 
-    def pick(self, new: Tokens, old: Tokens) -> Tokens:
+    def pick(self, new: RecurrenceInputs, old: RecurrenceInputs) -> RecurrenceInputs:
         """What is changed is new."""
         q, k = self.KEYS != "none", self.KEYS in ("turned", "unit")
-        return Tokens(
+        return RecurrenceInputs(
             new.q if q else old.q,
             new.k if k else old.k,
             new.v if self.VALUES else old.v,
@@ -46,7 +46,7 @@ class Changes(NamedTuple):
         )
 
 
-def preprocess(tokens: Tokens, fusion: Fusion) -> Tokens:
+def preprocess(tokens: RecurrenceInputs, fusion: Fusion) -> RecurrenceInputs:
     """As the recurrence takes them: in their own dtype, but decays that were logits in float32."""
     tokens, changes = tokens.each(side_by_side), Changes.of(fusion)
     new = changes.pick(tokens.each(room), tokens)
@@ -58,7 +58,7 @@ def preprocess(tokens: Tokens, fusion: Fusion) -> Tokens:
     return new
 
 
-def preprocess_backward(grad: Tokens, tokens: Tokens, fusion: Fusion) -> Tokens:
+def preprocess_backward(grad: RecurrenceInputs, tokens: RecurrenceInputs, fusion: Fusion) -> RecurrenceInputs:
     """Gradients of tokens in their own dtype, from those of what `preprocess` makes of them."""
     like, changes = tokens, Changes.of(fusion)
     tokens = tokens.each(side_by_side)
@@ -73,7 +73,7 @@ def preprocess_backward(grad: Tokens, tokens: Tokens, fusion: Fusion) -> Tokens:
     dlog_decay = new.log_decay.sum_to_size(like.log_decay.shape).to(like.log_decay.dtype)
     dbeta = None if new.beta is None or like.beta is None else new.beta.to(like.beta.dtype)
     dq, dk, dv = (x.to(like.v.dtype) for x in new[:3])
-    return Tokens(dq, dk, dv, dlog_decay, dbeta)
+    return RecurrenceInputs(dq, dk, dv, dlog_decay, dbeta)
 
 
 def postprocess(raw: Gates, fusion: Fusion, dtype: torch.dtype) -> Gates:
@@ -96,7 +96,7 @@ def postprocess_backward(
     return draw, dscale.sum(0), dgate
 
 
-def launch_before(kernel: Kernel, groups: list[Tokens], fusion: Fusion, changes: Changes) -> None:
+def launch_before(kernel: Kernel, groups: list[RecurrenceInputs], fusion: Fusion, changes: Changes) -> None:
     if changes == ("none", False, False):
         return
     q, v = groups[0].q, groups[0].v

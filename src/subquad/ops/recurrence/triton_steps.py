@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from subquad.ops.recurrence.decay import Matrix, Values
-from subquad.ops.recurrence.rows import Fusion, Tokens
+from subquad.ops.recurrence.rows import Fusion, RecurrenceInputs
 from subquad.ops.recurrence.triton import widest_heads
 from subquad.ops.recurrence.triton_launches import inputs
 from subquad.ops.recurrence.triton_rows import Changes, gate_of, side_by_side, turns_of
@@ -18,7 +18,7 @@ from subquad.ops.triton.launch import launch, tokens
 from subquad.ops.triton.products import block
 
 
-def forward(inputs_of_token: Tokens, state: Matrix, fusion: Fusion) -> tuple[Values, Matrix]:
+def forward(inputs_of_token: RecurrenceInputs, state: Matrix, fusion: Fusion) -> tuple[Values, Matrix]:
     """The output, and the state after the token."""
     q, k, v, log_decay, beta = inputs_of_token
     (batch, heads, _, D), E = q.shape, v.shape[3]
@@ -63,12 +63,15 @@ def calls(dtype: torch.dtype, width: int) -> Iterator[Callable[[], Any]]:
     head, scale = torch.empty(*q.shape[:3], 1, device="meta"), torch.empty(width, device="meta")
     normed = Fusion(rms_norm_eps=1e-5, scale=scale, gate=v)
     turned = normed._replace(q_scale=0.5, rotary=torch.empty(1, 1, width, device="meta"))
-    yield partial(forward, Tokens(q, k, v, head, None), state, turned)
+    yield partial(forward, RecurrenceInputs(q, k, v, head, None), state, turned)
     yield partial(
-        forward, Tokens(q, k, v, logits, None), state, normed._replace(q_scale=0.5, gate_normalizer=16.0)
+        forward,
+        RecurrenceInputs(q, k, v, logits, None),
+        state,
+        normed._replace(q_scale=0.5, gate_normalizer=16.0),
     )
     unit = normed._replace(qk_l2norm_eps=1e-6, swish_values=True)
-    yield partial(forward, Tokens(q, k, v, head, head), state, unit)
+    yield partial(forward, RecurrenceInputs(q, k, v, head, head), state, unit)
 
 
 FAMILY = Family(Configs(Path(__file__).with_name("triton_steps.json"), candidates), calls)
