@@ -72,7 +72,7 @@ def planted(a, b, c, out, n, FORM: tl.constexpr):
         o += s
     elif FORM == "sound":
         o = tl.dot(tl.trans(x), tl.trans(p.to(tl.bfloat16))) + tl.dot(p.to(tl.bfloat16), z)
-        o += tl.dot((tl.trans(x) * tl.max(p, 1)[None, :]).to(tl.bfloat16), z)
+        o += tl.dot((tl.trans(x) * tl.expand_dims(tl.max(p, 1), 0)).to(tl.bfloat16), z)
         o += tl.dot(tl.trans(tl.trans(p)).to(tl.bfloat16), z)
     tl.store(out + at, o)
 

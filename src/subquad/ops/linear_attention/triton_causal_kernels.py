@@ -11,6 +11,8 @@ written once, and live as long as the call. Both parts share one running softmax
 
 Back: what the queries behind a segment give to its keys are sums under shifts, as of keys, but from behind.
 """
+# branches on constants and Triton's tensors are beyond pyright
+# pyright: reportPossiblyUnboundVariable=false, reportOperatorIssue=false, reportArgumentType=false
 
 import triton.language as tl
 

@@ -17,6 +17,7 @@ sums. With FAVOR, log phi is x . W_f, for keys less |x|^2 times `half`; else log
 """
 # branches on constants and Triton's tensors are beyond pyright
 # pyright: reportPossiblyUnboundVariable=false, reportOperatorIssue=false, reportArgumentType=false
+# pyright: reportCallIssue=false
 
 import triton.language as tl
 

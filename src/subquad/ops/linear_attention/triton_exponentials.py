@@ -63,10 +63,8 @@ def backward(grad: Tensor, call: LinearCall, result: LinearResult) -> tuple[Tens
 def merged(inputs: Inputs, sums: ShiftedSums, parts: int) -> tuple[Tensor, Tensor, ShiftedSums]:
     """Averages and log sums of all keys, and their sums under common shifts."""
     b, h, f, e = inputs.b, inputs.h, inputs.features, inputs.e
-    L, after = (
-        inputs.new(b, h, f),
-        ShiftedSums(inputs.new(b, h, f, e), inputs.new(b, h, f, 1), inputs.new(b, h, 1, f)),
-    )
+    after = ShiftedSums(inputs.new(b, h, f, e), inputs.new(b, h, f, 1), inputs.new(b, h, 1, f))
+    L = inputs.new(b, h, f)
     A = torch.empty_like(after.S, dtype=products_of(inputs.v.dtype).saved)
     config = inputs.configs.find(kernels.merge, inputs.v).within(BF=block(f))
     grid = ceil_div(f, config.blocks["BF"]), b * h
