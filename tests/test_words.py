@@ -12,7 +12,7 @@ PACKAGE = Path(subquad.__file__).parent
 MOST = 3  # modules that may define one name, beyond which it says nothing any more
 
 # every backend of an operator has them, so that one can stand for another: `subquad.ops.backends.Backend`
-PROTOCOL = {"refuses", "forward", "backward", "initial", "advance", "make_call", "BACKENDS", "SCHEMA"}
+PROTOCOL = {"refuses", "forward", "backward", "step", "initial", "advance", "make_call", "BACKENDS", "SCHEMA"}
 # and every family of Triton kernels these: `subquad.ops.triton.configs.Family`
 PROTOCOL |= {"FAMILY", "CONFIGS", "calls", "candidates"}
 

@@ -39,10 +39,10 @@ def widest_heads(dtype: torch.dtype, *, delta: bool) -> int:
 
 
 def forward(call: RecurrenceCall) -> RecurrenceResult:
-    (tokens, state, fusion, *_), rows, kernels = call, load("rows"), kernels_of(call)
+    (tokens, state, fusion, *_), rows, kernels = call, launcher("rows"), kernels_of(call)
     dtype, nothing = tokens.v.dtype, call.state.new_empty(0)
     if tokens.q.shape[2] == 1 and not call.needs_grad:
-        out, last = load("steps").forward(tokens, state, fusion)
+        out, last = launcher("steps").forward(tokens, state, fusion)
         return RecurrenceResult(out, nothing, last)
     tokens = rows.preprocess(tokens, fusion)
     if not fusion.rms_norm_eps:
@@ -53,7 +53,7 @@ def forward(call: RecurrenceCall) -> RecurrenceResult:
 
 
 def backward(grads: tuple[Tensor, Tensor], call: RecurrenceCall, raw: Tensor) -> Gradients:
-    (grad, grad_state), rows, kernels = grads, load("rows"), kernels_of(call)
+    (grad, grad_state), rows, kernels = grads, launcher("rows"), kernels_of(call)
     inputs, state, fusion, _, learnt = call
     dscale = dgate = state.new_empty(0)
     # of gradients on their way, for which float16 has not the range
@@ -68,9 +68,9 @@ def backward(grads: tuple[Tensor, Tensor], call: RecurrenceCall, raw: Tensor) ->
 
 def kernels_of(call: RecurrenceCall) -> Any:
     *_, log_decay, beta = call.tokens
-    return load("delta" if beta is not None else "heads" if log_decay.shape[3] == 1 else "channels")
+    return launcher("delta" if beta is not None else "heads" if log_decay.shape[3] == 1 else "channels")
 
 
-def load(name: str) -> Any:
+def launcher(name: str) -> Any:
     """A module that launches kernels: it loads Triton, and is therefore loaded where it serves."""
     return import_module(f"subquad.ops.recurrence.triton_{name}")
