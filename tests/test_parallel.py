@@ -1,13 +1,11 @@
 """The backends that take all chunks side by side: the numbers of the formulas, in few operations."""
 
-from collections import Counter
-
 import pytest
 import torch
 from torch.testing import assert_close
 
 from subquad import Dims, build
-from subquad.measure.decompose import decompose_custom_ops
+from subquad.measure.launches import count_launches
 from subquad.measure.memory import peak_bytes
 from subquad.ops.backends import backend, using
 from subquad.ops.linear_attention import (
@@ -21,7 +19,6 @@ from subquad.ops.linear_attention import (
 )
 from subquad.ops.recurrence import decay, decayed_product, delta_product
 from subquad.ops.shared import fading, segments
-from subquad.torch_internals import TorchDispatchMode
 
 B, H, D, E, M = 2, 3, 4, 5, 6
 LENGTHS = (1, 3, 4, 5, 41)
@@ -197,43 +194,6 @@ def test_a_cpu_takes_it_only_if_asked():
         assert choice.backend == "parallel"
 
 
-VIEWS = {
-    *(
-        "alias",
-        "as_strided",
-        "detach",
-        "diagonal",
-        "empty",
-        "empty_like",
-        "empty_strided",
-        "expand",
-        "lift_fresh",
-    ),
-    *("new_empty", "new_empty_strided", "permute", "select", "slice", "split", "squeeze", "t", "transpose"),
-    *("unbind", "unsqueeze", "view", "_unsafe_view", "_reshape_alias"),
-}
-
-
-class Launches(TorchDispatchMode):
-    """Counts PyTorch's operations, each of which a device is asked for, by name."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "aten":
-            with self:  # of composite operators the parts count
-                out = func.decompose(*args, **(kwargs or {}))
-            if out is not NotImplemented:
-                return out
-            self.count[func.name()[6:].partition(".")[0]] += 1
-        return func(*args, **(kwargs or {}))
-
-    def total(self):
-        return sum(count for name, count in self.count.items() if name not in VIEWS)
-
-
 def launches(name, causal, length, *, learns):
     """Those of a mechanism on a device without numbers, for which nobody can wait."""
     mechanism = build(name, Dims(heads=4, head_dim=32, max_len=length), causal=causal).to("meta")
@@ -242,11 +202,14 @@ def launches(name, causal, length, *, learns):
         for width in mechanism.projections().values()
     ]
     valid = torch.empty(1, length, dtype=torch.bool, device="meta")
-    with Launches() as mode, decompose_custom_ops(), using("parallel"), torch.set_grad_enabled(learns):
+
+    def run():
         out = mechanism(*x, valid=valid)
         if learns:
             torch.autograd.grad(out.sum(), x)
-    return mode.total()
+
+    with torch.set_grad_enabled(learns):
+        return count_launches(run)
 
 
 SERVED = [

@@ -1,7 +1,7 @@
 """Custom operators run as their PyTorch bodies, for counters, which see an operator as one call."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from subquad.ops import backends
@@ -9,12 +9,14 @@ from subquad.torch_internals import TorchDispatchMode, op_body_of
 
 
 @contextmanager
-def decompose_custom_ops() -> Iterator[None]:
-    """Within, operators made with `torch.library.custom_op` run as their bodies on the reference backend.
+def decompose_custom_ops(*, backend: str | None = "reference") -> Iterator[None]:
+    """Within, operators made with `torch.library.custom_op` run as their bodies.
 
     Enter the counting mode before this one.
+
+    backend: which one counts. None: the one that would serve.
     """
-    with backends.using("reference"), _DecomposeMode():
+    with backends.using(backend) if backend else nullcontext(), _DecomposeMode():
         yield
 
 
