@@ -242,6 +242,7 @@ def test_dropout_acts_on_the_input_and_on_what_each_part_of_a_block_adds():
         ({"positions": "rotary", "heads": 8}, "choose an even embed_dim / num_heads, or other positions"),
         ({"depth": 0}, "depth must be at least 1"),
         ({"heads": 3}, "dim must be a multiple of heads, and 8 is none of 3"),
+        ({"options": {"layer": 1}}, "'layer' is the layer's, not an option of 'linear': take it out"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -47,6 +48,10 @@ class EncoderConfig(ModelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "options", dict(self.options))  # ours, and JSON
+        if taken := self.options.keys() & signature(MultiheadAttention).parameters.keys():
+            raise ValueError(
+                f"{min(taken)!r} is the layer's, not an option of {self.attention!r}: take it out"
+            )
 
 
 class EncoderState(NamedTuple):

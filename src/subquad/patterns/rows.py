@@ -15,7 +15,7 @@ from torch import Tensor
 from subquad.patterns.parts import Part, Scattered
 from subquad.patterns.pattern import Pattern, PerHead
 from subquad.patterns.pattern_attention import require_heads
-from subquad.patterns.pattern_attention.tiles import by_head
+from subquad.patterns.pattern_attention.tiles import run_by_head
 
 
 def attend_rows(
@@ -32,7 +32,7 @@ def attend_rows(
     """
     require_heads(pattern, q.shape[1])
     if isinstance(pattern, PerHead):
-        return by_head(pattern, lambda one, own: attend_rows(one, q[:, own], k[:, own], v[:, own], i=i))
+        return run_by_head(pattern, lambda one, *own: attend_rows(one, *own, i=i), q, k, v)
     s = k.shape[2]
     if q.shape[2] == 0:
         return q @ k.mT @ v

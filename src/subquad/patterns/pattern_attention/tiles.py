@@ -29,12 +29,10 @@ from subquad.ops.window_attention import (
 )
 from subquad.patterns.grammar import read_again
 from subquad.patterns.layout import layout
-from subquad.patterns.pattern import Pattern, PerHead
+from subquad.patterns.pattern import PerHead
 from subquad.patterns.pattern_attention import BACKENDS, PatternCall
 
 PATTERN_SCHEMA = "Tensor q, Tensor k, Tensor v, Tensor? n, str pattern"
-
-Heads = Float[Tensor, "b h s _"]
 
 
 def refuses(call: PatternCall) -> None:
@@ -44,9 +42,7 @@ def refuses(call: PatternCall) -> None:
 def forward(call: PatternCall) -> Float[Tensor, "b h s e"]:
     pattern, q, k, v, n = call
     if isinstance(pattern, PerHead):
-        return by_head(
-            pattern, lambda one, own: forward(PatternCall(one, q[:, own], k[:, own], v[:, own], n))
-        )
+        return run_by_head(pattern, lambda one, q, k, v: forward(PatternCall(one, q, k, v, n)), q, k, v)
     if q.shape[0] == 0 or q.shape[2] == 0:
         return v
     if torch.compiler.is_compiling():
@@ -57,11 +53,13 @@ def forward(call: PatternCall) -> Float[Tensor, "b h s e"]:
     return tile_attention(*wide(q, k, v), tilings=tilings, lengths=n, band=band).to(v.dtype)
 
 
-def by_head(pattern: PerHead, run: Callable[[Pattern, list[int]], Heads]) -> Heads:
-    """`run` each distinct pattern on the heads that have it."""
-    order = [head for _, own in pattern.groups for head in own]
-    together = torch.cat([run(one, own) for one, own in pattern.groups], 1)
-    return together[:, [order.index(head) for head in range(len(order))]]
+def run_by_head(pattern: PerHead, run: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """`run` each distinct pattern on the heads that have it; no list of heads is copied to the device."""
+    outputs: dict[int, Tensor] = {}
+    for one, heads in pattern.groups:
+        out = run(one, *(torch.stack([x[:, head] for head in heads], 1) for x in inputs))
+        outputs.update(zip(heads, out.unbind(1), strict=True))
+    return torch.stack([outputs[head] for head in range(len(outputs))], 1)
 
 
 def as_node(call: PatternCall) -> Float[Tensor, "b h s e"]:
