@@ -12,10 +12,10 @@ from subquad.nn.encoder import Encoder, EncoderConfig
 from subquad.registry import catalog
 from subquad.testing.mechanism.cases import forms, random_inputs, tensors
 
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here"),
-]
+if not torch.cuda.is_available():
+    pytest.skip("there is no CUDA device", allow_module_level=True)
+
+pytestmark = pytest.mark.cuda
 
 DIMS, LENGTH = Dims(heads=2, head_dim=32, max_len=4096), 200
 CASES = [
