@@ -23,8 +23,7 @@ CASES = [
 
 @pytest.fixture(autouse=True)
 def short_blocks(monkeypatch):
-    for module in (scan, kernel):
-        monkeypatch.setattr(module, "FEATURE_BLOCK", 8)
+    monkeypatch.setattr(scan, "FEATURE_BLOCK", 8)
     monkeypatch.setattr(kernel, "MAX_SAVED", 0)
 
 

@@ -161,9 +161,9 @@ MUTANTS = [
         "linear",
         "state_is_batch_first",
         "rows share their sums",
-        "collect",
-        "Sums(sums.S + S, sums.z + z)",
-        "Sums(sums.S[:1] + S, sums.z[:1] + z)",
+        "causal_read",
+        "torch.cat([state.S, state.z], -1)",
+        "torch.cat([state.S, state.z], -1)[:1].expand(len(v), -1, -1, -1)",
     ),
     Mutant(
         "performer",
