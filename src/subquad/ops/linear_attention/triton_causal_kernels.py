@@ -47,20 +47,9 @@ def query_logs(
 
 @inlined
 def key_logs(
-    x,
-    norm,
-    k,
-    W,
-    at,
-    seen,
-    f,
-    features,
-    d,
-    D,
-    FAVOR: tl.constexpr,
-    LOW: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    x, norm, k, W, at, seen, f, features, d, D,
+    FAVOR: tl.constexpr, LOW: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """The same of keys, whose `norm` is taken off with FAVOR."""
     if FAVOR:
         log = projected(x, W, f, features, d, D, LOW, PRECISION) - norm[:, None]

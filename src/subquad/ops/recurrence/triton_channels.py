@@ -18,10 +18,8 @@ PARTS = {"write": "BE", "recall": "BZ", "read_channels": "BD"}  # what programs 
 
 def forward(tokens: RecurrenceInputs, state: Matrix, *, dtype: torch.dtype) -> tuple[Values, Matrix]:
     """Outputs in that dtype, and the last state."""
-    q, k, v, log_decay, _ = tokens
-    run = Launches.of(FAMILY.configs, q, v, log_decay, by_channel=True)
-    states, last = run.states(k, v, state, backwards=False)
-    return run.read(q, k, v, states, dtype, turned=False, backwards=False), last
+    run = Launches.of(FAMILY.configs, tokens, by_channel=True)
+    return run.forward(tokens, state, dtype)
 
 
 def backward(
@@ -35,7 +33,7 @@ def backward(
 ) -> tuple[RecurrenceInputs, Matrix]:
     """Gradients of what `forward` takes, those of q, k and v in that dtype."""
     q, k, v, log_decay, _ = tokens
-    run = Launches.of(FAMILY.configs, q, v, log_decay, by_channel=True)
+    run = Launches.of(FAMILY.configs, tokens, by_channel=True)
     states, _ = run.states(k, v, state, backwards=False)
     gradients, dstate = run.states(q, grad, grad_state, backwards=True)
     dv = run.read(k, q, grad, gradients, dtype, turned=False, backwards=True)

@@ -61,9 +61,9 @@ class Chunks(NamedTuple):
 
     @classmethod
     def of(cls, tokens: RecurrenceInputs, state: Matrix) -> "Chunks":
-        q, k, v, log_decay, beta = tokens
+        q, k, v, _, beta = tokens
         assert beta is not None
-        fading = Launches.of(FAMILY.configs, q, v, log_decay, by_channel=False)
+        fading = Launches.of(FAMILY.configs, tokens, by_channel=False)
         size = chunk(q.dtype, fading.like.shape[3], architecture_of(q.device))
         fading = fading._replace(size=size, blocks=triton.cdiv(q.shape[2], size))
         return cls(q, k, v, beta, state.contiguous(), fading)

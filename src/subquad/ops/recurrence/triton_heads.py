@@ -17,10 +17,8 @@ from subquad.ops.triton.configs import Config, Configs, Family
 
 def forward(tokens: RecurrenceInputs, state: Matrix, *, dtype: torch.dtype) -> tuple[Values, Matrix]:
     """Outputs in that dtype, and the last state."""
-    q, k, v, log_decay, _ = tokens
-    run = Launches.of(FAMILY.configs, q, v, log_decay, by_channel=False)
-    states, last = run.states(k, v, state, backwards=False)
-    return run.read(q, k, v, states, dtype, turned=False, backwards=False), last
+    run = Launches.of(FAMILY.configs, tokens, by_channel=False)
+    return run.forward(tokens, state, dtype)
 
 
 def backward(
@@ -39,7 +37,7 @@ def backward(
     if learnt:
         return triton_channels.backward(grad, grad_state, tokens, state, learnt=True, dtype=dtype)
     q, k, v, log_decay, _ = tokens
-    run = Launches.of(FAMILY.configs, q, v, log_decay, by_channel=False)
+    run = Launches.of(FAMILY.configs, tokens, by_channel=False)
     states, _ = run.states(k, v, state, backwards=False)
     gradients, dstate = run.states(q, grad, grad_state, backwards=True)
     dq = run.read(grad, v, k, states, dtype, turned=True, backwards=False)

@@ -6,7 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
-from subquad.ops.recurrence.decay import LogDecays, Matrix, Queries, Values
+from subquad.ops.recurrence.decay import Matrix, Values
 from subquad.ops.recurrence.rows import RecurrenceInputs
 from subquad.ops.recurrence.triton_channel_kernels import read_channels
 from subquad.ops.recurrence.triton_decay_kernels import recall, scan, write
@@ -31,9 +31,8 @@ class Launches(NamedTuple):
     blocks: int
 
     @classmethod
-    def of(
-        cls, configs: Configs, q: Queries, v: Values, log_decay: LogDecays, *, by_channel: bool
-    ) -> "Launches":
+    def of(cls, configs: Configs, inputs: RecurrenceInputs, *, by_channel: bool) -> "Launches":
+        q, _, v, log_decay, _ = inputs
         batch, heads, n, D = q.shape
         log_decay = log_decay.expand(batch, heads, n, D if by_channel else 1)
         kind = "channel" if by_channel else "uniform" if log_decay.stride(2) == 0 else "head"
@@ -41,6 +40,12 @@ class Launches(NamedTuple):
         size = min(MOST_UNITS, max(1, units * batch * heads // PROGRAMS))
         like = max(q, v, key=lambda x: x.shape[3])
         return cls(configs, like, log_decay, kind, size * UNIT, -(-units // size))
+
+    def forward(self, inputs: RecurrenceInputs, state: Matrix, dtype: torch.dtype) -> tuple[Values, Matrix]:
+        """Outputs in that dtype, and the last state."""
+        q, k, v, *_ = inputs
+        states, last = self.states(k, v, state, backwards=False)
+        return self.read(q, k, v, states, dtype, turned=False, backwards=False), last
 
     def states(self, x: Tensor, y: Tensor, first: Matrix, *, backwards: bool) -> tuple[Tensor, Matrix]:
         """The state before each block, and after all.

@@ -91,7 +91,7 @@ def _settings(comparison: Mapping[str, Any]) -> dict[str, object]:
         **comparison["place"],
         "workers": comparison["workers"],
         "bench": comparison["bench"],
-        "lengths": comparison["lengths"],
+        "lengths": comparison["lengths"] or None,
         "task options": data["options"] or None,
         "higher is better": comparison["higher_is_better"],
     }
