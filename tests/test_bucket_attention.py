@@ -24,11 +24,11 @@ CASES = [flags for flags in product([False, True], repeat=4) if not all(flags[2:
 SIZES = [(2, 3, 3, 70, 20, 12, 8), (1, 2, 4, 200, 64, 64, 64), (2, 1, 1, 90, 5, 3, 50), (1, 1, 2, 1, 8, 8, 1)]
 
 
-@pytest.fixture(params=["cpu", "reference", "float64"])
+@pytest.fixture(params=["cpu", "reference", "parallel", "float64"])
 def tier(request):
     if request.param == "cpu" and (reason := missing()):
         pytest.skip(reason)
-    with using("reference") if request.param == "reference" else nullcontext():
+    with using(request.param) if request.param in ("reference", "parallel") else nullcontext():
         yield request.param
 
 

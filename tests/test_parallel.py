@@ -8,6 +8,9 @@ from subquad import Dims, build
 from subquad.measure.launches import count_launches
 from subquad.measure.memory import peak_bytes
 from subquad.ops.backends import backend, using
+from subquad.ops.bucket_attention import BucketCall, Visibility, bucket_attention
+from subquad.ops.bucket_attention import parallel as parallel_buckets
+from subquad.ops.bucket_attention.sorting import Buckets
 from subquad.ops.linear_attention import (
     FeatureKind,
     KernelInputs,
@@ -19,6 +22,7 @@ from subquad.ops.linear_attention import (
 )
 from subquad.ops.recurrence import decay, decayed_product, delta_product
 from subquad.ops.shared import fading, segments
+from subquad.ops.shared import parallel as shared
 
 B, H, D, E, M = 2, 3, 4, 5, 6
 LENGTHS = (1, 3, 4, 5, 41)
@@ -246,3 +250,51 @@ def test_memory_beside_inputs_and_results_is_that_of_a_segment(kind, monkeypatch
     short, long = peak(2048), peak(8192)
     results = 6144 * 4 * (16 + 1 + 16 + 3 * 16)  # outputs, denominators and the gradients of all
     assert long - short < 1.1 * results
+
+
+@pytest.mark.parametrize("learns", [False, True])
+@pytest.mark.parametrize(("name", "causal"), [("reformer", False), ("reformer", True), ("routing", True)])
+def test_launches_do_not_grow_where_memory_takes_all_buckets_at_once(name, causal, learns):
+    few, many = (launches(name, causal, n, learns=learns) for n in (1024, 4096))
+    assert few == many < 400
+
+
+def bucketed(heads, length, *, dtype=torch.float32, size=16, rounds=3):
+    """q, k and v, and the order and labels of some buckets."""
+    q, k, v = (drawn(1, heads, length, 16, seed=n).to(dtype) for n in range(3))
+    bucket = (drawn(1, heads, rounds, length, seed=3).abs() * length / size).long()
+    buckets = Buckets.of(bucket, size=size)
+    return q, k, v, buckets.order, 2 * bucket + buckets.place // size
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_buckets_read_half_precision_and_sum_in_float32(dtype):
+    q, k, v, order, labels = bucketed(2, 100, dtype=dtype)
+    call = BucketCall(q, k, v, order, labels.int(), Visibility(16, True, False, True, False))
+    exact = call._replace(q=q.double(), k=k.double(), v=v.double())
+    grad = drawn(1, 2, 100, 16, seed=4).to(dtype)
+    both = []
+    for one in (call, exact):
+        result = parallel_buckets.forward(one)
+        both.append((*result, *parallel_buckets.backward(grad.to(one.v.dtype), one, result)))
+    assert [x.dtype for x in both[0]] == [dtype, torch.float32, dtype, dtype, dtype]
+    for x, y in zip(*both, strict=True):
+        assert (x - y).norm() < 2 * torch.finfo(dtype).eps * y.norm()
+
+
+def test_memory_of_buckets_beside_inputs_and_results_is_that_of_a_few_heads(monkeypatch):
+    monkeypatch.setattr(shared, "MAX_NUMBERS", 2**17)
+
+    def training(q, k, v, order, labels):
+        with using("parallel"):
+            out = bucket_attention(q, k, v, order=order, labels=labels, size=16)
+            torch.autograd.grad(out.sum(), (q, k, v))
+
+    def peak(heads):
+        names = ("q", "k", "v", "order", "labels")
+        inputs = dict(zip(names, bucketed(heads, 512), strict=True))
+        return peak_bytes(training, **{n: x.requires_grad_() if n in "qkv" else x for n, x in inputs.items()})
+
+    few, many = peak(4), peak(16)
+    results = 12 * 512 * 4 * (16 + 1 + 16 + 3 * 16 + 1 + 3)  # of all kinds, labels in 32 bits among them
+    assert many - few < 1.1 * results

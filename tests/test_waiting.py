@@ -50,7 +50,7 @@ def test_relative_attention_without_a_look_is_right_in_float32(name):
         check_matches_definition(find(name))
 
 
-@pytest.mark.parametrize("operator", ["window_attention", "tile_attention"])
+@pytest.mark.parametrize("operator", ["window_attention", "tile_attention", "bucket_attention"])
 def test_without_a_look_operators_give_the_numbers_of_the_reference(operator):
     assert all(outcome.refusal is None for outcome in certify_backend(operator, "parallel"))
 

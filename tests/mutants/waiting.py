@@ -30,6 +30,14 @@ MUTANTS = [
     Mutant(
         "reformer",
         "never_waits_for_the_device",
+        "blocks in which nobody sees anybody are looked for",
+        "Chunks.hidden",
+        "if last_n_only:",
+        "if hidden.all() or last_n_only:",
+    ),
+    Mutant(
+        "reformer",
+        "never_waits_for_the_device",
         "sizes of hashes are copied to the device at each call",
         "_hashed",
         "rotated = (tokens @",

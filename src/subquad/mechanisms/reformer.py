@@ -46,7 +46,7 @@ from subquad.ops.bucket_attention import bucket_attention
 from subquad.ops.bucket_attention.sorting import Buckets
 from subquad.ops.hashing import WIDEST, hash_sizes, hashed
 from subquad.ops.shared.generators import seeded
-from subquad.ops.shared.precision import wide
+from subquad.ops.shared.precision import narrowed, wide
 
 
 class ReformerInputs(NamedTuple):
@@ -144,15 +144,15 @@ class Reformer(Mechanism):
         return near if self.strays else near & (bucket[:, :, None] == bucket[:, None])
 
     def forward(self, q: Queries, v: Values, *, valid: Valid | None = None) -> Outputs:
+        dtype = q.dtype
         _, q, v = wide(*zero_padding(valid, q, q, v))
         real = torch.ones_like(q[:, 0, :, 0], dtype=torch.bool) if valid is None else valid
         bucket = self._hash(q.detach(), None if valid is None else valid.sum(1))
         bucket = bucket.masked_fill(~real[:, None, None], BEHIND)
         rounds = Buckets.of(bucket, size=self.bucket)
+        keys = F.normalize(q, dim=-1) * q.shape[-1] ** 0.5  # by which scores are divided
         return bucket_attention(
-            q,
-            F.normalize(q, dim=-1) * q.shape[-1] ** 0.5,  # it divides scores by that
-            v,
+            *narrowed(dtype, q, keys, v),
             order=rounds.order,
             labels=self._labels(bucket, rounds, real),
             size=rounds.size,

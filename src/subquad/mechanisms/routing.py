@@ -44,7 +44,7 @@ from subquad.ops.bucket_attention import bucket_attention
 from subquad.ops.bucket_attention.sorting import Buckets, reorder
 from subquad.ops.shared.generators import seeded
 from subquad.ops.shared.graphed import graphed
-from subquad.ops.shared.precision import wide
+from subquad.ops.shared.precision import narrowed, wide
 from subquad.ops.shared.scan import scan
 from subquad.ops.shared.topk import stable_topk
 from subquad.ops.shared.transforms import lasting, passing
@@ -182,7 +182,9 @@ class RoutingAttention(Mechanism):
     def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
         inputs, real = self._route(q, k, v, valid)
         if self.causal:
-            return self._within_clusters(*inputs, real)
+            *tokens, near = inputs
+            q, k, v = narrowed(q.dtype, *tokens)
+            return self._within_clusters(q, k, v, near, real)
         return self._by_centroid(*inputs, valid)
 
     def step(

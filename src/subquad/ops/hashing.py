@@ -3,8 +3,9 @@
     h(x) = argmax [x R; -x R]
 
 A number of buckets is a product of sizes, and a bucket the number of which the hashes are the digits. Rotated
-tokens take many times the memory of the tokens, so they live in a block that stays in the cache. How many
-digits there are depends on the length, which only the operator's body looks at: a graph is for all lengths.
+tokens take many times the memory of the tokens, so they live in a block that stays in the cache; a GPU takes
+as many at once as memory allows. How many digits there are depends on the length, which only the operator's
+body looks at: a graph is for all lengths.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from subquad.ops.shared.operator import call_op
+from subquad.ops.shared.parallel import MAX_NUMBERS
 from subquad.ops.shared.shapes import require_places, require_shape
+from subquad.ops.shared.waiting import may_wait
 
 MAX_COORDINATES = 2**19  # rotated coordinates at once, at least a token's
 WIDEST = 64  # buckets of one hash; more are a product of hashes
@@ -50,7 +53,8 @@ def _hashed(x: Tensor, R: Tensor, count: Tensor | None, bucket: int) -> Tensor:
     if not rotations:
         return found
     widest = max(R.shape[0] * R.shape[2] for R in rotations)
-    step = max(1, MAX_COORDINATES // max(1, x.shape[0] * x.shape[1] * widest))
+    most = MAX_COORDINATES if may_wait(x) else MAX_NUMBERS
+    step = max(1, most // max(1, x.shape[0] * x.shape[1] * widest))
     for tokens, here in zip(x.split(step, 2), found.split(step, 3), strict=True):
         for R, size in reversed(list(zip(rotations, sizes, strict=True))):
             rotated = (tokens @ R.transpose(0, 1).flatten(1)).unflatten(-1, R.shape[::2])

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from subquad.ops.backends import Backends
 from subquad.ops.shared.operator import call_op, differentiable_once
-from subquad.ops.shared.precision import wide
+from subquad.ops.shared.precision import read_narrow, wide, widened
 from subquad.ops.shared.shapes import require_dtype, require_matching_inputs, require_places, require_shape
 
 Rounds = Int[Tensor, "b h r n"]
@@ -48,7 +48,7 @@ class BucketResult(NamedTuple):
     lse: Float[Tensor, "b h n"]
 
 
-BACKENDS = Backends[BucketCall](__name__, "cpu", "reference")
+BACKENDS = Backends[BucketCall](__name__, "cpu", "parallel", "reference")
 
 
 def bucket_attention(
@@ -85,8 +85,9 @@ def bucket_attention(
     require_dtype("labels", labels, torch.int32, torch.int64)
     if q.shape[2] == 0:
         return v
+    inputs = (q, k, v) if read_narrow(q) else wide(q, k, v)
     options = (size, causal, last_n_only, self_only_if_alone, count_duplicates)
-    return call_op(buckets_op, *wide(q, k, v), order, labels.to(torch.int32), *options)[0].to(v.dtype)
+    return call_op(buckets_op, *inputs, order, labels.to(torch.int32), *options)[0].to(v.dtype)
 
 
 def bucket_call(
@@ -125,7 +126,11 @@ def buckets_backward_op(
 
 @buckets_op.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return v.new_empty(v.shape), v.new_empty(v.shape[:3]), torch.empty((), dtype=torch.int64)
+    return (
+        v.new_empty(v.shape),
+        v.new_empty(v.shape[:3], dtype=widened(v.dtype)),
+        torch.empty((), dtype=torch.int64),
+    )
 
 
 @buckets_backward_op.register_fake

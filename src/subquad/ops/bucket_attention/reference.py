@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from subquad.ops.bucket_attention import BucketCall, BucketResult
 from subquad.ops.bucket_attention.rounds import buffers, itself, places, rounds, slices, spread, windows
 from subquad.ops.shared.allocation import empty_result
+from subquad.ops.shared.precision import wide
 
 
 def refuses(call: BucketCall) -> None:
@@ -14,7 +15,8 @@ def refuses(call: BucketCall) -> None:
 
 
 def forward(call: BucketCall) -> BucketResult:
-    q, k, v, order, labels, visibility = call
+    *tokens, order, labels, visibility = call
+    q, k, v = wide(*tokens)
     out, lse = empty_result(v), v.new_empty(v.shape[:3])
     Q, K, V, order, labels, outs, logs = (x.flatten(0, 1) for x in (q, k, v, order, labels, out, lse))
     for heads in slices(len(Q), q.shape[2]):
@@ -34,13 +36,14 @@ def forward(call: BucketCall) -> BucketResult:
         )
         logs[heads] = shares.logsumexp(-1).view_as(logs[heads])
         outs[heads] = merged.view_as(outs[heads])
-    return BucketResult(out, lse)
+    return BucketResult(out.to(call.v.dtype), lse)
 
 
 def backward(grad: Tensor, call: BucketCall, result: BucketResult) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v, order, labels, visibility = call
+    *tokens, order, labels, visibility = call
+    q, k, v, grad, out = wide(*tokens, grad, result.out)
     changes = [empty_result(x).zero_() for x in (q, k, v)]
-    delta = (grad * result.out).sum(-1, keepdim=True)
+    delta = (grad * out).sum(-1, keepdim=True)
     length, scale = q.shape[2], q.shape[3] ** -0.5
     inputs = [x.flatten(0, 1) for x in (q, k, v, grad, delta, result.lse[..., None])]
     order, labels = order.flatten(0, 1), labels.flatten(0, 1)
@@ -65,5 +68,5 @@ def backward(grad: Tensor, call: BucketCall, result: BucketResult) -> tuple[Tens
             for to, x in zip(changes, found, strict=True):
                 rows = to.view(-1, length, to.shape[3])[heads].flatten(0, 1)
                 rows.index_add_(0, round.source, x.flatten(0, 1))
-    dq, dk, dv = changes
+    dq, dk, dv = (x.to(call.q.dtype) for x in changes)
     return dq, dk, dv

@@ -17,6 +17,16 @@ def wide(*inputs: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.float() if x.dtype in NARROW else x for x in inputs)
 
 
+def read_narrow(x: Tensor) -> bool:
+    """Whether backends for the device of `x` widen half precision themselves, as they read it."""
+    return x.is_cuda or x.is_meta
+
+
+def narrowed(dtype: torch.dtype, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """What was widened, in `dtype` again where it is read so; else as it is."""
+    return tuple(x.to(dtype) for x in inputs) if read_narrow(inputs[0]) else inputs
+
+
 def widened(dtype: torch.dtype) -> torch.dtype:
     """That in which sums of numbers in `dtype` are kept."""
     return torch.promote_types(dtype, torch.float32)
