@@ -3,6 +3,8 @@
 import torch
 
 from subquad.ops.backends import using
+from subquad.ops.bucket_attention import BucketCall, Visibility, reference, triton
+from subquad.ops.bucket_attention.sorting import Buckets
 from subquad.ops.linear_attention import FeatureKind, KernelInputs, linear_attention
 from subquad.ops.shared.precision import widened
 
@@ -55,3 +57,37 @@ def compare(kind, inputs, valid, *, causal, dtype=torch.float32, device="cpu"):
     with using("reference"):
         expected = results(kind, [x.double() for x in narrow], W, valid, causal=causal)
     assert_near([x.cpu() for x in found], expected)
+
+
+def bucket_call(*flags, b=2, h=2, rounds=3, n=75, d=24, e=20, size=16, dtype=torch.float32):
+    """Tokens as projections leave them, and buckets of which some are larger than a chunk."""
+    widths = (d, 0), (d, 1), (e, 2)
+    q, k, v = (drawn(b, n, h, width, seed=seed).transpose(1, 2).to(dtype) for width, seed in widths)
+    generator = torch.Generator().manual_seed(0)
+    bucket = torch.randint(0, max(1, n // size), (b, h, rounds, n), generator=generator)
+    buckets = Buckets.of(bucket, size=size)
+    labels = 2 * bucket + buckets.place // size
+    return BucketCall(q, k, v, buckets.order, labels.int(), Visibility(min(size, n), *flags))
+
+
+def bucket_results(backend, call, grad):
+    """Outputs and log sums, and the gradients of q, k and v."""
+    result = backend.forward(call)
+    return (*result, *backend.backward(grad.to(call.v.dtype), call, result))
+
+
+def moved(call, device):
+    """The same on another device."""
+    tensors = {name: getattr(call, name) for name in BucketCall._fields[:-1]}
+    return call._replace(**{name: x.to(device) for name, x in tensors.items()})
+
+
+def compare_buckets(call, *, device="cpu"):
+    """As `compare`."""
+    dtype = call.v.dtype
+    grad = drawn(*call.v.mT.shape, seed=9).mT.to(dtype)  # strided, too
+    exact = call._replace(q=call.q.double(), k=call.k.double(), v=call.v.double())
+    out, lse, *gradients = (x.cpu() for x in bucket_results(triton, moved(call, device), grad.to(device)))
+    expected, exact_lse, *slopes = bucket_results(reference, exact, grad)
+    assert_near((out, *gradients), (expected, *slopes))
+    assert (lse.double() - exact_lse).abs().max() <= ERRORS[dtype]

@@ -9,9 +9,20 @@ from itertools import product
 
 import pytest
 import torch
-from kernel_samples import compare, drawn, holes, inputs_of, results
+from kernel_samples import (
+    bucket_call,
+    bucket_results,
+    compare,
+    compare_buckets,
+    drawn,
+    holes,
+    inputs_of,
+    moved,
+    results,
+)
 
 from subquad.ops.backends import using
+from subquad.ops.bucket_attention import triton
 from subquad.ops.linear_attention import FeatureKind, KernelInputs, linear_attention
 from subquad.testing.backend import certify_backend
 
@@ -23,7 +34,7 @@ FORMS = list(product(FeatureKind, (True, False)))
 SIZES = [(x, 64) for x in (torch.float16, torch.float32)] + [(torch.bfloat16, d) for d in (32, 64, 80, 128)]
 
 
-@pytest.mark.parametrize("operator", ["linear_attention", "recurrence"])
+@pytest.mark.parametrize("operator", ["linear_attention", "recurrence", "bucket_attention"])
 def test_the_kernels_give_the_numbers_of_the_reference(operator):
     refusals = {outcome.refusal for outcome in certify_backend(operator, "triton", device="cuda")}
     assert None in refusals
@@ -46,6 +57,24 @@ def test_the_same_inputs_give_the_same_bits(kind, causal):
     directions = None if W is None else W.cuda()
     with using("triton"):
         first, second = (results(kind, inputs, directions, None, causal=causal) for _ in range(2))
+    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+
+
+BUCKETS = [("reformer", (True, False, True, False), 64), ("routing", (False, True, False, False), 256)]
+
+
+@pytest.mark.parametrize(("dtype", "width"), SIZES, ids=str)
+@pytest.mark.parametrize(("name", "flags", "size"), BUCKETS)
+def test_outputs_and_gradients_of_many_buckets(name, flags, size, width, dtype):
+    call = bucket_call(*flags, rounds=4, n=1000, d=width, e=width, size=size, dtype=dtype)
+    compare_buckets(call, device="cuda")
+
+
+@pytest.mark.parametrize(("name", "flags", "size"), BUCKETS)
+def test_the_same_buckets_give_the_same_bits(name, flags, size):
+    call = bucket_call(*flags, h=8, rounds=8, n=4096, d=64, e=64, size=size, dtype=torch.bfloat16)
+    call = moved(call, "cuda")
+    first, second = (bucket_results(triton, call, call.v) for _ in range(2))
     assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
 
 

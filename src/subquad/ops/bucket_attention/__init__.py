@@ -48,7 +48,7 @@ class BucketResult(NamedTuple):
     lse: Float[Tensor, "b h n"]
 
 
-BACKENDS = Backends[BucketCall](__name__, "cpu", "parallel", "reference")
+BACKENDS = Backends[BucketCall](__name__, "cpu", "triton", "parallel", "reference")
 
 
 def bucket_attention(

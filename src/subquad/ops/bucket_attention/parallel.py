@@ -66,8 +66,6 @@ def backward(grad: Tensor, call: BucketCall, result: BucketResult) -> tuple[Tens
             tops.masked_fill_(chunks.free[here], torch.inf)
             weights = chunks.scores(own, keys, here).sub_(tops).exp_()
             change = torch.bmm(grads, values.mT).sub_(deltas).mul_(weights).mul_(scale)
-            if call.visibility.self_only_if_alone:
-                itself(change).zero_()  # its score is a constant
             torch.bmm(change, keys, out=dq[here])
             spread(dk, change.mT @ own, here)
             spread(dv, weights.mT @ grads, here)

@@ -9,11 +9,10 @@ from torch import Tensor
 
 from subquad.ops.linear_attention import FeatureKind, LinearCall, LinearResult
 from subquad.ops.linear_attention.sums import ShiftedSums, Sums
-from subquad.ops.triton.availability import why_not
+from subquad.ops.triton.availability import MOST_HEADS, why_not
 
 WIDEST = 128  # values of a head, which a program holds whole
 WIDEST_FLOAT32 = 64  # the same of exponentials, which need more registers than there are
-MOST_HEADS = 65535  # of all sequences: programs along an axis of a grid
 
 
 def refuses(call: LinearCall) -> str | None:

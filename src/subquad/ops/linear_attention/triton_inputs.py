@@ -7,7 +7,7 @@ from torch import Tensor
 
 from subquad.ops.linear_attention import FeatureKind, LinearCall
 from subquad.ops.triton.configs import Configs
-from subquad.ops.triton.launch import Kernel, ceil_div, launch, power_of_two, tokens
+from subquad.ops.triton.launch import Kernel, ceil_div, launch, power_of_two, side_by_side, tokens
 from subquad.ops.triton.products import block, products_of
 
 SEGMENT = 256  # tokens that have a state of their own, where attention is causal
@@ -56,11 +56,6 @@ class Inputs:
             MASK=self.masked and n == self.keys,  # else the mask is of other tokens
             **self.constants,
         )
-
-
-def side_by_side(x: Tensor) -> Tensor:
-    """Tokens whose numbers lie side by side."""
-    return x if x.stride(3) == 1 else x.contiguous()
 
 
 def directions(call: LinearCall) -> tuple[Tensor, float]:

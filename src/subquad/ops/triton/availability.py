@@ -19,6 +19,7 @@ OLDEST = (3, 6)
 PROVEN: frozenset[tuple[int, tuple[int, ...]]] = frozenset()  # major capability, version: none has run yet
 ARCHITECTURES = {8: 80, 9: 90}  # by major capability: those that tables of block sizes have
 BLACKWELL = "; Triton adds two products of a loop's round wrongly there (triton issue 10821)"
+MOST_HEADS = 65535  # of all sequences: programs along an axis of a grid
 PRECISIONS = (torch.float32, torch.float16, torch.bfloat16)
 
 

@@ -46,6 +46,7 @@ FAMILIES = (  # modules of operators
     "linear_attention.triton_exponentials",
     "linear_attention.triton_causal",
     "linear_attention.triton_steps",
+    "bucket_attention.triton_buckets",
     *(f"recurrence.triton_{name}" for name in ("heads", "channels", "delta", "rows", "steps")),
 )
 

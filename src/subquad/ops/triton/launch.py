@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 SIZES = (
     *("n", "heads", "segment", "segments", "queries", "keys", "tiles", "group", "mask_stride"),
-    *("chunks", "blocks"),
+    *("chunks", "blocks", "rounds", "round", "chunk"),
 )
 OPTIONS = {"enable_fp_fusion": True}  # its default will change
 INTERPRETER = 90  # the architecture whose block sizes it runs
@@ -107,6 +107,11 @@ def tokens(x: Tensor) -> tuple[Tensor, int, int, int]:
     assert x.stride(3) == 1 or x.shape[3] <= 1
     b, h, t, _ = x.stride()
     return x, b, h, t
+
+
+def side_by_side(x: Tensor) -> Tensor:
+    """Tokens whose numbers lie side by side."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def ceil_div(n: int, size: int) -> int:
