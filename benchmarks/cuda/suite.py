@@ -1,0 +1,228 @@
+"""A run: kernels compiled, every number checked, then times; into one JSON document, saved after each row.
+
+Compilations and checks go on side by side, times alone. A row that a crash or a time limit ends is noted with
+its reason, and those behind it go on in another process; so is a row for which the budget leaves no time.
+"""
+
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from benchmarks.cuda import plan
+from benchmarks.cuda.contenders import OURS
+from benchmarks.cuda.plan import CARD, Row, Scale
+from benchmarks.cuda.targets import Work
+from benchmarks.cuda.worker import Message, Part
+from benchmarks.suite import commit
+from subquad.documents import parsed, validated
+from subquad.executors import Event, Local
+from subquad.measure.machine import versions
+from subquad.records import Store
+
+BUDGET_S = {True: 450.0, False: 6 * 3600.0}  # of the whole run, by `quick`: within eight minutes
+CHECKED_BY = 0.55  # of the budget: what has not been checked by then is not timed
+LEAST_S = 5.0  # with less than that left no process is started
+SLOTS = 12  # processes that compile or check at once
+PACKAGES = (
+    *("subquad", "torch", "triton", "fla-core", "performer-pytorch", "nystrom-attention", "local-attention"),
+    *("linformer", "reformer-pytorch"),
+)
+IDENTITY = (
+    "quick",
+    "rehearsal",
+    "card",
+    "capability",
+    "driver",
+    "versions",
+    "commit",
+)  # of runs that are one
+OUT_OF_TIME = "no time was left"
+
+Results = dict[str, Any]
+Say = Callable[[str], object]
+Save = Callable[[Results], object]
+
+
+@dataclass(kw_only=True)
+class Run:
+    """What is known so far, and what it takes to know more."""
+
+    results: Results
+    scale: Scale
+    say: Say
+    save: Save
+    part: type[Part]
+    deadline: float
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, row: Row, result: Mapping[str, Any]) -> None:
+        with self.lock:
+            self.results["rows"][row.name] = {**plan.to_json(row), **result}
+            self.say(f"{row.name}: {told(result)}")
+            self.save(self.results)
+
+    def lacking(self, rows: Iterable[Row]) -> list[Row]:
+        """Those that an earlier run has not measured."""
+        ended = self.results["rows"]
+        return [
+            row
+            for row in rows
+            if not {"failed", "unmeasured"}.isdisjoint(ended.get(row.name, {"failed": ""}))
+        ]
+
+    def side_by_side(self, parts: Iterable[Sequence[Row]], deadline: float) -> None:
+        with ThreadPoolExecutor(min(SLOTS, os.cpu_count() or 1)) as pool:
+            list(pool.map(lambda rows: self.carry_out(self.lacking(rows), deadline), parts))
+
+    def carry_out(
+        self, rows: Sequence[Row], deadline: float, without: Mapping[str, str] | None = None
+    ) -> None:
+        """The rows one after the other, in as few processes as live."""
+        while rows:
+            left = deadline - time.time()
+            if left < LEAST_S:
+                for row in rows:
+                    self.add(row, {"unmeasured": OUT_OF_TIME})
+                return
+            rows = self.in_one_process(rows, deadline, without or {})
+
+    def in_one_process(
+        self, rows: Sequence[Row], deadline: float, without: Mapping[str, str]
+    ) -> Sequence[Row]:
+        """Until it ends; those that are left."""
+        left = {row.name: row for row in rows}
+        begun: list[str] = []
+
+        def hear(event: Event) -> None:
+            if event["event"] != "note":
+                return
+            message = parsed(event["text"])
+            validated(Message, message)
+            begun.append(message["row"])
+            if "result" in message and (row := left.pop(message["row"], None)):
+                self.add(row, message["result"])
+
+        part = self.part(rows=rows, scale=self.scale, deadline=deadline - LEAST_S, without=without)
+        record = Local(timeout=deadline - time.time()).run(part, Store(Path()), hear)
+        if record["status"] == "timeout" or (record["status"] == "ok" and left):
+            for row in left.values():
+                self.add(row, {"unmeasured": OUT_OF_TIME})
+            return []
+        culprit = begun[-1] if begun else next(iter(left), "")
+        if row := left.pop(culprit, None):
+            self.add(row, {"failed": record["reason"]})
+        return list(left.values())
+
+
+def run(
+    only: Sequence[str],
+    *,
+    quick: bool,
+    scale: Scale,
+    say: Say,
+    save: Save,
+    before: Mapping[str, Any] = MappingProxyType({}),
+    budget: float | None = None,
+    part: type[Part] = Part,
+) -> Results:
+    """Measure the works that a name in `only` begins, or all if it is empty.
+
+    before: what an earlier run saved; where that was by the same code on the same card, this one goes on.
+    budget: seconds of the whole run.
+    part: what carries out rows.
+    """
+    start = time.time()
+    results: Results = {**identity(quick=quick, scale=scale), "only": list(only), "rows": {}, "seconds": 0}
+    known = not results["commit"].endswith("-dirty")
+    if before and known and all(before.get(name) == results[name] for name in IDENTITY):
+        results = {**before, "only": list(only), "finished": False}
+    spent = results["seconds"]
+
+    def save_so_far(results: Results) -> None:
+        save(results | {"seconds": round(spent + time.time() - start)})
+
+    for name in IDENTITY:
+        say(f"{name}: {results[name]}")
+    seconds = BUDGET_S[quick] if budget is None else budget
+    going = Run(results=results, scale=scale, say=say, save=save_so_far, part=part, deadline=start + seconds)
+    works = plan.selected(only)
+    checks = {check.name: check for work in works for check in plan.checks(work, quick=quick)}.values()
+    half = start + CHECKED_BY * seconds
+    shares = min(SLOTS, os.cpu_count() or 1)
+    if any(check.backend == "triton" for check in checks) and scale.device == "cuda":
+        going.side_by_side(([row] for row in plan.compilations(quick=quick, shares=shares)), half)
+    going.side_by_side((list(own) for _, own in groupby(checks, lambda check: check.work)), half)
+    for work in works:
+        without = unsound(work, results, quick=quick)
+        rows = going.lacking(plan.races(work, quick=quick))
+        if set(without) == set(work.backends or (OURS,)):
+            for row in rows:
+                going.add(row, {"unmeasured": "; ".join(f"{name}: {why}" for name, why in without.items())})
+        else:
+            going.carry_out(rows, going.deadline, without)
+    return results | {"seconds": round(spent + time.time() - start), "finished": True}
+
+
+def unsound(work: Work, results: Mapping[str, Any], *, quick: bool) -> dict[str, str]:
+    """Why some of our backends are not timed, by name: a check found them wrong, refused, or did not end.
+
+    In bfloat16, which is what is timed.
+    """
+    reasons = {}
+    for check in plan.checks(work, quick=quick):
+        found = results["rows"].get(check.name, {"unmeasured": "it has not been checked"})
+        if check.dtype == "bfloat16" and check.width == CARD.width and (reason := why_unsound(found)):
+            reasons[check.backend or OURS] = reason
+    return reasons
+
+
+def why_unsound(result: Mapping[str, Any]) -> str | None:
+    if "refused" in result:
+        return f"it refuses: {result['refused']}"
+    if ended := result.get("failed") or result.get("unmeasured"):
+        return f"not checked: {ended}"
+    return f"wrong: {'; '.join(result['wrong'][:3])}" if result["wrong"] else None
+
+
+def told(result: Mapping[str, Any]) -> str:
+    """A row in a line."""
+    if "ms" in result:
+        times = {name: f"{timing['median']:.3g} ms" for name, timing in result["ms"].items()}
+        return ", ".join(f"{name} {text}" for name, text in (times | result["missing"]).items())
+    if "kernels" in result:
+        return f"{result['kernels']} kernels, {len(result['faults'])} faults"
+    if "errors" in result:
+        return "; ".join(result["wrong"]) or f"right, within {max(result['errors'].values()):.1e}"
+    return next(iter(result.values()))
+
+
+def identity(*, quick: bool, scale: Scale) -> Results:
+    """Where and of what these figures are."""
+    on_card = scale.device == "cuda"
+    return {
+        "quick": quick,
+        "rehearsal": not on_card,
+        "card": torch.cuda.get_device_name() if on_card else "none",
+        "capability": list(torch.cuda.get_device_capability()) if on_card else [],
+        "driver": driver() if on_card else "none",
+        "versions": versions(PACKAGES),
+        "commit": commit(),
+    }
+
+
+def driver() -> str:
+    try:
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return "unknown"
