@@ -82,7 +82,7 @@ def run_on_cuda(options: argparse.Namespace) -> int:
         results = cuda_suite.run(
             options.only,
             quick=options.quick,
-            scale=plan.REHEARSAL if options.rehearse else plan.CARD,
+            scale=plan.REHEARSAL if options.rehearse else plan.CARD if options.quick else plan.WHOLE,
             say=say,
             save=partial(save, options.json),
             before=saved(options.json),

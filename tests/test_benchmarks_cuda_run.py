@@ -22,8 +22,8 @@ from benchmarks.cuda.targets import FLA, FUSED, WORKS
 from benchmarks.cuda.worker import Part
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
-RIGHT = {"errors": {"outputs": 1e-3}, "wrong": []}
-WRONG = {"errors": {"outputs": 0.4}, "wrong": ["outputs is off by 4.0e-01"]}
+RIGHT = {"errors": {"outputs": 1e-3}, "wrong": [], "unstreamed": ""}
+WRONG = {"errors": {"outputs": 0.4}, "wrong": ["outputs is off by 4.0e-01"], "unstreamed": ""}
 REFUSED = {"refused": "there is no card"}
 
 
@@ -244,8 +244,10 @@ def test_kernels_are_proven_where_all_that_were_checked_are_right(monkeypatch):
     monkeypatch.setattr(availability, "version", lambda: (3, 6, 0))
     right = results(check("triton", RIGHT), check("parallel", WRONG))
     assert "frozenset({(9, (3, 6, 0))})" in document.next_steps(right, Path("found.json"))
-    for wrong in (WRONG, {"failed": "it fell over"}, {"unmeasured": "no time was left"}, REFUSED):
-        steps = document.next_steps(results(check("triton", wrong)), Path("found.json"))
+    unproven = [WRONG, {"failed": "it fell over"}, {"unmeasured": "no time was left"}, REFUSED]
+    found = [results(check("triton", wrong)) for wrong in unproven]
+    for one in (*found, right | {"only": ["linear-causal"]}):
+        steps = document.next_steps(one, Path("found.json"))
         assert "frozenset" not in steps
         assert "--read found.json --write docs/performance.md" in steps
 

@@ -21,7 +21,7 @@ from subquad.ops.backends import Refused
 
 TOKENS = ((1000, True), (321, False))  # and whether there are holes
 SHORT_TOKENS = ((65, True), (33, False))  # of a rehearsal
-ERRORS = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 4e-2}  # of norms; 5e-4 in float32 would be TF32
+ERRORS = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 8e-2}  # of norms; 5e-4 in float32 would be TF32
 SMALLEST = 1e-3  # of the largest norm of a gradient: smaller ones are held against that
 CHOOSE = ("reformer", "routing")  # rounding decides some of their choices otherwise
 WRONG_CHOICES = 0.02  # of the tokens
@@ -32,10 +32,14 @@ Attend = Callable[..., Tensor]
 
 
 class Numbers(TypedDict):
-    """`errors`: the largest of each result, of norms. `wrong`: what is off or differs between two calls."""
+    """`errors`: the largest of each result, of norms. `wrong`: what is off or differs between two calls.
+
+    `unstreamed`: why the backend takes no streams, where there are some.
+    """
 
     errors: dict[str, float]
     wrong: list[str]
+    unstreamed: str
 
 
 class Refusal(TypedDict):
@@ -46,9 +50,10 @@ def numbers(check: Check, scale: Scale) -> Numbers | Refusal:
     scale = replace(scale, width=check.width * scale.width // CARD.width)
     errors: dict[str, float] = {}
     changing: set[str] = set()
+    unstreamed = ""
     for tokens, holes in TOKENS if scale.shrink == 1 else SHORT_TOKENS:
         try:
-            found, again, expected = computed(check, tokens, holes=holes, scale=scale)
+            found, again, expected, unstreamed = computed(check, tokens, holes=holes, scale=scale)
         except Refused as error:
             return Refusal(refused=why_refused(error))
         least = SMALLEST * max(y.norm().item() for name, y in expected.items() if name.startswith("gradient"))
@@ -61,11 +66,11 @@ def numbers(check: Check, scale: Scale) -> Numbers | Refusal:
     off = [f"{name} is off by {error:.1e}" for name, error in errors.items() if not error <= limit]
     differ = [f"{name} differs between two calls" for name in sorted(changing)]
     finite = {name: error for name, error in errors.items() if math.isfinite(error)}
-    return Numbers(errors=finite, wrong=off + differ)
+    return Numbers(errors=finite, wrong=off + differ, unstreamed=unstreamed)
 
 
-def computed(check: Check, tokens: int, *, holes: bool, scale: Scale) -> tuple[Named, Named, Named]:
-    """By the backend, twice, and by the definition."""
+def computed(check: Check, tokens: int, *, holes: bool, scale: Scale) -> tuple[Named, Named, Named, str]:
+    """By the backend, twice, and by the definition; and why there is no stream, where one might be."""
     work = find(check.work)
     dtype = getattr(torch, check.dtype)
     ours = mechanism(work, tokens, scale=scale, dtype=dtype)
@@ -76,23 +81,25 @@ def computed(check: Check, tokens: int, *, holes: bool, scale: Scale) -> tuple[N
         generator = torch.Generator(scale.device).manual_seed(1)
         valid = torch.rand(scale.batch, tokens, generator=generator, device=scale.device) < 0.7
         valid[-1, : tokens // 2] = False
-    streams = ours.traits.state == "bounded" and ours.causal
+    streams, unstreamed = ours.traits.state == "bounded" and ours.causal, ""
 
-    def results() -> Named:
-        with asked(check.backend):
-            found = passes(ours, ours.forward, tensors, valid)
-            if streams:
-                halves = passes(ours, in_two(ours), tensors, valid)
-                found |= {f"{name} of a stream": x for name, x in halves.items()}
-                found["single tokens"] = token_by_token(ours, tensors, valid)
-        return found
+    def streamed() -> Named:
+        halves = passes(ours, in_two(ours), tensors, valid)
+        single = token_by_token(ours, tensors, valid)
+        return {f"{name} of a stream": x for name, x in halves.items()} | {"single tokens": single}
 
-    found, again = results(), results()
+    with asked(check.backend):
+        found, again = (passes(ours, ours.forward, tensors, valid) for _ in range(2))
+        if streams:
+            try:
+                found, again = (results | streamed() for results in (found, again))
+            except Refused as error:
+                unstreamed = why_refused(error)
     expected = passes(exact, exact.definition, {name: x.double() for name, x in tensors.items()}, valid)
     if streams:
         expected |= {f"{name} of a stream": x for name, x in expected.items()}
         expected["single tokens"] = expected["outputs"][:, :, -SINGLE:]
-    return found, again, expected
+    return found, again, expected, unstreamed
 
 
 def passes(of: Mechanism, attend: Attend, tensors: Named, valid: Tensor | None) -> Named:

@@ -11,13 +11,12 @@ from torch.nn import functional as F
 
 from benchmarks.cuda.plan import Scale
 from benchmarks.cuda.rivals import attention_like
-from benchmarks.cuda.targets import FUSED, Passes, Work
+from benchmarks.cuda.targets import FUSED, OURS, Passes, Work
 from subquad.measure.cost import Candidate
 from subquad.mechanism import Dims, Mechanism
 from subquad.ops.backends import Refused, using
 from subquad.registry import build
 
-OURS = "subquad"  # where there is no choice of backends
 Call = Callable[[], object]
 
 
@@ -32,8 +31,8 @@ Contenders = dict[str, Call | Missing]
 
 
 def asked(backend: str) -> AbstractContextManager[None]:
-    """Within, that backend serves; whichever there is where none is named."""
-    return using(backend) if backend else nullcontext()
+    """Within, that one of a work's backends serves."""
+    return nullcontext() if backend == OURS else using(backend)
 
 
 def by_backend(work: Work, prepare: Callable[[], Call]) -> dict[str, Call]:
@@ -46,7 +45,7 @@ def by_backend(work: Work, prepare: Callable[[], Call]) -> dict[str, Call]:
 
         return run
 
-    return {backend or OURS: within(backend, prepare()) for backend in work.backends or ("",)}
+    return {backend: within(backend, prepare()) for backend in work.backends}
 
 
 def mechanism(work: Work, tokens: int, *, scale: Scale, dtype: torch.dtype = torch.bfloat16) -> Mechanism:

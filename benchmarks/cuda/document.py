@@ -7,8 +7,8 @@ from typing import Any
 from benchmarks.cuda import plan
 from benchmarks.cuda.models import DEPTH
 from benchmarks.cuda.plan import CARD
-from benchmarks.cuda.targets import FUSED
-from benchmarks.cuda.verdicts import NOT_MEASURED, Results, Verdict, backends, proven, verdicts
+from benchmarks.cuda.targets import FUSED, OURS
+from benchmarks.cuda.verdicts import NOT_MEASURED, Results, Verdict, proven, verdicts
 from benchmarks.document import SIGNS, quantity, sign_counts, table, times
 from subquad.ops.triton import availability
 
@@ -90,7 +90,7 @@ def numbers(results: Results) -> str:
     lines = (
         (
             plan.find(row["work"]).title,
-            row["backend"] or "subquad",
+            row["backend"],
             row["dtype"],
             str(row["width"]),
             f"{max(row['errors'].values()):.1e}" if row.get("errors") else "",
@@ -103,7 +103,8 @@ def numbers(results: Results) -> str:
 
 def outcome(row: dict[str, Any]) -> str:
     if "errors" in row:
-        return f"**wrong**: {'; '.join(row['wrong'])}" if row["wrong"] else "right"
+        streams = f"; no streams: {row['unstreamed']}" if row["unstreamed"] else ""
+        return f"**wrong**: {'; '.join(row['wrong'])}" if row["wrong"] else f"right{streams}"
     return row.get("failed") or row.get("unmeasured") or f"refuses: {row['refused']}"
 
 
@@ -123,7 +124,7 @@ def of_race(row: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     fused = row["ms"].get(FUSED)
     for name, timing in row["ms"].items():
         ratio = f"{fused['median'] / timing['median']:.3g}×" if fused else ""
-        who = f"subquad, {name}" if name in backends(work) else name
+        who = f"{OURS}, {name}" if name in work.backends and name != OURS else name
         yield *what, who, quantity(timing["median"], "ms"), ratio, quantity(row["mb"][name], "MB")
     for name, reason in row["missing"].items():
         yield *what, f"{name}: {reason}", "", "", ""
@@ -159,7 +160,7 @@ def next_steps(results: Results, saved: Path | None) -> str:
             f"  PROVEN: frozenset[tuple[int, tuple[int, ...]]] = {known!r}",
         ]
     else:
-        lines.append("- Triton's kernels are not proven here: see the rows called right above.")
+        lines.append("- Triton's kernels are not proven by this run: see the table of numbers.")
     if saved is None:
         lines.append(
             "- Nothing was saved: run it with --json FILE, to write the chapter of docs/performance.md."

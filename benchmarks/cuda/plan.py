@@ -1,7 +1,7 @@
 """What a run is made of: rows, in the order in which they are measured, and on what scale."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from benchmarks.cuda.targets import PASSES, WORKS, Passes, Work
@@ -37,6 +37,7 @@ class Scale:
 
 
 CARD = Scale(device="cuda", batch=4, heads=8, width=64, shrink=1, seconds=0.3, row_s=120.0)
+WHOLE = replace(CARD, seconds=1.0, row_s=900.0)  # without --quick
 REHEARSAL = Scale(device="cpu", batch=2, heads=2, width=16, shrink=128, seconds=0.01, row_s=60.0)
 
 
@@ -65,7 +66,7 @@ class Check:
 
     @property
     def name(self) -> str:
-        return f"{self.work} right {self.backend or 'subquad'} {self.dtype} {self.width}"
+        return f"{self.work} right {self.backend} {self.dtype} {self.width}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +118,7 @@ def checks(work: Work, *, quick: bool) -> list[Check]:
     return [
         Check(work=first.name, backend=backend, dtype=dtype, width=width)
         for dtype, width in PRECISIONS[quick]
-        for backend in work.backends or ("",)
+        for backend in work.backends
     ]
 
 

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 
 from benchmarks.cuda import plan
-from benchmarks.cuda.contenders import OURS
 from benchmarks.cuda.plan import CARD, Row, Scale
 from benchmarks.cuda.targets import Work
 from benchmarks.cuda.worker import Message, Part
@@ -27,6 +26,7 @@ from benchmarks.suite import commit
 from subquad.documents import parsed, validated
 from subquad.executors import Event, Local
 from subquad.measure.machine import versions
+from subquad.ops.triton import availability
 from subquad.records import Store
 
 BUDGET_S = {True: 450.0, False: 6 * 3600.0}  # of the whole run, by `quick`: within eight minutes
@@ -37,15 +37,7 @@ PACKAGES = (
     *("subquad", "torch", "triton", "fla-core", "performer-pytorch", "nystrom-attention", "local-attention"),
     *("linformer", "reformer-pytorch"),
 )
-IDENTITY = (
-    "quick",
-    "rehearsal",
-    "card",
-    "capability",
-    "driver",
-    "versions",
-    "commit",
-)  # of runs that are one
+IDENTITY = ("quick", "rehearsal", "card", "capability", "driver", "versions", "commit")  # of one run
 OUT_OF_TIME = "no time was left"
 
 Results = dict[str, Any]
@@ -159,13 +151,13 @@ def run(
     checks = {check.name: check for work in works for check in plan.checks(work, quick=quick)}.values()
     half = start + CHECKED_BY * seconds
     shares = min(SLOTS, os.cpu_count() or 1)
-    if any(check.backend == "triton" for check in checks) and scale.device == "cuda":
+    if any(check.backend == "triton" for check in checks) and has_kernels(scale):
         going.side_by_side(([row] for row in plan.compilations(quick=quick, shares=shares)), half)
     going.side_by_side((list(own) for _, own in groupby(checks, lambda check: check.work)), half)
     for work in works:
         without = unsound(work, results, quick=quick)
         rows = going.lacking(plan.races(work, quick=quick))
-        if set(without) == set(work.backends or (OURS,)):
+        if set(without) == set(work.backends):
             for row in rows:
                 going.add(row, {"unmeasured": "; ".join(f"{name}: {why}" for name, why in without.items())})
         else:
@@ -182,7 +174,7 @@ def unsound(work: Work, results: Mapping[str, Any], *, quick: bool) -> dict[str,
     for check in plan.checks(work, quick=quick):
         found = results["rows"].get(check.name, {"unmeasured": "it has not been checked"})
         if check.dtype == "bfloat16" and check.width == CARD.width and (reason := why_unsound(found)):
-            reasons[check.backend or OURS] = reason
+            reasons[check.backend] = reason
     return reasons
 
 
@@ -200,10 +192,18 @@ def told(result: Mapping[str, Any]) -> str:
         times = {name: f"{timing['median']:.3g} ms" for name, timing in result["ms"].items()}
         return ", ".join(f"{name} {text}" for name, text in (times | result["missing"]).items())
     if "kernels" in result:
-        return f"{result['kernels']} kernels, {len(result['faults'])} faults"
+        return f"{result['kernels']} kernels"
     if "errors" in result:
         return "; ".join(result["wrong"]) or f"right, within {max(result['errors'].values()):.1e}"
     return next(iter(result.values()))
+
+
+def has_kernels(scale: Scale) -> bool:
+    """Whether Triton has any for this card."""
+    if scale.device != "cuda":
+        return False
+    verdict = availability.of_capability(torch.cuda.get_device_capability())
+    return verdict.reason is None or verdict.on_request
 
 
 def identity(*, quick: bool, scale: Scale) -> Results:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
+OURS = "subquad"  # where there is no choice of backends
 FUSED = "fused softmax"  # of the same causality, without a mask
 FLA, FLEX = "flash-linear-attention", "FlexAttention, same mask"
 PERFORMER, COMPILED = "performer-pytorch", "performer-pytorch, compiled"
@@ -37,7 +38,7 @@ class Target:
 class Work:
     """One kind of work by one mechanism, and what is asked of it.
 
-    backends: of our operators, each of which takes part by its name; none: there is no choice.
+    backends: of ours, each of which takes part by its name.
     padded: whether sequences end at different tokens.
     rivals: who takes part beside the fused softmax.
     """
@@ -48,7 +49,7 @@ class Work:
     options: Mapping[str, Any] = field(default_factory=dict)
     causal: bool = False
     kind: Kind = "mechanism"
-    backends: tuple[str, ...] = ()
+    backends: tuple[str, ...] = (OURS,)
     padded: bool = False
     rivals: tuple[str, ...] = ()
     targets: tuple[Target, ...] = ()
@@ -221,7 +222,7 @@ WORKS: tuple[Work, ...] = (
     ),
     decoding("gated-delta", "gated delta rule", RECURRENT),
     decoding("retention", "retention", RECURRENT),
-    decoding("local", "window 256", (), options=WINDOW),
+    decoding("local", "window 256", (OURS,), options=WINDOW),
     training("encoder", "performer", KERNELS, options=M256),
     training("language model", "gated-delta", RECURRENT),
     Work(

@@ -1,5 +1,6 @@
 """A race: everyone who takes part in a work at one length, called in turns, and the memory each takes."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from torch import Tensor
@@ -31,10 +32,9 @@ def measured(race: Race, scale: Scale, without: dict[str, str]) -> Times:
     """`without`: why some of our backends do not take part. Without any of ours, nobody does."""
     work, tokens = find(race.work), scale.tokens(race.length)
     made = of_kind(work, race, tokens, scale)
-    ours = [name for name in made if name in (*work.backends, contenders.OURS)]
     entered = {name: Missing(without[name]) if name in without else call for name, call in made.items()}
-    ready, missing = enter(entered, ours)
-    if not any(name in ready for name in ours):
+    ready, missing = enter(entered, work.backends)
+    if ready.keys().isdisjoint(work.backends):
         return Times(ms={}, mb={}, missing=missing)
     memory = {name: peak_memory(call, device=scale.device).mb for name, call in ready.items()}
     timings = interleaved(
@@ -56,7 +56,7 @@ def of_kind(work: Work, race: Race, tokens: int, scale: Scale) -> Contenders:
     return models.steps(work, tokens, scale=scale)
 
 
-def enter(entered: Contenders, ours: list[str]) -> tuple[dict[str, Call], dict[str, str]]:
+def enter(entered: Contenders, ours: Sequence[str]) -> tuple[dict[str, Call], dict[str, str]]:
     """Whoever could be called, and why others could not; peers have to agree with ours where they can."""
     ready, missing = {}, {}
     expected: Tensor | None = None

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.cuda import plan
-from benchmarks.cuda.contenders import OURS
 from benchmarks.cuda.plan import Race
 from benchmarks.cuda.targets import WORKS, Target, Work
 from benchmarks.targets import GATE
@@ -50,7 +49,7 @@ def verdict(work: Work, target: Target, rows: Mapping[str, Any]) -> Verdict:
     missing = row.get("missing", {})
     reason = row.get("failed") or row.get("unmeasured") or missing.get(target.rival, "")
     if ours is None and not reason:
-        reason = "; ".join(f"{name}: {missing[name]}" for name in backends(work) if name in missing)
+        reason = "; ".join(f"{name}: {missing[name]}" for name in work.backends if name in missing)
     return Verdict(
         work=work,
         target=target,
@@ -62,13 +61,8 @@ def verdict(work: Work, target: Target, rows: Mapping[str, Any]) -> Verdict:
     )
 
 
-def backends(work: Work) -> tuple[str, ...]:
-    """Ours, as rows name them."""
-    return work.backends or (OURS,)
-
-
 def fastest(work: Work, times: Mapping[str, Any]) -> str | None:
-    run = [name for name in backends(work) if name in times]
+    run = [name for name in work.backends if name in times]
     return min(run, key=lambda name: times[name]["median"], default=None)
 
 
@@ -80,7 +74,7 @@ def broken(results: Results) -> Iterator[str]:
         for what in row.get("wrong", ()):
             yield f"{name}: {what}"
         if "missing" in row:
-            own, unsound = backends(plan.find(row["work"])), ("it refuses", "wrong", "not checked")
+            own, unsound = plan.find(row["work"]).backends, ("it refuses", "wrong", "not checked")
             yield from (
                 f"{name}, {who}: {why}"
                 for who, why in row["missing"].items()
@@ -100,8 +94,7 @@ def failed(results: Results) -> list[str]:
 
 
 def proven(results: Results) -> bool:
-    """Whether Triton's kernels were checked, and all of them right."""
+    """Whether Triton's kernels were checked, of all works, and are right."""
     own = [row for row in results["rows"].values() if row["kind"] == "Check" and row["backend"] == "triton"]
-    return any("errors" in row for row in own) and not any(
-        row.get("wrong") or "failed" in row or "unmeasured" in row for row in own
-    )
+    unsure = any(row.get("wrong") or "failed" in row or "unmeasured" in row for row in own)
+    return any("errors" in row for row in own) and not unsure and not results["only"]

@@ -80,12 +80,10 @@ class Part:
             with at_most(self.scale.row_s, lambda row=row: say(row, result=too_long(self.scale))):
                 try:
                     result = self.measure(row)
-                except (
-                    Exception
-                ) as error:  # the one place that catches everything, and writes down what it caught
+                except Exception as error:  # whatever it is, it is written down
                     result = {"failed": one_line(error)}
             say(row, result=result)
-            if in_error(self.scale.device):
+            if not cleared(self.scale.device):
                 os._exit(EXIT)
         return {"result": {}}
 
@@ -94,7 +92,7 @@ class Part:
         if isinstance(row, Compilation):
             from benchmarks.cuda.compilation import compiled
 
-            return dict(compiled(row, self.scale))
+            return dict(compiled(row))
         if isinstance(row, Check):
             from benchmarks.cuda.checks import numbers
 
@@ -129,14 +127,15 @@ def at_most(seconds: float, expired: Any) -> Iterator[None]:
         clock.cancel()
 
 
-def in_error(device: str) -> bool:
-    """Whether the card is, from where no call of this process brings it back."""
+def cleared(device: str) -> bool:
+    """Give back what a row took; False where the card is in an error, which no call of this process ends."""
     if device != "cuda":
-        return False
+        return True
     gc.collect()
+    torch.compiler.reset()  # graphs of one function are kept for a few kinds of calls
     try:
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
     except RuntimeError:
-        return True
-    return False
+        return False
+    return True
