@@ -82,7 +82,7 @@ class Plan:
 
     def measure(self, part, row):
         self.measured.append(row.name)
-        self.without[row.name] = dict(part.without)
+        self.without[row.name] = dict(part.without.get(row.work, {}))
         found = self.give.get(row.name, RIGHT if isinstance(row, Check) else timed(parallel=1.0, fused=2.0))
         if isinstance(found, Exception):
             raise found
@@ -134,8 +134,14 @@ def test_a_row_that_raises_is_noted_and_fails_the_run(planned):
 
 def test_a_backend_whose_check_did_not_end_is_not_timed(planned):
     planned.give[TRITON] = RuntimeError("out of luck")
-    planned.run()
-    assert planned.without[FIRST] == {"triton": "not checked: RuntimeError: out of luck"}
+    give = timed({"triton": "not checked: RuntimeError: out of luck"}, parallel=1.0, fused=2.0)
+    planned.give |= dict.fromkeys((FIRST, *OTHERS), give)
+    first = planned.run()
+    assert planned.without[FIRST] == give["missing"]
+    planned.measured.clear()
+    planned.give.clear()
+    planned.run(before=first)
+    assert planned.measured == [TRITON, FIRST, *OTHERS]
 
 
 def test_rows_without_time_are_noted_and_fail_nothing(planned):

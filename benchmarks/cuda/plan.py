@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from typing import Any
 
 from benchmarks.cuda.targets import PASSES, WORKS, Passes, Work
@@ -123,9 +124,17 @@ def checks(work: Work, *, quick: bool) -> list[Check]:
 
 
 def races(work: Work, *, quick: bool) -> list[Race]:
+    """In short those that targets ask for, where there are some."""
     lengths = {"mechanism": LENGTHS[quick], "decoding": (CONTEXT,)}.get(work.kind, TRAINED[quick])
+    asked = {target.length for target in work.targets} if quick else ()
     return [
         Race(work=work.name, passes=passes, length=length)
         for length in lengths
+        if not asked or length in asked
         for passes in PASSES[work.kind]
     ]
+
+
+def parts(works: Sequence[Work]) -> list[list[Work]]:
+    """Those that run in one process: neighbours that the same backends serve."""
+    return [list(own) for _, own in groupby(works, lambda work: (work.kind, work.backends))]

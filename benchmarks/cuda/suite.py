@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -38,9 +38,12 @@ PACKAGES = (
     *("linformer", "reformer-pytorch"),
 )
 IDENTITY = ("quick", "rehearsal", "card", "capability", "driver", "versions", "commit")  # of one run
-OUT_OF_TIME = "no time was left"
+OUT_OF_TIME, UNCHECKED = "no time was left", "not checked"
 
+T = TypeVar("T", bound=Row)
 Results = dict[str, Any]
+Without = Mapping[str, Mapping[str, str]]  # by work, why some of its backends are not timed
+NOTHING: Without = MappingProxyType({})
 Say = Callable[[str], object]
 Save = Callable[[Results], object]
 
@@ -63,22 +66,15 @@ class Run:
             self.say(f"{row.name}: {told(result)}")
             self.save(self.results)
 
-    def lacking(self, rows: Iterable[Row]) -> list[Row]:
-        """Those that an earlier run has not measured."""
-        ended = self.results["rows"]
-        return [
-            row
-            for row in rows
-            if not {"failed", "unmeasured"}.isdisjoint(ended.get(row.name, {"failed": ""}))
-        ]
+    def lacking(self, rows: Iterable[T]) -> list[T]:
+        """Those that an earlier run has not measured, or not all of."""
+        return [row for row in rows if not ended(self.results["rows"].get(row.name, {"failed": ""}))]
 
     def side_by_side(self, parts: Iterable[Sequence[Row]], deadline: float) -> None:
         with ThreadPoolExecutor(min(SLOTS, os.cpu_count() or 1)) as pool:
             list(pool.map(lambda rows: self.carry_out(self.lacking(rows), deadline), parts))
 
-    def carry_out(
-        self, rows: Sequence[Row], deadline: float, without: Mapping[str, str] | None = None
-    ) -> None:
+    def carry_out(self, rows: Sequence[Row], deadline: float, without: Without = NOTHING) -> None:
         """The rows one after the other, in as few processes as live."""
         while rows:
             left = deadline - time.time()
@@ -86,11 +82,9 @@ class Run:
                 for row in rows:
                     self.add(row, {"unmeasured": OUT_OF_TIME})
                 return
-            rows = self.in_one_process(rows, deadline, without or {})
+            rows = self.in_one_process(rows, deadline, without)
 
-    def in_one_process(
-        self, rows: Sequence[Row], deadline: float, without: Mapping[str, str]
-    ) -> Sequence[Row]:
+    def in_one_process(self, rows: Sequence[Row], deadline: float, without: Without) -> Sequence[Row]:
         """Until it ends; those that are left."""
         left = {row.name: row for row in rows}
         begun: list[str] = []
@@ -154,15 +148,21 @@ def run(
     if any(check.backend == "triton" for check in checks) and has_kernels(scale):
         going.side_by_side(([row] for row in plan.compilations(quick=quick, shares=shares)), half)
     going.side_by_side((list(own) for _, own in groupby(checks, lambda check: check.work)), half)
-    for work in works:
-        without = unsound(work, results, quick=quick)
-        rows = going.lacking(plan.races(work, quick=quick))
-        if set(without) == set(work.backends):
-            for row in rows:
-                going.add(row, {"unmeasured": "; ".join(f"{name}: {why}" for name, why in without.items())})
-        else:
-            going.carry_out(rows, going.deadline, without)
+    without = {work.name: unsound(work, results, quick=quick) for work in works}
+    for own in plan.parts(works):
+        rows = going.lacking(race for work in own for race in plan.races(work, quick=quick))
+        idle = [row for row in rows if without[row.work].keys() == set(plan.find(row.work).backends)]
+        for row in idle:
+            reasons = (f"{name}: {reason}" for name, reason in without[row.work].items())
+            going.add(row, {"unmeasured": "; ".join(reasons)})
+        going.carry_out([row for row in rows if row not in idle], going.deadline, without)
     return results | {"seconds": round(spent + time.time() - start), "finished": True}
+
+
+def ended(result: Mapping[str, Any]) -> bool:
+    """Whether nothing is left to measure of a row."""
+    unchecked = any(reason.startswith(UNCHECKED) for reason in result.get("missing", {}).values())
+    return not (unchecked or "failed" in result or "unmeasured" in result)
 
 
 def unsound(work: Work, results: Mapping[str, Any], *, quick: bool) -> dict[str, str]:
@@ -181,8 +181,8 @@ def unsound(work: Work, results: Mapping[str, Any], *, quick: bool) -> dict[str,
 def why_unsound(result: Mapping[str, Any]) -> str | None:
     if "refused" in result:
         return f"it refuses: {result['refused']}"
-    if ended := result.get("failed") or result.get("unmeasured"):
-        return f"not checked: {ended}"
+    if reason := result.get("failed") or result.get("unmeasured"):
+        return f"{UNCHECKED}: {reason}"
     return f"wrong: {'; '.join(result['wrong'][:3])}" if result["wrong"] else None
 
 

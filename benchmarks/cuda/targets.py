@@ -151,7 +151,6 @@ WORKS: tuple[Work, ...] = (
         rivals=(PERFORMER,),
         targets=(*twice(FUSED, {4096: (1.5, 1.5), 32768: (8, 8)}), *against(PERFORMER, {4096: 50})),
     ),
-    window("window-padded", "window 256, padded", options=WINDOW, padded=True),
     Work(
         name="linear",
         title="linear",
@@ -159,6 +158,7 @@ WORKS: tuple[Work, ...] = (
         backends=KERNELS,
         targets=twice(FUSED, {4096: (4, 4), 32768: (40, 30)}),
     ),
+    window("window-padded", "window 256, padded", options=WINDOW, padded=True),
     Work(
         name="gated-linear",
         title="GLA",
@@ -192,7 +192,7 @@ WORKS: tuple[Work, ...] = (
     decoding("linear", "linear", KERNELS),
     decoding("performer", "FAVOR+ m = 256", KERNELS, options=M256),
     training("encoder", "linear", KERNELS),
-    training("encoder", "local", PATTERN, options=WINDOW),
+    training("encoder", "performer", KERNELS, options=M256),
     training("language model", "linear", KERNELS),
     window("window", "window 256", options=WINDOW, targets=TWENTY),
     window(
@@ -205,6 +205,7 @@ WORKS: tuple[Work, ...] = (
     ),
     window("bigbird-padded", "BigBird, padded", "bigbird", padded=True),
     window("bigbird", "BigBird", "bigbird"),
+    training("encoder", "local", PATTERN, options=WINDOW),
     Work(
         name="linformer",
         title="Linformer, rank 256",
@@ -223,7 +224,6 @@ WORKS: tuple[Work, ...] = (
     decoding("gated-delta", "gated delta rule", RECURRENT),
     decoding("retention", "retention", RECURRENT),
     decoding("local", "window 256", (OURS,), options=WINDOW),
-    training("encoder", "performer", KERNELS, options=M256),
     training("language model", "gated-delta", RECURRENT),
     Work(
         name="reformer",

@@ -1,6 +1,6 @@
 """A race: everyone who takes part in a work at one length, called in turns, and the memory each takes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from torch import Tensor
@@ -28,7 +28,7 @@ class Times(TypedDict):
     missing: dict[str, str]
 
 
-def measured(race: Race, scale: Scale, without: dict[str, str]) -> Times:
+def measured(race: Race, scale: Scale, without: Mapping[str, str]) -> Times:
     """`without`: why some of our backends do not take part. Without any of ours, nobody does."""
     work, tokens = find(race.work), scale.tokens(race.length)
     made = of_kind(work, race, tokens, scale)

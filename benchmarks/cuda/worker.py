@@ -37,7 +37,7 @@ class Part:
     """Rows of one process.
 
     deadline: by `time.time`, after which no row begins.
-    without: of races: why some backends do not take part.
+    without: of races: by work, why some of its backends do not take part.
     """
 
     kind: ClassVar[str] = "cuda benchmark"
@@ -47,7 +47,7 @@ class Part:
     rows: Sequence[Row]
     scale: Scale
     deadline: float
-    without: Mapping[str, str] = field(default_factory=dict)
+    without: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     threads: int = 1
 
     @property
@@ -59,7 +59,7 @@ class Part:
             "rows": [to_json(row) for row in self.rows],
             "scale": asdict(self.scale),
             "deadline": self.deadline,
-            "without": dict(self.without),
+            "without": {work: dict(reasons) for work, reasons in self.without.items()},
             "threads": self.threads,
         }
 
@@ -100,7 +100,7 @@ class Part:
         assert isinstance(row, Race)
         from benchmarks.cuda.times import measured
 
-        return dict(measured(row, self.scale, dict(self.without)))
+        return dict(measured(row, self.scale, self.without.get(row.work, {})))
 
     def check(self, record: Record) -> None:
         """Whatever it was, its rows have been told."""
