@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,6 @@ from threading import Event
 
 import pytest
 
-from subquad.executors import run_here
 from subquad.ops.triton import availability
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # `benchmarks` is no part of the package
@@ -60,14 +60,11 @@ def results(*rows, **settings):
     return identity | found | settings
 
 
-class Here:
+def run_here(part, *, timeout, hear):
     """In place of a process of its own."""
-
-    def __init__(self, *, timeout):
-        assert timeout > 0
-
-    def run(self, spec, store, tell):
-        return run_here(spec, store, tell)
+    assert timeout > 0
+    part.run(hear)
+    return ""
 
 
 class Plan:
@@ -92,7 +89,7 @@ class Plan:
 @pytest.fixture
 def planned(monkeypatch):
     made = Plan()
-    monkeypatch.setattr(suite, "Local", Here)
+    monkeypatch.setattr(suite.process, "run", run_here)
     monkeypatch.setattr(suite, "commit", lambda: "abc")
     monkeypatch.setattr(Part, "measure", lambda self, row: made.measure(self, row))
     return made
@@ -317,3 +314,9 @@ def test_the_names_of_works_are_listed_and_are_their_own(capsys):
     names = capsys.readouterr().out.split()
     assert names == [work.name for work in WORKS]
     assert len(set(names)) == len({work.title for work in WORKS}) == len(WORKS)
+
+
+def test_a_machine_with_a_card_needs_no_package_of_a_comparison():
+    blocked = "import sys; sys.modules |= dict.fromkeys(('pydantic', 'polars', 'rich', 'typer', 'lightning'))"
+    code = f"{blocked}; from benchmarks import __main__; from benchmarks.cuda import suite, times, checks"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PAGE.parents[1])

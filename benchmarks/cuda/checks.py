@@ -9,10 +9,10 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TypedDict
 
 import torch
 from torch import Tensor
-from typing_extensions import TypedDict  # pydantic asks for it below Python 3.12
 
 from benchmarks.cuda.contenders import asked, inputs, mechanism, why_refused
 from benchmarks.cuda.plan import CARD, Check, Scale, find

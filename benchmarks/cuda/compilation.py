@@ -1,9 +1,8 @@
 """Triton kernels, compiled into its cache by many processes before anything is launched."""
 
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
-from typing_extensions import TypedDict  # pydantic asks for it below Python 3.12
 
 from benchmarks.cuda.plan import Compilation
 from subquad.ops.triton.availability import ARCHITECTURES

@@ -13,7 +13,7 @@ from subquad.nn.encoder import Encoder, EncoderConfig
 
 DEPTH = 6
 VOCABULARY = 8192
-SHORT = 4096  # tokens at which a language model has the batch of all others
+STEP = 32768  # tokens of a language model's step, so that the logits fit
 
 
 class LanguageModel(nn.Module):
@@ -65,8 +65,7 @@ def encoder_loss(encoder: Encoder, work: Work, tokens: int, scale: Scale) -> Pre
 
 
 def language_model_loss(encoder: Encoder, work: Work, tokens: int, scale: Scale) -> Prepared:
-    """As many tokens a step whatever their length, so that the logits fit."""
-    batch = max(1, scale.batch * SHORT // (tokens * scale.shrink))
+    batch = max(1, STEP // (tokens * scale.shrink))
     model = LanguageModel(encoder, encoder.config.dim).to(scale.device)
     x = torch.randint(VOCABULARY, (batch, tokens + 1), device=scale.device)
     return model, lambda: model(x)

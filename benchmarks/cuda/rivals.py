@@ -34,7 +34,7 @@ def attention_like(name: str, mechanism: Mechanism, tokens: int, real: Tensor) -
     if name == FLA:
         if find_spec("fla") is None:
             raise ValueError('it is not installed; pip install "fla-core"')
-        return RECURRENCES[mechanism.traits.name](mechanism, tokens)
+        return RECURRENCES[mechanism.traits.name](mechanism, torch.arange(tokens, device=real.device))
     if PEERS[name].compiled and not real.is_cuda:
         raise ValueError("it is compiled, which a rehearsal leaves out")
     mix = PEERS[name].attention_like(mechanism, tokens)
@@ -75,7 +75,7 @@ def visible(pattern: Pattern, tokens: int, real: Tensor) -> Callable[[Tensor, Te
     return lambda b, i, j: table[b, i // pattern.size, j // pattern.size]
 
 
-def linear(mechanism: Mechanism, tokens: int) -> Mix:
+def linear(mechanism: Mechanism, places: Tensor) -> Mix:
     kernel = import_quietly("fla.ops.linear_attn").chunk_linear_attn
 
     def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -84,20 +84,19 @@ def linear(mechanism: Mechanism, tokens: int) -> Mix:
     return mix
 
 
-def retention(mechanism: Mechanism, tokens: int) -> Mix:
+def retention(mechanism: Mechanism, places: Tensor) -> Mix:
     kernel = import_quietly("fla.ops.retention").chunk_retention
-    waves = 10_000 ** -torch.linspace(0, 1, mechanism.dims.head_dim // 2)
-    turns = torch.polar(torch.ones(()), torch.arange(tokens)[:, None] * waves)
+    waves = 10_000 ** -torch.linspace(0, 1, mechanism.dims.head_dim // 2, device=places.device)
+    rotations = torch.polar(torch.ones_like(waves), places[:, None] * waves)
 
     def mix(q: Tensor, k: Tensor, v: Tensor, gate: Tensor) -> Tensor:
-        rotations = turns.to(q.device)
         q, k = (rotated(x.float(), rotations).to(x.dtype) for x in (q, k))
         return normed(ours(kernel(*theirs(q, k, v))[0]), mechanism) * F.silu(gate)
 
     return mix
 
 
-def gated_linear(mechanism: Mechanism, tokens: int) -> Mix:
+def gated_linear(mechanism: Mechanism, places: Tensor) -> Mix:
     kernel = import_quietly("fla.ops.gla").chunk_gla
 
     def mix(q: Tensor, k: Tensor, v: Tensor, forget: Tensor, gate: Tensor) -> Tensor:
@@ -107,7 +106,7 @@ def gated_linear(mechanism: Mechanism, tokens: int) -> Mix:
     return mix
 
 
-def gated_delta(mechanism: Mechanism, tokens: int) -> Mix:
+def gated_delta(mechanism: Mechanism, places: Tensor) -> Mix:
     kernel = import_quietly("fla.ops.gated_delta_rule").chunk_gated_delta_rule
     weights = mechanism.state_dict()
     A, b = (weights[name].float()[:, None] for name in ("log_A", "b"))
@@ -122,7 +121,7 @@ def gated_delta(mechanism: Mechanism, tokens: int) -> Mix:
     return mix
 
 
-RECURRENCES: Mapping[str, Callable[[Mechanism, int], Mix]] = {
+RECURRENCES: Mapping[str, Callable[[Mechanism, Tensor], Mix]] = {
     "linear": linear,
     "retention": retention,
     "gated-linear": gated_linear,

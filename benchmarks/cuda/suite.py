@@ -12,22 +12,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import groupby
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
 
-from benchmarks.cuda import plan
+from benchmarks.cuda import plan, process
 from benchmarks.cuda.plan import CARD, Row, Scale
 from benchmarks.cuda.targets import Work
 from benchmarks.cuda.worker import Message, Part
-from benchmarks.suite import commit
-from subquad.documents import parsed, validated
-from subquad.executors import Event, Local
+from benchmarks.revision import commit
 from subquad.measure.machine import versions
 from subquad.ops.triton import availability
-from subquad.records import Store
 
 BUDGET_S = {True: 450.0, False: 6 * 3600.0}  # of the whole run, by `quick`: within eight minutes
 CHECKED_BY = 0.55  # of the budget: what has not been checked by then is not timed
@@ -89,24 +85,23 @@ class Run:
         left = {row.name: row for row in rows}
         begun: list[str] = []
 
-        def hear(event: Event) -> None:
-            if event["event"] != "note":
-                return
-            message = parsed(event["text"])
-            validated(Message, message)
+        def hear(message: Message) -> None:
             begun.append(message["row"])
             if "result" in message and (row := left.pop(message["row"], None)):
                 self.add(row, message["result"])
 
         part = self.part(rows=rows, scale=self.scale, deadline=deadline - LEAST_S, without=without)
-        record = Local(timeout=deadline - time.time()).run(part, Store(Path()), hear)
-        if record["status"] == "timeout" or (record["status"] == "ok" and left):
+        try:
+            reason = process.run(part, timeout=deadline - time.time(), hear=hear)
+        except process.OutOfTime:
+            reason = ""
+        if not reason:
             for row in left.values():
                 self.add(row, {"unmeasured": OUT_OF_TIME})
             return []
         culprit = begun[-1] if begun else next(iter(left), "")
         if row := left.pop(culprit, None):
-            self.add(row, {"failed": record["reason"]})
+            self.add(row, {"failed": reason})
         return list(left.values())
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import TypedDict
 
 from torch import Tensor
-from typing_extensions import TypedDict  # pydantic asks for it below Python 3.12
 
 from benchmarks.cuda import contenders, decoding, models
 from benchmarks.cuda.contenders import Call, Contenders, Missing, one_line, why_refused

@@ -1,26 +1,27 @@
 """Rows measured one after the other in a process of their own, each told of as soon as it is known.
 
-An executor runs a part and hands on what it tells. A row that takes too long, or leaves the card in an error,
-ends the process: the card's errors stay with it, and the rows behind go on in another one.
+A row that takes too long, or leaves the card in an error, ends the process: errors of the card stay with it,
+and the rows behind go on in another one.
 """
 
 import gc
 import json
 import os
+import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, NotRequired
+from functools import reduce
+from importlib import import_module
+from typing import Any, NotRequired, TextIO, TypedDict
 
 import torch
-from typing_extensions import TypedDict  # pydantic asks for it below Python 3.12
 
 from benchmarks.cuda.contenders import one_line
 from benchmarks.cuda.plan import Check, Compilation, Race, Row, Scale, from_json, to_json
-from subquad.executors import Tell
-from subquad.records import Record, Store, key
 
 EXIT = 3  # status of a process that ends itself behind a row
 
@@ -40,19 +41,10 @@ class Part:
     without: of races: by work, why some of its backends do not take part.
     """
 
-    kind: ClassVar[str] = "cuda benchmark"
-    version: ClassVar[int] = 1
-    timed: ClassVar[bool] = True
-
     rows: Sequence[Row]
     scale: Scale
     deadline: float
     without: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    threads: int = 1
-
-    @property
-    def key(self) -> str:
-        return key(self.kind, self.version, self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -60,7 +52,6 @@ class Part:
             "scale": asdict(self.scale),
             "deadline": self.deadline,
             "without": {work: dict(reasons) for work, reasons in self.without.items()},
-            "threads": self.threads,
         }
 
     @classmethod
@@ -68,24 +59,22 @@ class Part:
         own = {"rows": [from_json(row) for row in fields["rows"]], "scale": Scale(**fields["scale"])}
         return cls(**{**fields, **own})
 
-    def run(self, store: Store, tell: Tell) -> dict[str, Any]:
-        def say(row: Row, **ended: Any) -> None:
-            tell({"event": "note", "text": json.dumps({"row": row.name, **ended}, allow_nan=False)})
-
+    def run(self, tell: Callable[[Message], None]) -> None:
         torch.backends.cuda.matmul.allow_tf32 = False  # float32 is held against float64
+        torch.set_num_threads(1)
         for row in self.rows:
             if time.time() >= self.deadline:
                 break
-            say(row)
-            with at_most(self.scale.row_s, lambda row=row: say(row, result=too_long(self.scale))):
+            tell(Message(row=row.name))
+            late = Message(row=row.name, result={"failed": f"not done after {self.scale.row_s:g} seconds"})
+            with at_most(self.scale.row_s, lambda late=late: tell(late)):
                 try:
                     result = self.measure(row)
                 except Exception as error:  # whatever it is, it is written down
                     result = {"failed": one_line(error)}
-            say(row, result=result)
+            tell(Message(row=row.name, result=result))
             if not cleared(self.scale.device):
                 os._exit(EXIT)
-        return {"result": {}}
 
     def measure(self, row: Row) -> dict[str, Any]:
         """The result, as JSON."""
@@ -102,16 +91,9 @@ class Part:
 
         return dict(measured(row, self.scale, self.without.get(row.work, {})))
 
-    def check(self, record: Record) -> None:
-        """Whatever it was, its rows have been told."""
-
-
-def too_long(scale: Scale) -> dict[str, Any]:
-    return {"failed": f"not done after {scale.row_s:g} seconds"}
-
 
 @contextmanager
-def at_most(seconds: float, expired: Any) -> Iterator[None]:
+def at_most(seconds: float, expired: Callable[[], None]) -> Iterator[None]:
     """End the process when that time has gone by, whatever it waits for."""
 
     def end() -> None:
@@ -139,3 +121,26 @@ def cleared(device: str) -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def main() -> None:
+    """One line of standard input says what to do; standard output takes a message a line, nothing else."""
+    messages = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    job = json.loads(sys.stdin.readline())
+    threading.Thread(target=end_with_parent, args=(sys.stdin,), daemon=True).start()
+    sys.path += [folder for folder in job["path"] if folder not in sys.path]
+    module, _, name = job["type"].partition(":")
+    part = reduce(getattr, name.split("."), import_module(module))
+    part.from_json(job["part"]).run(
+        lambda message: messages.write(json.dumps(message, allow_nan=False) + "\n")
+    )
+
+
+def end_with_parent(stdin: TextIO) -> None:
+    stdin.read()
+    os.killpg(0, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()
