@@ -60,7 +60,7 @@ LIMITS = """
   heads at a time: they save memory in the model, not time here.
 - **A shared machine**: the quartiles in brackets tell how quiet it was. Neighbours that use its memory slow
   down what is bound by memory and not the products of the fused softmax, and so change ratios.
-- **Double precision** takes the PyTorch tier. Of CUDA the last chapter speaks.
+- **Double precision** takes the PyTorch tier. CUDA has a chapter of its own, the last.
 - Peers that draw their own random numbers (Reformer) are checked for finite outputs only. The recurrences
   of flash-linear-attention are run with the turning, norms and gates that the mechanism has around them.
 

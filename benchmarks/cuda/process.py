@@ -29,9 +29,11 @@ def run(part: Part, *, timeout: float, hear: Callable[[Message], None]) -> str:
     `hear` takes what it tells, from another thread, until the return. Raises `OutOfTime`.
     """
     kind = type(part)
-    path = [os.path.abspath(folder) for folder in sys.path]
-    job = {"type": f"{kind.__module__}:{kind.__qualname__}", "part": part.to_json(), "path": path}
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
+    job = {"type": f"{kind.__module__}:{kind.__qualname__}", "part": part.to_json()}
+    path = os.pathsep.join(
+        os.path.abspath(folder) for folder in sys.path
+    )  # it finds the modules that we find
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         child = subprocess.Popen(
             COMMAND,

@@ -129,7 +129,6 @@ def main() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=end_with_parent, args=(sys.stdin,), daemon=True).start()
-    sys.path += [folder for folder in job["path"] if folder not in sys.path]
     module, _, name = job["type"].partition(":")
     part = reduce(getattr, name.split("."), import_module(module))
     part.from_json(job["part"]).run(
