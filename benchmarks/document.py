@@ -1,12 +1,18 @@
 """The results as Markdown: what the terminal shows, and with an explanation docs/performance.md."""
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 from benchmarks import verdicts
 from benchmarks.targets import GATE, HEADS, WIDTH
-from benchmarks.verdicts import OfRoofline, Ratio, Results, Verdict
+from benchmarks.verdicts import OfRoofline, Outcome, Ratio, Results, Verdict
 
-SIGNS = {"met": "met", "short": "**short**", "missed": "**MISSED**", "not run": "not run"}
+SIGNS: Mapping[Outcome, str] = {
+    "met": "met",
+    "short": "**short**",
+    "missed": "**MISSED**",
+    "not run": "not run",
+}
 
 INTRODUCTION = """\
 # Speed and memory
@@ -54,7 +60,7 @@ LIMITS = """
   heads at a time: they save memory in the model, not time here.
 - **A shared machine**: the quartiles in brackets tell how quiet it was. Neighbours that use its memory slow
   down what is bound by memory and not the products of the fused softmax, and so change ratios.
-- **Double precision** takes the PyTorch tier. CUDA was not measured: [cuda.md](cuda.md) says what is known.
+- **Double precision** takes the PyTorch tier. CUDA has a chapter of its own, the last.
 - Peers that draw their own random numbers (Reformer) are checked for finite outputs only. The recurrences
   of flash-linear-attention are run with the turning, norms and gates that the mechanism has around them.
 
@@ -99,8 +105,9 @@ counts the formula's own work; the rest of the time goes here:
 """
 
 
-def page(results: Results) -> str:
-    return INTRODUCTION + report(results) + METHOD + LIMITS
+def page(results: Results, *, cuda: str) -> str:
+    """`cuda`: the chapter of another run."""
+    return INTRODUCTION + report(results) + METHOD + LIMITS + "\n" + cuda
 
 
 def report(results: Results) -> str:
@@ -171,9 +178,13 @@ def targets(judged: Sequence[Verdict]) -> str:
     if not judged:
         return ""
     head = ("work", "tokens", "tier", "ours", "rival", "theirs", "1 thread", "2 threads", "target", "")
-    counts = {sign: sum(v.outcome == sign for v in judged) for sign in SIGNS}
-    summed = ", ".join(f"{count} {sign}" for sign, count in counts.items())
+    summed = sign_counts(v.outcome for v in judged)
     return f"## Targets: {summed}\n\n" + table(head, map(line, judged), numbers=(1, 3, 5, 6, 7, 8))
+
+
+def sign_counts(outcomes: Iterable[Outcome]) -> str:
+    counts = Counter(outcomes)
+    return ", ".join(f"{counts[sign]} {sign}" for sign in SIGNS)
 
 
 def line(v: Verdict) -> tuple[str, ...]:

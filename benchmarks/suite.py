@@ -1,12 +1,12 @@
 """Everything that is measured, one worker process after the other, into one JSON document."""
 
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from benchmarks import claims, worker
+from benchmarks.revision import commit
 from benchmarks.targets import ROWS, Row
 from benchmarks.verdicts import selected
 from benchmarks.worker import Job
@@ -121,12 +121,3 @@ def rivalry(row: Row) -> list[tuple[int, str]]:
         for who in (target.tier, target.rival)
     }
     return list(pairs)
-
-
-def commit() -> str:
-    """Of the working copy, and whether it has been changed since."""
-    try:
-        command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

@@ -115,7 +115,7 @@ def test_every_row_has_a_name_of_its_own_and_a_title_of_its_own():
 
 
 def test_the_page_tells_every_target_and_bars_break_no_table():
-    page = document.page(results())
+    page = document.page(results(), cuda="")
     assert page.count("| causal linear m = 64, forward ") == 7  # six targets, and of the roofline
     assert "12× (12–12)" in page
     assert "\\|" not in document.table(("a",), [("b",)])
@@ -185,8 +185,8 @@ def test_an_unknown_row_is_bad_usage(capsys):
 
 
 def test_a_run_that_was_interrupted_says_so():
-    assert "interrupted" in document.page(results())
-    assert "interrupted" not in document.page(results() | {"finished": True})
+    assert "interrupted" in document.page(results(), cuda="")
+    assert "interrupted" not in document.page(results() | {"finished": True}, cuda="")
 
 
 def test_names_are_listed(capsys):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from subquad.ops.recurrence import NOTHING, RecurrenceCall, fla, triton
+from subquad.ops.backends import using
+from subquad.ops.recurrence import NOTHING, RecurrenceCall, decayed_product, fla, triton
 from subquad.ops.recurrence.rows import RecurrenceInputs
 from subquad.ops.triton import availability
 
@@ -72,3 +73,11 @@ def on_a_card(monkeypatch):
 def test_kernels_refuse_what_registers_do_not_hold(refused, taken, on_a_card):
     assert triton.refuses(call(**refused)) is not None
     assert triton.refuses(call(**taken)) is None
+
+
+def test_a_call_of_no_token_is_served_whichever_backend_is_asked_for():
+    nothing, state = torch.zeros(1, 1, 0, 4), torch.ones(1, 1, 4, 4)
+    with using("triton"):
+        out, after = decayed_product(nothing, nothing, nothing, nothing[..., :1], state=state)
+    assert out.shape == nothing.shape
+    assert torch.equal(after, state)

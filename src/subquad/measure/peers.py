@@ -75,7 +75,7 @@ def performer(mechanism: Mechanism, length: int) -> Mix:
     W = mechanism.state_dict()["features.project.W"]
     package = import_quietly("performer_pytorch.performer_pytorch")
     attend = package.FastAttention(W.shape[1], nb_features=W.shape[0], causal=mechanism.causal)
-    attend.projection_matrix.copy_(W)
+    attend.to(W).projection_matrix.copy_(W)
     return lambda q, k, v: attend(q, k, v)
 
 
@@ -188,7 +188,7 @@ def linformer(mechanism: Mechanism, length: int) -> Mix:
         heads * width, positions, k=rank, heads=heads
     )
     layer.to_q = layer.to_k = layer.to_v = layer.to_out = nn.Identity()
-    layer.proj_k.data.copy_(weights["E"][0].mT)
+    layer.to(weights["E"]).proj_k.data.copy_(weights["E"][0].mT)
     layer.proj_v.data.copy_(weights["F"][0].mT)
     return lambda q, k, v: merged(layer, q)
 

@@ -48,14 +48,16 @@ def interleaved(
         """Seconds a call takes, on the mean of as many as fill `least` seconds."""
         if cuda:
             torch.cuda.synchronize(device)
-        calls, start = 0, now()
+        calls, queue, start = 0, 1, now()
         while True:
-            compute()
+            for _ in range(queue):
+                compute()
             if cuda:
                 torch.cuda.synchronize(device)
-            calls, elapsed = calls + 1, now() - start
+            calls, elapsed = calls + queue, now() - start
             if elapsed >= least:
                 return elapsed / calls
+            queue = calls if cuda else 1  # to wait for each would take as long as a short call
 
     if warmup > 0:
         for compute in candidates.values():

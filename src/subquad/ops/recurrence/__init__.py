@@ -108,11 +108,19 @@ def recur(tokens: RecurrenceInputs, state: Matrix, fusion: Fusion) -> tuple[Valu
     *numbers, rotary, scale, gate = fusion
     learnt = (*tokens, state, scale, gate)
     if not dispatched(*learnt):
-        out, _, last = BACKENDS.run("forward", RecurrenceCall(tokens, state, fusion, False))[1]
+        out, _, last = run_forward(RecurrenceCall(tokens, state, fusion, False))[1]
         return out, last
     needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in learnt)
     out, _, last, _ = call_op(_forward, *tokens, state, *numbers, rotary, scale, gate, needs_grad)
     return out, last
+
+
+def run_forward(call: RecurrenceCall) -> tuple[int, RecurrenceResult]:
+    """By the first backend that takes it, and its index; the last, whichever is asked for, takes no token."""
+    if call.tokens.q.shape[2]:
+        return BACKENDS.run("forward", call)
+    index = len(BACKENDS.loaded) - 1
+    return index, BACKENDS[index].forward(call)
 
 
 @torch.library.custom_op("subquad::recurrence", mutates_args=())
@@ -137,7 +145,7 @@ def _forward(
     numbers = (q_scale, qk_l2norm_eps, swish_values, gate_normalizer, rms_norm_eps)
     fusion = Fusion(*numbers, rotary, scale, gate)
     made = RecurrenceCall(RecurrenceInputs(q, k, v, log_decay, beta), state, fusion, needs_grad)
-    index, (out, raw, last) = BACKENDS.run("forward", made)
+    index, (out, raw, last) = run_forward(made)
     return out, raw, last, torch.tensor(index)
 
 
