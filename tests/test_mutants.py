@@ -4,12 +4,16 @@ Each mutant is a copy of the package with one piece of text replaced in one defi
 run in a process of its own.
 """
 
+import os
 import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from isolated import run_isolated
-from mutants import MUTANTS
+from mutants import KERNEL_MUTANTS, MUTANTS
 from mutants.mutant import plant
 
 import subquad
@@ -17,11 +21,12 @@ from subquad.registry import find
 from subquad.testing import contract
 
 PACKAGE = Path(subquad.__file__).parent
+INTERPRETED = Path(__file__).parent / "interpreted"
 ONLY_CODE = shutil.ignore_patterns("__pycache__", "*.so")
 
 
 def test_every_bug_has_one_place(tmp_path):
-    for number, mutant in enumerate(MUTANTS):
+    for number, mutant in enumerate([*MUTANTS, *KERNEL_MUTANTS]):
         copy = tmp_path / str(number)
         shutil.copytree(PACKAGE, copy, ignore=ONLY_CODE)
         plant(mutant, copy)
@@ -44,3 +49,16 @@ def test_a_planted_bug_is_caught(mutant, tmp_path):
     passed, reason = run_isolated(tmp_path, mutant.mechanism, mutant.check)
     assert not passed, "survived"
     assert reason
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton's interpreter")
+@pytest.mark.parametrize("mutant", KERNEL_MUTANTS, ids=lambda m: m.bug)
+def test_a_bug_planted_in_a_kernel_is_caught(mutant, tmp_path):
+    copy = tmp_path / "subquad"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    plant(mutant, copy)
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", str(INTERPRETED / mutant.test)]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert run.returncode == pytest.ExitCode.TESTS_FAILED, run.stdout[-4000:] + run.stderr[-2000:]

@@ -20,8 +20,8 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from subquad.ops.triton.configs import Config
-from subquad.ops.triton.gate import SHARED, Need, cases, check, families, need_of
+from subquad.ops.triton.configs import Config, Configs, Family
+from subquad.ops.triton.gate import SHARED, Case, Need, cases, check, families, need_of, search
 from subquad.ops.triton.launch import kernel, launch, recorded
 from subquad.ops.triton.miscompiled import chained_products, transposed_products
 
@@ -119,6 +119,35 @@ def need(warps):
 def test_a_kernel_that_spills_fails():
     assert not need(warps=4).faults(80)
     assert any("spill" in fault for fault in need(warps=1).faults(80))
+
+
+def test_a_line_that_fails_goes_on_to_the_next_candidate(tmp_path):
+    x = torch.empty(64, 64, device="meta")
+
+    def candidates(*_):
+        return [Config({"SIZE": 64}, warps, stages=2) for warps in (1, 4, 8)]
+
+    def calls(*_):
+        yield lambda: launch(heavy, (1,), x, x, 3, config=configs.find(heavy, x))
+
+    configs = Configs(tmp_path / "table.json", candidates)
+    family, case = Family(configs, calls), Case("heavy", torch.float32, 64, 80)
+    configs.add(case.name, {"SIZE": 64, "warps": 1, "stages": 2, "shared": 0})
+    assert any("spill" in fault for fault in check(family, case))
+    assert search(family, case) == []
+    configs.known.clear()  # as another process would begin
+    assert configs.lines[case.name]["warps"] == 4
+    assert check(family, case) == []
+
+
+def test_a_line_keeps_what_other_versions_found_of_its_config(tmp_path):
+    configs = Configs(tmp_path / "table.json", lambda *_: [])
+    line = {"C": 64, "warps": 4, "stages": 2, "shared": 10}
+    configs.add("x", {**line, "registers 1": 100})
+    configs.add("x", {**line, "shared": 20, "registers 2": 90})
+    assert configs.lines["x"] == {**line, "shared": 20, "registers 1": 100, "registers 2": 90}
+    configs.add("x", {**line, "C": 32, "registers 2": 80})
+    assert configs.lines["x"] == {**line, "C": 32, "registers 2": 80}
 
 
 def test_a_kernel_that_grows_or_does_not_fit_fails():

@@ -112,7 +112,7 @@ class Mechanism(nn.Module, ABC):
 
     traits: ClassVar[Traits]
     inputs: ClassVar[type[tuple[Tensor, ...]]] = QueriesKeysValues  # a NamedTuple of shapes
-    zeros_padding: ClassVar[bool] = True  # False: a form gets padding as it comes, and packs real tokens
+    zeros_padding: bool = True  # False: a form gets padding as it comes, and packs or masks it
     _widths: ClassVar[dict[str, int | None]] = declared_widths(QueriesKeysValues)
 
     def __init_subclass__(cls, **options: Any) -> None:

@@ -6,6 +6,8 @@ import pytest
 import torch
 from kernel_samples import assert_near, compare, drawn, holes, inputs_of, results
 
+from subquad import mechanisms
+from subquad.mechanism import Dims
 from subquad.ops.backends import using
 from subquad.ops.linear_attention import (
     FeatureKind,
@@ -18,6 +20,7 @@ from subquad.ops.linear_attention import (
     triton_inputs,
 )
 from subquad.ops.triton.launch import recorded
+from subquad.registry import find
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 FORMS = list(product(FeatureKind, (True, False)))
@@ -90,6 +93,32 @@ def test_what_stands_at_padding_is_not_read(kind, causal):
         assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("name", ["linear", "performer"])
+@pytest.mark.parametrize("form", ["bidirectional", "causal", "step"])
+def test_mechanisms_leave_padding_to_the_kernels(name, form, monkeypatch):
+    """Which mask it as they read: nothing passes over the inputs before, whatever stands there."""
+    mechanism = find(name)(Dims(heads=2, head_dim=8), causal=form != "bidirectional")
+    valid = holes(2, 20)
+    padding = ~valid[:, None, :, None]
+    clean = [drawn(2, 2, 20, 8, seed=n).float().masked_fill(padding, 0) for n in range(3)]
+    weights = drawn(2, 2, 20, 8, seed=9).float().masked_fill(padding, 0)
+
+    def everything(inputs):
+        leaves = [x.clone().requires_grad_(form != "step") for x in inputs]
+        with using("triton"), torch.set_grad_enabled(form != "step"):
+            if form == "step":
+                first, state = mechanism.step(*(x[:, :, :1] for x in leaves), valid=valid[:, :1])
+                rest, state = mechanism.step(*(x[:, :, 1:] for x in leaves), valid=valid[:, 1:], state=state)
+                return torch.cat([first, rest], 2), *state
+            out = mechanism(*leaves, valid=valid)
+            return out.detach(), *torch.autograd.grad(out, leaves, weights)
+
+    spoilt, expected = [x.masked_fill(padding, torch.nan) for x in clean], everything(clean)
+    monkeypatch.delattr(mechanisms.kernel, "zero_padding")
+    for found, wanted in zip(everything(spoilt), expected, strict=True):
+        assert torch.equal(found, wanted)
+
+
 @pytest.mark.parametrize("kind", [FeatureKind.FAVOR, FeatureKind.LOGS])
 def test_no_key_drowns_those_before_it(kind, short_segments):
     q, k, v, W = inputs_of(kind, b=1, h=1, queries=100, keys=100)
@@ -129,13 +158,13 @@ def test_launches_are_as_many_for_any_length(kind, causal, gradients):
 @pytest.mark.parametrize("kind", [kind for kind, causal in FORMS if causal])
 def test_a_stream_in_parts_is_the_whole(kind, short_segments):
     q, k, v, W = inputs_of(kind, b=1, queries=140, keys=140)
-    valid = holes(1, 140)
+    valid = holes(2, 140)[:1]
     q, k, v = q.float(), *((x * valid[:, None, :, None]).float() for x in (k, v))
     W = None if W is None else W.float()
     whole = linear_attention(KernelInputs(q, k, kind, W), v, valid=valid, causal=True)
     parts, sums = [], None
     with using("triton"), torch.no_grad():
-        for start, end in ((0, 1), (1, 1), (1, 2), (2, 40), (40, 140)):
+        for start, end in ((0, 1), (1, 1), (1, 2), (2, 3), (3, 4), (4, 40), (40, 140)):
             part = KernelInputs(q[:, :, start:end], k[:, :, start:end], kind, W)
             out, sums = advance(part, v[:, :, start:end], valid=valid[:, start:end], before=sums)
             parts.append(out)

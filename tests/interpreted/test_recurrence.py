@@ -96,6 +96,13 @@ def test_any_sizes_give_the_recurrence_and_its_gradients(rule, n, d, e):
 
 
 @pytest.mark.parametrize("rule", RULES)
+def test_wide_heads_are_taken_in_parts(rule):
+    tensors = inputs(rule, 20, 70, 66, torch.bfloat16)
+    ours = with_gradients(kernels, tensors, learnt=True)
+    assert distance(ours, with_gradients(exact, wide(tensors), learnt=True)) < NARROW[torch.bfloat16]
+
+
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("dtype", NARROW)
 def test_half_precision_is_as_exact_as_its_rounding(rule, dtype):
     tensors = inputs(rule, 70, 16, 16, dtype)

@@ -12,6 +12,7 @@ from mutants import (
     setups,
     sparse,
     transforms,
+    triton,
     waiting,
 )
 
@@ -20,3 +21,4 @@ FAMILIES = (
     *(setups, transforms, waiting),
 )
 MUTANTS = [mutant for family in FAMILIES for mutant in family.MUTANTS]
+KERNEL_MUTANTS = triton.MUTANTS

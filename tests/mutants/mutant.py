@@ -17,7 +17,17 @@ class Mutant(NamedTuple):
     new: str
 
 
-def plant(mutant: Mutant, package: Path) -> None:
+class KernelMutant(NamedTuple):
+    """The same in a kernel, which a test must catch."""
+
+    test: str  # in `tests/interpreted`
+    bug: str
+    where: str
+    old: str
+    new: str
+
+
+def plant(mutant: Mutant | KernelMutant, package: Path) -> None:
     """Change the package that lies in `package`; `ValueError` where there is not exactly one such place."""
     places = [
         (path, start, end)

@@ -17,8 +17,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from subquad.features.feature_map import ExponentialFeatureMap, FeatureMap
+from subquad.inputs import zero_padding
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, State, Traits, Valid, Values
-from subquad.ops.linear_attention import advance, fast_steps, linear_attention
+from subquad.ops.linear_attention import (
+    KernelInputs,
+    advance,
+    fast_steps,
+    linear_attention,
+    masks_padding,
+)
 from subquad.ops.linear_attention.sums import (
     Exponentials,
     ShiftedSums,
@@ -57,8 +64,10 @@ class KernelAttention(Mechanism):
     def __init__(self, dims: Dims, *, causal: bool, features: FeatureMap) -> None:
         super().__init__(dims, causal=causal)
         self.features = features
+        self.zeros_padding = not features.fused  # else what makes the features masks it
 
     def definition(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
+        q, k, v = zero_padding(valid, q, k, v)
         weights = self.features(q) @ self.features(k).mT
         if self.causal:
             weights = weights.tril()
@@ -72,13 +81,13 @@ class KernelAttention(Mechanism):
         return self.average(q, k, v, valid=valid, causal=self.causal)
 
     def average(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, causal: bool) -> Outputs:
-        """The averages of values, for inputs with zeros at padding."""
+        """The averages of values, for inputs with zeros at padding, which fused features need not have."""
         save_features = (
             torch.is_grad_enabled() and not self.features.signed and max(q.numel(), k.numel()) <= MAX_SAVED
         )
         if causal or save_features or self.features.fused:
-            q, k, values = (q, k, v) if self.features.fused else wide(q, k, v)
-            return linear_attention(self.features.prepare(q, k), values, valid=valid, causal=causal)
+            inputs, v = self._prepare(q, k, v, valid=valid, causal=causal)
+            return linear_attention(inputs, v, valid=valid, causal=causal)
         sums = None
         for part, seen in blocks(k, v, valid=valid):
             sums = recompute(self._collect, *part, seen, sums)
@@ -105,9 +114,21 @@ class KernelAttention(Mechanism):
         if isinstance(phi, ExponentialFeatureMap) and phi.signed:
             chunk = CHUNK if q.is_cpu else block_tokens(q)
             return scan(self._chunk, q, k, v, valid=valid, state=state, chunk=chunk)
-        if not phi.fused:
+        inputs, v = self._prepare(q, k, v, valid=valid, causal=True, form="step")
+        return advance(inputs, v, valid=valid, before=state)
+
+    def _prepare(
+        self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, causal: bool, form: str = "forward"
+    ) -> tuple[KernelInputs, Values]:
+        """As the operator takes them."""
+        if not self.features.fused:
             q, k, v = wide(q, k, v)
-        return advance(phi.prepare(q, k), v, valid=valid, before=state)
+            return self.features.prepare(q, k), v
+        inputs = self.features.prepare(q, k)
+        if valid is None or masks_padding(inputs, v, valid=valid, form=form, causal=causal):
+            return inputs, v
+        q, k, v = zero_padding(valid, q, k, v)
+        return inputs._replace(q=q, k=k), v
 
     def _chunk(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: State | None

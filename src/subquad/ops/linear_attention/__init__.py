@@ -23,6 +23,8 @@ from subquad.ops.shared.operator import call_op, differentiable_once, dispatched
 from subquad.ops.shared.padding import require_mask
 from subquad.ops.shared.precision import wide, widened
 from subquad.ops.shared.shapes import require_dtype, require_matching_inputs, require_shape
+from subquad.ops.shared.transforms import passing
+from subquad.torch_internals import jit_tracing
 
 
 class FeatureKind(IntEnum):
@@ -49,7 +51,7 @@ class KernelInputs(NamedTuple):
 
 
 class LinearCall(NamedTuple):
-    """What a backend is called with; values and keys hold zeros at padding."""
+    """What a backend is called with; values and keys hold zeros at padding, but where `masks_padding`."""
 
     q: Float[Tensor, "b h t d"]
     k: Float[Tensor, "b h s d"]
@@ -81,8 +83,9 @@ BACKENDS = Backends[LinearCall](__name__, "cpu", "triton", "parallel", "referenc
 def linear_attention(
     inputs: KernelInputs, v: Float[Tensor, "b h s e"], *, valid: Bool[Tensor, "b s"] | None, causal: bool
 ) -> Float[Tensor, "b h t e"]:
-    """The averages of values, for inputs that hold zeros at padding; sums are in float32 at least.
+    """The averages of values; sums are in float32 at least.
 
+    Padding must hold zeros, but where `masks_padding` says that it need not.
     Raises `ValueError` for inputs whose shapes or dtypes do not fit one another.
     """
     q, k, kind, W = inputs
@@ -120,6 +123,19 @@ def advance(
     if dispatched(q, k, v):  # gradients flow through PyTorch's operators
         return BACKENDS.module("reference" if q.is_cpu else "parallel").step(step)
     return BACKENDS.run("step", step)[1]
+
+
+def masks_padding(
+    inputs: KernelInputs, v: Float[Tensor, "b h s e"], *, valid: Bool[Tensor, "b s"], form: str, causal: bool
+) -> bool:
+    """Whether Triton's kernels will serve, which mask padding as they read: not known of what graphs run.
+
+    `form`: "forward", for `linear_attention`, or "step", for `advance`.
+    """
+    q, k, kind, W = inputs
+    if passing() or jit_tracing() or (form == "step" and dispatched(q, k, v)):
+        return False
+    return BACKENDS.first(form, LinearCall(q, k, v, W, valid, kind, causal)) == "triton"
 
 
 def fast_steps(q: Tensor, k: Tensor, v: Tensor) -> bool:

@@ -11,12 +11,14 @@ averages A and log sums L of the keys before a segment, sums G and `behind_w` of
 
 import triton.language as tl
 
-from subquad.ops.linear_attention.triton_causal_kernels import HEAD, key_logs, query_logs
+from subquad.ops.linear_attention.triton_causal_kernels import HEAD
 from subquad.ops.linear_attention.triton_exponential_kernels import (
     half_square,
+    key_logs,
     load_directions,
     load_features,
     load_sums,
+    query_logs,
     query_rows,
 )
 from subquad.ops.triton.launch import inlined, kernel

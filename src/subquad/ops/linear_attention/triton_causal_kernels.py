@@ -18,44 +18,19 @@ import triton.language as tl
 
 from subquad.ops.linear_attention.triton_exponential_kernels import (
     half_square,
+    key_logs,
     load_features,
     load_sums,
-    projected,
-    projected_columns,
+    query_columns,
+    query_logs,
     query_rows,
     store_sums,
 )
-from subquad.ops.triton.launch import inlined, kernel
+from subquad.ops.triton.launch import kernel
 from subquad.ops.triton.products import LN2, LOG2E, NOTHING, mm
 from subquad.ops.triton.tokens import head_of, load_rows, store_rows, token_mask
 
 HEAD = tl.constexpr(57.0)  # two factors of 2^57 and a sum over 2^10 features stay below the largest float32
-
-
-@inlined
-def query_logs(
-    x, q, W, at, n, seen, f, features, d, D,
-    FAVOR: tl.constexpr, MASK: tl.constexpr, LOW: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """A row a token; with FAVOR x are the queries, which have been read."""
-    if FAVOR:
-        log = projected(x, W, f, features, d, D, LOW, PRECISION)
-    else:
-        log = query_rows(q, at, n, seen, f, features, MASK).to(tl.float32)
-    return tl.where((f < features)[None, :], log * LOG2E, NOTHING)
-
-
-@inlined
-def key_logs(
-    x, norm, k, W, at, seen, f, features, d, D,
-    FAVOR: tl.constexpr, LOW: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """The same of keys, whose `norm` is taken off with FAVOR."""
-    if FAVOR:
-        log = projected(x, W, f, features, d, D, LOW, PRECISION) - norm[:, None]
-    else:
-        log = load_rows(k, at, seen, f, features).to(tl.float32)
-    return tl.where((f < features)[None, :], log * LOG2E, NOTHING)
 
 
 @kernel
@@ -205,13 +180,9 @@ def query_sums(
         if tl.program_id(2) == 0:
             tl.store(dtotals + bh * n + at, w, mask=at < n)
         log_sum = tl.load(log_sums + bh * n + at, mask=at < n, other=-NOTHING)
-        if FAVOR:
-            x = query_rows(q, at, n, seen, d, D, MASK)
-            log = projected_columns(x, W, f, features, d, D, LOW, PRECISION)
-        else:
-            log = tl.trans(query_rows(q, at, n, seen, f, features, MASK).to(tl.float32))
+        log = query_columns(q, W, at, n, seen, f, features, d, D, FAVOR, MASK, LOW, PRECISION)
         some = (log_sum < -0.5 * NOTHING)[None, :]
-        log = tl.where(some, log * LOG2E - log_sum[None, :], NOTHING)
+        log = tl.where(some, log - log_sum[None, :], NOTHING)
         new = tl.maximum(top, tl.max(log, 1))
         p, old = tl.where(some, tl.exp2(log - new[:, None]), 0.0), tl.exp2(top - new)
         values = values * old[:, None] + mm(p, g, LOW, PRECISION)

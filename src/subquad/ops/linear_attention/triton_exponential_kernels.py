@@ -72,6 +72,45 @@ def query_rows(q, at, n, seen, c, width, MASK: tl.constexpr):
 
 
 @inlined
+def query_logs(
+    x, q, W, at, n, seen, f, features, d, D,
+    FAVOR: tl.constexpr, MASK: tl.constexpr, LOW: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Of base 2, a row a token; with FAVOR x are the queries, which have been read."""
+    if FAVOR:
+        log = projected(x, W, f, features, d, D, LOW, PRECISION)
+    else:
+        log = query_rows(q, at, n, seen, f, features, MASK).to(tl.float32)
+    return tl.where((f < features)[None, :], log * LOG2E, NOTHING)
+
+
+@inlined
+def key_logs(
+    x, norm, k, W, at, seen, f, features, d, D,
+    FAVOR: tl.constexpr, LOW: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The same of keys, whose `norm` is taken off with FAVOR."""
+    if FAVOR:
+        log = projected(x, W, f, features, d, D, LOW, PRECISION) - norm[:, None]
+    else:
+        log = load_rows(k, at, seen, f, features).to(tl.float32)
+    return tl.where((f < features)[None, :], log * LOG2E, NOTHING)
+
+
+@inlined
+def query_columns(
+    q, W, at, n, seen, f, features, d, D,
+    FAVOR: tl.constexpr, MASK: tl.constexpr, LOW: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The logarithms of queries, a column a token."""
+    if FAVOR:
+        x = query_rows(q, at, n, seen, d, D, MASK)
+        return projected_columns(x, W, f, features, d, D, LOW, PRECISION) * LOG2E
+    else:
+        return tl.trans(query_rows(q, at, n, seen, f, features, MASK).to(tl.float32)) * LOG2E
+
+
+@inlined
 def load_features(x, bh, f, features, other):
     """A number for each feature."""
     return tl.load(x + bh * features + f, mask=f < features, other=other)
@@ -160,14 +199,10 @@ def averages(
     seen = token_mask(valid, bh, heads, at, n, MASK)
     o, total = tl.zeros((C, BE), tl.float32), tl.zeros((C,), tl.float32)
     top = tl.full((C,), NOTHING, tl.float32)
-    if FAVOR:
-        x = query_rows(q, at, n, seen, d, D, MASK)
+    x = query_rows(q, at, n, seen, d, D, MASK) if FAVOR else at
     for start in range(0, features, BF):
         f = start + tl.arange(0, BF)
-        if FAVOR:
-            log = projected(x, W, f, features, d, D, LOW, PRECISION) * LOG2E
-        else:
-            log = query_rows(q, at, n, seen, f, features, MASK).to(tl.float32) * LOG2E
+        log = query_logs(x, q, W, at, n, seen, f, features, d, D, FAVOR, MASK, LOW, PRECISION)
         log += load_features(L, bh, f, features, NOTHING)[None, :]
         new = tl.maximum(top, tl.max(log, 1))
         p, old = tl.exp2(log - new[:, None]).to(LOW), tl.exp2(top - new)
@@ -194,14 +229,11 @@ def query_gradients(
     w = -tl.sum(g.to(tl.float32) * load_rows(head_of(out, bh, heads), at, at < n, e, E).to(tl.float32), 1)
     tl.store(dtotals + bh * n + at, w, mask=at < n)
     log_sum = tl.load(log_sums + bh * n + at, mask=at < n, other=-NOTHING)
-    if FAVOR:
-        x, dx = query_rows(q, at, n, seen, d, D, MASK), tl.zeros((C, BD), tl.float32)
+    x = query_rows(q, at, n, seen, d, D, MASK) if FAVOR else at
+    dx = tl.zeros((C, BD), tl.float32)
     for start in range(0, features, BF):
         f = start + tl.arange(0, BF)
-        if FAVOR:
-            log = projected(x, W, f, features, d, D, LOW, PRECISION) * LOG2E
-        else:
-            log = query_rows(q, at, n, seen, f, features, MASK).to(tl.float32) * LOG2E
+        log = query_logs(x, q, W, at, n, seen, f, features, d, D, FAVOR, MASK, LOW, PRECISION)
         p = tl.exp2(log + (load_features(L, bh, f, features, NOTHING)[None, :] - log_sum[:, None]))
         dlog = p * (mm(g, tl.trans(load_sums(A, bh, f, features, e, E)), LOW, PRECISION) + w[:, None])
         if FAVOR:
@@ -227,11 +259,7 @@ def query_sums(
     for i in range(segment // C):
         at = s * segment + i * C + tl.arange(0, C)
         seen = token_mask(valid, bh, heads, at, n, MASK)
-        if FAVOR:
-            x = query_rows(q, at, n, seen, d, D, MASK)
-            log = projected_columns(x, W, f, features, d, D, LOW, PRECISION) * LOG2E
-        else:
-            log = tl.trans(query_rows(q, at, n, seen, f, features, MASK).to(tl.float32)) * LOG2E
+        log = query_columns(q, W, at, n, seen, f, features, d, D, FAVOR, MASK, LOW, PRECISION)
         log_sum = tl.load(log_sums + bh * n + at, mask=at < n, other=-NOTHING)
         w = tl.load(dtotals + bh * n + at, mask=at < n, other=0.0)
         p = tl.exp2(log + (key_log[:, None] - log_sum[None, :]))
@@ -253,15 +281,12 @@ def key_gradients(
     seen = token_mask(valid, bh, heads, at, n, MASK)
     y = load_rows(head_of(v, bh, heads), at, seen, e, E)
     dy = tl.zeros((C, BE), tl.float32)
-    if FAVOR:
-        x, dx, total = load_rows(k, at, seen, d, D), tl.zeros((C, BD), tl.float32), tl.zeros((C,), tl.float32)
-        norm = half_square(x, half)
+    x = load_rows(k, at, seen, d, D) if FAVOR else at
+    norm = half_square(x, half) if FAVOR else at
+    dx, total = tl.zeros((C, BD), tl.float32), tl.zeros((C,), tl.float32)
     for start in range(0, features, BF):
         f = start + tl.arange(0, BF)
-        if FAVOR:
-            log = (projected(x, W, f, features, d, D, LOW, PRECISION) - norm[:, None]) * LOG2E
-        else:
-            log = load_rows(k, at, seen, f, features).to(tl.float32) * LOG2E
+        log = key_logs(x, norm, k, W, at, seen, f, features, d, D, FAVOR, LOW, PRECISION)
         log -= load_features(L, bh, f, features, -NOTHING)[None, :]
         r = tl.exp2(tl.where(seen[:, None], log, NOTHING))
         S = load_sums(dS, bh, f, features, e, E)

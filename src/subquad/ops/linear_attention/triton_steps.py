@@ -21,7 +21,7 @@ from subquad.ops.linear_attention.triton_inputs import Inputs, directions
 from subquad.ops.triton.configs import Config, Configs, Family
 from subquad.ops.triton.launch import kernel
 from subquad.ops.triton.products import NOTHING
-from subquad.ops.triton.tokens import head_of, token_mask
+from subquad.ops.triton.tokens import finite_where_padding, head_of, token_mask
 
 
 @kernel
@@ -40,7 +40,7 @@ def feature_step(
         f = start + tl.arange(0, BF)
         here, added, row = f < features, f < features * seen, bh * features + f
         mask = here[:, None] & (e < E)[None, :]
-        x = tl.load(q[0] + f, mask=here, other=0.0).to(tl.float32)
+        x = finite_where_padding(tl.load(q[0] + f, mask=here, other=0.0).to(tl.float32), seen)
         y = tl.load(k[0] + f, mask=added, other=0.0).to(tl.float32)
         if ELU:
             x, y = tl.where(here, elu(x), 0.0), tl.where(added, elu(y), 0.0)
@@ -71,7 +71,7 @@ def exponential_step(
     o, total = tl.zeros((BE,), tl.float32), tl.sum(tl.zeros((BE,), tl.float32), 0)
     top = total + NOTHING
     if FAVOR:
-        x = tl.load(q[0] + d, mask=d < D, other=0.0).to(tl.float32)
+        x = finite_where_padding(tl.load(q[0] + d, mask=d < D, other=0.0).to(tl.float32), seen)
         y = tl.load(k[0] + d, mask=d < D * seen, other=0.0).to(tl.float32)
         norm = tl.sum(y * y, 0) * half
     for start in range(0, features, BF):
@@ -82,7 +82,7 @@ def exponential_step(
             w = load_directions(W, f, features, d, D)
             query_log, key_log = tl.sum(w * x[None, :], 1), tl.sum(w * y[None, :], 1) - norm
         else:
-            query_log = tl.load(q[0] + f, mask=here, other=0.0).to(tl.float32)
+            query_log = finite_where_padding(tl.load(q[0] + f, mask=here, other=0.0).to(tl.float32), seen)
             key_log = tl.load(k[0] + f, mask=added, other=0.0).to(tl.float32)
         key_log = tl.where(added, key_log, NOTHING)
         c = tl.maximum(key_log, NOTHING)
@@ -133,7 +133,8 @@ def contiguous(x: Tensor) -> Tensor:
 def candidates(kernel: str, dtype: torch.dtype, width: int, architecture: int) -> Iterator[Config]:
     """No products here."""
     for BF in (64, 32, 16):
-        yield Config({"C": 1, "BF": BF, "BE": 128}, warps=4, stages=1)
+        for warps in (4, 8):
+            yield Config({"C": 1, "BF": BF, "BE": 128}, warps, stages=1)
 
 
 def calls(dtype: torch.dtype, width: int) -> Iterator[Callable[[], Any]]:

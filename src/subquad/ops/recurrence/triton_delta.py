@@ -119,9 +119,9 @@ class Chunks(NamedTuple):
         """A program for each chunk or, where it goes from chunk to chunk, for each part of the values."""
         (batch, heads, n, D), E = self.q.shape, self.v.shape[3]
         config = self.fading.configs.find(kernel, self.fading.like)
-        BE = min(config.blocks.get("BE", block(E)), block(E))
-        side_by_side = triton.cdiv(E, BE) if "BE" in config.blocks else self.fading.blocks
-        sizes = self.fading.constants(D=D, E=E, BD=block(D), BE=BE, C=self.fading.size)
+        BD, BE = (min(config.blocks.get(name, 128), block(x)) for name, x in (("BD", D), ("BE", E)))
+        side_by_side = triton.cdiv(E, BE) if kernel in (advance, advance_back) else self.fading.blocks
+        sizes = self.fading.constants(D=D, E=E, BD=BD, BE=BE, C=self.fading.size)
         grid, kind = (side_by_side, batch * heads), self.fading.kind
         launch(kernel, grid, *inputs, n, heads, config=config, **{**sizes, "KIND": kind, **constants})
 
@@ -147,6 +147,8 @@ def candidates(kernel: str, dtype: torch.dtype, width: int, architecture: int) -
         options = [{"C": C, "BZ": BZ} for C in sizes for BZ in (128, 64, 32)]
     elif kernel in ("advance", "advance_back"):  # long chains: the more programs, the better
         options = [{"BE": 32}, {"BE": 16}]
+    elif kernel in ("of_queries", "of_keys"):
+        options = [{"BD": size, "BE": size} for size in (64, 32)]
     for blocks in options:
         for stages in (2, 1):
             for warps in (4, 8):

@@ -24,7 +24,7 @@ from subquad.ops.recurrence.triton_fading import (
     since_start,
     until_end,
 )
-from subquad.ops.triton.launch import kernel
+from subquad.ops.triton.launch import inlined, kernel
 from subquad.ops.triton.products import mm
 from subquad.ops.triton.tokens import head_of, load_rows, store_rows
 
@@ -85,6 +85,13 @@ def advance_back(
     tl.store(first_gradient + bh * D * E + of_state, state, mask=here)
 
 
+@inlined
+def load_tile(state, d, D, e, E):
+    """The rows d and columns e of a chunk's state."""
+    mask = (d < D)[:, None] & (e < E)[None, :]
+    return tl.load(state + d[:, None] * E + e[None, :], mask=mask, other=0.0)
+
+
 @kernel
 def of_queries(
     q, k, v, u, beta, decays, grad, solved, states, dq, dv, dbeta, flow, n, heads,
@@ -95,41 +102,55 @@ def of_queries(
     bh = tl.program_id(1).to(tl.int64)
     token = bh * n
     q, k, v = head_of(q, bh, heads), head_of(k, bh, heads), head_of(v, bh, heads)
-    grad = head_of(grad, bh, heads)
-    beta, decays = head_of(beta, bh, heads), fading_of(decays, bh, heads)
-    d, e, r = tl.arange(0, BD), tl.arange(0, BE), tl.arange(0, C)
-    first = tl.program_id(0) * C
+    grad, beta, decays = head_of(grad, bh, heads), head_of(beta, bh, heads), fading_of(decays, bh, heads)
+    u, solved = (u + token * E, E), (solved + token * E, E)
+    states += (bh * tl.num_programs(0) + tl.program_id(0)) * D * E
+    r, first = tl.arange(0, C), tl.program_id(0) * C
     at = first + r
-    of_state, here = d[:, None] * E + e[None, :], (d < D)[:, None] & (e < E)[None, :]
-    place = states + (bh * tl.num_programs(0) + tl.program_id(0)) * D * E + of_state
-    state = tl.load(place, mask=here, other=0.0)
-    logs, later = load_fading(decays, first, n, d, D, C, KIND)
-    rates = load_rates(beta, at, n)
-    since, left = since_start(logs, later, KIND), between(logs, later, C, KIND, False)
-    keys, grads = load_rows(k, at, at < n, d, D), load_rows(grad, at, at < n, e, E)
-    written = load_rows((u + token * E, E), at, at < n, e, E)
-    queries = load_rows(q, at, at < n, d, D)
-    numbers = mm(grads, tl.trans(state.to(LOW)), LOW, PRECISION) * since
+    logs, later = load_fading(decays, first, n, r, D, C, KIND)
+    rates, since = load_rates(beta, at, n), since_start(logs, later, KIND)
+    left = between(logs, later, C, KIND, False)
+    pairs, system = tl.zeros((C, C), tl.float32), tl.zeros((C, C), tl.float32)
+    of_rates = tl.zeros((C,), tl.float32)
+    for value in range(0, E, BE):
+        e = value + tl.arange(0, BE)
+        written = tl.trans(load_rows(u, at, at < n, e, E).to(LOW))
+        right = load_rows(solved, at, at < n, e, E).to(tl.float32)
+        store_rows((dv + token * E, E), at, at < n, e, E, right * rates[:, None])
+        pairs += mm(load_rows(grad, at, at < n, e, E), written, LOW, PRECISION)
+        system += mm(right, written, LOW, PRECISION)
+        lacking = load_rows(v, at, at < n, e, E).to(tl.float32)
+        for channel in range(0, D, BD):
+            d = channel + tl.arange(0, BD)
+            state = load_tile(states, d, D, e, E)
+            lacking -= mm(load_rows(k, at, at < n, d, D) * since, state, LOW, PRECISION)
+        of_rates += tl.sum(right * lacking, 1)
+    pairs *= left
+    alike, scores = tl.zeros((C, C), tl.float32), tl.zeros((C, C), tl.float32)
+    through = tl.zeros((C,), tl.float32)
+    for channel in range(0, D, BD):
+        d = channel + tl.arange(0, BD)
+        numbers, of_recalling = tl.zeros((C, BD), tl.float32), tl.zeros((C, BD), tl.float32)
+        for value in range(0, E, BE):
+            e = value + tl.arange(0, BE)
+            state = tl.trans(load_tile(states, d, D, e, E).to(LOW))
+            numbers += mm(load_rows(grad, at, at < n, e, E), state, LOW, PRECISION)
+            if LEARNT:
+                change = load_rows(solved, at, at < n, e, E) * rates[:, None]
+                of_recalling += mm(change, state, LOW, PRECISION)
+        numbers *= since
+        keys = load_rows(k, at, at < n, d, D)
+        alike += mm(keys, tl.trans(keys), LOW, PRECISION)
+        if LEARNT:
+            queries = load_rows(q, at, at < n, d, D)
+            through += tl.sum(queries * numbers, 1) - tl.sum(keys * of_recalling * since, 1)
+            scores += mm(queries, tl.trans(keys), LOW, PRECISION)
+        numbers += mm(pairs, keys, LOW, PRECISION)
+        store_rows((dq + token * D, D), at, at < n, d, D, numbers)
+    system = tl.where(r[:, None] > r[None, :], system * alike * left, 0.0)
+    tl.store(dbeta + token + at, of_rates - tl.sum(system, 1), mask=at < n)
     if LEARNT:
-        through = tl.sum(queries * numbers, 1)
-    pairs = mm(grads, tl.trans(written.to(LOW)), LOW, PRECISION) * left
-    numbers += mm(pairs, keys, LOW, PRECISION)
-    store_rows((dq + token * D, D), at, at < n, d, D, numbers)
-    if LEARNT:
-        terms = pairs * mm(queries, tl.trans(keys), LOW, PRECISION)
-    right = load_rows((solved + token * E, E), at, at < n, e, E).to(tl.float32)
-    change = right * rates[:, None]
-    store_rows((dv + token * E, E), at, at < n, e, E, change)
-    if LEARNT:
-        through -= tl.sum(keys * mm(change, tl.trans(state.to(LOW)), LOW, PRECISION) * since, 1)
-    system = (
-        mm(right, tl.trans(written.to(LOW)), LOW, PRECISION) * mm(keys, tl.trans(keys), LOW, PRECISION) * left
-    )
-    system = tl.where(r[:, None] > r[None, :], system, 0.0)
-    lacking = load_rows(v, at, at < n, e, E) - mm(keys * since, state, LOW, PRECISION)
-    tl.store(dbeta + token + at, tl.sum(right * lacking, 1) - tl.sum(system, 1), mask=at < n)
-    if LEARNT:
-        terms = tl.cumsum(terms - system * rates[:, None], 0, reverse=True)
+        terms = tl.cumsum(pairs * scores - system * rates[:, None], 0, reverse=True)
         through = tl.cumsum(through, 0, reverse=True)
         through += tl.sum(tl.where(r[:, None] > r[None, :], terms, 0.0), 1)
         tl.store(flow + token + at, through, mask=at < n)
@@ -143,34 +164,51 @@ def of_keys(
 ):  # fmt: skip
     """Results are dense; to the flow is added."""
     bh = tl.program_id(1).to(tl.int64)
-    token = bh * n
+    token, place = bh * n, (bh * tl.num_programs(0) + tl.program_id(0)) * D * E
     q, k, grad = head_of(q, bh, heads), head_of(k, bh, heads), head_of(grad, bh, heads)
     beta, decays = head_of(beta, bh, heads), fading_of(decays, bh, heads)
-    d, e, r = tl.arange(0, BD), tl.arange(0, BE), tl.arange(0, C)
-    first = tl.program_id(0) * C
+    u, solved = (u + token * E, E), (solved + token * E, E)
+    r, first = tl.arange(0, C), tl.program_id(0) * C
     at = first + r
-    here = (d < D)[:, None] & (e < E)[None, :]
-    of_state = (bh * tl.num_programs(0) + tl.program_id(0)) * D * E + d[:, None] * E + e[None, :]
-    state = tl.load(states + of_state, mask=here, other=0.0)
-    gradient = tl.load(gradients + of_state, mask=here, other=0.0)
-    logs, later = load_fading(decays, first, n, d, D, C, KIND)
-    written = load_rows((u + token * E, E), at, at < n, e, E).to(LOW)
-    numbers = mm(written, tl.trans(gradient.to(LOW)), LOW, PRECISION) * until_end(logs, later, KIND)
-    keys = load_rows(k, at, at < n, d, D)
+    logs, later = load_fading(decays, first, n, r, D, C, KIND)
+    rates = load_rates(beta, at, n)
+    of_earlier, of_later = tl.zeros((C, C), tl.float32), tl.zeros((C, C), tl.float32)
+    of_reads = tl.zeros((C, C), tl.float32)
+    for value in range(0, E, BE):
+        e = value + tl.arange(0, BE)
+        written = load_rows(u, at, at < n, e, E).to(LOW)
+        change = (load_rows(solved, at, at < n, e, E) * rates[:, None]).to(LOW)
+        of_earlier += mm(change, tl.trans(written), LOW, PRECISION)
+        of_later += mm(written, tl.trans(change), LOW, PRECISION)
+        of_reads += mm(written, tl.trans(load_rows(grad, at, at < n, e, E)), LOW, PRECISION)
+    of_earlier *= between(logs, later, C, KIND, False)
+    left = between(logs, later, C, KIND, True)
+    of_keys = tl.where(r[:, None] > r[None, :], of_earlier, 0.0)
+    of_keys += tl.where(r[:, None] < r[None, :], of_later * left, 0.0)
+    of_reads *= left
+    through, met = tl.zeros((C,), tl.float32), tl.zeros((BD,), tl.float32)
+    for channel in range(0, D, BD):
+        d = channel + tl.arange(0, BD)
+        numbers, lost = tl.zeros((C, BD), tl.float32), tl.zeros((C, BD), tl.float32)
+        for value in range(0, E, BE):
+            e = value + tl.arange(0, BE)
+            state = load_tile(states + place, d, D, e, E)
+            gradient = load_tile(gradients + place, d, D, e, E)
+            if LEARNT:
+                met += tl.sum(state.to(tl.float32) * gradient.to(tl.float32), 1)
+            written = load_rows(u, at, at < n, e, E)
+            numbers += mm(written, tl.trans(gradient.to(LOW)), LOW, PRECISION)
+            change = load_rows(solved, at, at < n, e, E) * rates[:, None]
+            lost += mm(change, tl.trans(state.to(LOW)), LOW, PRECISION)
+        numbers *= until_end(logs, later, KIND)
+        keys = load_rows(k, at, at < n, d, D)
+        if LEARNT:
+            through += tl.sum(keys * numbers, 1)
+        numbers -= lost * since_start(logs, later, KIND) + mm(of_keys, keys, LOW, PRECISION)
+        numbers += mm(of_reads, load_rows(q, at, at < n, d, D), LOW, PRECISION)
+        store_rows((dk + token * D, D), at, at < n, d, D, numbers)
     if LEARNT:
-        met = tl.sum(tl.sum(state.to(tl.float32) * gradient.to(tl.float32), 1), 0)
-        through = tl.sum(keys * numbers, 1)
-        through = tl.cumsum(through, 0) - through + met * tl.exp(log_of_chunk(logs, later, KIND))
+        through = tl.cumsum(through, 0) - through
+        through += tl.sum(met, 0) * tl.exp(log_of_chunk(logs, later, KIND))
         through += tl.load(flow + token + at, mask=at < n, other=0.0)
         tl.store(flow + token + at, through, mask=at < n)
-    change = load_rows((solved + token * E, E), at, at < n, e, E) * load_rates(beta, at, n)[:, None]
-    change = change.to(LOW)
-    numbers -= mm(change, tl.trans(state.to(LOW)), LOW, PRECISION) * since_start(logs, later, KIND)
-    pairs = mm(change, tl.trans(written), LOW, PRECISION) * between(logs, later, C, KIND, False)
-    numbers -= mm(tl.where(r[:, None] > r[None, :], pairs, 0.0), keys, LOW, PRECISION)
-    left = between(logs, later, C, KIND, True)
-    pairs = mm(written, tl.trans(change), LOW, PRECISION) * left
-    numbers -= mm(tl.where(r[:, None] < r[None, :], pairs, 0.0), keys, LOW, PRECISION)
-    pairs = mm(written, tl.trans(load_rows(grad, at, at < n, e, E)), LOW, PRECISION) * left
-    numbers += mm(pairs, load_rows(q, at, at < n, d, D), LOW, PRECISION)
-    store_rows((dk + token * D, D), at, at < n, d, D, numbers)

@@ -31,13 +31,13 @@ EXACT = tl.constexpr("tf32x3")  # in the inverse, whose errors the state takes o
 
 @inlined
 def inverse(system, C: tl.constexpr, LEVELS: tl.constexpr):
-    """Of 1 + a strictly lower triangular matrix."""
+    """Of 1 + the strictly lower triangle of a matrix."""
     r = tl.arange(0, C)
     one = tl.where(r[:, None] == r[None, :], 1.0, 0.0)
     result = one - tl.where(corners(0, C, False), system, 0.0)
     for level in range(1, LEVELS):
-        corner = tl.where(corners(level, C, False), system, 0.0)
-        result -= mm(mm(result, corner, tl.float32, EXACT), result, tl.float32, EXACT)
+        corner = tl.where(corners(level, C, False), -system, 0.0)
+        result += mm(mm(result, corner, tl.float32, EXACT), result, tl.float32, EXACT)
     return result
 
 
@@ -64,13 +64,15 @@ def solve(
     rates = load_rates(beta, at, n)
     keys = load_rows(k, at, at < n, d, D)
     alike = mm(keys, tl.trans(keys), LOW, PRECISION) * between(logs, later, C, KIND, False) * rates[:, None]
-    T = inverse(tl.where(r[:, None] > r[None, :], alike, 0.0), C, LEVELS)
+    T = inverse(alike, C, LEVELS)
     if KEEP:
         place = (bh * tl.num_programs(0) + tl.program_id(0)) * C * C
         tl.store(inverses + place + r[:, None] * C + r[None, :], T.to(inverses.dtype.element_ty))
+    at += n >> 31  # 0: what is read there was in no register while T was made
+    rates = load_rates(beta, at, n)
     values = load_rows(v, at, at < n, e, E) * rates[:, None]
     store_rows((U + token * E, E), at, at < n, e, E, mm(T, values, LOW, PRECISION))
-    recalling = keys * since_start(logs, later, KIND) * rates[:, None]
+    recalling = load_rows(k, at, at < n, d, D) * since_start(logs, later, KIND) * rates[:, None]
     store_rows((W + token * D, D), at, at < n, d, D, mm(T, recalling, LOW, PRECISION))
 
 

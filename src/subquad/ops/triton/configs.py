@@ -1,7 +1,8 @@
 """Block sizes, warps and stages, by architecture, dtype and width: tables that the gate writes and guards.
 
 A line of the JSON file is named "sm_90 bfloat16 64 out": architecture, dtype, the width of values, kernel. It
-says what the kernel is launched with, and what it then takes: registers of a thread, bytes of shared memory.
+says what the kernel is launched with, and what it then takes: bytes of shared memory, and registers of a
+thread as each version of Triton has compiled it.
 """
 
 import json
@@ -43,7 +44,6 @@ class Configs:
     def __init__(self, path: Path, candidates: Candidates) -> None:
         self.path, self.candidates = path, candidates
         self.lines: dict[str, dict[str, int]] = {}
-        self.version = ""  # of Triton, which compiled them
         self.read()
         self.known: dict[tuple[str, torch.dtype, int, int], Config] = {}
 
@@ -69,16 +69,18 @@ class Configs:
 
     def read(self) -> None:
         if self.path.exists():
-            table = json.loads(self.path.read_text())
-            self.lines, self.version = table["lines"], table["triton"]
+            self.lines = json.loads(self.path.read_text())
 
-    def add(self, name: str, line: dict[str, int], version: str) -> None:
-        """Write a line, beside those that others may have written, as this version of Triton compiles it."""
+    def add(self, name: str, line: dict[str, int]) -> None:
+        """Write a line, beside those of others, and beside what other versions found of its config."""
         self.read()
-        self.lines[name], self.version = line, version
+        before = self.lines.get(name)
+        if before is not None and config_of(before) == config_of(line):
+            line = {**before, **line, "shared": max(before["shared"], line["shared"])}
+        self.lines[name] = line
         lines = (f"{json.dumps(name)}: {json.dumps(self.lines[name])}" for name in sorted(self.lines))
         body = ",\n".join(lines)
-        self.path.write_text(f'{{"triton": {json.dumps(version)}, "lines": {{\n{body}\n}}}}\n')
+        self.path.write_text(f"{{\n{body}\n}}\n")
 
 
 class Family(NamedTuple):

@@ -1,7 +1,11 @@
 """What kernels take on cards that are not there: compiled for them, and read.
 
     python -m subquad.ops.triton            every kernel as the tables have it; exit status 1 where one fails
-    python -m subquad.ops.triton --write    lines that the tables lack, from the first candidates that pass
+    python -m subquad.ops.triton --write    what the tables lack of this version of Triton
+
+Where a table has no line, or one that fails, `--write` takes the next candidate that passes: run in turns
+with several versions, until nothing changes, it finds the first that passes with all of them. Lines of
+kernels that were changed are deleted first.
 
 A kernel fails that spills registers, does not fit a card's shared memory, has more registers than its line
 says, or a product that Triton compiles wrongly. What is compiled is what backends launch: their functions are
@@ -26,10 +30,11 @@ from triton.compiler import ASTSource
 
 from subquad.ops.triton import availability
 from subquad.ops.triton.availability import PRECISIONS
-from subquad.ops.triton.configs import WIDTHS, Config, Family, name_of
+from subquad.ops.triton.configs import WIDTHS, Config, Family, config_of, name_of
 from subquad.ops.triton.launch import OPTIONS, Launch, recorded
 from subquad.ops.triton.miscompiled import chained_products, transposed_products
 
+REGISTERS = f"registers {triton.__version__}"  # in a line
 SHARED = {80: 101376, 90: 232448, 100: 232448, 120: 101376}  # bytes of a block; 80 stands for 86 and 89, too
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 TYPES = {
@@ -171,15 +176,17 @@ def check(family: Family, case: Case) -> list[str]:
     line = family.configs.lines.get(case.name)
     if line is None:
         return ["the table has no line for it: python -m subquad.ops.triton --write"]
-    registers = line["registers"] if family.configs.version == triton.__version__ else None
     needs = (need_of(launch, case.architecture) for launch in variants(family, case))
-    return [fault for need in needs for fault in need.faults(case.architecture, registers)]
+    return [fault for need in needs for fault in need.faults(case.architecture, line.get(REGISTERS))]
 
 
 def search(family: Family, case: Case) -> list[str]:
-    """Add a line for the first candidate that passes; else say what is wrong with each."""
-    wrong = []
-    for config in family.configs.candidates(*case):
+    """Write the line's config, or the next candidate that passes; else say what is wrong with each."""
+    wrong, line = [], family.configs.lines.get(case.name)
+    candidates = list(family.configs.candidates(*case))
+    if line is not None and config_of(line) in candidates:
+        candidates = candidates[candidates.index(config_of(line)) :]
+    for config in candidates:
         with family.configs.trying(*case, config=config):
             launches = variants(family, case)
         needs, faults = [], []
@@ -187,12 +194,12 @@ def search(family: Family, case: Case) -> list[str]:
             needs.append(need_of(launches.pop(), case.architecture))
             faults = needs[-1].faults(case.architecture)
         if not faults:
-            family.configs.add(case.name, line_of(config, needs), triton.__version__)
+            family.configs.add(case.name, line_of(config, needs))
             return []
         wrong += [f"{config}: {fault}" for fault in faults]
     return wrong
 
 
 def line_of(config: Config, needs: list[Need]) -> dict[str, int]:
-    most = {"registers": max(x.registers for x in needs), "shared": max(x.shared for x in needs)}
+    most = {"shared": max(x.shared for x in needs), REGISTERS: max(x.registers for x in needs)}
     return {**config.blocks, "warps": config.warps, "stages": config.stages, **most}

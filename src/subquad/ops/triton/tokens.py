@@ -40,6 +40,12 @@ def token_mask(valid, bh, heads, at, n, MASK: tl.constexpr):
 
 @inlined
 def finite_where_padding(x, seen):
-    """Rows with zeros for what is not finite at padding; what is not finite elsewhere stays."""
-    lost = (seen == 0)[:, None] & ((tl.abs(x.to(tl.float32)) < float("inf")) == 0)
-    return tl.where(lost, tl.zeros_like(x), x)
+    """Rows with zeros for what is not finite at padding; what is not finite elsewhere stays.
+
+    `seen` says of each row, or of the only one by a number, whether it is a token.
+    """
+    finite = tl.abs(x.to(tl.float32)) < float("inf")
+    if len(x.shape) == 2:
+        return tl.where((seen == 0)[:, None] & (finite == 0), tl.zeros_like(x), x)
+    else:
+        return tl.where(finite | (tl.zeros_like(x) + seen != 0), x, tl.zeros_like(x))
