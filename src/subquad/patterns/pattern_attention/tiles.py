@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from subquad.ops.shared.operator import call_op, differentiable_once
-from subquad.ops.shared.precision import wide, widened
+from subquad.ops.shared.attention_operator import attention_operator
+from subquad.ops.shared.operator import call_op
+from subquad.ops.shared.precision import wide
 from subquad.ops.tile_attention import BACKENDS as TILE_BACKENDS
 from subquad.ops.tile_attention import TileCall, TileResult, tile_attention
 from subquad.ops.window_attention import BACKENDS as WINDOW_BACKENDS
@@ -31,8 +32,6 @@ from subquad.patterns.grammar import read_again
 from subquad.patterns.layout import layout
 from subquad.patterns.pattern import PerHead
 from subquad.patterns.pattern_attention import BACKENDS, PatternCall
-
-PATTERN_SCHEMA = "Tensor q, Tensor k, Tensor v, Tensor? n, str pattern"
 
 
 def refuses(call: PatternCall) -> None:
@@ -78,62 +77,29 @@ def pattern_call(q: Tensor, k: Tensor, v: Tensor, n: Tensor | None, pattern: str
     return TileCall(q, k, v, tilings, n, band)
 
 
-@torch.library.custom_op(
-    "subquad::pattern",
-    mutates_args=(),
-    schema=f"({PATTERN_SCHEMA}) -> (Tensor out, Tensor lse, Tensor backend)",
-)
-def pattern_op(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+def node_forward(*inputs: Any) -> tuple[int, WindowResult | TileResult]:
     q, k, v, n, pattern = inputs
     BACKENDS.confirm("tiles", PatternCall(read_again(pattern), q, k, v, n))
     call = pattern_call(*inputs)
     if isinstance(call, WindowCall):
-        backend, result = WINDOW_BACKENDS.run("forward", call)
-    else:
-        backend, result = TILE_BACKENDS.run("forward", call)
-    return result.out.to(v.dtype), result.lse, torch.tensor(backend)
+        return WINDOW_BACKENDS.run("forward", call)
+    backend, result = TILE_BACKENDS.run("forward", call)
+    return backend, result._replace(out=result.out.to(v.dtype))
 
 
-@torch.library.custom_op(
-    "subquad::pattern_backward",
-    mutates_args=(),
-    schema=f"(Tensor grad, Tensor out, Tensor lse, Tensor backend, {PATTERN_SCHEMA}) "
-    "-> (Tensor, Tensor, Tensor)",
-)
-def pattern_backward_op(
-    grad: Tensor, out: Tensor, lse: Tensor, backend: Tensor, *inputs: Any
+def node_backward(
+    grad: Tensor, grad_lse: Tensor, backend: Tensor, out: Tensor, lse: Tensor, *inputs: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     call = pattern_call(*inputs)
     if isinstance(call, WindowCall):
-        grads = WindowResult(grad, torch.zeros_like(lse))
-        return WINDOW_BACKENDS[backend].backward(grads, call, WindowResult(out, lse))
+        grads, result = WindowResult(grad, grad_lse), WindowResult(out, lse)
+        return WINDOW_BACKENDS[backend].backward(grads, call, result)
     grad, out = wide(grad, out)
     gradients = TILE_BACKENDS[backend].backward(grad, call, TileResult(out, lse))
     dq, dk, dv = (x.to(inputs[2].dtype) for x in gradients)
     return dq, dk, dv
 
 
-@pattern_op.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    lse = v.new_empty(v.shape[:3], dtype=widened(v.dtype))
-    return v.new_empty(v.shape), lse, torch.empty((), dtype=torch.int64)
-
-
-@pattern_backward_op.register_fake
-def _(
-    grad: Tensor, out: Tensor, lse: Tensor, backend: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-
-
-def save_pattern(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, ctx.pattern = inputs
-    ctx.save_for_backward(*output, *tensors)
-
-
-def pattern_gradients(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    return *call_op(pattern_backward_op, grad, *ctx.saved_tensors, ctx.pattern), None, None
-
-
-pattern_op.register_autograd(pattern_gradients, setup_context=save_pattern)
-differentiable_once(pattern_backward_op)
+pattern_op = attention_operator(
+    "pattern", "Tensor q, Tensor k, Tensor v, Tensor? n, str pattern", node_forward, node_backward
+)
