@@ -39,9 +39,9 @@ MUTANTS = [
         "bigbird",
         "transforms_leak_nothing",
         "layouts that fake tensors made are kept for real ones",
-        "layout",
-        "if passing():",
-        "if torch.compiler.is_compiling():",
+        "tensors_last",
+        "or fakes_tensors())",
+        ")",
     ),
     Mutant(
         "routing",

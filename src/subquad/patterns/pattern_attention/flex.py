@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from subquad.ops.shared.operator import call_op
-from subquad.ops.shared.transforms import passing, transformed
+from subquad.ops.shared.reuse import KNOWN, kept, once_a_pass
+from subquad.ops.shared.transforms import transformed
 from subquad.ops.window_attention import require_tokens
 from subquad.patterns.atoms import Random
 from subquad.patterns.blocks import BLOCK, Drawing, block_lists, draw_table, drawings
@@ -29,7 +30,6 @@ from subquad.patterns.pattern_attention import BACKENDS, PatternCall
 
 SMALLEST_HEAD = 16  # its matrix units take no narrower queries
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-KNOWN = 64  # masks and graphs that are kept
 
 
 def refuses(call: PatternCall) -> str | None:
@@ -56,7 +56,10 @@ def has_triton() -> bool:
 def forward(call: PatternCall) -> Float[Tensor, "b h s e"]:
     pattern, q, k, v, n = call
     require_tokens(q, k, v, n)
-    blocks = (known_mask if n is None and not passing() else block_mask)(pattern, q.shape[2], n, q.device)
+    if n is None:
+        blocks = whole_mask(pattern, q.shape[2], q.device)
+    else:
+        blocks = block_mask(pattern, q.shape[2], n, q.device)
     if q.is_cuda and not torch.compiler.is_compiling():
         return compiled(pattern, q.dtype, n is None)(q, k, v, blocks)
     return blockwise(q, k, v, blocks)
@@ -82,14 +85,14 @@ def compiled(*kind: Any) -> Callable[..., Tensor]:
     return torch.compile(own, dynamic=True, fullgraph=True)  # uncompiled it would ask for every pair
 
 
-@lru_cache(KNOWN)
-def known_mask(pattern: Pattern, length: int, n: None, device: torch.device) -> BlockMask:
-    with torch.inference_mode(False):  # as in `layout.py`
-        return block_mask(pattern, length, n, device)
+@kept
+def whole_mask(pattern: Pattern, length: int, device: torch.device) -> BlockMask:
+    return block_mask(pattern, length, None, device)
 
 
+@once_a_pass
 def block_mask(
-    pattern: Pattern, length: int, n: Int[Tensor, " b"] | None, device: torch.device, *, block: int = BLOCK
+    pattern: Pattern, length: int, n: Int[Tensor, " b"] | None, device: torch.device, block: int = BLOCK
 ) -> BlockMask:
     """The pattern in rows of n real tokens, for `flex_attention(..., block_mask=...)`; no others are seen."""
     tokens = torch.full((1,), length, dtype=torch.int64, device=device) if n is None else n
@@ -178,7 +181,7 @@ def draws_op(n: Tensor, length: int, pattern: str, size: int, causal: bool) -> l
 
 def tables_of(drawing: Drawing, length: int, n: Int[Tensor, " b"]) -> list[Int[Tensor, "b rows"]]:
     """For each draw the key that each row draws."""
-    table = draw_table(drawing.pattern, length, n, size=drawing.size, causal=drawing.causal)
+    table = draw_table(drawing.pattern, length, n, drawing.size, drawing.causal)
     return [draw.contiguous() for draw in table.unbind(-1)]
 
 
