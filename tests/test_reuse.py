@@ -92,11 +92,15 @@ def test_nothing_is_shared_beyond_a_pass():
 
 def test_layers_share_the_blocks_of_a_pattern():
     pattern = PerHead(Local(9) | Global(1, last=1), Local(5))
-    n = torch.tensor([40, 17])
+    (x, valid), like = batch(1), torch.zeros(2, 1, 40, 1)
+
+    def mask(valid):
+        return flex.block_mask(pattern, 40, Packing.of(valid, like=like), x.device)
+
     with one_pass():
-        first = flex.block_mask(pattern, 40, n, n.device)
-        assert flex.block_mask(pattern, 40, n, n.device) is first
-        assert flex.block_mask(pattern, 40, n.clone(), n.device) is not first
+        first = mask(valid)
+        assert mask(valid) is first
+        assert mask(valid.clone()) is not first
 
 
 def ones():

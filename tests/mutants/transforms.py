@@ -63,7 +63,7 @@ MUTANTS = [
         "local",
         "compiles_with_dynamic_lengths",
         "tiles are laid out in the graph, for one length",
-        "tiles.forward",
+        "tiles.packed",
         "if torch.compiler.is_compiling():",
         "if False:",
     ),

@@ -7,6 +7,7 @@ Blocks are of `BLOCK` queries and keys. A pattern that is not known here may hol
 pattern does not depend on a sequence's end, its blocks are kept, and only those of padding are taken out.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from subquad.ops.shared.reuse import kept, once_a_pass
 from subquad.patterns.atoms import (
@@ -90,21 +92,43 @@ class Spans:
 
 
 def block_lists(
-    pattern: Pattern, length: int, n: Int[Tensor, " b"], *, block: int = BLOCK
+    pattern: Pattern,
+    length: int,
+    n: Int[Tensor, " b"],
+    valid: Bool[Tensor, "b s"] | None = None,
+    *,
+    block: int = BLOCK,
 ) -> tuple[Bool[Tensor, "b h blocks blocks"], Bool[Tensor, "b h blocks blocks"]]:
     """The blocks to be asked pair by pair, and those that hold nothing but pairs, in rows of n real tokens.
 
-    Blocks without a real query and key are neither.
+    Blocks without a real query and key are neither. Real are the valid tokens, or else the first; those of a
+    block are of two blocks of positions at most.
     """
     first = torch.arange(0, length, block, device=n.device)
-    real, filled = (place < n[:, None, None, None] for place in (first, first + block - 1))
-    real, filled = real.mT & real, filled.mT & filled
     if depends_on_end(pattern):
         some, every = grids(pattern, length, n, block)
     else:
         some, every = known_grids(pattern, len(first) * block, n.device, block)
+    if valid is None:
+        before, end = (place.clamp(max=n[:, None]) for place in (first, first + block))
+    else:
+        end = valid.cumsum(1).index_select(1, (first + block).clamp(max=length) - 1)
+        before = F.pad(end, (1, -1))
+        of = [(place.clamp(0, length - 1)) // block for place in (before, end - 1)]
+        some, every = across(some, of, torch.logical_or), across(every, of, torch.logical_and)
+    real, filled = end > before, end - before == block
+    real, filled = (x[:, None, :, None] & x[:, None, None] for x in (real, filled))
     full = every & filled & some
     return some & real & ~full, full
+
+
+def across(grid: Grids, of: Sequence[Int[Tensor, "b blocks"]], combine: Callable[..., Tensor]) -> Grids:
+    """For each block what holds of the blocks of positions that its first and its last token are of."""
+    b, h, count, _ = torch.broadcast_shapes(grid.shape, (len(of[0]), 1, 1, 1))
+    for dim in (2, 3):
+        places = (x[:, None].unsqueeze(5 - dim).expand(b, h, count, count) for x in of)
+        grid = combine(*(grid.expand(b, h, count, count).gather(dim, x) for x in places))
+    return grid
 
 
 @kept

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from subquad.ops.shared.operator import call_op
+from subquad.ops.shared.packing import Packing
 from subquad.ops.shared.reuse import KNOWN, kept, once_a_pass
 from subquad.ops.shared.transforms import transformed
 from subquad.ops.window_attention import require_tokens
@@ -54,14 +55,15 @@ def has_triton() -> bool:
 
 
 def forward(call: PatternCall) -> Float[Tensor, "b h s e"]:
-    pattern, q, k, v, n = call
-    require_tokens(q, k, v, n)
-    if n is None:
+    pattern, q, k, v, valid = call
+    require_tokens(q, k, v, None)
+    if valid is None:
         blocks = whole_mask(pattern, q.shape[2], q.device)
     else:
-        blocks = block_mask(pattern, q.shape[2], n, q.device)
+        blocks = block_mask(pattern, q.shape[2], Packing.of(valid, like=k), q.device)
+        q, k, v = (x.masked_fill(~valid[:, None, :, None], 0) for x in (q, k, v))  # zero times NaN is NaN
     if q.is_cuda and not torch.compiler.is_compiling():
-        return compiled(pattern, q.dtype, n is None)(q, k, v, blocks)
+        return compiled(pattern, q.dtype, valid is None)(q, k, v, blocks)
     return blockwise(q, k, v, blocks)
 
 
@@ -92,16 +94,23 @@ def whole_mask(pattern: Pattern, length: int, device: torch.device) -> BlockMask
 
 @once_a_pass
 def block_mask(
-    pattern: Pattern, length: int, n: Int[Tensor, " b"] | None, device: torch.device, block: int = BLOCK
+    pattern: Pattern, length: int, packing: Packing | None, device: torch.device, block: int = BLOCK
 ) -> BlockMask:
-    """The pattern in rows of n real tokens, for `flex_attention(..., block_mask=...)`; no others are seen."""
-    tokens = torch.full((1,), length, dtype=torch.int64, device=device) if n is None else n
+    """The pattern of real tokens, for `flex_attention(..., block_mask=...)`; None: all are real.
+
+    Tokens stay where they are, and the mask reads their positions.
+    """
+    if packing is None:
+        tokens, valid, places = torch.full((1,), length, dtype=torch.int64, device=device), None, None
+    else:
+        assert packing.place is not None
+        tokens, valid, places = packing.count, packing.before, packing.place.to(torch.int32)
     found = drawings(pattern)
     if torch.compiler.is_compiling():
-        lists = call_op(blocks_op, tokens, length, repr(pattern), block)
+        lists = call_op(blocks_op, tokens, valid, length, repr(pattern), block)
         drawn = [call_op(draws_op, tokens, length, repr(x.pattern), x.size, x.causal) for x in found]
     else:
-        lists = listed(*block_lists(pattern, length, tokens, block=block))
+        lists = listed(*block_lists(pattern, length, tokens, valid, block=block))
         drawn = [tables_of(x, length, tokens) for x in found]
     tables = dict(zip(found, drawn, strict=True))
     each = pattern.patterns if isinstance(pattern, PerHead) else (pattern,)
@@ -110,6 +119,8 @@ def block_mask(
     def allows(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         row = b * 0 if same else b
         real = tokens[row]
+        if places is not None:
+            i, j = places[row, i], places[row, j]
         answers = [pairs(one, i, j, real, row, tables) for one in each]
         allowed = answers[0]
         for head, answer in enumerate(answers[1:], start=1):
@@ -148,11 +159,18 @@ def pairs(
     return pattern.allows(i, j, n)
 
 
-@torch.library.custom_op("subquad::pattern_blocks", mutates_args=())
-def blocks_op(n: Tensor, length: int, pattern: str, block: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+@torch.library.custom_op(
+    "subquad::pattern_blocks",
+    mutates_args=(),
+    schema="(Tensor n, Tensor? valid, SymInt length, str pattern, int block) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+)
+def blocks_op(
+    n: Tensor, valid: Tensor | None, length: int, pattern: str, block: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`listed(*block_lists(...))`, for any length."""
     BACKENDS.confirm("flex")
-    asked, which, full, which_full = listed(*block_lists(read_again(pattern), length, n, block=block))
+    asked, which, full, which_full = listed(*block_lists(read_again(pattern), length, n, valid, block=block))
     return asked, which, full, which_full
 
 
@@ -166,7 +184,9 @@ def listed(*kinds: Bool[Tensor, "b h blocks blocks"]) -> tuple[Tensor, ...]:
 
 
 @blocks_op.register_fake
-def _(n: Tensor, length: int, pattern: str, block: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(
+    n: Tensor, valid: Tensor | None, length: int, pattern: str, block: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     count, heads = -(-length // block), read_again(pattern).heads or 1
     numbers = n.new_empty(len(n), heads, count, dtype=torch.int32)
     places = n.new_empty(len(n), heads, count, count, dtype=torch.int32)

@@ -9,14 +9,16 @@ graph can be saved.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from subquad.ops.shared.attention_operator import attention_operator
 from subquad.ops.shared.operator import call_op
+from subquad.ops.shared.packing import Packing
 from subquad.ops.shared.precision import wide
 from subquad.ops.tile_attention import BACKENDS as TILE_BACKENDS
 from subquad.ops.tile_attention import TileCall, TileResult, tile_attention
@@ -30,22 +32,32 @@ from subquad.ops.window_attention import (
 )
 from subquad.patterns.grammar import read_again
 from subquad.patterns.layout import layout
-from subquad.patterns.pattern import PerHead
+from subquad.patterns.pattern import Pattern, PerHead
 from subquad.patterns.pattern_attention import BACKENDS, PatternCall
+
+Lengths = Int[Tensor, " b"]
+Heads = Float[Tensor, "b h s e"]
 
 
 def refuses(call: PatternCall) -> None:
     """It takes every call."""
 
 
-def forward(call: PatternCall) -> Float[Tensor, "b h s e"]:
-    pattern, q, k, v, n = call
+def forward(call: PatternCall) -> Heads:
+    pattern, *inputs, valid = call
+    packing = Packing.of(valid, like=call.k)
+    n = None if valid is None else packing.count
+    return packing.unpack(packed(pattern, *map(packing.pack, inputs), n=n))
+
+
+def packed(pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, *, n: Lengths | None) -> Heads:
+    """The same of sequences of which the first n tokens are real."""
     if isinstance(pattern, PerHead):
-        return run_by_head(pattern, lambda one, q, k, v: forward(PatternCall(one, q, k, v, n)), q, k, v)
+        return run_by_head(pattern, partial(packed, n=n), q, k, v)
     if q.shape[0] == 0 or q.shape[2] == 0:
         return v
     if torch.compiler.is_compiling():
-        return as_node(call)
+        return as_node(pattern, q, k, v, n)
     band, tilings = layout(pattern, q.shape[2], n, q.device)
     if band is not None and not tilings:
         return window_attention(q, k, v, left=band[0], right=band[1], lengths=n)[0]
@@ -61,9 +73,8 @@ def run_by_head(pattern: PerHead, run: Callable[..., Tensor], *inputs: Tensor) -
     return torch.stack([outputs[head] for head in range(len(outputs))], 1)
 
 
-def as_node(call: PatternCall) -> Float[Tensor, "b h s e"]:
-    """The same as one node of a graph."""
-    pattern, q, k, v, n = call
+def as_node(pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, n: Lengths | None) -> Heads:
+    """`packed` as one node of a graph."""
     require_tokens(q, k, v, n)
     return call_op(pattern_op, q, k, v, n, repr(pattern))[0]
 
@@ -78,8 +89,8 @@ def pattern_call(q: Tensor, k: Tensor, v: Tensor, n: Tensor | None, pattern: str
 
 
 def node_forward(*inputs: Any) -> tuple[int, WindowResult | TileResult]:
-    q, k, v, n, pattern = inputs
-    BACKENDS.confirm("tiles", PatternCall(read_again(pattern), q, k, v, n))
+    q, k, v, _, pattern = inputs
+    BACKENDS.confirm("tiles", PatternCall(read_again(pattern), q, k, v, None))
     call = pattern_call(*inputs)
     if isinstance(call, WindowCall):
         return WINDOW_BACKENDS.run("forward", call)
