@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import flex_attention
 
 from subquad import Dims, backend
 from subquad.ops import backends
@@ -314,6 +315,44 @@ for pattern, padded in product(map(parse, sys.argv[1:]), (True, False)):
     assert counts[0] == 1 and counts[-1] == counts[2] <= 2, (pattern, padded, counts)
 """
 
+GRADIENTS = """
+import sys, torch
+import torch.nn.attention.flex_attention as private
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
+from torch.testing import assert_close
+from subquad.patterns import attend
+from subquad.patterns.grammar import parse
+from subquad.patterns.pattern_attention import PatternCall, flex
+torch.set_num_threads(1)
+
+def compiler(graphs):
+    def count(graph, inputs):
+        graphs.append(graph)
+        return make_boxed_func(graph.forward)
+    return count
+
+private._validate_device = lambda *inputs: None  # it refuses gradients on the CPU, where graphs have them
+blockwise = flex.blockwise
+for pattern in map(parse, sys.argv[1:]):
+    torch._dynamo.reset()
+    forward, backward = [], []
+    backend = aot_autograd(fw_compiler=compiler(forward), bw_compiler=compiler(backward))
+    flex.blockwise = torch.compile(blockwise, backend=backend, dynamic=True, fullgraph=True)
+    for length in (200, 300, 260):
+        x = torch.randn(3, 2, 2, length, 16, dtype=torch.float64).unbind(0)
+        valid = torch.rand(2, length) < 0.6
+        valid[1, 20:150] = False
+        results = []
+        for padding, run in ((torch.nan, lambda *y: flex.forward(PatternCall(pattern, *y, valid))),
+                             (0.0, lambda *y: attend(pattern, *y, valid=valid))):
+            leaves = [y.masked_fill(~valid[:, None, :, None], padding).requires_grad_() for y in x]
+            out = run(*leaves)
+            results.append([out, *torch.autograd.grad((out * out.detach().cos()).sum(), leaves)])
+        assert_close(*results, msg=f"{pattern}: ".__add__)
+    assert len(forward) == len(backward) <= 2, (pattern, len(forward), len(backward))
+"""
+
 KINDS = """
 import torch
 from functools import partial
@@ -349,6 +388,13 @@ def test_compiled_for_the_cpu_one_kernel_attends_to_the_pairs_whatever_the_lengt
 @pytest.mark.slow
 def test_inductor_lowers_draws_blocks_and_heads_to_two_graphs_at_most_for_six_lengths():
     run_apart(LOWERED, *map(repr, (PATTERNS[13], PATTERNS[14], PATTERNS[-1])))
+
+
+@pytest.mark.slow
+def test_gradients_are_those_of_the_pairs_in_two_graphs_at_most_whatever_stands_in_padding():
+    if not hasattr(flex_attention, "_validate_device"):
+        pytest.skip("this torch refuses gradients on the CPU elsewhere")
+    run_apart(GRADIENTS, *map(repr, (PATTERNS[13], PATTERNS[14], PATTERNS[-1])))
 
 
 def test_graphs_are_explained_as_uncompiled_calls_are_and_refuse_another_backend_than_they_have():
