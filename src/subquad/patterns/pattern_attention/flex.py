@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from subquad.ops.shared.operator import call_op
-from subquad.ops.shared.packing import Packing
+from subquad.ops.shared.packing import Packing, packing_of
 from subquad.ops.shared.reuse import KNOWN, kept, once_a_pass
 from subquad.ops.shared.transforms import transformed
 from subquad.ops.window_attention import require_tokens
@@ -103,8 +103,8 @@ def block_mask(
     if packing is None:
         tokens, valid, places = torch.full((1,), length, dtype=torch.int64, device=device), None, None
     else:
-        assert packing.place is not None
-        tokens, valid, places = packing.count, packing.before, packing.place.to(torch.int32)
+        assert packing.before is not None
+        tokens, valid, places = packing.count, packing.before, call_op(places_op, packing.before)
     found = drawings(pattern)
     if torch.compiler.is_compiling():
         lists = call_op(blocks_op, tokens, valid, length, repr(pattern), block)
@@ -157,6 +157,19 @@ def pairs(
             first = first | other
         return first
     return pattern.allows(i, j, n)
+
+
+@torch.library.custom_op("subquad::token_places", mutates_args=())
+def places_op(valid: Tensor) -> Tensor:
+    """`Packing.place`: a graph's mask reads what lies in memory, and this does as an operator's result."""
+    place = packing_of(valid).place
+    assert place is not None
+    return place.to(torch.int32)
+
+
+@places_op.register_fake
+def _(valid: Tensor) -> Tensor:
+    return valid.new_empty(valid.shape, dtype=torch.int32)
 
 
 @torch.library.custom_op(
