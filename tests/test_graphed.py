@@ -8,9 +8,9 @@ from subquad.mechanisms.informer import sparsely
 from subquad.mechanisms.routing import by_centroid
 from subquad.ops.banded_attention import banded
 from subquad.ops.shared.landmarks import Segments, means
-from subquad.patterns import CAUSAL, Global, Local, PerHead, Random, Strided, attend
+from subquad.patterns import CAUSAL, Global, Local, PerHead, Random, Strided
 from subquad.patterns.grammar import parse, read_again
-from subquad.patterns.pattern_attention import PatternCall, tiles
+from subquad.patterns.pattern_attention import tiles
 
 REAL = torch.tensor([[True] * 11, [True] * 7 + [False] * 4])
 COUNT = REAL.sum(1)
@@ -72,8 +72,8 @@ def test_a_node_says_that_it_has_no_second_derivative(name):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_a_pattern_in_a_graph_is_the_pattern(pattern, n, dtype):
     q, k, v = (x.detach().to(dtype).requires_grad_() for x in qkv())
-    found = tiles.as_node(PatternCall(pattern, q, k, v, n))
-    expected = attend(pattern, q, k, v, n=n)
+    found = tiles.as_node(pattern, q, k, v, n)
+    expected = tiles.packed(pattern, q, k, v, n=n)
     assert_close(found, expected)
     grad = torch.ones_like(found)
     near = {"rtol": 0.02, "atol": 0.05} if dtype == torch.bfloat16 else {}  # the node keeps rounded outputs

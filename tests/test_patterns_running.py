@@ -60,7 +60,7 @@ def dense(pattern, q, k, v):
 @pytest.mark.parametrize("pattern", PATTERNS, ids=repr)
 def test_it_is_dense_softmax_over_the_pairs(pattern, n):
     q, k, v = inputs(n)
-    assert_close(attend(pattern, q, k, v, n=None), dense(pattern, q, k, v))
+    assert_close(attend(pattern, q, k, v, valid=None), dense(pattern, q, k, v))
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=repr)
@@ -69,18 +69,21 @@ def test_its_gradients_are_those_of_dense_softmax(pattern):
     weight = torch.linspace(-1, 1, 4, dtype=torch.float64)
     fast, exact = (
         torch.autograd.grad((out * weight).sum(), x)
-        for out in (attend(pattern, *x, n=None), dense(pattern, *x))
+        for out in (attend(pattern, *x, valid=None), dense(pattern, *x))
     )
     assert_close(fast, exact)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=repr)
-def test_each_row_of_a_batch_has_a_length_of_its_own(pattern):
+def test_each_row_of_a_batch_has_a_length_of_its_own_wherever_its_padding_stands(pattern):
     q, k, v = inputs(24)
-    out = attend(pattern, q, k, v, n=torch.tensor([24, 10]))
+    valid = torch.ones(2, 24, dtype=torch.bool)
+    valid[1] = torch.arange(24) % 5 < 2
+    out = attend(pattern, q, k, v, valid=valid)
     assert_close(out[:1], dense(pattern, q[:1], k[:1], v[:1]))
-    short = (x[1:, :, :10] for x in (q, k, v))
-    assert_close(out[1:, :, :10], dense(pattern, *short))
+    short = (x[1:, :, valid[1]] for x in (q, k, v))
+    assert_close(out[1:, :, valid[1]], dense(pattern, *short))
+    assert not out[1:, :, ~valid[1]].any()
 
 
 @pytest.mark.parametrize("pattern", [p for p in PATTERNS if not p.needs_end], ids=repr)
@@ -89,25 +92,25 @@ def test_a_row_by_itself_is_the_row_of_the_sequence(pattern):
     q, k, v = inputs(29)
     i = torch.tensor([[28, 3, 0], [17, 17, 5]])
     rows = attend_rows(pattern, q.gather(2, i[:, None, :, None].expand(2, 2, 3, 4)), k, v, i=i)
-    whole = attend(pattern, q, k, v, n=None)
+    whole = attend(pattern, q, k, v, valid=None)
     assert_close(rows, whole.gather(2, i[:, None, :, None].expand(2, 2, 3, 4)))
 
 
 def test_a_pair_that_many_terms_allow_counts_once():
     q, k, v = inputs(17)
     overlapping = Local(3) | Global(2) | Random(5) | Local(2) | Strided(1)
-    assert_close(attend(overlapping, q, k, v, n=None), dense(Local(17), q, k, v))
+    assert_close(attend(overlapping, q, k, v, valid=None), dense(Local(17), q, k, v))
 
 
 def test_scores_beyond_any_exponential_are_fine():
     q, k, v = inputs(29)
-    out = attend(Local(3) | Global(1) | Random(2), 1e4 * q, 1e4 * k, torch.ones_like(v), n=None)
+    out = attend(Local(3) | Global(1) | Random(2), 1e4 * q, 1e4 * k, torch.ones_like(v), valid=None)
     assert_close(out, torch.ones_like(v))
 
 
 def work(pattern, n):
     q, k, v = inputs(n, batch=1)
-    return count_flops(lambda: attend(pattern, q, k, v, n=None))
+    return count_flops(lambda: attend(pattern, q, k, v, valid=None))
 
 
 @pytest.mark.parametrize(
@@ -127,7 +130,7 @@ def test_twice_the_length_is_twice_the_work(pattern, measure):
     costs = []
     for n in (1024, 2048):
         q, k, v = inputs(n, batch=1)
-        costs.append(measure(lambda x=(q, k, v): attend(pattern, *x, n=None)))
+        costs.append(measure(lambda x=(q, k, v): attend(pattern, *x, valid=None)))
     assert costs[1] / costs[0] < 2.1
 
 
@@ -164,10 +167,10 @@ def test_a_stream_reads_only_the_keys_that_it_sees():
 def test_each_head_gets_its_own_pattern_back():
     pattern = PerHead(Local(1), Strided(3), Random(2), Local(1))
     q, k, v = inputs(17, heads=4)
-    assert_close(attend(pattern, q, k, v, n=None), dense(pattern, q, k, v))
+    assert_close(attend(pattern, q, k, v, valid=None), dense(pattern, q, k, v))
 
 
 def test_heads_must_be_as_many_as_patterns():
     q, k, v = inputs(5)
     with pytest.raises(ValueError, match="for 3 heads, not 2"):
-        attend(PerHead(Local(1), Local(2), Local(3)), q, k, v, n=None)
+        attend(PerHead(Local(1), Local(2), Local(3)), q, k, v, valid=None)

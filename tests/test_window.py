@@ -155,12 +155,12 @@ PATTERNS = [
 @pytest.mark.parametrize("pattern", PATTERNS, ids=repr)
 def test_tiles_in_float32_are_float64_but_for_rounding(pattern, width, lengths):
     x = inputs(600, batch=1 if lengths is None else 2, heads=1, d=width, e=width)
-    n = None if lengths is None else torch.tensor(lengths)
+    valid = None if lengths is None else torch.arange(600) < torch.tensor(lengths)[:, None]
     real = [600] if lengths is None else lengths
     narrow = [t.detach().float().requires_grad_() for t in x]
     found = []
     for y in (x, narrow):
-        out = attend(pattern, *y, n=n)
+        out = attend(pattern, *y, valid=valid)
         out = torch.cat([row[:, :length] for row, length in zip(out, real, strict=True)], 1)
         found.append([out, *torch.autograd.grad((out * out.detach().cos()).sum(), y)])
     for value, rounded in zip(*found, strict=True):
@@ -174,7 +174,7 @@ def test_scores_of_tiles_may_leave_the_range_of_exponentials(pattern):
     narrow = [x.float().requires_grad_() for x in (30 * q, 10 * k, v)]
     x = [y.detach().double().requires_grad_() for y in narrow]
     exact = (x[0] @ x[1].mT / 2).masked_fill(~pattern.mask(600), -torch.inf).softmax(-1) @ x[2]
-    both = (exact, x), (attend(pattern, *narrow, n=None), narrow)
+    both = (exact, x), (attend(pattern, *narrow, valid=None), narrow)
     found = ([out, *torch.autograd.grad((out * out.detach().cos()).sum(), y)] for out, y in both)
     for value, rounded in zip(*found, strict=True):  # scores of a thousand are rounded to some 1e-4
         assert_close(rounded.double(), value, rtol=1e-2, atol=1e-2)
@@ -188,7 +188,7 @@ def test_scores_out_of_range_round_no_other_tokens(pattern):
     large_q[0, :, 30:] *= 200
     large_k[0, :, 30:] *= 200
     with torch.no_grad():
-        before, after = attend(pattern, q, k, v, n=None), attend(pattern, large_q, large_k, v, n=None)
+        before, after = attend(pattern, q, k, v, valid=None), attend(pattern, large_q, large_k, v, valid=None)
     assert torch.equal(before[0, :, :30], after[0, :, :30])
     assert torch.equal(before[1], after[1])
 
@@ -197,8 +197,8 @@ def test_what_is_known_of_a_pattern_in_inference_serves_training():
     q, k, v = inputs(70, e=5)
     pattern = Blocks(Local(1) | Global(1), 8)
     with torch.inference_mode():
-        before = attend(pattern, q, k, v, n=None)
-    after = attend(pattern, q, k, v, n=None)
+        before = attend(pattern, q, k, v, valid=None)
+    after = attend(pattern, q, k, v, valid=None)
     after.sum().backward()
     assert torch.equal(before, after)
 
@@ -214,7 +214,7 @@ def test_the_backward_pass_keeps_the_backend_of_the_forward_pass(operator, patte
         pytest.skip("no kernels were compiled")
     q, k, v = (x.detach().float().requires_grad_() for x in inputs(40, e=5))
     with using(name):
-        out = attend(pattern, q, k, v, n=None)
+        out = attend(pattern, q, k, v, valid=None)
     served, backend = [], dict(operator.loaded)[name]
     backward = backend.backward
     monkeypatch.setattr(backend, "backward", lambda *given: served.append(name) or backward(*given))

@@ -5,6 +5,7 @@ installed one. Where one is missing, importing this file fails and names the rel
 done without: a tracer or a transform that is overlooked gives wrong gradients and no error.
 
     current_dispatch_mode   whether a mode (fake tensors, counters) has to see operators
+    fakes_tensors           whether a mode is on whose tensors, fake or functional, end with it
     jit_tracing             whether `torch.jit.trace` has to see operators
     transformed             whether a transform of `torch.func`, or forward mode, has to see operators
     is_batched, is_wrapped  tensors under `vmap`, whose values cannot be read, and under any such transform
@@ -16,6 +17,7 @@ done without: a tracer or a transform that is overlooked gives wrong gradients a
     op_body_of              the Python function of an operator that a dispatch mode meets, for counters
     recording               gradients inside an operator's body, which PyTorch calls below its autograd
     assert_async            a condition that is checked on the device, or by a traced graph
+    version                 how often a tensor was written to; None where nobody counts
     storage_id              which memory a tensor lies in, to count it once
     child                   a module's part, where getattr fails: in a compiled module of torch 2.6
     FLASH, FLASH_BACKWARD   fused attention's operators on a CPU, whose work PyTorch's counter leaves out
@@ -37,8 +39,10 @@ try:
     from torch._library.custom_ops import OPDEFS, CustomOpDef
     from torch._subclasses.fake_tensor import FakeTensor
     from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
+    from torch._subclasses.functional_tensor import FunctionalTensorMode
     from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
     from torch.utils._python_dispatch import _get_current_dispatch_mode as current_dispatch_mode
+    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack as dispatch_modes
     from torch.utils._pytree import tree_iter as tree_iter
     from torch.utils._pytree import tree_map as tree_map
 
@@ -53,6 +57,10 @@ except (AttributeError, ImportError) as error:
 def transformed() -> bool:
     """Whether a transform of `torch.func`, or differentiation in forward mode, is under way."""
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+def fakes_tensors() -> bool:
+    return any(isinstance(mode, (FakeTensorMode, FunctionalTensorMode)) for mode in dispatch_modes())
 
 
 def jit_tracing() -> bool:
@@ -102,6 +110,10 @@ def recording() -> Iterator[None]:
 def child(parent: nn.Module, name: str) -> nn.Module | None:
     """The part of that name; None where there is none as yet."""
     return parent._modules.get(name)
+
+
+def version(x: Tensor) -> int | None:
+    return None if x.is_inference() else x._version
 
 
 def storage_id(storage: torch.UntypedStorage) -> int:

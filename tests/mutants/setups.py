@@ -15,7 +15,7 @@ MUTANTS = [
         "longformer",
         "empty_batch",
         "no rows are laid out in tiles",
-        "tiles.forward",
+        "tiles.packed",
         "if q.shape[0] == 0 or q.shape[2] == 0:",
         "if q.shape[2] == 0:",
     ),

@@ -117,14 +117,14 @@ def test_blocks_of_a_window_are_local_attention(causal):
     )
     q, k, v = torch.randn(3, 2, HEADS, 30, 4).unbind(0)
     pattern = Blocks(Local(1), 5) & CAUSAL if causal else Blocks(Local(1), 5)
-    assert_close(attend(pattern, q, k, v, n=None), theirs(q, k, v), rtol=1e-5, atol=2e-6)
+    assert_close(attend(pattern, q, k, v, valid=None), theirs(q, k, v), rtol=1e-5, atol=2e-6)
 
 
 def test_a_causal_window_is_local_attention_of_the_exact_size():
     package = pytest.importorskip("local_attention")
     theirs = package.LocalAttention(window_size=5, causal=True, exact_windowsize=True, dropout=0.0)
     q, k, v = torch.randn(3, 2, HEADS, 30, 4).unbind(0)
-    assert_close(attend(Local(5) & CAUSAL, q, k, v, n=None), theirs(q, k, v), rtol=1e-5, atol=2e-6)
+    assert_close(attend(Local(5) & CAUSAL, q, k, v, valid=None), theirs(q, k, v), rtol=1e-5, atol=2e-6)
 
 
 def test_bigbird_of_transformers_counts_its_first_block_again_for_each_random_one():
@@ -158,6 +158,6 @@ def test_bigbird_of_transformers_counts_its_first_block_again_for_each_random_on
     times[block:-block, :block] += random
     weights = times * (q @ k.mT / q.shape[-1] ** 0.5).exp()
     again = (weights @ v.double() / weights.sum(-1, keepdim=True)).transpose(1, 2).flatten(2)
-    once = attend(pattern, q, k, v, n=None).transpose(1, 2).flatten(2)
+    once = attend(pattern, q, k, v, valid=None).transpose(1, 2).flatten(2)
     assert_close(out.double(), again, rtol=1e-5, atol=2e-6)
     assert (out - once).abs().max() > 1e-3

@@ -21,7 +21,7 @@ from torch import Tensor
 from subquad.bounds import Count, EvenCount
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
 from subquad.ops.attention import attention
-from subquad.ops.shared.packing import Packing
+from subquad.ops.shared.packing import Packing, take
 from subquad.ops.shared.precision import wide
 from subquad.patterns import Columns, Local, attend
 
@@ -83,18 +83,21 @@ class LongformerAttention(Mechanism):
         return out
 
     def forward(self, *inputs: Tensor, valid: Valid | None = None) -> Outputs:
-        packing = Packing.of(valid, like=inputs[1])
-        q, k, v, *of_globals = (packing.pack(x) for x in inputs)
-        local = attend(self.pattern, q, k, v, n=None if valid is None else packing.count)
-        q_global, k_global, v_global = wide(*of_globals)
-        seen = None if packing.valid is None else packing.valid[:, None, None, :]
+        q, k, v, q_global, *keyed = inputs
+        local = attend(self.pattern, q, k, v, valid=valid)
+        if valid is None and not torch.compiler.is_compiling():
+            whole = attention(*wide(q_global[:, :, : self.globals], *keyed))
+            return torch.cat([whole.to(local.dtype), local[:, :, self.globals :]], 2)
+        packing, seen = Packing.of(valid, like=k), None
         if torch.compiler.is_compiling():  # for any length, fewer tokens than globals among them
-            i = torch.arange(q.shape[2], device=q.device)
-            at = torch.arange(self.globals, device=q.device).clamp(max=q.shape[2] - 1)
-            whole = attention(q_global.index_select(2, at), k_global, v_global, seen=seen)
-            whole = whole.index_select(2, i.clamp(max=self.globals - 1))
-            out = torch.where((i < self.globals)[:, None], whole.to(local.dtype), local)
+            i = torch.arange(self.globals, device=q.device).clamp(max=q.shape[2] - 1)
         else:
-            whole = attention(q_global[:, :, : self.globals], k_global, v_global, seen=seen)
-            out = torch.cat([whole.to(local.dtype), local[:, :, self.globals :]], 2)
-        return packing.unpack(out)
+            i = torch.arange(min(self.globals, q.shape[2]), device=q.device)
+        at = i.expand(q.shape[0], -1) if packing.order is None else packing.order.index_select(1, i)
+        real = i < packing.count[:, None]
+        if valid is not None:
+            seen = valid[:, None, None, :]
+            keyed = [x.masked_fill(~seen.mT, 0) for x in keyed]
+        whole = attention(*wide(take(q_global, at, real=real), *keyed), seen=seen).to(local.dtype)
+        places, missing = (x[:, None, :, None] for x in (at, ~real))
+        return local.scatter(2, places.expand_as(whole), whole.masked_fill(missing, 0))

@@ -67,10 +67,7 @@ class SparseAttention(Mechanism):
         return out
 
     def forward(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
-        packing = Packing.of(valid, like=k)
-        packed = (packing.pack(x) for x in (q, k, v))
-        out = attend(self.pattern, *packed, n=None if valid is None else packing.count)
-        return packing.unpack(out)
+        return attend(self.pattern, q, k, v, valid=valid)
 
     def step(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, state: State | None = None

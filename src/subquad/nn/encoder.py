@@ -17,6 +17,7 @@ from subquad.nn.blocks import TransformerBlock
 from subquad.nn.multihead import Causal, MultiheadAttention
 from subquad.nn.positions import HiddenStates, positional_encoding
 from subquad.nn.sequence import Sequence, make_sequence
+from subquad.ops.shared.reuse import one_pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +115,9 @@ class Encoder(nn.Module):
         valid: True at real tokens; padding may stand anywhere. None: all are real.
         """
         sequence, _ = self._begin(x, valid, None)
-        for block in self.blocks:
-            sequence = block(sequence)
+        with one_pass():
+            for block in self.blocks:
+                sequence = block(sequence)
         return self.norm(sequence.values)
 
     def step(
@@ -134,9 +136,10 @@ class Encoder(nn.Module):
         memories = [None] * len(self.blocks) if state is None else state.blocks
         sequence, offset = self._begin(x, valid, offset)
         later = []
-        for block, memory in zip(self._blocks(), memories, strict=True):
-            sequence, memory = block.step(sequence, memory)
-            later.append(memory)
+        with one_pass():
+            for block, memory in zip(self._blocks(), memories, strict=True):
+                sequence, memory = block.step(sequence, memory)
+                later.append(memory)
         return self.norm(sequence.values), EncoderState(offset, tuple(later))
 
     def segments(

@@ -7,15 +7,17 @@ Blocks are of `BLOCK` queries and keys. A pattern that is not known here may hol
 pattern does not depend on a sequence's end, its blocks are kept, and only those of padding are taken out.
 """
 
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn import functional as F
 
-from subquad.ops.shared.transforms import passing
+from subquad.ops.shared.reuse import kept, once_a_pass
 from subquad.patterns.atoms import (
     Columns,
     Dilated,
@@ -32,7 +34,6 @@ from subquad.patterns.draws import draws
 from subquad.patterns.pattern import Blocks, Causal, Intersection, Pattern, PerHead, Union
 
 BLOCK = 128  # FlexAttention's own default
-KNOWN = 64  # patterns and lengths that are kept, such as those of a network's layers
 
 Grid = Bool[Tensor, "#b 1 blocks blocks"]
 Grids = Bool[Tensor, "#b #h blocks blocks"]
@@ -44,15 +45,16 @@ class Spans:
 
     length: int  # in tokens
     size: int
-    tokens: Int[Tensor, "b 1 1 1"]  # real tokens of each row
+    tokens: Int[Tensor, " b"]  # real ones of each row
     block: int
+    larger: dict[int, "Spans"] = field(default_factory=dict, init=False)
 
-    @property
+    @cached_property
     def places(self) -> tuple[Int[Tensor, " blocks"], Int[Tensor, " blocks"]]:
         first = torch.arange(0, self.length, self.block, device=self.tokens.device)
         return first // self.size, (first + self.block - 1).clamp(max=self.length - 1) // self.size
 
-    @property
+    @cached_property
     def queries(self) -> tuple[Int[Tensor, "blocks 1"], Int[Tensor, "blocks 1"]]:
         first, last = self.places
         return first[:, None], last[:, None]
@@ -61,18 +63,18 @@ class Spans:
     def keys(self) -> tuple[Int[Tensor, " blocks"], Int[Tensor, " blocks"]]:
         return self.places
 
-    @property
+    @cached_property
     def n(self) -> Int[Tensor, "b 1 1 1"]:
         """Units of each row."""
-        return (self.tokens + self.size - 1) // self.size
+        return ((self.tokens + self.size - 1) // self.size)[:, None, None, None]
 
-    @property
+    @cached_property
     def distance(self) -> tuple[Int[Tensor, "blocks blocks"], Int[Tensor, "blocks blocks"]]:
         """The least and the greatest |i - j|."""
         (a, b), (c, d) = self.queries, self.keys
         return torch.maximum(a - d, c - b).clamp(min=0), torch.maximum(b - c, d - a)
 
-    @property
+    @cached_property
     def everywhere(self) -> Bool[Tensor, "blocks blocks"]:
         (a, _), (c, _) = self.queries, self.keys
         return (a >= 0) & (c >= 0)
@@ -84,34 +86,57 @@ class Spans:
 
     def by(self, size: int) -> "Spans":
         """The same blocks in units of `size` of these."""
-        return Spans(length=self.length, size=self.size * size, tokens=self.tokens, block=self.block)
+        if size not in self.larger:
+            self.larger[size] = replace(self, size=self.size * size)
+        return self.larger[size]
 
 
 def block_lists(
-    pattern: Pattern, length: int, n: Int[Tensor, " b"], *, block: int = BLOCK
+    pattern: Pattern,
+    length: int,
+    n: Int[Tensor, " b"],
+    valid: Bool[Tensor, "b s"] | None = None,
+    *,
+    block: int = BLOCK,
 ) -> tuple[Bool[Tensor, "b h blocks blocks"], Bool[Tensor, "b h blocks blocks"]]:
     """The blocks to be asked pair by pair, and those that hold nothing but pairs, in rows of n real tokens.
 
-    Blocks without a real query and key are neither.
+    Blocks without a real query and key are neither. Real are the valid tokens, or else the first; those of a
+    block are of two blocks of positions at most.
     """
-    first, n = torch.arange(0, length, block, device=n.device), n[:, None, None, None]
-    real, filled = first < n, first + block <= n
-    real, filled = real.mT & real, filled.mT & filled
-    if depends_on_end(pattern) or passing():
+    first = torch.arange(0, length, block, device=n.device)
+    if depends_on_end(pattern):
         some, every = grids(pattern, length, n, block)
     else:
         some, every = known_grids(pattern, len(first) * block, n.device, block)
+    if valid is None:
+        before, end = (place.clamp(max=n[:, None]) for place in (first, first + block))
+    else:
+        end = valid.cumsum(1).index_select(1, (first + block).clamp(max=length) - 1)
+        before = F.pad(end, (1, -1))
+        of = [(place.clamp(0, length - 1)) // block for place in (before, end - 1)]
+        some, every = across(some, of, torch.logical_or), across(every, of, torch.logical_and)
+    real, filled = end > before, end - before == block
+    real, filled = (x[:, None, :, None] & x[:, None, None] for x in (real, filled))
     full = every & filled & some
     return some & real & ~full, full
 
 
-@lru_cache(KNOWN)
+def across(grid: Grids, of: Sequence[Int[Tensor, "b blocks"]], combine: Callable[..., Tensor]) -> Grids:
+    """For each block what holds of the blocks of positions that its first and its last token are of."""
+    b, h, count, _ = torch.broadcast_shapes(grid.shape, (len(of[0]), 1, 1, 1))
+    for dim in (2, 3):
+        places = (x[:, None].unsqueeze(5 - dim).expand(b, h, count, count) for x in of)
+        grid = combine(*(grid.expand(b, h, count, count).gather(dim, x) for x in places))
+    return grid
+
+
+@kept
 def known_grids(pattern: Pattern, length: int, device: torch.device, block: int) -> tuple[Grids, Grids]:
-    with torch.inference_mode(False):  # as in `layout.py`
-        return grids(pattern, length, torch.full((1, 1, 1, 1), length, device=device), block)
+    return grids(pattern, length, torch.full((1,), length, device=device), block)
 
 
-def grids(pattern: Pattern, length: int, n: Int[Tensor, "b 1 1 1"], block: int) -> tuple[Grids, Grids]:
+def grids(pattern: Pattern, length: int, n: Int[Tensor, " b"], block: int) -> tuple[Grids, Grids]:
     """The blocks that may hold a pair, and those that hold nothing else, whatever of them is padding."""
     spans = Spans(length=length, size=1, tokens=n, block=block)
     each = pattern.patterns if isinstance(pattern, PerHead) else (pattern,)
@@ -225,7 +250,7 @@ def drawings(pattern: Pattern, size: int = 1, causal: bool = False) -> list[Draw
 
 def drawn_blocks(pattern: Random, s: Spans, *, causal: bool) -> Grid:
     """Where a row's draws fall; a unit may reach into several blocks."""
-    keys = draw_table(pattern, s.length, s.tokens.flatten(), size=s.size, causal=causal).long()
+    keys = draw_table(pattern, s.length, s.tokens, s.size, causal).long()
     i = torch.arange(keys.shape[1], device=keys.device)[None, :, None]
     size, blocks = s.size, -(-s.length // s.block)
     reach = 1 if s.block % size == 0 else (size - 1) // s.block + 2
@@ -241,8 +266,9 @@ def drawn_blocks(pattern: Random, s: Spans, *, causal: bool) -> Grid:
     return over_rows(found[:, :-1].reshape(-1, 1, blocks, blocks), s)
 
 
+@once_a_pass
 def draw_table(
-    pattern: Random, length: int, n: Int[Tensor, " b"], *, size: int, causal: bool
+    pattern: Random, length: int, n: Int[Tensor, " b"], size: int, causal: bool
 ) -> Int[Tensor, "b rows draws"]:
     """The keys that each row draws among units of `size` tokens; below zero there is none."""
     i = torch.arange(-(-length // size), device=n.device)[None]

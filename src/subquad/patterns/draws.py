@@ -10,9 +10,13 @@ range - count + m + 1 keys, and take the last of these where the drawn one was d
 Bentley, Floyd: Programming pearls: a sample of brilliance. Communications of the ACM 30(9), 1987.
 """
 
+from typing import TypeVar
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
+
+Number = TypeVar("Number", int, Tensor)
 
 NONE = -1  # stands for a key that there is not
 _BITS = 0xFFFFFFFF
@@ -23,19 +27,20 @@ def draws(
     row: Int[Tensor, "*n"], *, among: Int[Tensor, "*#n"], count: int, seed: int
 ) -> Int[Tensor, "*n {count}"]:
     """For each row `count` distinct keys of `among` keys; where there are fewer, all of them and `NONE`."""
-    start = scramble(row + scramble(torch.full_like(row, seed & _BITS)))
-    among = among.expand(row.shape)
-    chosen = [torch.full_like(row, NONE)] * count
-    for m in range(count):
-        last = among - count + m
-        key = scramble(start + m) % (last + 1).clamp(min=1)
-        for earlier in chosen[:m]:
-            key = torch.where(earlier == key, last, key)
-        chosen[m] = torch.where(last < 0, NONE, key)
-    return torch.stack(chosen, -1)
+    start = scramble(row + scramble(seed))
+    m = torch.arange(count, device=row.device)
+    last = among.expand(row.shape)[..., None] - count + m
+    missing = last < 0
+    drawn = (scramble(start[..., None] + m) % (last + 1).clamp(min=1)).masked_fill(missing, NONE)
+    chosen: list[Int[Tensor, "*n"]] = []
+    for key, instead in zip(drawn.unbind(-1), last.unbind(-1), strict=True):
+        for earlier in chosen:
+            key = torch.where(earlier == key, instead, key)
+        chosen.append(key)
+    return torch.stack(chosen, -1).masked_fill(missing, NONE)
 
 
-def scramble(x: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
+def scramble(x: Number) -> Number:
     """A 32-bit number whose every bit depends on every bit of `x`."""
     x = x & _BITS
     for _ in range(2):

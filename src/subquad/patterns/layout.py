@@ -5,7 +5,6 @@ softmax instead of several that must be merged. A plain window takes no tiles: `
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from math import gcd
 from typing import NamedTuple
 
@@ -14,12 +13,12 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from subquad.ops.shared.transforms import passing
+from subquad.ops.shared.reuse import kept, once_a_pass
 from subquad.ops.tile_attention import Tiling
+from subquad.patterns.blocks import depends_on_end
 from subquad.patterns.parts import Banded, Part, Picked, Scattered
 from subquad.patterns.pattern import Pattern
 
-KNOWN = 64  # layouts that are kept, such as those of a network's layers
 WIDTH = 64  # queries of a tile where no part says how many
 SMALLEST = 16  # and where parts may say: fewer make slow products
 Length = Int[Tensor, " #b"]
@@ -33,27 +32,23 @@ class Layout(NamedTuple):
 
 
 def layout(pattern: Pattern, length: int, n: Int[Tensor, " b"] | None, device: torch.device) -> Layout:
-    """Tiles for sequences of `length` of which the first n tokens are real; None: all."""
-    if n is not None:
-        return lay_out(pattern.parts(length=length, n=n, causal=False, unit=1), length, n)
-    if passing():
+    """Tiles for sequences of `length` of which the first n tokens are real; None: all.
+
+    Pairs in padding are left out only where the pattern depends on the end.
+    """
+    if n is None or not depends_on_end(pattern):
         return whole(pattern, length, device)
-    return known(pattern, length, device)
+    return lay_out(pattern, length, n)
 
 
-@lru_cache(KNOWN)
-def known(pattern: Pattern, length: int, device: torch.device) -> Layout:
-    with torch.inference_mode(False):  # tensors made in inference could not be kept for a backward pass
-        return whole(pattern, length, device)
-
-
+@kept
 def whole(pattern: Pattern, length: int, device: torch.device) -> Layout:
-    n = torch.full((1,), length, device=device)
-    return lay_out(pattern.parts(length=length, n=n, causal=False, unit=1), length, n)
+    return lay_out(pattern, length, torch.full((1,), length, device=device))
 
 
-def lay_out(parts: Sequence[Part], length: int, n: Length) -> Layout:
-    parts = sorted(parts, key=cost)
+@once_a_pass
+def lay_out(pattern: Pattern, length: int, n: Length) -> Layout:
+    parts = sorted(pattern.parts(length=length, n=n, causal=False, unit=1), key=cost)
     band = next((x for x in parts if isinstance(x, Banded) and x.window and x.stride == 1), None)
     if band is not None:
         parts = [band, *(x for x in parts if x is not band)]

@@ -241,17 +241,13 @@ def pattern_trials() -> Iterator[Trial]:
         PerHead(Local(5), Strided(8), Global(2) & CAUSAL),
     )
     for pattern, length in product(patterns, (1, 200)):
-        for lengths in (None, torch.tensor([length, length // 2])):
+        for mask, valid in masks(length):
 
-            def function(q: Tensor, k: Tensor, v: Tensor, pattern=pattern, lengths=lengths):
-                if lengths is None:
-                    return (attend(pattern, q, k, v, n=None),)
-                n = lengths.to(q.device)
-                padding = torch.arange(q.shape[2], device=q.device) >= n[:, None]
-                return (attend(pattern, q, k, v, n=n).masked_fill(padding[:, None, :, None], 0),)
+            def function(q: Tensor, k: Tensor, v: Tensor, pattern=pattern, valid=valid):
+                real = None if valid is None else valid.to(q.device)
+                return (attend(pattern, q, k, v, valid=real),)
 
-            what = "no padding" if lengths is None else "padding"
-            yield Trial(f"{pattern}, {length} tokens, {what}", function, tokens(length, widths=(32, 16)))
+            yield Trial(f"{pattern}, {length} tokens, {mask}", function, tokens(length, widths=(32, 16)))
 
 
 def bucket_trials() -> Iterator[Trial]:

@@ -98,7 +98,7 @@ class Tiles:
     def __init__(self, call: LinearCall) -> None:
         self.k, self.kind, self.valid = call.k, call.kind, call.valid
         self.W = None if call.W is None else call.W.to(widened(call.k.dtype))
-        self.half = half(call.k)
+        self.half = stream.half(call.k)
         (v,) = wide(call.v[:0])
         b, h, _, e = call.v.shape
         self.sizes, self.like = (b, h, call.features, e), v
@@ -113,7 +113,7 @@ class Tiles:
         if self.kind == FeatureKind.FEATURES:
             return q
         if self.kind == FeatureKind.ELU:
-            return elu(q)
+            return stream.elu(q)
         log = q + c if self.W is None else (q @ self.W.mT).add_(c)
         return log.sub_(log.amax(-1, keepdim=True)).exp_()
 
@@ -122,7 +122,7 @@ class Tiles:
         (k,) = wide(self.k[:, :, here])
         padding = None if self.valid is None else ~self.valid[:, None, here, None]
         if not self.kind.exponential:
-            phi = k if self.kind == FeatureKind.FEATURES else elu(k)
+            phi = k if self.kind == FeatureKind.FEATURES else stream.elu(k)
             return (phi if padding is None else phi.masked_fill(padding, 0)), c
         log = (
             k.clone()
@@ -145,16 +145,6 @@ class Tiles:
             return dphi
         dx = dphi @ self.W
         return dx.sub_(dphi.sum(-1, keepdim=True) * (2 * self.half) * x) if key else dx
-
-
-def half(k: Tensor) -> float:
-    """Of 1 / sqrt(d), in the features of FAVOR."""
-    return 0.5 * k.shape[-1] ** -0.5
-
-
-def elu(x: Tensor) -> Tensor:
-    """elu(x) + 1, which does not round to zero."""
-    return x.clamp(max=0).exp_().add_(x.clamp(min=0))
 
 
 def wide_chunks(length: int, features: int) -> list[slice]:

@@ -48,4 +48,4 @@ def half(k: Tensor) -> float:
 
 def elu(x: Tensor) -> Tensor:
     """elu(x) + 1, which does not round to zero."""
-    return torch.maximum(x + 1, x.clamp(max=0).exp())  # exp(x) is never below x + 1
+    return torch.maximum(x + 1, x.clamp(max=0).exp_())  # exp(x) is never below x + 1

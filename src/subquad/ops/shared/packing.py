@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from subquad.ops.shared.padding import require_mask
+from subquad.ops.shared.reuse import once_a_pass
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -22,8 +23,9 @@ class Packing:
 
     count: Int[Tensor, " b"]  # real tokens of each row
     valid: Bool[Tensor, "b s"] | None  # which packed places are real; None: all
-    _before: Bool[Tensor, "b s"] | None  # `valid` as it was given
-    _order: Int[Tensor, "b s"] | None  # the token at each packed place
+    order: Int[Tensor, "b s"] | None  # the token at each packed place
+    place: Int[Tensor, "b s"] | None  # the packed place of each token, padding behind the real ones
+    before: Bool[Tensor, "b s"] | None  # `valid` before they were packed
 
     @classmethod
     def of(cls, valid: Bool[Tensor, "b s"] | None, *, like: Float[Tensor, "b h s _"]) -> "Packing":
@@ -31,24 +33,33 @@ class Packing:
         batch, _, length, _ = like.shape
         if valid is None:
             count = torch.full((batch,), length, dtype=torch.int64, device=like.device)
-            return cls(count=count, valid=None, _before=None, _order=None)
+            return cls(count=count, valid=None, order=None, place=None, before=None)
         require_mask(valid, like)
-        count = valid.sum(1)
-        order = (~valid).to(torch.int8).argsort(dim=1, stable=True)
-        packed = torch.arange(length, device=like.device) < count[:, None]
-        return cls(count=count, valid=packed, _before=valid, _order=order)
+        return packing_of(valid)
 
     def pack(self, x: Float[Tensor, "b h s c"]) -> Float[Tensor, "b h s c"]:
         """The real tokens of `x` in front, zeros behind them, whatever stood at padding."""
-        if self._order is None or self.valid is None:
+        if self.order is None or self.valid is None:
             return x
-        return take(x, self._order, real=self.valid)
+        return take(x, self.order, real=self.valid)
 
     def unpack(self, y: Float[Tensor, "b h s c"]) -> Float[Tensor, "b h s c"]:
         """What belongs to each packed token, back at the token's place; zeros at padding."""
-        if self._before is None:
+        if self.before is None or self.place is None:
             return y
-        return take(y, (self._before.cumsum(1) - 1).clamp(min=0), real=self._before)
+        return take(y, self.place, real=self.before)
+
+
+@once_a_pass
+def packing_of(valid: Bool[Tensor, "b s"]) -> Packing:
+    count, behind = valid.sum(1), (~valid).cumsum(1)
+    return Packing(
+        count=count,
+        valid=torch.arange(valid.shape[1], device=valid.device) < count[:, None],
+        order=(~valid).to(torch.int8).argsort(dim=1, stable=True),
+        place=torch.where(valid, valid.cumsum(1), count[:, None] + behind) - 1,
+        before=valid,
+    )
 
 
 def take(

@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from subquad.ops.backends import Backends
-from subquad.ops.shared.operator import call_op, differentiable_once
+from subquad.ops.shared.attention_operator import attention_operator
+from subquad.ops.shared.operator import call_op
 from subquad.ops.shared.shapes import require_dtype, require_places, require_shape
 from subquad.ops.window_attention import WindowCall, require_tokens, window_call
 
@@ -82,7 +83,7 @@ def tile_attention(
     require_tokens(q, k, v, lengths)
     for tiling in tilings:
         require_tiling(tiling, q)
-    return call_op(tiles_op, q, k, v, *split(tilings), lengths, *((None, None) if band is None else band))[0]
+    return call_op(tiles_op, q, k, v, lengths, *split(tilings), *((None, None) if band is None else band))[0]
 
 
 def require_tiling(tiling: Tiling, q: Tensor) -> None:
@@ -102,91 +103,45 @@ def require_tiling(tiling: Tiling, q: Tensor) -> None:
         raise ValueError(f"pairs of {rows} x {columns} do not fit tiles of {width} x {c * unit} tokens")
 
 
-def split(tilings: list[Tiling]) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[int], list[int]]:
+def split(tilings: list[Tiling]) -> tuple[list[Tensor], list[int], list[int]]:
     """Tilings as an operator can take them: in place of None, for queries in order, an empty tensor."""
-    return (
-        [x.keys.new_empty(0) if x.queries is None else x.queries for x in tilings],
-        [x.keys for x in tilings],
-        [x.seen for x in tilings],
-        [x.width for x in tilings],
-        [x.unit for x in tilings],
-    )
+    queries = [x.keys.new_empty(0) if x.queries is None else x.queries for x in tilings]
+    tensors = [*queries, *(x.keys for x in tilings), *(x.seen for x in tilings)]
+    return tensors, [x.width for x in tilings], [x.unit for x in tilings]
 
 
 def tile_call(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    queries: list[Tensor],
-    keys: list[Tensor],
-    seen: list[Tensor],
+    lengths: Tensor | None,
+    tensors: list[Tensor],
     widths: list[int],
     units: list[int],
-    lengths: Tensor | None,
     left: int | None,
     right: int | None,
 ) -> TileCall:
     """The call, from what `split` made of its tilings."""
-    queries_or_none = (x if x.numel() else None for x in queries)
-    tilings = list(map(Tiling, queries_or_none, keys, seen, widths, units))
+    count = len(widths)
+    queries = (x if x.numel() else None for x in tensors[:count])
+    tilings = list(map(Tiling, queries, tensors[count : 2 * count], tensors[2 * count :], widths, units))
     return TileCall(q, k, v, tilings, lengths, None if left is None or right is None else (left, right))
 
 
-TILES_SCHEMA = (
-    "Tensor q, Tensor k, Tensor v, Tensor[] queries, Tensor[] keys, Tensor[] seen, int[] widths, "
-    "int[] units, Tensor? lengths, int? left, int? right"
-)
+def forward(*inputs: Any) -> tuple[int, TileResult]:
+    return BACKENDS.run("forward", tile_call(*inputs))
 
 
-@torch.library.custom_op(
-    "subquad::tiles", mutates_args=(), schema=f"({TILES_SCHEMA}) -> (Tensor out, Tensor lse, Tensor backend)"
-)
-def tiles_op(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    backend, result = BACKENDS.run("forward", tile_call(*inputs))
-    return result.out, result.lse, torch.tensor(backend)
-
-
-@torch.library.custom_op(
-    "subquad::tiles_backward",
-    mutates_args=(),
-    schema=f"(Tensor grad, Tensor out, Tensor lse, Tensor backend, {TILES_SCHEMA}) "
-    "-> (Tensor, Tensor, Tensor)",
-)
-def tiles_backward_op(
-    grad: Tensor, out: Tensor, lse: Tensor, backend: Tensor, *inputs: Any
+def backward(
+    grad: Tensor, _: Tensor, backend: Tensor, out: Tensor, lse: Tensor, *inputs: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     return BACKENDS[backend].backward(grad, tile_call(*inputs), TileResult(out, lse))
 
 
-@tiles_op.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return v.new_empty(v.shape), v.new_empty(v.shape[:3]), torch.empty((), dtype=torch.int64)
-
-
-@tiles_backward_op.register_fake
-def _(
-    grad: Tensor, out: Tensor, lse: Tensor, backend: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-
-
-def save_tiles(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    q, k, v, queries, keys, seen, ctx.widths, ctx.units, lengths, ctx.left, ctx.right = inputs
-    ctx.count = len(queries)
-    ctx.save_for_backward(*output, q, k, v, *queries, *keys, *seen, lengths)
-
-
-def tile_gradients(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
-    out, lse, backend, q, k, v, *lists, lengths = ctx.saved_tensors
-    queries, keys, seen = (lists[x * ctx.count : (x + 1) * ctx.count] for x in range(3))
-    gradients = call_op(
-        tiles_backward_op,
-        *(grad, out, lse, backend, q, k, v, queries, keys, seen),
-        *(ctx.widths, ctx.units, lengths, ctx.left, ctx.right),
-    )
-    nothing = [None] * ctx.count
-    return *gradients, nothing, nothing, nothing, None, None, None, None, None
-
-
-tiles_op.register_autograd(tile_gradients, setup_context=save_tiles)
-differentiable_once(tiles_backward_op)
+tiles_op = attention_operator(
+    "tiles",
+    "Tensor q, Tensor k, Tensor v, Tensor? lengths, Tensor[] tilings, int[] widths, int[] units, "
+    "int? left, int? right",
+    forward,
+    backward,
+)

@@ -1,7 +1,8 @@
 """Tiles in PyTorch's operators, for devices whose numbers the host does not look at.
 
 Tiles of all rows stand side by side and are computed whole: which of their pairs count, a mask says. Outputs
-of a tiling, and of those before it, merge by lse.
+of a tiling, and of those before it, merge by lse. Behind the last token there are places with zeros: what a
+tile lacks is read from there and written to there.
 """
 
 from collections.abc import Iterator
@@ -25,91 +26,121 @@ def refuses(call: TileCall) -> str | None:
 
 
 def forward(call: TileCall) -> TileResult:
-    q, k, v = map(with_nowhere, call[:3])
+    extend, length = Extend(call), call.q.shape[2]
+    q, k, v = extend.real(call.q * call.q.shape[3] ** -0.5, call.k, call.v)
+    lowest = of_none(q)
     if call.window is None:
-        out, lse = torch.zeros_like(v), v.new_full(v.shape[:3], -torch.inf)
+        out, lse = torch.zeros_like(v), v.new_full((*v.shape[:3], 1), lowest)
     else:
         band = window.forward(call.window)
-        out, lse = with_nowhere(band.out), F.pad(band.lse, (0, 1))
+        out, lse = extend(band.out), extend(band.lse[..., None].clamp(min=lowest))
     for tiles in some_tiles(call):
         scores = tiles.scores(q, k)
-        own = scores.logsumexp(-1, keepdim=True)
-        weights = scores.sub_(own.masked_fill(own == -torch.inf, 0)).exp_()
-        before = tiles.queries(lse[..., None])
-        after = torch.logaddexp(before, own)
-        known = after.masked_fill(after == -torch.inf, 0)
-        whole = tiles.queries(out).mul_((before - known).exp_())
-        whole.add_((weights @ tiles.keys(v)).mul_((own - known).exp_()))
-        put(out, tiles.i, whole)
-        put(lse[..., None], tiles.i, after)
-    return TileResult(out[:, :, :-1].contiguous(), lse[:, :, :-1].contiguous())
+        before, whole = tiles.queries(lse), tiles.queries(out)
+        after = torch.logaddexp(before, scores.logsumexp(-1, keepdim=True))
+        weights = scores.sub_(after).exp_()
+        whole.mul_((before - after).exp_()).add_(weights @ tiles.keys(v))
+        if isinstance(tiles.i, slice):  # the two are views
+            before.copy_(after)
+        else:
+            put(out, tiles.i, whole)
+            put(lse, tiles.i, after)
+    out, lse = out[:, :, :length], lse[:, :, :length]
+    unseeing = lse <= lowest / 2
+    if extend.padding is not None:
+        unseeing = unseeing | extend.padding
+    return TileResult(out.masked_fill(unseeing, 0), lse.masked_fill(unseeing, -torch.inf)[..., 0])
 
 
 def backward(grad: Tensor, call: TileCall, result: TileResult) -> tuple[Tensor, Tensor, Tensor]:
-    scale = call.q.shape[3] ** -0.5
+    extend, length, scale = Extend(call), call.q.shape[2], call.q.shape[3] ** -0.5
     if call.window is None:
         changes = map(torch.zeros_like, call[:3])
     else:
         grads = WindowResult(grad, torch.zeros_like(result.lse))
         changes = window.backward(grads, call.window, WindowResult(*result))
-    dq, dk, dv = map(with_nowhere, changes)
-    delta = (grad * result.out).sum(-1, keepdim=True)
-    lse = result.lse.masked_fill(result.lse == -torch.inf, torch.inf)  # a query that sees nothing gives none
-    q, k, v, g, lse, delta = map(with_nowhere, (*call[:3], grad, lse[..., None], delta))
+    dq, dk, dv = map(extend, changes)
+    delta = extend((grad * result.out).sum(-1, keepdim=True))
+    lse = extend(result.lse.masked_fill(result.lse == -torch.inf, torch.inf)[..., None])  # which gives none
+    q, k, v, g = extend.real(call.q * scale, call.k, call.v, grad)
     for tiles in some_tiles(call):
         own, keys, grads = tiles.queries(q), tiles.keys(k), tiles.queries(g)
         weights = tiles.scores(q, k).sub_(tiles.queries(lse)).exp_()
-        change = (grads @ tiles.keys(v).mT).sub_(tiles.queries(delta)).mul_(weights).mul_(scale)
-        add(dq, tiles.i, change @ keys)
+        change = (grads @ tiles.keys(v).mT).sub_(tiles.queries(delta)).mul_(weights)
+        if isinstance(tiles.i, slice):
+            tiles.queries(dq).add_(change @ keys, alpha=scale)
+        else:
+            add(dq, tiles.i, (change @ keys).mul_(scale))
         add(dk, tiles.j, change.mT @ own)
         add(dv, tiles.j, weights.mT @ grads)
-    dq, dk, dv = (x[:, :, :-1].contiguous() for x in (dq, dk, dv))
+    dq, dk, dv = (x[:, :, :length].contiguous() for x in (dq, dk, dv))
     return dq, dk, dv
 
 
-class Tiles(NamedTuple):
-    """Some tiles, by the places of their queries and keys: that behind the last token for those they lack."""
+def of_none(x: Tensor) -> float:
+    """The score of no pair, and the lse of none; infinities have no differences."""
+    return torch.finfo(x.dtype).min / 4
 
-    i: Int[Tensor, "#b x a"]
+
+class Extend:
+    """Gives tokens as many places of zeros behind them as the tiles of a call reach, one at least."""
+
+    def __init__(self, call: TileCall) -> None:
+        self.length, self.padding = call.q.shape[2], None
+        ends = (x.keys.shape[1] * x.width for x in call.tilings if x.queries is None)
+        self.room = max([self.length + 1, *ends]) - self.length
+        if call.lengths is not None:
+            place = torch.arange(self.length, device=call.q.device)
+            self.padding = (place >= call.lengths[:, None])[:, None, :, None]
+
+    def __call__(self, x: Float[Tensor, "b h t e"]) -> Extended:
+        return F.pad(x, (0, 0, 0, self.room))
+
+    def real(self, *tensors: Float[Tensor, "b h t _"]) -> Iterator[Extended]:
+        """With zeros in padding too, whatever stands there."""
+        return (self(x if self.padding is None else x.masked_fill(self.padding, 0)) for x in tensors)
+
+
+class Tiles(NamedTuple):
+    """Some tiles, by the places of their queries and keys."""
+
+    i: slice | Int[Tensor, "#b x a"]  # a slice of places where they are in order
     j: Int[Tensor, "#b x c"]
-    seen: Bool[Tensor, "#b x a c"]
+    hidden: Bool[Tensor, "#b x A c"]  # the pairs that do not count; an entry for several queries side by side
+    width: int
 
     def queries(self, x: Extended) -> Float[Tensor, "b h x a e"]:
+        """What belongs to the queries, a view where they are in order."""
+        if isinstance(self.i, slice):
+            return x[:, :, self.i].unflatten(2, (-1, self.width))
         return taken(x, self.i)
 
     def keys(self, x: Extended) -> Float[Tensor, "b h x c e"]:
         return taken(x, self.j)
 
     def scores(self, q: Extended, k: Extended) -> Float[Tensor, "b h x a c"]:
-        scores = self.queries(q) @ self.keys(k).mT * q.shape[3] ** -0.5
-        return scores.masked_fill_(~self.seen[:, None], -torch.inf)
+        scores = self.queries(q) @ self.keys(k).mT
+        by_entry = scores.unflatten(3, (self.hidden.shape[2], -1))
+        by_entry.masked_fill_(self.hidden[:, None, :, :, None], of_none(scores))
+        return scores
 
 
 def some_tiles(call: TileCall) -> Iterator[Tiles]:
     """As many of a tiling's tiles at once as memory allows."""
     batch, heads, nowhere, d = call.q.shape
-    device = call.q.device
     end = nowhere if call.lengths is None else call.lengths[:, None, None]
-
-    def known(place: Int[Tensor, "#b x _"]) -> Int[Tensor, "#b x _"]:
-        return torch.where((place >= 0) & (place < end), place, nowhere)
-
     for queries, keys, seen, width, unit in call.tilings:
         count, columns = keys.shape[1], keys.shape[2] * unit
-        if queries is None:
-            queries = torch.arange(count * width, device=device).view(1, count, width)
-        for turn in turns(count, batch * heads * columns * (width + d + call.v.shape[3])):
-            i, j, pairs = (x[:, turn] for x in (queries, keys, seen))
-            j = (j[..., None] * unit + torch.arange(unit, device=device)).flatten(2)
-            i, j = known(i), known(j)
-            pairs = pairs.repeat_interleave(width // pairs.shape[2], 2)
-            pairs = pairs.repeat_interleave(columns // pairs.shape[3], 3)
-            yield Tiles(i, j, pairs & (i != nowhere)[..., None] & (j != nowhere)[..., None, :])
-
-
-def with_nowhere(x: Extended) -> Extended:
-    """One place more, with zeros: what there is not is read from there and written to there."""
-    return F.pad(x, (0, 0, 0, 1))
+        j = (keys[..., None] * unit + torch.arange(unit, device=keys.device)).flatten(2)
+        missing = (j < 0) | (j >= end)
+        j = torch.where(missing, nowhere, j)
+        if queries is not None:
+            queries = torch.where((queries < 0) | (queries >= nowhere), nowhere, queries)
+        for turn in turns(count, batch * heads * columns * (width + max(d, call.v.shape[3]))):
+            absent = missing[:, turn].unflatten(2, (seen.shape[3], -1))[:, :, None]
+            hidden = (seen[:, turn, :, :, None] <= absent).flatten(3)  # not seen, or absent
+            here = slice(turn.start * width, turn.stop * width) if queries is None else queries[:, turn]
+            yield Tiles(here, j[:, turn], hidden, width)
 
 
 def taken(x: Extended, places: Int[Tensor, "#b x n"]) -> Float[Tensor, "b h x n e"]:

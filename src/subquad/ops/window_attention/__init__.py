@@ -9,12 +9,12 @@ other keys of the same queries merge by lse, which therefore has a gradient of i
 
 from typing import Any, NamedTuple
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from subquad.ops.backends import Backends
-from subquad.ops.shared.operator import call_op, differentiable_once
+from subquad.ops.shared.attention_operator import attention_operator
+from subquad.ops.shared.operator import call_op
 from subquad.ops.shared.precision import widened
 from subquad.ops.shared.shapes import require_matching_inputs, require_places, require_shape
 
@@ -72,56 +72,17 @@ def window_call(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, left: i
     return WindowCall(q, k, v, lengths, *(min(x, q.shape[2] - 1) for x in (left, right)))
 
 
-WINDOW_SCHEMA = "Tensor q, Tensor k, Tensor v, Tensor? lengths, int left, int right"
+def forward(*inputs: Any) -> tuple[int, WindowResult]:
+    return BACKENDS.run("forward", window_call(*inputs))
 
 
-@torch.library.custom_op(
-    "subquad::window",
-    mutates_args=(),
-    schema=f"({WINDOW_SCHEMA}) -> (Tensor out, Tensor lse, Tensor backend)",
-)
-def window_op(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    backend, result = BACKENDS.run("forward", window_call(*inputs))
-    return result.out, result.lse, torch.tensor(backend)
-
-
-@torch.library.custom_op(
-    "subquad::window_backward",
-    mutates_args=(),
-    schema=f"(Tensor grad, Tensor grad_lse, Tensor out, Tensor lse, Tensor backend, {WINDOW_SCHEMA}) "
-    "-> (Tensor, Tensor, Tensor)",
-)
-def window_backward_op(
-    grad: Tensor, grad_lse: Tensor, out: Tensor, lse: Tensor, backend: Tensor, *inputs: Any
+def backward(
+    grad: Tensor, grad_lse: Tensor, backend: Tensor, out: Tensor, lse: Tensor, *inputs: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return BACKENDS[backend].backward(
-        WindowResult(grad, grad_lse), window_call(*inputs), WindowResult(out, lse)
-    )
+    grads, result = WindowResult(grad, grad_lse), WindowResult(out, lse)
+    return BACKENDS[backend].backward(grads, window_call(*inputs), result)
 
 
-@window_op.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    lse = v.new_empty(v.shape[:3], dtype=widened(v.dtype))
-    return v.new_empty(v.shape), lse, torch.empty((), dtype=torch.int64)
-
-
-@window_backward_op.register_fake
-def _(
-    grad: Tensor, grad_lse: Tensor, out: Tensor, lse: Tensor, backend: Tensor, *inputs: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v, *_ = inputs
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-
-
-def save_window(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, ctx.left, ctx.right = inputs
-    ctx.save_for_backward(*output, *tensors)
-
-
-def window_gradients(ctx: Any, grad: Tensor, grad_lse: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    gradients = call_op(window_backward_op, grad, grad_lse, *ctx.saved_tensors, ctx.left, ctx.right)
-    return *gradients, None, None, None
-
-
-window_op.register_autograd(window_gradients, setup_context=save_window)
-differentiable_once(window_backward_op)
+window_op = attention_operator(
+    "window", "Tensor q, Tensor k, Tensor v, Tensor? lengths, int left, int right", forward, backward
+)

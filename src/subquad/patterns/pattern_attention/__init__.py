@@ -8,7 +8,7 @@ and `tiles` are ours.
 
 from typing import NamedTuple
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from subquad.ops.backends import Composite
@@ -22,7 +22,7 @@ class PatternCall(NamedTuple):
     q: Float[Tensor, "b h s d"]
     k: Float[Tensor, "b h s d"]
     v: Float[Tensor, "b h s e"]
-    n: Int[Tensor, " b"] | None
+    valid: Bool[Tensor, "b s"] | None
 
 
 BACKENDS = Composite[PatternCall](__name__, "flex", "tiles")
@@ -34,18 +34,18 @@ def attend(
     k: Float[Tensor, "b h s d"],
     v: Float[Tensor, "b h s e"],
     *,
-    n: Int[Tensor, " b"] | None,
+    valid: Bool[Tensor, "b s"] | None,
 ) -> Float[Tensor, "b h s e"]:
-    """Attention by `pattern` within sequences of which the first n tokens are real.
+    """Attention by `pattern` within sequences, whose positions count real tokens.
 
-    q, k  (batch, heads, tokens, d), v (batch, heads, tokens, e): one floating dtype
-    n     int64 (batch). None: all tokens are real
+    q, k   (batch, heads, tokens, d), v (batch, heads, tokens, e): one floating dtype
+    valid  bool (batch, tokens): True at real tokens; padding may stand anywhere. None: all are real
 
-    Sums are kept in float32 at least, and a query that sees no key gives zeros. Raises `ValueError` for a
-    pattern of other heads, and for inputs whose shapes or dtypes do not fit one another.
+    Sums are kept in float32 at least, and a query that sees no key, or is padding, gives zeros. Raises
+    `ValueError` for a pattern of other heads, and for inputs whose shapes or dtypes do not fit one another.
     """
     require_heads(pattern, q.shape[1])
-    return BACKENDS.serve(PatternCall(pattern, q, k, v, n))
+    return BACKENDS.serve(PatternCall(pattern, q, k, v, valid))
 
 
 def require_heads(pattern: Pattern, heads: int) -> None:

@@ -19,7 +19,9 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from subquad.ops.shared.operator import call_op
-from subquad.ops.shared.transforms import passing, transformed
+from subquad.ops.shared.packing import Packing, packing_of
+from subquad.ops.shared.reuse import KNOWN, kept, once_a_pass
+from subquad.ops.shared.transforms import transformed
 from subquad.ops.window_attention import require_tokens
 from subquad.patterns.atoms import Random
 from subquad.patterns.blocks import BLOCK, Drawing, block_lists, draw_table, drawings
@@ -29,7 +31,6 @@ from subquad.patterns.pattern_attention import BACKENDS, PatternCall
 
 SMALLEST_HEAD = 16  # its matrix units take no narrower queries
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-KNOWN = 64  # masks and graphs that are kept
 
 
 def refuses(call: PatternCall) -> str | None:
@@ -54,11 +55,15 @@ def has_triton() -> bool:
 
 
 def forward(call: PatternCall) -> Float[Tensor, "b h s e"]:
-    pattern, q, k, v, n = call
-    require_tokens(q, k, v, n)
-    blocks = (known_mask if n is None and not passing() else block_mask)(pattern, q.shape[2], n, q.device)
+    pattern, q, k, v, valid = call
+    require_tokens(q, k, v, None)
+    if valid is None:
+        blocks = whole_mask(pattern, q.shape[2], q.device)
+    else:
+        blocks = block_mask(pattern, q.shape[2], Packing.of(valid, like=k), q.device)
+        q, k, v = (x.masked_fill(~valid[:, None, :, None], 0) for x in (q, k, v))  # zero times NaN is NaN
     if q.is_cuda and not torch.compiler.is_compiling():
-        return compiled(pattern, q.dtype, n is None)(q, k, v, blocks)
+        return compiled(pattern, q.dtype, valid is None)(q, k, v, blocks)
     return blockwise(q, k, v, blocks)
 
 
@@ -82,23 +87,30 @@ def compiled(*kind: Any) -> Callable[..., Tensor]:
     return torch.compile(own, dynamic=True, fullgraph=True)  # uncompiled it would ask for every pair
 
 
-@lru_cache(KNOWN)
-def known_mask(pattern: Pattern, length: int, n: None, device: torch.device) -> BlockMask:
-    with torch.inference_mode(False):  # as in `layout.py`
-        return block_mask(pattern, length, n, device)
+@kept
+def whole_mask(pattern: Pattern, length: int, device: torch.device) -> BlockMask:
+    return block_mask(pattern, length, None, device)
 
 
+@once_a_pass
 def block_mask(
-    pattern: Pattern, length: int, n: Int[Tensor, " b"] | None, device: torch.device, *, block: int = BLOCK
+    pattern: Pattern, length: int, packing: Packing | None, device: torch.device, block: int = BLOCK
 ) -> BlockMask:
-    """The pattern in rows of n real tokens, for `flex_attention(..., block_mask=...)`; no others are seen."""
-    tokens = torch.full((1,), length, dtype=torch.int64, device=device) if n is None else n
+    """The pattern of real tokens, for `flex_attention(..., block_mask=...)`; None: all are real.
+
+    Tokens stay where they are, and the mask reads their positions.
+    """
+    if packing is None:
+        tokens, valid, places = torch.full((1,), length, dtype=torch.int64, device=device), None, None
+    else:
+        assert packing.before is not None
+        tokens, valid, places = packing.count, packing.before, call_op(places_op, packing.before)
     found = drawings(pattern)
     if torch.compiler.is_compiling():
-        lists = call_op(blocks_op, tokens, length, repr(pattern), block)
+        lists = call_op(blocks_op, tokens, valid, length, repr(pattern), block)
         drawn = [call_op(draws_op, tokens, length, repr(x.pattern), x.size, x.causal) for x in found]
     else:
-        lists = listed(*block_lists(pattern, length, tokens, block=block))
+        lists = listed(*block_lists(pattern, length, tokens, valid, block=block))
         drawn = [tables_of(x, length, tokens) for x in found]
     tables = dict(zip(found, drawn, strict=True))
     each = pattern.patterns if isinstance(pattern, PerHead) else (pattern,)
@@ -107,6 +119,8 @@ def block_mask(
     def allows(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         row = b * 0 if same else b
         real = tokens[row]
+        if places is not None:
+            i, j = places[row, i], places[row, j]
         answers = [pairs(one, i, j, real, row, tables) for one in each]
         allowed = answers[0]
         for head, answer in enumerate(answers[1:], start=1):
@@ -145,11 +159,31 @@ def pairs(
     return pattern.allows(i, j, n)
 
 
-@torch.library.custom_op("subquad::pattern_blocks", mutates_args=())
-def blocks_op(n: Tensor, length: int, pattern: str, block: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+@torch.library.custom_op("subquad::token_places", mutates_args=())
+def places_op(valid: Tensor) -> Tensor:
+    """`Packing.place`: a graph's mask reads what lies in memory, and this does as an operator's result."""
+    place = packing_of(valid).place
+    assert place is not None
+    return place.to(torch.int32)
+
+
+@places_op.register_fake
+def _(valid: Tensor) -> Tensor:
+    return valid.new_empty(valid.shape, dtype=torch.int32)
+
+
+@torch.library.custom_op(
+    "subquad::pattern_blocks",
+    mutates_args=(),
+    schema="(Tensor n, Tensor? valid, SymInt length, str pattern, int block) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+)
+def blocks_op(
+    n: Tensor, valid: Tensor | None, length: int, pattern: str, block: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`listed(*block_lists(...))`, for any length."""
     BACKENDS.confirm("flex")
-    asked, which, full, which_full = listed(*block_lists(read_again(pattern), length, n, block=block))
+    asked, which, full, which_full = listed(*block_lists(read_again(pattern), length, n, valid, block=block))
     return asked, which, full, which_full
 
 
@@ -163,7 +197,9 @@ def listed(*kinds: Bool[Tensor, "b h blocks blocks"]) -> tuple[Tensor, ...]:
 
 
 @blocks_op.register_fake
-def _(n: Tensor, length: int, pattern: str, block: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(
+    n: Tensor, valid: Tensor | None, length: int, pattern: str, block: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     count, heads = -(-length // block), read_again(pattern).heads or 1
     numbers = n.new_empty(len(n), heads, count, dtype=torch.int32)
     places = n.new_empty(len(n), heads, count, count, dtype=torch.int32)
@@ -178,7 +214,7 @@ def draws_op(n: Tensor, length: int, pattern: str, size: int, causal: bool) -> l
 
 def tables_of(drawing: Drawing, length: int, n: Int[Tensor, " b"]) -> list[Int[Tensor, "b rows"]]:
     """For each draw the key that each row draws."""
-    table = draw_table(drawing.pattern, length, n, size=drawing.size, causal=drawing.causal)
+    table = draw_table(drawing.pattern, length, n, drawing.size, drawing.causal)
     return [draw.contiguous() for draw in table.unbind(-1)]
 
 

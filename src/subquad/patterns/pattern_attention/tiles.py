@@ -9,14 +9,17 @@ graph can be saved.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from subquad.ops.shared.operator import call_op, differentiable_once
-from subquad.ops.shared.precision import wide, widened
+from subquad.ops.shared.attention_operator import attention_operator
+from subquad.ops.shared.operator import call_op
+from subquad.ops.shared.packing import Packing
+from subquad.ops.shared.precision import wide
 from subquad.ops.tile_attention import BACKENDS as TILE_BACKENDS
 from subquad.ops.tile_attention import TileCall, TileResult, tile_attention
 from subquad.ops.window_attention import BACKENDS as WINDOW_BACKENDS
@@ -29,24 +32,32 @@ from subquad.ops.window_attention import (
 )
 from subquad.patterns.grammar import read_again
 from subquad.patterns.layout import layout
-from subquad.patterns.pattern import PerHead
+from subquad.patterns.pattern import Pattern, PerHead
 from subquad.patterns.pattern_attention import BACKENDS, PatternCall
 
-PATTERN_SCHEMA = "Tensor q, Tensor k, Tensor v, Tensor? n, str pattern"
+Lengths = Int[Tensor, " b"]
+Heads = Float[Tensor, "b h s e"]
 
 
 def refuses(call: PatternCall) -> None:
     """It takes every call."""
 
 
-def forward(call: PatternCall) -> Float[Tensor, "b h s e"]:
-    pattern, q, k, v, n = call
+def forward(call: PatternCall) -> Heads:
+    pattern, *inputs, valid = call
+    packing = Packing.of(valid, like=call.k)
+    n = None if valid is None else packing.count
+    return packing.unpack(packed(pattern, *map(packing.pack, inputs), n=n))
+
+
+def packed(pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, *, n: Lengths | None) -> Heads:
+    """The same of sequences of which the first n tokens are real."""
     if isinstance(pattern, PerHead):
-        return run_by_head(pattern, lambda one, q, k, v: forward(PatternCall(one, q, k, v, n)), q, k, v)
+        return run_by_head(pattern, partial(packed, n=n), q, k, v)
     if q.shape[0] == 0 or q.shape[2] == 0:
         return v
     if torch.compiler.is_compiling():
-        return as_node(call)
+        return as_node(pattern, q, k, v, n)
     band, tilings = layout(pattern, q.shape[2], n, q.device)
     if band is not None and not tilings:
         return window_attention(q, k, v, left=band[0], right=band[1], lengths=n)[0]
@@ -62,9 +73,8 @@ def run_by_head(pattern: PerHead, run: Callable[..., Tensor], *inputs: Tensor) -
     return torch.stack([outputs[head] for head in range(len(outputs))], 1)
 
 
-def as_node(call: PatternCall) -> Float[Tensor, "b h s e"]:
-    """The same as one node of a graph."""
-    pattern, q, k, v, n = call
+def as_node(pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, n: Lengths | None) -> Heads:
+    """`packed` as one node of a graph."""
     require_tokens(q, k, v, n)
     return call_op(pattern_op, q, k, v, n, repr(pattern))[0]
 
@@ -78,62 +88,29 @@ def pattern_call(q: Tensor, k: Tensor, v: Tensor, n: Tensor | None, pattern: str
     return TileCall(q, k, v, tilings, n, band)
 
 
-@torch.library.custom_op(
-    "subquad::pattern",
-    mutates_args=(),
-    schema=f"({PATTERN_SCHEMA}) -> (Tensor out, Tensor lse, Tensor backend)",
-)
-def pattern_op(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v, n, pattern = inputs
-    BACKENDS.confirm("tiles", PatternCall(read_again(pattern), q, k, v, n))
+def node_forward(*inputs: Any) -> tuple[int, WindowResult | TileResult]:
+    q, k, v, _, pattern = inputs
+    BACKENDS.confirm("tiles", PatternCall(read_again(pattern), q, k, v, None))
     call = pattern_call(*inputs)
     if isinstance(call, WindowCall):
-        backend, result = WINDOW_BACKENDS.run("forward", call)
-    else:
-        backend, result = TILE_BACKENDS.run("forward", call)
-    return result.out.to(v.dtype), result.lse, torch.tensor(backend)
+        return WINDOW_BACKENDS.run("forward", call)
+    backend, result = TILE_BACKENDS.run("forward", call)
+    return backend, result._replace(out=result.out.to(v.dtype))
 
 
-@torch.library.custom_op(
-    "subquad::pattern_backward",
-    mutates_args=(),
-    schema=f"(Tensor grad, Tensor out, Tensor lse, Tensor backend, {PATTERN_SCHEMA}) "
-    "-> (Tensor, Tensor, Tensor)",
-)
-def pattern_backward_op(
-    grad: Tensor, out: Tensor, lse: Tensor, backend: Tensor, *inputs: Any
+def node_backward(
+    grad: Tensor, grad_lse: Tensor, backend: Tensor, out: Tensor, lse: Tensor, *inputs: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     call = pattern_call(*inputs)
     if isinstance(call, WindowCall):
-        grads = WindowResult(grad, torch.zeros_like(lse))
-        return WINDOW_BACKENDS[backend].backward(grads, call, WindowResult(out, lse))
+        grads, result = WindowResult(grad, grad_lse), WindowResult(out, lse)
+        return WINDOW_BACKENDS[backend].backward(grads, call, result)
     grad, out = wide(grad, out)
     gradients = TILE_BACKENDS[backend].backward(grad, call, TileResult(out, lse))
     dq, dk, dv = (x.to(inputs[2].dtype) for x in gradients)
     return dq, dk, dv
 
 
-@pattern_op.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    lse = v.new_empty(v.shape[:3], dtype=widened(v.dtype))
-    return v.new_empty(v.shape), lse, torch.empty((), dtype=torch.int64)
-
-
-@pattern_backward_op.register_fake
-def _(
-    grad: Tensor, out: Tensor, lse: Tensor, backend: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-
-
-def save_pattern(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, ctx.pattern = inputs
-    ctx.save_for_backward(*output, *tensors)
-
-
-def pattern_gradients(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    return *call_op(pattern_backward_op, grad, *ctx.saved_tensors, ctx.pattern), None, None
-
-
-pattern_op.register_autograd(pattern_gradients, setup_context=save_pattern)
-differentiable_once(pattern_backward_op)
+pattern_op = attention_operator(
+    "pattern", "Tensor q, Tensor k, Tensor v, Tensor? n, str pattern", node_forward, node_backward
+)
