@@ -149,6 +149,29 @@ def require_state(mechanism: str, state: Any, expected: Layout, growing: bool, l
     )
 
 
+def require_writable(mechanism: str, state: Any) -> None:
+    """Raise `ValueError` where gradients may flow through a state, which must then stay as it is."""
+    if torch.is_grad_enabled() or needs_grad(state):
+        raise ValueError(
+            f"{mechanism!r} cannot write its state in place where gradients may flow through it: call `step` "
+            "under torch.no_grad() with a state that was made there, or leave out in_place"
+        )
+
+
+def needs_grad(state: Any) -> bool:
+    return any(map(needs_grad, state)) if isinstance(state, tuple) else state.requires_grad
+
+
+def overwrite(state: Any, after: Any) -> Any:
+    """The `state`, with what comes `after` it in its tensors, unless it stands there already."""
+    if isinstance(state, tuple):
+        for x, y in zip(state, after, strict=True):
+            overwrite(x, y)
+    elif after is not state:
+        state.copy_(after)
+    return state
+
+
 def grows(sizes: list[int], later: list[int]) -> bool:
     """Whether a tensor of these sizes may have the later ones, once there are tokens."""
     fixed = [m if n else 0 for n, m in zip(sizes, later, strict=False)]

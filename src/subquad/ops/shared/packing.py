@@ -23,7 +23,7 @@ class Packing:
     count: Int[Tensor, " b"]  # real tokens of each row
     valid: Bool[Tensor, "b s"] | None  # which packed places are real; None: all
     _before: Bool[Tensor, "b s"] | None  # `valid` as it was given
-    _order: Int[Tensor, "b s"] | None  # the token at each packed place
+    _order: Int[Tensor, "b s"] | None  # the token at each packed place; None: all stand where they stood
 
     @classmethod
     def of(cls, valid: Bool[Tensor, "b s"] | None, *, like: Float[Tensor, "b h s _"]) -> "Packing":
@@ -34,20 +34,26 @@ class Packing:
             return cls(count=count, valid=None, _before=None, _order=None)
         require_mask(valid, like)
         count = valid.sum(1)
+        if length == 1:  # as in decoding
+            return cls(count=count, valid=valid, _before=valid, _order=None)
         order = (~valid).to(torch.int8).argsort(dim=1, stable=True)
         packed = torch.arange(length, device=like.device) < count[:, None]
         return cls(count=count, valid=packed, _before=valid, _order=order)
 
     def pack(self, x: Float[Tensor, "b h s c"]) -> Float[Tensor, "b h s c"]:
         """The real tokens of `x` in front, zeros behind them, whatever stood at padding."""
-        if self._order is None or self.valid is None:
+        if self.valid is None:
             return x
+        if self._order is None:
+            return x.masked_fill(~self.valid[:, None, :, None], 0)
         return take(x, self._order, real=self.valid)
 
     def unpack(self, y: Float[Tensor, "b h s c"]) -> Float[Tensor, "b h s c"]:
         """What belongs to each packed token, back at the token's place; zeros at padding."""
         if self._before is None:
             return y
+        if self._order is None:
+            return y.masked_fill(~self._before[:, None, :, None], 0)
         return take(y, (self._before.cumsum(1) - 1).clamp(min=0), real=self._before)
 
 

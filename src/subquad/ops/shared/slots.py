@@ -1,0 +1,80 @@
+"""What a stream keeps of its tokens in slots: all of them so far, or in a ring the last ones.
+
+In a ring of w slots token n stands in slot n % w, until token n + w takes its place: nothing is moved.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from subquad.ops.shared.packing import Packing
+from subquad.ops.shared.waiting import require_at_most
+
+
+class KVCache(NamedTuple):
+    """All real tokens so far, packed to the left; what stands behind them is finite, and is not read."""
+
+    k: Float[Tensor, "b h s d"]
+    v: Float[Tensor, "b h s e"]
+    count: Int[Tensor, " b"]
+
+
+def extend(
+    cache: KVCache | None,
+    k: Float[Tensor, "b h t d"],
+    v: Float[Tensor, "b h t e"],
+    *,
+    packing: Packing,
+    in_place: bool,
+) -> KVCache:
+    """The cache with the real tokens of one more chunk, as they are or `in_place` in the room that it has.
+
+    Raises `ValueError` where the chunk finds no room.
+    """
+    k, v = packing.pack(k), packing.pack(v)
+    if cache is None:
+        return KVCache(k, v, packing.count)
+    count, chunk = cache.count + packing.count, k.shape[2]
+    slot = cache.count[:, None] + torch.arange(chunk, device=k.device)
+    if not in_place:
+        grown = (torch.cat(pair, 2) for pair in ((cache.k, k), (cache.v, v)))
+        return KVCache(*(write_slots(x, new, slot) for x, new in zip(grown, (k, v), strict=True)), count)
+    room = cache.k.shape[2]
+    require_at_most(room, count, f"a state has room for {room} tokens, not {{}}: give it more by `reserve`")
+    if chunk > room:
+        raise ValueError(
+            f"a state has room for {room} tokens, and the chunk has {chunk}: give it less at a time"
+        )
+    slot, real = slot % max(room, 1), packing.valid
+    write_slots(cache.k, k, slot, real=real)
+    write_slots(cache.v, v, slot, real=real)
+    return KVCache(cache.k, cache.v, count)
+
+
+def reserve(cache: KVCache, tokens: int) -> KVCache:
+    """The cache with room for so many further tokens."""
+    k, v = (F.pad(x, (0, 0, 0, tokens)) for x in (cache.k, cache.v))
+    return cache._replace(k=k, v=v)
+
+
+def write_slots(
+    slots: Float[Tensor, "b h s c"],
+    x: Float[Tensor, "b h t c"],
+    slot: Int[Tensor, "b t"],
+    *,
+    real: Bool[Tensor, "b t"] | None = None,
+) -> Float[Tensor, "b h s c"]:
+    """`slots`, after each token has been written into a slot of its own, unless it is not `real`."""
+    index = slot[:, None, :, None].expand(x.shape)
+    if real is not None:
+        x = x.where(real[:, None, :, None], slots.gather(2, index))
+    return slots.scatter_(2, index, x)
+
+
+def newest(count: Int[Tensor, "*b"], size: int) -> Int[Tensor, "*b w"]:
+    """Which of `count` tokens stands in each slot of a ring of this size; below 0: none as yet."""
+    last = count[..., None] - 1
+    return last - (last - torch.arange(size, device=count.device)) % size

@@ -1,0 +1,101 @@
+"""Steps in place beyond what the contract says of them: what they allocate, room in caches, graphs."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from subquad.measure.memory import peak_bytes
+from subquad.mechanism import Dims, Mechanism, Traits
+from subquad.registry import build
+from subquad.testing.mechanism.cases import random_inputs, tensors
+from subquad.testing.mechanism.in_place import empty_state
+
+DIMS = Dims(heads=2, head_dim=8, max_len=4096)
+
+
+def token(mechanism, seed=1, **options):
+    return random_inputs(mechanism, length=1, seed=seed, dtype=torch.float32, **options)
+
+
+def decoding(name, *, room=0, **options):
+    """A mechanism in float32, and the state after no token."""
+    mechanism = build(name, DIMS, causal=True, **options).eval()
+    with torch.no_grad():
+        nothing = {key: x[:, :, :0] for key, x in token(mechanism).items()}
+        return mechanism, mechanism.reserve(mechanism.step(**nothing)[1], room)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("softmax", {"room": 4096}), ("local", {"width": 4095}), ("local", {"width": 1365, "dilation": 3})],
+)
+@torch.no_grad()
+def test_a_step_in_place_copies_no_keys(name, options):
+    mechanism, state = decoding(name, **options)
+    keys = state.k.nbytes
+    assert peak_bytes(lambda: mechanism.step(**token(mechanism), state=state, in_place=True)) < keys / 2
+    assert peak_bytes(lambda: mechanism.step(**token(mechanism), state=state)) > keys
+
+
+@torch.no_grad()
+def test_padding_takes_no_room():
+    mechanism, state = decoding("softmax", room=3)
+    lengths, steps = torch.tensor([3, 2]), [token(mechanism, seed) for seed in range(5)]
+    other = None
+    for n, inputs in enumerate(steps):
+        valid = (n < lengths)[:, None]
+        out, _ = mechanism.step(**inputs, valid=valid, state=state, in_place=True)
+        expected, other = mechanism.step(**inputs, valid=valid, state=other)
+        assert_close(out, expected)
+    assert state.count.tolist() == [3, 2]
+
+
+@pytest.mark.parametrize("name", ["softmax", "sparse-transformer", "pattern"])
+@torch.no_grad()
+def test_a_cache_without_room_says_how_to_make_some(name):
+    mechanism, state = decoding(name)
+    with pytest.raises(ValueError, match=r"^a state has room for 0 tokens, not 1: .*`reserve`$"):
+        mechanism.step(**token(mechanism), state=state, in_place=True)
+
+
+class Grows(Mechanism):
+    """Its state grows, and it knows nothing of steps in place."""
+
+    traits = Traits(name="grows", paper="", family="other", causal="strict", state="growing")
+
+    def definition(self, q, k, v, *, valid=None):
+        return v
+
+    forward = definition
+
+    def step(self, q, k, v, *, valid=None, state=None):
+        return v, (v if state is None else torch.cat([state[0], v], 2),)
+
+
+@torch.no_grad()
+def test_what_grows_by_being_made_anew_is_not_written_in_place():
+    mechanism = Grows(DIMS, causal=True)
+    _, state = mechanism.step(**token(mechanism))
+    with pytest.raises(ValueError, match="'grows' has no room to reserve"):
+        mechanism.step(**token(mechanism), state=state, in_place=True)
+
+
+@pytest.mark.parametrize("name", ["softmax", "local", "linear", "retention"])
+@torch.no_grad()
+def test_a_compiled_step_writes_in_place(name):
+    mechanism, state = decoding(name, room=3)
+    compiled = torch.compile(mechanism.step, fullgraph=True, backend="aot_eager")
+    places, other = [x.data_ptr() for x in tensors(state)], None
+    for seed in range(3):
+        inputs = token(mechanism, seed)
+        out, _ = compiled(**inputs, state=state, in_place=True)
+        expected, other = mechanism.step(**inputs, state=other)
+        assert_close(out, expected)
+    assert [x.data_ptr() for x in tensors(state)] == places
+
+
+@torch.no_grad()
+def test_without_a_state_a_step_in_place_makes_the_first():
+    mechanism, _ = decoding("linear")
+    _, state = mechanism.step(**token(mechanism), in_place=True)
+    assert_close(state, mechanism.step(**token(mechanism))[1])
