@@ -1,16 +1,20 @@
 """Steps in place beyond what the contract says of them: what they allocate, room in caches, graphs."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.testing import assert_close
 
 from subquad.measure.memory import peak_bytes
 from subquad.mechanism import Dims, Mechanism, Traits
-from subquad.registry import build
-from subquad.testing.mechanism.cases import random_inputs, tensors
-from subquad.testing.mechanism.in_place import empty_state
+from subquad.ops.native import library
+from subquad.registry import build, find
+from subquad.testing.mechanism.cases import precision, random_inputs
+from subquad.testing.mechanism.in_place import check_steps_in_place
 
-DIMS = Dims(heads=2, head_dim=8, max_len=4096)
+DIMS = Dims(heads=2, head_dim=64, max_len=4096)
 
 
 def token(mechanism, seed=1, **options):
@@ -33,6 +37,7 @@ def decoding(name, *, room=0, **options):
 def test_a_step_in_place_copies_no_keys(name, options):
     mechanism, state = decoding(name, **options)
     keys = state.k.nbytes
+    mechanism.step(**token(mechanism), state=state)  # learns the layout of states
     assert peak_bytes(lambda: mechanism.step(**token(mechanism), state=state, in_place=True)) < keys / 2
     assert peak_bytes(lambda: mechanism.step(**token(mechanism), state=state)) > keys
 
@@ -80,18 +85,33 @@ def test_what_grows_by_being_made_anew_is_not_written_in_place():
         mechanism.step(**token(mechanism), state=state, in_place=True)
 
 
-@pytest.mark.parametrize("name", ["softmax", "local", "linear", "retention"])
-@torch.no_grad()
-def test_a_compiled_step_writes_in_place(name):
-    mechanism, state = decoding(name, room=3)
-    compiled = torch.compile(mechanism.step, fullgraph=True, backend="aot_eager")
-    places, other = [x.data_ptr() for x in tensors(state)], None
-    for seed in range(3):
-        inputs = token(mechanism, seed)
-        out, _ = compiled(**inputs, state=state, in_place=True)
-        expected, other = mechanism.step(**inputs, state=other)
-        assert_close(out, expected)
-    assert [x.data_ptr() for x in tensors(state)] == places
+COMPILED = """
+import torch
+from torch.testing import assert_close
+from subquad import Dims, build
+
+for name in ("softmax", "local", "linear", "retention"):
+    mechanism, other = build(name, Dims(heads=2, head_dim=8), causal=True).eval(), None
+    step = torch.compile(mechanism.step, fullgraph=True, backend="aot_eager")
+
+    def tokens(length):
+        return {key: torch.randn(2, 2, length, width) for key, width in mechanism.projections().items()}
+
+    with torch.no_grad():
+        state = mechanism.reserve(mechanism.step(**tokens(0))[1], 3)
+        places = [x.data_ptr() for x in state]
+        for _ in range(3):
+            inputs = tokens(1)
+            out, _ = step(**inputs, state=state, in_place=True)
+            expected, other = mechanism.step(**inputs, state=other)
+            assert_close(out, expected)
+        assert [x.data_ptr() for x in state] == places
+"""
+
+
+@pytest.mark.slow
+def test_a_compiled_step_writes_in_place():
+    subprocess.run([sys.executable, "-c", COMPILED], check=True)
 
 
 @torch.no_grad()
@@ -99,3 +119,20 @@ def test_without_a_state_a_step_in_place_makes_the_first():
     mechanism, _ = decoding("linear")
     _, state = mechanism.step(**token(mechanism), in_place=True)
     assert_close(state, mechanism.step(**token(mechanism))[1])
+
+
+@pytest.mark.parametrize("name", ["linear", "performer", "retention", "gated-linear", "gated-delta"])
+def test_kernels_write_in_place(name):
+    with precision(torch.float32):
+        check_steps_in_place(find(name))
+
+
+@pytest.mark.skipif(library.load_library()[0] is None, reason=library.load_library()[1])
+@pytest.mark.parametrize("name", ["linear", "performer", "retention", "gated-linear", "gated-delta"])
+@torch.no_grad()
+def test_kernels_make_no_new_state(name):
+    mechanism, state = decoding(name)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("subquad.mechanism.overwrite", lambda state, after: after)
+        _, after = mechanism.step(**token(mechanism), state=state, in_place=True)
+    assert after[0] is state[0]

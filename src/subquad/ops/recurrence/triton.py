@@ -42,7 +42,7 @@ def forward(call: RecurrenceCall) -> RecurrenceResult:
     (tokens, state, fusion, *_), rows, kernels = call, launcher("rows"), kernels_of(call)
     dtype, nothing = tokens.v.dtype, call.state.new_empty(0)
     if tokens.q.shape[2] == 1 and not call.needs_grad:
-        out, last = launcher("steps").forward(tokens, state, fusion)
+        out, last = launcher("steps").forward(tokens, state, fusion, in_place=call.in_place)
         return RecurrenceResult(out, nothing, last)
     tokens = rows.preprocess(tokens, fusion)
     if not fusion.rms_norm_eps:
