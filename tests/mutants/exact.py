@@ -120,8 +120,8 @@ MUTANTS = [
         "steps_in_place",
         "a step in place writes where the last one did",
         "extend",
-        "slot % max(room, 1)",
-        "(slot - 1) % max(room, 1)",
+        "next_slots(cache, chunk) % max(room, 1)",
+        "(next_slots(cache, chunk) - 1) % max(room, 1)",
     ),
     Mutant(
         "linear",

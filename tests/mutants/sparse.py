@@ -79,9 +79,9 @@ MUTANTS = [
         "sparse-transformer",
         "stream_equals_sequence",
         "a chunk follows the longest row of the cache, not its own",
-        "extend",
-        "slot = cache.count[:, None]",
-        "slot = cache.count.amax(0, keepdim=True)[:, None]",
+        "next_slots",
+        "cache.count[:, None]",
+        "cache.count.amax(0, keepdim=True)[:, None]",
     ),
     Mutant(
         "longformer",

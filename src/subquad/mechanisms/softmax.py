@@ -71,7 +71,7 @@ class SoftmaxAttention(Mechanism):
         cache = extend(state, k, v, packing=packing, in_place=in_place)
         if state is None and valid is None:
             return attention(q, k, v, causal=True), cache
-        known = torch.arange(q.shape[2], device=q.device) + 1 if valid is None else valid.cumsum(1)
+        known = torch.arange(1, q.shape[2] + 1, device=q.device) if valid is None else valid.cumsum(1)
         if state is not None:
             known = known + state.count[:, None]
         seen = torch.arange(cache.k.shape[2], device=q.device) < known[..., None]

@@ -69,11 +69,11 @@ class LinearCall(NamedTuple):
 
     @property
     def after(self) -> Sums | ShiftedSums:
-        """Where a kernel writes the sums after the last key: over those before, or into new memory."""
+        """Where a kernel writes the sums after the last key, in float32: over those before, or elsewhere."""
         if self.in_place and self.before is not None and all(x.is_contiguous() for x in self.before):
             return self.before
         (b, h), e, f = self.q.shape[:2], self.v.shape[3], self.features
-        S = self.v.new_empty(b, h, f, e, dtype=widened(self.v.dtype))
+        S = self.v.new_empty(b, h, f, e, dtype=torch.float32)
         z = S.new_empty(b, h, f, 1)
         return ShiftedSums(S, z, S.new_empty(b, h, 1, f)) if self.kind.exponential else Sums(S, z)
 

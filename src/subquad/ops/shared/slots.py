@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from subquad.ops.shared.packing import Packing
-from subquad.ops.shared.waiting import require_at_most
+from subquad.ops.shared.waiting import must_not_look, require_at_most
 
 
 class KVCache(NamedTuple):
@@ -30,28 +30,32 @@ def extend(
     packing: Packing,
     in_place: bool,
 ) -> KVCache:
-    """The cache with the real tokens of one more chunk, as they are or `in_place` in the room that it has.
+    """The cache with the real tokens of one more chunk; `in_place`: in the room that it has.
 
-    Raises `ValueError` where the chunk finds no room.
+    Raises `ValueError` where there is too little.
     """
     k, v = packing.pack(k), packing.pack(v)
     if cache is None:
         return KVCache(k, v, packing.count)
-    count, chunk = cache.count + packing.count, k.shape[2]
-    slot = cache.count[:, None] + torch.arange(chunk, device=k.device)
-    if not in_place:
-        grown = (torch.cat(pair, 2) for pair in ((cache.k, k), (cache.v, v)))
-        return KVCache(*(write_slots(x, new, slot) for x, new in zip(grown, (k, v), strict=True)), count)
-    room = cache.k.shape[2]
-    require_at_most(room, count, f"a state has room for {room} tokens, not {{}}: give it more by `reserve`")
-    if chunk > room:
-        raise ValueError(
-            f"a state has room for {room} tokens, and the chunk has {chunk}: give it less at a time"
-        )
-    slot, real = slot % max(room, 1), packing.valid
-    write_slots(cache.k, k, slot, real=real)
-    write_slots(cache.v, v, slot, real=real)
-    return KVCache(cache.k, cache.v, count)
+    count, room, chunk = cache.count + packing.count, cache.k.shape[2], k.shape[2]
+    if in_place:
+        too_little = f"a state has room for {room} tokens, not {{}}: `reserve` more"
+        require_at_most(room, count, too_little)
+        if chunk > room:
+            raise ValueError(too_little.format(f"a chunk of {chunk}"))
+        slot, real, slots = next_slots(cache, chunk) % max(room, 1), packing.valid, cache[:2]
+    else:
+        slots = [torch.cat(pair, 2) for pair in ((cache.k, k), (cache.v, v))]
+        if not must_not_look(count) and min(cache.count.tolist(), default=room) == room:
+            return KVCache(*slots, count)  # there were no gaps
+        slot, real = next_slots(cache, chunk), None
+    return KVCache(
+        *(write_slots(x, new, slot, real=real) for x, new in zip(slots, (k, v), strict=True)), count
+    )
+
+
+def next_slots(cache: KVCache, chunk: int) -> Int[Tensor, "b t"]:
+    return cache.count[:, None] + torch.arange(chunk, device=cache.count.device)
 
 
 def reserve(cache: KVCache, tokens: int) -> KVCache:
