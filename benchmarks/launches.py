@@ -49,7 +49,7 @@ def launches(cls: type[Mechanism], causal: bool, length: int, learns: bool) -> i
 @torch.no_grad()
 def step_launches(cls: type[Mechanism]) -> int:
     """Those of a step of one token in place, after some others."""
-    mechanism = built(cls, True, LENGTHS[0])
+    mechanism = built(cls, True, LENGTHS[0]).eval()
     _, state = mechanism.step(*tokens(mechanism, 8))
     state, token = mechanism.reserve(state, 2), tokens(mechanism, 1)
     mechanism.step(*token, state=state, in_place=True)  # learns the layout of states
