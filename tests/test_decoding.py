@@ -1,4 +1,4 @@
-"""Steps in place beyond what the contract says of them: what they allocate, room in caches, graphs."""
+"""Decoding, beyond what the contract says of steps: allocations, room in caches, gradients of states."""
 
 import subprocess
 import sys
@@ -9,9 +9,12 @@ from torch.testing import assert_close
 
 from subquad.measure.memory import peak_bytes
 from subquad.mechanism import Dims, Mechanism, Traits
+from subquad.ops.backends import Refused, backend, using
 from subquad.ops.native import library
+from subquad.ops.shared.waiting import without_waiting
 from subquad.registry import build, find
 from subquad.testing.mechanism.cases import precision, random_inputs
+from subquad.testing.mechanism.causality import check_stream_equals_sequence
 from subquad.testing.mechanism.in_place import check_steps_in_place
 
 DIMS = Dims(heads=2, head_dim=64, max_len=4096)
@@ -136,3 +139,20 @@ def test_kernels_make_no_new_state(name):
         patched.setattr("subquad.mechanism.overwrite", lambda state, after: after)
         _, after = mechanism.step(**token(mechanism), state=state, in_place=True)
     assert after[0] is state[0]
+
+
+@pytest.mark.parametrize("name", ["linear", "performer", "retention", "gated-delta", "softmax", "local"])
+def test_gradients_through_states_are_right_where_nobody_looks(name):
+    with without_waiting():
+        check_stream_equals_sequence(find(name))
+
+
+def test_which_backend_serves_a_step_depends_on_gradients():
+    mechanism, _ = decoding("linear")
+    assert str(backend(mechanism.step, **token(mechanism, requires_grad=True))).startswith(
+        "linear_attention: reference\n  cpu refuses: it has no 'step_with_gradients'"
+    )
+    with torch.no_grad(), using("reference"):
+        assert backend(mechanism.step, **token(mechanism))[0].backend == "reference"
+    with using("cpu"), pytest.raises(Refused, match="it has no 'step_with_gradients'"):
+        mechanism.step(**token(mechanism, requires_grad=True))

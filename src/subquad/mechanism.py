@@ -163,24 +163,19 @@ class Mechanism(nn.Module, ABC):
         """The same, fast, for a whole sequence."""
 
     def step(
-        self,
-        *inputs: Any,
-        valid: Valid | None = None,
-        state: State | None = None,
-        in_place: bool = False,
-        **named: Any,
+        self, *inputs: Any, valid: Valid | None = None, state: State | None = None, **named: Any
     ) -> tuple[Outputs, State]:
         """The same, for the next chunk of a stream, of any length. `None` is the state before the first.
 
         Feeding chunks of any sizes gives what `forward` gives on the whole, gradients included;
         detach the state to stop gradients from flowing into earlier chunks.
 
-        in_place: the new state is written into the tensors of `state`, which is returned: for decoding, and
-            for CUDA graphs, which need what is read and written to stay where it is. No gradient may flow
-            through that state, and one that grows needs room for the chunk (`reserve`).
+        With `in_place=True` the new state is written into the tensors of `state`, which is returned: for
+        decoding, and for CUDA graphs, which need what is read and written to stay where it is. No gradient
+        may flow through that state, and one that grows needs room for the chunk (`reserve`).
 
-        A mechanism writes such a step without `in_place`, and the new state is copied over the old; or it
-        takes `in_place`, and writes there itself as much as it can.
+        A mechanism writes its `step` without `in_place`, and the new state is copied over the old; or it
+        takes `in_place: bool = False`, and writes there itself as much as it can.
         """
         raise ValueError(f"{self.traits.name!r} {self._why_no_stream()}")
 

@@ -81,8 +81,8 @@ class LocalAttention(SparseAttention):
     ) -> tuple[Outputs, WindowState]:
         if state is None:
             shape = *k.shape[:2], self.span + 1
-            rings = (x.new_zeros(*shape, x.shape[3]) for x in (k, v))
-            state = WindowState(*rings, torch.zeros(len(k), dtype=torch.int64, device=k.device))
+            ring_k, ring_v = (x.new_zeros(*shape, x.shape[3]) for x in (k, v))
+            state = WindowState(ring_k, ring_v, torch.zeros(len(k), dtype=torch.int64, device=k.device))
         if q.shape[2] == 1:
             return self._token(q, k, v, valid=valid, state=state, in_place=in_place)
         return scan(self._chunk, q, k, v, valid=valid, state=state, chunk=max(self.span, SMALLEST_CHUNK))
@@ -95,8 +95,8 @@ class LocalAttention(SparseAttention):
         q, k, v = (packing.pack(x) for x in (q, k, v))
         slot, seen = (state.seen % size)[:, None], state.seen + packing.count
         # at padding zeros take that place, which the next token takes from them
-        rings = (x if in_place else x.clone() for x in state[:2])
-        ring_k, ring_v = (write_slots(ring, x, slot) for ring, x in zip(rings, (k, v), strict=True))
+        ring_k, ring_v = (x if in_place else x.clone() for x in (state.k, state.v))
+        ring_k, ring_v = write_slots(ring_k, k, slot), write_slots(ring_v, v, slot)
         i, j = seen - 1, newest(seen, size)
         out = attention(q, ring_k, ring_v, seen=self._sees(i[:, None, None], j[:, None])[:, None])
         return packing.unpack(out), WindowState(ring_k, ring_v, seen)

@@ -275,8 +275,7 @@ class MultiheadAttention(nn.Module):
         state: what `step` returned for the chunk before. None: this is the first.
         in_place: the new state takes the place of `state`, as in `Mechanism.step`.
         """
-        if not self.batch_first:
-            x = axes_swapped(x)
+        x = x if self.batch_first else axes_swapped(x)
         require_own(state, Stream, rows=len(x))
         offset = x.new_zeros(len(x), dtype=torch.int64) if state is None else state.offset
         sequence, offset = make_sequence(x, valid=valid, offset=offset)
@@ -297,8 +296,9 @@ class MultiheadAttention(nn.Module):
         self, sequence: Sequence, memory: State | None, *, in_place: bool = False
     ) -> tuple[HiddenStates, State]:
         """`attend` for a stream's next chunk, and the mechanism's state after it; None before the first."""
-        inputs = self._project(*[sequence.values] * 3, sequence.positions)
-        mixed, memory = self.mechanism.step(**inputs, valid=sequence.valid, state=memory, in_place=in_place)
+        x, valid, positions = sequence
+        inputs = self._project(x, x, x, positions)
+        mixed, memory = self.mechanism.step(**inputs, valid=valid, state=memory, in_place=in_place)
         return self._merge(mixed), memory
 
     def extra_repr(self) -> str:

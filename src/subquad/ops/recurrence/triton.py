@@ -54,7 +54,7 @@ def forward(call: RecurrenceCall) -> RecurrenceResult:
 
 def backward(grads: tuple[Tensor, Tensor], call: RecurrenceCall, raw: Tensor) -> Gradients:
     (grad, grad_state), rows, kernels = grads, launcher("rows"), kernels_of(call)
-    inputs, state, fusion, _, learnt = call
+    inputs, state, fusion, _, learnt, *_ = call
     dscale = dgate = state.new_empty(0)
     # of gradients on their way, for which float16 has not the range
     dtype = torch.bfloat16 if inputs.v.dtype == torch.bfloat16 else state.dtype

@@ -43,15 +43,15 @@ def extend(
         require_at_most(room, count, too_little)
         if chunk > room:
             raise ValueError(too_little.format(f"a chunk of {chunk}"))
-        slot, real, slots = next_slots(cache, chunk) % max(room, 1), packing.valid, cache[:2]
+        slot, real = next_slots(cache, chunk) % max(room, 1), packing.valid
+        known_k, known_v = cache.k, cache.v
     else:
-        slots = [torch.cat(pair, 2) for pair in ((cache.k, k), (cache.v, v))]
-        if not must_not_look(count) and min(cache.count.tolist(), default=room) == room:
-            return KVCache(*slots, count)  # there were no gaps
         slot, real = next_slots(cache, chunk), None
-    return KVCache(
-        *(write_slots(x, new, slot, real=real) for x, new in zip(slots, (k, v), strict=True)), count
-    )
+        known_k, known_v = torch.cat([cache.k, k], 2), torch.cat([cache.v, v], 2)
+        if not must_not_look(count) and min(cache.count.tolist(), default=room) == room:
+            return KVCache(known_k, known_v, count)  # there were no gaps
+    known_k, known_v = write_slots(known_k, k, slot, real=real), write_slots(known_v, v, slot, real=real)
+    return KVCache(known_k, known_v, count)
 
 
 def next_slots(cache: KVCache, chunk: int) -> Int[Tensor, "b t"]:
