@@ -48,7 +48,7 @@ def check_rejects_steps_in_place(cls: type[Mechanism]) -> None:
         learnt = type(state)(*(x.clone().requires_grad_(x.is_floating_point()) for x in state))
         assert_rejects(cls, "given a state with gradients to write in place", partial(step, state=learnt))
         if cls.traits.state == "growing":
-            state = empty_state(mechanism, room=LENGTH - 1)
+            step(state=state)
             assert_rejects(cls, "given a state without room to write in place", partial(step, state=state))
 
 
