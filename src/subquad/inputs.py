@@ -62,7 +62,7 @@ def in_order(
     """What was given by position and by name, in the order of `widths`."""
     inputs = [*positional, *(named[name] for name in [*widths][len(positional) :] if name in named)]
     if len(inputs) != len(widths):
-        names = [name for name in named if name not in ("valid", "state")]
+        names = [name for name in named if name not in ("valid", "state", "in_place")]
         raise ValueError(
             f"{mechanism!r} takes {', '.join(widths)}; not {len(positional)} inputs by position"
             + (f" and {', '.join(names)} by name" if names else "")

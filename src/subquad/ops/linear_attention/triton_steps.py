@@ -1,7 +1,8 @@
 """One token of a stream in one kernel: a program for each head reads the sums, adds a key and writes them.
 
-Shapes depend on no past and nothing is asked of the device, so that steps can be captured in CUDA graphs. The
-sums after may stand where those before do, since a program writes each number after it has read it.
+Shapes depend on no past and nothing is asked of the device, so that steps can be captured in CUDA graphs. In
+place S is written where it was read, each number by the thread that read it. Of z and c several threads have
+the same numbers, and a slow one would read what another has written: these go elsewhere.
 """
 # branches on constants and Triton's tensors are beyond pyright
 # pyright: reportPossiblyUnboundVariable=false, reportOperatorIssue=false, reportArgumentType=false
@@ -114,6 +115,10 @@ def one_token(call: LinearCall) -> tuple[Tensor, Sums | ShiftedSums]:
     inputs = Inputs(call, CONFIGS)
     q, k, v, valid = inputs.all
     out, after = call.v.new_empty(inputs.b, inputs.h, 1, inputs.e), call.after
+    if after is call.before:
+        after = after._replace(
+            **{name: torch.empty_like(x) for name, x in after._asdict().items() if name != "S"}
+        )
     before = after if call.before is None else type(after)(*(x.contiguous() for x in call.before))
     if isinstance(after, Sums):
         inputs.run(feature_step, q, k, v, valid, *before, *after, out, n=1)
