@@ -126,7 +126,7 @@ def test_a_stream_with_padding_is_the_sequence_without_it(segment, memory, compr
     sizes = {"segment": rate * segment, "memory": rate * memory, "compressed": compressed, "rate": rate}
     attention, tokens, valid = mechanism(**sizes), inputs(40), torch.tensor(real)
     nan = {name: x.masked_fill(~valid[:, None, :, None], math.nan) for name, x in tokens.items()}
-    streamed = stream(attention, nan, [*chunks, 40], valid=valid)
+    streamed, _ = stream(attention, nan, [*chunks, 40], valid=valid)
     assert attention.penalty().isfinite()
     for row, keep in enumerate(valid):
         alone = {name: x[row : row + 1, :, keep] for name, x in tokens.items()}

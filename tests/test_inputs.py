@@ -90,7 +90,7 @@ def test_the_signature_is_that_of_the_form(name):
     mechanism = build(name, DIMS, causal=True)
     wanted = [*mechanism.projections(), "valid"]
     assert list(inspect.signature(mechanism.forward).parameters) == wanted
-    assert list(inspect.signature(mechanism.step).parameters) == [*wanted, "state"]
+    assert list(inspect.signature(mechanism.step).parameters) == [*wanted, "state", "in_place"]
 
 
 @pytest.mark.parametrize("name", ["softmax", "linear", "transformer-xl"])

@@ -14,6 +14,7 @@ from subquad.nn.multihead import MultiheadAttention
 from subquad.nn.positions import KINDS
 from subquad.nn.sequence import make_sequence
 from subquad.registry import catalog
+from subquad.testing.mechanism.cases import tensors
 
 MECHANISMS = sorted(catalog())
 STREAMING = [
@@ -135,6 +136,32 @@ def test_a_row_that_is_reset_starts_anew_and_the_others_go_on(attention, positio
     out, _ = model.step(x, state=model.reset_rows(state, torch.tensor([True, False])))
     assert_close(out[0], afresh[0])
     assert_close(out[1], went_on[1])
+
+
+@pytest.mark.parametrize("attention", STREAMING)
+@torch.no_grad()
+def test_decoding_in_place_gives_the_sequence_and_moves_no_state(attention):
+    model, x = encoder(attention), tokens()
+    _, state = model.step(x[:, :12], valid=HOLES[:, :12])
+    state = model.reserve(state, 12)
+    places, outputs = [y.data_ptr() for y in tensors(state)], []
+    for n in range(12, LENGTH):
+        out, state = model.step(x[:, [n]], valid=HOLES[:, [n]], state=state, in_place=True)
+        outputs.append(out)
+    assert [y.data_ptr() for y in tensors(state)] == places
+    real = HOLES[:, 12:, None]
+    assert_close(torch.cat(outputs, 1) * real, model(x, HOLES)[:, 12:] * real)
+
+
+@torch.no_grad()
+def test_a_layer_decodes_in_place():
+    layer = MultiheadAttention(8, 2, "softmax", causal=True)
+    x = tokens().float()
+    _, state = layer.step(x[:, :12])
+    state = layer.reserve(state, 1)
+    out, after = layer.step(x[:, 12:13], state=state, in_place=True)
+    assert_close(out, layer(x, x, x)[0][:, 12:13])
+    assert [y.data_ptr() for y in tensors(after)] == [y.data_ptr() for y in tensors(state)]
 
 
 @pytest.mark.parametrize("attention", STREAMING)

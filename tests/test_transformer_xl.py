@@ -107,7 +107,7 @@ def test_positions_are_distances_so_that_earlier_tokens_do_not_shift_later_ones(
 def test_a_stream_with_padding_is_the_sequence_without_it(segment, memory, chunks, real):
     attention, tokens, valid = mechanism(segment=segment, memory=memory), inputs(40), torch.tensor(real)
     nan = {name: x.masked_fill(~valid[:, None, :, None], math.nan) for name, x in tokens.items()}
-    streamed = stream(attention, nan, [*chunks, 40], valid=valid)
+    streamed, _ = stream(attention, nan, [*chunks, 40], valid=valid)
     for row, keep in enumerate(valid):
         alone = {name: x[row : row + 1, :, keep] for name, x in tokens.items()}
         assert_close(streamed[row : row + 1, :, keep], attention.definition(**alone))

@@ -62,7 +62,7 @@ def in_order(
     """What was given by position and by name, in the order of `widths`."""
     inputs = [*positional, *(named[name] for name in [*widths][len(positional) :] if name in named)]
     if len(inputs) != len(widths):
-        names = [name for name in named if name not in ("valid", "state")]
+        names = [name for name in named if name not in ("valid", "state", "in_place")]
         raise ValueError(
             f"{mechanism!r} takes {', '.join(widths)}; not {len(positional)} inputs by position"
             + (f" and {', '.join(names)} by name" if names else "")
@@ -147,6 +147,29 @@ def require_state(mechanism: str, state: Any, expected: Layout, growing: bool, l
         f"{mechanism!r} got a state with {actual} where its own has {wanted}: give what its `step` returned "
         "for inputs in this dtype, or None to begin anew"
     )
+
+
+def require_writable(mechanism: str, state: Any) -> None:
+    """Raise `ValueError` where gradients may flow through a state, which must then stay as it is."""
+    if torch.is_grad_enabled() or needs_grad(state):
+        raise ValueError(
+            f"{mechanism!r} cannot write its state in place where gradients may flow through it: call `step` "
+            "under torch.no_grad() with a state that was made there, or leave out in_place"
+        )
+
+
+def needs_grad(state: Any) -> bool:
+    return any(map(needs_grad, state)) if isinstance(state, tuple) else state.requires_grad
+
+
+def overwrite(state: Any, after: Any) -> Any:
+    """The `state`, with what comes `after` it in its tensors, unless it stands there already."""
+    if isinstance(state, tuple):
+        for x, y in zip(state, after, strict=True):
+            overwrite(x, y)
+    elif after is not state:
+        state.copy_(after)
+    return state
 
 
 def grows(sizes: list[int], later: list[int]) -> bool:

@@ -24,8 +24,10 @@ from subquad.inputs import (
     declared_widths,
     layout,
     no_autocast,
+    overwrite,
     require_inputs,
     require_state,
+    require_writable,
     zero_padding,
 )
 
@@ -167,8 +169,26 @@ class Mechanism(nn.Module, ABC):
 
         Feeding chunks of any sizes gives what `forward` gives on the whole, gradients included;
         detach the state to stop gradients from flowing into earlier chunks.
+
+        With `in_place=True` the new state is written into the tensors of `state`, which is returned: for
+        decoding, and for CUDA graphs, which need what is read and written to stay where it is. No gradient
+        may flow through that state, and one that grows needs room for the chunk (`reserve`).
+
+        A mechanism writes its `step` without `in_place`, and the new state is copied over the old; or it
+        takes `in_place: bool = False`, and writes there itself as much as it can.
         """
         raise ValueError(f"{self.traits.name!r} {self._why_no_stream()}")
+
+    def reserve(self, state: State, tokens: int) -> State:
+        """The state with room for so many further tokens of each row, which steps in place fill.
+
+        A bounded state needs none, and is given back.
+        """
+        if self.traits.state == "growing":
+            raise ValueError(
+                f"{self.traits.name!r} has no room to reserve: its state grows by being made anew"
+            )
+        return state
 
     def penalty(self) -> Float[Tensor, ""]:
         """The mechanism's own loss term from its latest `forward` or `step`; the trainer adds it."""
@@ -206,11 +226,14 @@ def checked(owner: type[Mechanism], name: str, form: Callable[..., Any]) -> Call
     What a subclass hands on to the form of its base is the subclass's matter.
     """
 
+    writes = "in_place" in inspect.signature(form).parameters  # itself, into the tensors of its state
+
     def fitting(self: Mechanism, *inputs: Any, **named: Any) -> Any:
         if getattr(type(self), name) is not fitting:
             return form(self, *inputs, **named)
         if name == "step" and not self.causal:
             return Mechanism.step(self)  # which refuses
+        in_place = "in_place" in named and (named["in_place"] if writes else named.pop("in_place"))
         widths = self.projections()
         tensors = require_inputs(
             self.traits.name,
@@ -227,12 +250,18 @@ def checked(owner: type[Mechanism], name: str, form: Callable[..., Any]) -> Call
             if state is not None and not torch.compiler.is_compiling():
                 initial = self._initial.get(dtype) or initial_layout(self, form, tensors)
                 require_state(self.traits.name, state, initial, self.traits.state == "growing", tensors[0])
+            if in_place and state is not None:
+                if self.traits.state == "growing" and not writes:
+                    self.reserve(state, 0)  # which refuses
+                require_writable(self.traits.name, state)
             if valid is not None and self.zeros_padding:
                 tensors = zero_padding(valid, *tensors)
             result = form(self, *tensors, **named)
         if name == "step":
-            out, state = result
-            return out.to(dtype), state
+            out, after = result
+            if in_place and state is not None:
+                after = overwrite(state, after)
+            return out.to(dtype), after
         return result.to(dtype)
 
     # the compiler keeps graphs by code, a few for each: forms that shared theirs would use up each other's
@@ -242,7 +271,12 @@ def checked(owner: type[Mechanism], name: str, form: Callable[..., Any]) -> Call
     me, first, *rest = signature.parameters.values()
     if first.kind is inspect.Parameter.VAR_POSITIONAL:  # all inputs at once: their names are the owner's
         inputs = [me.replace(name=name, annotation=x) for name, x in owner.inputs.__annotations__.items()]
-        guarded.__signature__ = signature.replace(parameters=[me, *inputs, *rest])
+        signature = signature.replace(parameters=[me, *inputs, *rest])
+    if name == "step" and not writes:
+        in_place = inspect.Parameter("in_place", me.KEYWORD_ONLY, default=False, annotation=bool)
+        parameters = sorted([*signature.parameters.values(), in_place], key=lambda x: x.kind)
+        signature = signature.replace(parameters=parameters)
+    guarded.__signature__ = signature
     return guarded
 
 

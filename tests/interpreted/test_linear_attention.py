@@ -155,8 +155,9 @@ def test_launches_are_as_many_for_any_length(kind, causal, gradients):
     assert launches(1024) == launches(2**17)
 
 
+@pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("kind", [kind for kind, causal in FORMS if causal])
-def test_a_stream_in_parts_is_the_whole(kind, short_segments):
+def test_a_stream_in_parts_is_the_whole(kind, in_place, short_segments):
     q, k, v, W = inputs_of(kind, b=1, queries=140, keys=140)
     valid = holes(2, 140)[:1]
     q, k, v = q.float(), *((x * valid[:, None, :, None]).float() for x in (k, v))
@@ -165,8 +166,11 @@ def test_a_stream_in_parts_is_the_whole(kind, short_segments):
     parts, sums = [], None
     with using("triton"), torch.no_grad():
         for start, end in ((0, 1), (1, 1), (1, 2), (2, 3), (3, 4), (4, 40), (40, 140)):
-            part = KernelInputs(q[:, :, start:end], k[:, :, start:end], kind, W)
-            out, sums = advance(part, v[:, :, start:end], valid=valid[:, start:end], before=sums)
+            part, before = KernelInputs(q[:, :, start:end], k[:, :, start:end], kind, W), sums
+            values, seen = v[:, :, start:end], valid[:, start:end]
+            out, sums = advance(part, values, valid=seen, before=before, in_place=in_place)
+            same = before is not None and sums.S is before.S
+            assert same == (in_place and before is not None and end == start + 1)
             parts.append(out)
     assert_near([torch.cat(parts, 2)], [whole.double()])
 

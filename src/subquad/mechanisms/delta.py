@@ -76,11 +76,11 @@ class DeltaAttention(RecurrentAttention):
         return self._normed(torch.cat(out, 2))
 
     def _advance(
-        self, x: DeltaInputs, *, valid: Valid | None, state: RecurrentState | None
+        self, x: DeltaInputs, *, valid: Valid | None, state: RecurrentState | None, in_place: bool
     ) -> tuple[Outputs, RecurrentState]:
         S = initial(x.k, x.v) if state is None else state.S
         nothing_fades = S.new_zeros(1).expand(1, 1, x.k.shape[2], 1)
         fusion = self._fusion(S, qk_l2norm_eps=EPSILON, swish_values=self.swish_values)
         beta = wide(x.beta)[0].sigmoid()
-        out, S = delta_product(x.q, x.k, x.v, beta, nothing_fades, state=S, fusion=fusion)
+        out, S = delta_product(x.q, x.k, x.v, beta, nothing_fades, state=S, fusion=fusion, in_place=in_place)
         return out, RecurrentState(S)

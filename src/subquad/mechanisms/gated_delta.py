@@ -81,11 +81,13 @@ class GatedDeltaAttention(RecurrentAttention):
         return x.gate * x.gate.sigmoid() * self._normed(torch.cat(out, 2))
 
     def _advance(
-        self, x: GatedDeltaInputs, *, valid: Valid | None, state: RecurrentState | None
+        self, x: GatedDeltaInputs, *, valid: Valid | None, state: RecurrentState | None, in_place: bool
     ) -> tuple[Outputs, RecurrentState]:
         S = initial(x.k, x.v) if state is None else state.S
         beta, alpha, log_A, b = wide(x.beta, x.alpha, self.log_A, self.b)
         log_decay = mask_decay(-log_A.exp()[:, None, None] * F.softplus(alpha + b[:, None, None]), valid)
         fusion = self._fusion(S, x.gate, qk_l2norm_eps=EPSILON, swish_values=True)
-        out, S = delta_product(x.q, x.k, x.v, beta.sigmoid(), log_decay, state=S, fusion=fusion)
+        out, S = delta_product(
+            x.q, x.k, x.v, beta.sigmoid(), log_decay, state=S, fusion=fusion, in_place=in_place
+        )
         return out, RecurrentState(S)

@@ -71,12 +71,12 @@ class GatedLinearAttention(RecurrentAttention):
         return gate * gate.sigmoid() * self._normed(torch.cat(out, 2))
 
     def _advance(
-        self, x: GatedLinearInputs, *, valid: Valid | None, state: RecurrentState | None
+        self, x: GatedLinearInputs, *, valid: Valid | None, state: RecurrentState | None, in_place: bool
     ) -> tuple[Outputs, RecurrentState]:
         q, k, v, forget, gate = x
         if valid is not None:
             forget = forget.masked_fill(~valid[:, None, :, None], math.inf)  # nothing fades at padding
         S = initial(k, v) if state is None else state.S
         fusion = self._fusion(S, gate, q_scale=q.shape[-1] ** -0.5, gate_normalizer=self.tau)
-        out, S = decayed_product(q, k, v, forget, state=S, fusion=fusion)
+        out, S = decayed_product(q, k, v, forget, state=S, fusion=fusion, in_place=in_place)
         return out, RecurrentState(S)

@@ -95,27 +95,48 @@ class KernelAttention(Mechanism):
         return concat_into(parts, v, *q.shape[:3], v.shape[3], dim=2)
 
     def step(
-        self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, state: State | None = None
+        self,
+        q: Queries,
+        k: Keys,
+        v: Values,
+        *,
+        valid: Valid | None = None,
+        state: State | None = None,
+        in_place: bool = False,
     ) -> tuple[Outputs, State]:
-        return self._stream(q, k, v, valid=valid, state=state)
+        return self._stream(q, k, v, valid=valid, state=state, in_place=in_place)
 
     def _stream(
-        self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: State | None
+        self,
+        q: Queries,
+        k: Keys,
+        v: Values,
+        *,
+        valid: Valid | None,
+        state: State | None,
+        in_place: bool = False,
     ) -> tuple[Outputs, State]:
         block = block_tokens(q)
         if q.shape[2] <= block or self.features.fused:
-            return self._block(q, k, v, valid=valid, state=state)
+            return self._block(q, k, v, valid=valid, state=state, in_place=in_place)
         return scan(self._block, q, k, v, valid=valid, state=state, chunk=block)
 
     def _block(
-        self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: State | None
+        self,
+        q: Queries,
+        k: Keys,
+        v: Values,
+        *,
+        valid: Valid | None,
+        state: State | None,
+        in_place: bool = False,
     ) -> tuple[Outputs, State]:
         phi = self.features
         if isinstance(phi, ExponentialFeatureMap) and phi.signed:
             chunk = CHUNK if q.is_cpu else block_tokens(q)
             return scan(self._chunk, q, k, v, valid=valid, state=state, chunk=chunk)
         inputs, v = self._prepare(q, k, v, valid=valid, causal=True, form="step")
-        return advance(inputs, v, valid=valid, before=state)
+        return advance(inputs, v, valid=valid, before=state, in_place=in_place)
 
     def _prepare(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, causal: bool, form: str = "forward"

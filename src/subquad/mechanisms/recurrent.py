@@ -46,8 +46,8 @@ class RecurrentAttention(Mechanism):
         """The recurrence for `inputs` without padding, token by token."""
 
     @abstractmethod
-    def _advance(self, x: Any, *, valid: Valid | None, state: Any) -> tuple[Outputs, State]:
-        """The same for the next `inputs` of a stream, by chunks."""
+    def _advance(self, x: Any, *, valid: Valid | None, state: Any, in_place: bool) -> tuple[Outputs, State]:
+        """The same for the next `inputs` of a stream, by chunks; `in_place`: S may be written over."""
 
     def definition(self, *inputs: Tensor, valid: Valid | None = None) -> Outputs:
         """Row by row without its padding."""
@@ -59,12 +59,16 @@ class RecurrentAttention(Mechanism):
         return out
 
     def forward(self, *inputs: Tensor, valid: Valid | None = None) -> Outputs:
-        return self._advance(self.inputs(*inputs), valid=valid, state=None)[0]
+        return self._advance(self.inputs(*inputs), valid=valid, state=None, in_place=False)[0]
 
     def step(
-        self, *inputs: Tensor, valid: Valid | None = None, state: State | None = None
+        self,
+        *inputs: Tensor,
+        valid: Valid | None = None,
+        state: State | None = None,
+        in_place: bool = False,
     ) -> tuple[Outputs, State]:
-        return self._advance(self.inputs(*inputs), valid=valid, state=state)
+        return self._advance(self.inputs(*inputs), valid=valid, state=state, in_place=in_place)
 
     def _normed(self, o: Values) -> Values:
         """The norm of outputs, for the definition."""

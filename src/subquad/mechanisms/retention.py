@@ -100,7 +100,7 @@ class Retention(RecurrentAttention):
         return gate * gate.sigmoid() * self._normed(torch.cat([q[:, :, :0], *out], 2))
 
     def _advance(
-        self, x: RetentionInputs, *, valid: Valid | None, state: RetentionState | None
+        self, x: RetentionInputs, *, valid: Valid | None, state: RetentionState | None, in_place: bool
     ) -> tuple[Outputs, RetentionState]:
         q, k, v, gate = x
         batch, heads, length, d = q.shape
@@ -114,5 +114,7 @@ class Retention(RecurrentAttention):
         log_gamma = torch.log1p(-torch.exp2(-5 - h))[:, None, None].expand(1, heads, length, 1)
         turn = turns(position, d // 2, dtype=state.S.dtype, closed=self.form == "torchscale")
         fusion = self._fusion(state.S, gate, q_scale=d**-0.5, rotary=turn)
-        out, S = decayed_product(q, k, v, mask_decay(log_gamma, valid), state=state.S, fusion=fusion)
+        out, S = decayed_product(
+            q, k, v, mask_decay(log_gamma, valid), state=state.S, fusion=fusion, in_place=in_place
+        )
         return out, RetentionState(S, state.seen + new)

@@ -7,20 +7,14 @@ A stream remembers all keys and values so far, so its state grows.
 Vaswani et al.: Attention Is All You Need. NeurIPS 2017, arXiv:1706.03762, section 3.2.1.
 """
 
-from typing import NamedTuple
-
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from subquad.mechanism import Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
 from subquad.ops.attention import attention
-
-
-class KVCache(NamedTuple):
-    k: Float[Tensor, "b h s d"]
-    v: Float[Tensor, "b h s e"]
-    valid: Bool[Tensor, "b s"]
+from subquad.ops.shared.packing import Packing
+from subquad.ops.shared.slots import KVCache, extend, reserve
 
 
 class SoftmaxAttention(Mechanism):
@@ -64,15 +58,27 @@ class SoftmaxAttention(Mechanism):
         return attention(q, k, v, seen=seen)
 
     def step(
-        self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, state: KVCache | None = None
+        self,
+        q: Queries,
+        k: Keys,
+        v: Values,
+        *,
+        valid: Valid | None = None,
+        state: KVCache | None = None,
+        in_place: bool = False,
     ) -> tuple[Outputs, KVCache]:
-        if valid is None:
-            valid = torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device)
+        packing = Packing.of(valid, like=k)
+        cache = extend(state, k, v, packing=packing, in_place=in_place)
+        if state is None and valid is None:
+            return attention(q, k, v, causal=True), cache
+        known = torch.arange(1, q.shape[2] + 1, device=q.device) if valid is None else valid.cumsum(1)
         if state is not None:
-            k, v = torch.cat([state.k, k], 2), torch.cat([state.v, v], 2)
-            valid = torch.cat([state.valid, valid], 1)
-        seen = valid[:, None, None, :] & past(q.shape[2], k.shape[2], device=q.device)
-        return attention(q, k, v, seen=seen), KVCache(k, v, valid)
+            known = known + state.count[:, None]
+        seen = torch.arange(cache.k.shape[2], device=q.device) < known[..., None]
+        return attention(q, cache.k, cache.v, seen=seen[:, None]), cache
+
+    def reserve(self, state: KVCache, tokens: int) -> KVCache:
+        return reserve(state, tokens)
 
 
 def past(t: int, s: int, *, device: torch.device) -> Bool[Tensor, "t s"]:

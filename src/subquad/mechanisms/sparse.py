@@ -15,26 +15,19 @@ Lin, Wang, Liu, Qiu: A Survey of Transformers. AI Open 2022, arXiv:2106.04554, s
 """
 
 from abc import abstractmethod
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, State, Valid, Values
-from subquad.ops.shared.packing import Packing, take
+from subquad.ops.shared.packing import Packing
 from subquad.ops.shared.precision import wide
+from subquad.ops.shared.slots import KVCache, extend, reserve
 from subquad.patterns import CAUSAL, Pattern, attend, attend_rows
 
 STREAM_CHUNK = 128  # rows of a stream that are read at once
-
-
-class PackedKVCache(NamedTuple):
-    """All real tokens so far, packed to the left; zeros behind them."""
-
-    k: Float[Tensor, "b h s d"]
-    v: Float[Tensor, "b h s e"]
-    count: Int[Tensor, " b"]
 
 
 class SparseAttention(Mechanism):
@@ -70,39 +63,31 @@ class SparseAttention(Mechanism):
         return attend(self.pattern, q, k, v, valid=valid)
 
     def step(
-        self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, state: State | None = None
+        self,
+        q: Queries,
+        k: Keys,
+        v: Values,
+        *,
+        valid: Valid | None = None,
+        state: State | None = None,
+        in_place: bool = False,
     ) -> tuple[Outputs, State]:
-        return self._stream(q, k, v, valid=valid, state=state)
+        return self._stream(q, k, v, valid=valid, state=state, in_place=in_place)
+
+    def reserve(self, state: State, tokens: int) -> State:
+        return reserve(state, tokens) if isinstance(state, KVCache) else state
 
     def _stream(
-        self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: Any
+        self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: Any, in_place: bool
     ) -> tuple[Outputs, State]:
         """`step` of the causal form; a member with a pattern of short reach can keep less."""
         packing = Packing.of(valid, like=k)
-        cache = extend(state, packing, k, v)
+        cache = extend(state, k, v, packing=packing, in_place=in_place)
         i = (cache.count - packing.count)[:, None] + torch.arange(q.shape[2], device=q.device)
         packed, known_k, known_v = wide(packing.pack(q), cache.k, cache.v)
         chunks = zip(packed.split(STREAM_CHUNK, 2), i.split(STREAM_CHUNK, 1), strict=True)
         outputs = [attend_rows(self.pattern, rows, known_k, known_v, i=at) for rows, at in chunks]
         return packing.unpack(torch.cat(outputs, 2)), cache
-
-
-def extend(cache: PackedKVCache | None, packing: Packing, k: Keys, v: Values) -> PackedKVCache:
-    """The cache with the real tokens of one more chunk."""
-    k, v = packing.pack(k), packing.pack(v)
-    if cache is None:
-        return PackedKVCache(k, v, packing.count)
-    old, new = cache.k.shape[2], k.shape[2]
-    count = cache.count + packing.count
-    slot = torch.arange(old + new, device=k.device)
-    chunk_slot = (slot - cache.count[:, None]).clamp(max=new - 1) + old  # after the row's own tokens
-    source = torch.where(slot < cache.count[:, None], slot, chunk_slot.clamp(min=0))
-    real = slot < count[:, None]
-    return PackedKVCache(
-        take(torch.cat([cache.k, k], 2), source, real=real),
-        take(torch.cat([cache.v, v], 2), source, real=real),
-        count,
-    )
 
 
 def masked_softmax(

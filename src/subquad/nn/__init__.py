@@ -8,11 +8,11 @@ if TYPE_CHECKING:
     from subquad.nn.blocks import TransformerBlock
     from subquad.nn.encoder import Encoder, EncoderConfig, EncoderState
     from subquad.nn.initialise import initialise
-    from subquad.nn.multihead import MultiheadAttention, Stream
+    from subquad.nn.multihead import MultiheadAttention
     from subquad.nn.redraw import redraw
     from subquad.nn.replace import replace_attention
     from subquad.nn.sequence import Sequence, make_sequence
-    from subquad.nn.state import detach, reorder, reset_rows
+    from subquad.nn.state import Stream, detach, reorder, reset_rows
 
 __all__ = [
     "Encoder",
@@ -37,10 +37,10 @@ export_lazily(
         "blocks": ["TransformerBlock"],
         "encoder": ["Encoder", "EncoderConfig", "EncoderState"],
         "initialise": ["initialise"],
-        "multihead": ["MultiheadAttention", "Stream"],
+        "multihead": ["MultiheadAttention"],
         "redraw": ["redraw"],
         "replace": ["replace_attention"],
         "sequence": ["Sequence", "make_sequence"],
-        "state": ["detach", "reorder", "reset_rows"],
+        "state": ["Stream", "detach", "reorder", "reset_rows"],
     },
 )

@@ -39,12 +39,15 @@ class TransformerBlock(nn.Module):
         mixed = self.attention.attend(self._normed(sequence))
         return self._add(sequence, mixed)
 
-    def step(self, sequence: Sequence, state: State | None) -> tuple[Sequence, State]:
+    def step(
+        self, sequence: Sequence, state: State | None, *, in_place: bool = False
+    ) -> tuple[Sequence, State]:
         """The same for the next chunk of a stream, and the mechanism's state after it.
 
         state: the mechanism's after the chunk before. None: this is the first.
+        in_place: the new state takes the place of `state`, as in `Mechanism.step`.
         """
-        mixed, state = self.attention.advance(self._normed(sequence), state)
+        mixed, state = self.attention.advance(self._normed(sequence), state, in_place=in_place)
         return self._add(sequence, mixed), state
 
     def _normed(self, sequence: Sequence) -> Sequence:

@@ -121,7 +121,12 @@ class Encoder(nn.Module):
         return self.norm(sequence.values)
 
     def step(
-        self, x: HiddenStates, *, valid: Valid | None = None, state: EncoderState | None = None
+        self,
+        x: HiddenStates,
+        *,
+        valid: Valid | None = None,
+        state: EncoderState | None = None,
+        in_place: bool = False,
     ) -> tuple[HiddenStates, EncoderState]:
         """The next chunk of a stream, of any length, and the state after it.
 
@@ -130,6 +135,8 @@ class Encoder(nn.Module):
 
         valid: True at real tokens. None: all are real.
         state: what `step` returned for the chunk before. None: this is the first.
+        in_place: the new state takes the place of `state`, as in `Mechanism.step`: for decoding without
+            gradients, and for CUDA graphs. See `reserve`.
         """
         states.require_own(state, EncoderState, rows=len(x))
         offset = x.new_zeros(len(x), dtype=torch.int64) if state is None else state.offset
@@ -138,9 +145,18 @@ class Encoder(nn.Module):
         later = []
         with one_pass():
             for block, memory in zip(self._blocks(), memories, strict=True):
-                sequence, memory = block.step(sequence, memory)
+                sequence, memory = block.step(sequence, memory, in_place=in_place)
                 later.append(memory)
+        offset = state.offset.copy_(offset) if in_place and state is not None else offset
         return self.norm(sequence.values), EncoderState(offset, tuple(later))
+
+    def reserve(self, state: EncoderState, tokens: int) -> EncoderState:
+        """The state with room for so many further tokens of each row, which steps in place fill.
+
+        Only states that grow with the tokens need any.
+        """
+        pairs = zip(self.mechanisms(), state.blocks, strict=True)
+        return state._replace(blocks=tuple(mechanism.reserve(memory, tokens) for mechanism, memory in pairs))
 
     def segments(
         self, x: HiddenStates, *, valid: Valid | None = None, segment: int, detach: bool = True

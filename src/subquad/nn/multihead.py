@@ -8,7 +8,7 @@ attention maps, dropout on them, arbitrary masks.
 
 import math
 from operator import attrgetter
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,7 +19,7 @@ from subquad.mechanism import Dims, Mechanism, Outputs, State, Valid
 from subquad.nn.positions import HiddenStates
 from subquad.nn.sequence import Sequence, finite_queries, make_sequence, zero_padded
 from subquad.nn.sources import require_one
-from subquad.nn.state import require_own
+from subquad.nn.state import Stream, require_own
 from subquad.nn.torch_layer import (
     CARRIED,
     WEIGHTS,
@@ -42,13 +42,6 @@ Keyed = Float[Tensor, "b s m"]
 KeyPositions = Int[Tensor, "#b s"]
 
 ONE = "pass one tensor as query, key and value"
-
-
-class Stream(NamedTuple):
-    """What a layer remembers between the chunks of a stream."""
-
-    offset: Int[Tensor, " b"]  # real tokens so far
-    memory: State
 
 
 class MultiheadAttention(nn.Module):
@@ -271,7 +264,7 @@ class MultiheadAttention(nn.Module):
         return (out if self.batch_first else axes_swapped(out)), None
 
     def step(
-        self, x: Tensor, *, valid: Valid | None = None, state: Stream | None = None
+        self, x: Tensor, *, valid: Valid | None = None, state: Stream | None = None, in_place: bool = False
     ) -> tuple[Tensor, Stream]:
         """Self-attention for the next chunk of a stream, of any length: `(b t m) -> (b t m)`.
 
@@ -280,13 +273,14 @@ class MultiheadAttention(nn.Module):
 
         valid: `(b t)` always: True at REAL tokens. None: all are real.
         state: what `step` returned for the chunk before. None: this is the first.
+        in_place: the new state takes the place of `state`, as in `Mechanism.step`.
         """
-        if not self.batch_first:
-            x = axes_swapped(x)
+        x = x if self.batch_first else axes_swapped(x)
         require_own(state, Stream, rows=len(x))
         offset = x.new_zeros(len(x), dtype=torch.int64) if state is None else state.offset
         sequence, offset = make_sequence(x, valid=valid, offset=offset)
-        out, memory = self.advance(sequence, None if state is None else state.memory)
+        out, memory = self.advance(sequence, None if state is None else state.memory, in_place=in_place)
+        offset = state.offset.copy_(offset) if in_place and state is not None else offset
         return (out if self.batch_first else axes_swapped(out)), Stream(offset, memory)
 
     def attend(self, sequence: Sequence) -> HiddenStates:
@@ -294,11 +288,17 @@ class MultiheadAttention(nn.Module):
         x = sequence.values
         return self._mix(x, x, x, sequence.valid, sequence.positions)
 
-    def advance(self, sequence: Sequence, memory: State | None) -> tuple[HiddenStates, State]:
+    def reserve(self, state: Stream, tokens: int) -> Stream:
+        """The state with room for so many further tokens of each row, which steps in place fill."""
+        return state._replace(memory=self.mechanism.reserve(state.memory, tokens))
+
+    def advance(
+        self, sequence: Sequence, memory: State | None, *, in_place: bool = False
+    ) -> tuple[HiddenStates, State]:
         """`attend` for a stream's next chunk, and the mechanism's state after it; None before the first."""
-        x = sequence.values
-        inputs = self._project(x, x, x, sequence.positions)
-        mixed, memory = self.mechanism.step(**inputs, valid=sequence.valid, state=memory)
+        x, valid, positions = sequence
+        inputs = self._project(x, x, x, positions)
+        mixed, memory = self.mechanism.step(**inputs, valid=valid, state=memory, in_place=in_place)
         return self._merge(mixed), memory
 
     def extra_repr(self) -> str:

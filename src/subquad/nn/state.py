@@ -1,17 +1,26 @@
 """What one may do with a stream's state without knowing whose it is.
 
 A state is a nested tuple or NamedTuple of tensors, batch first. States that grow keep beside what they
-remember a mask of what counts, so that zeros stand for nothing.
+remember how many tokens of each row that is, so that zeros stand for nothing.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from subquad.mechanism import State
+
 S = TypeVar("S")  # the state of any mechanism, layer or encoder
+
+
+class Stream(NamedTuple):
+    """What a layer remembers between the chunks of a stream."""
+
+    offset: Int[Tensor, " b"]  # real tokens so far
+    memory: State  # the mechanism's own
 
 
 def require_own(state: Any, kind: type, *, rows: int) -> None:

@@ -132,8 +132,9 @@ def linear_trials() -> Iterator[Trial]:
                 tokens(length),
             )
     for kind in FeatureKind:
-        for mask, valid in masks(STREAM):
-            yield Trial(f"{kind.name}, a stream, {mask}", stream(kind, W, valid), tokens(STREAM), False)
+        for (mask, valid), in_place in product(masks(STREAM), (False, True)):
+            name = f"{kind.name}, a stream{' in place' if in_place else ''}, {mask}"
+            yield Trial(name, stream(kind, W, valid, in_place=in_place), tokens(STREAM), False)
 
 
 def kernel_inputs(kind: FeatureKind, W: Tensor, q: Tensor, k: Tensor) -> KernelInputs:
@@ -158,7 +159,7 @@ def linear(kind: FeatureKind, W: Tensor, valid: Tensor | None, *, causal: bool) 
     return function
 
 
-def stream(kind: FeatureKind, W: Tensor, valid: Tensor | None) -> Function:
+def stream(kind: FeatureKind, W: Tensor, valid: Tensor | None, *, in_place: bool) -> Function:
     """In steps of one token, of a few, and of many."""
 
     def function(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
@@ -167,7 +168,8 @@ def stream(kind: FeatureKind, W: Tensor, valid: Tensor | None) -> Function:
         for start, end in ((0, 1), (1, 1), (1, 4), (4, 80), (80, q.shape[2])):
             part = kernel_inputs(kind, W, q[:, :, start:end], k[:, :, start:end])
             seen = None if valid is None else valid[:, start:end].to(q.device)
-            out, sums = advance(part, v[:, :, start:end], valid=seen, before=sums)
+            values = v[:, :, start:end]
+            out, sums = advance(part, values, valid=seen, before=sums, in_place=in_place)
             outs.append(out)
         return (torch.cat(outs, 2),)
 

@@ -22,6 +22,7 @@ from subquad.ops.linear_attention.sums import ShiftedSums, Sums
 from subquad.ops.shared.operator import call_op, differentiable_once, dispatched
 from subquad.ops.shared.padding import require_mask
 from subquad.ops.shared.precision import wide, widened
+from subquad.ops.shared.scan import block_tokens
 from subquad.ops.shared.shapes import require_dtype, require_matching_inputs, require_shape
 from subquad.ops.shared.transforms import passing
 from subquad.torch_internals import jit_tracing
@@ -61,11 +62,22 @@ class LinearCall(NamedTuple):
     kind: FeatureKind
     causal: bool
     before: Sums | ShiftedSums | None = None  # of `step`: the sums before the first key
+    in_place: bool = False  # of `step`: whether the sums after the last key may be written over them
 
     @property
     def features(self) -> int:
         """How many there are."""
         return self.q.shape[-1] if self.W is None else self.W.shape[0]
+
+    @property
+    def after(self) -> Sums | ShiftedSums:
+        """Where a kernel writes the sums after the last key, in float32: over those before, or elsewhere."""
+        if self.in_place and self.before is not None and all(x.is_contiguous() for x in self.before):
+            return self.before
+        (b, h), e, f = self.q.shape[:2], self.v.shape[3], self.features
+        S = self.v.new_empty(b, h, f, e, dtype=torch.float32)
+        z = S.new_empty(b, h, f, 1)
+        return ShiftedSums(S, z, S.new_empty(b, h, 1, f)) if self.kind.exponential else Sums(S, z)
 
 
 class LinearResult(NamedTuple):
@@ -101,14 +113,17 @@ def advance(
     *,
     valid: Bool[Tensor, "b t"] | None,
     before: Sums | ShiftedSums | None,
+    in_place: bool = False,
 ) -> tuple[Float[Tensor, "b h t e"], Sums | ShiftedSums]:
     """The next tokens of a stream, and the sums after them: `ShiftedSums` of exponentials, `Sums` of others.
 
-    Gradients flow through outputs and sums.
+    Gradients flow through outputs and sums, by PyTorch's own operators.
+
+    in_place: the sums after may be written over those before, where no gradients flow
     """
     q, k, kind, W = inputs
     require_fit(inputs, v, valid, causal=True)
-    step = LinearCall(q, k, v, W, valid, kind, True, before)
+    step = LinearCall(q, k, v, W, valid, kind, True, before, in_place)
     if before is not None:
         if isinstance(before, ShiftedSums) != kind.exponential:
             wanted = ShiftedSums if kind.exponential else Sums
@@ -120,9 +135,13 @@ def advance(
             require_shape("shifts", before.c, b, h, 1, f)
         for x in before:
             require_dtype("sums", x, wider)
-    if dispatched(q, k, v):  # gradients flow through PyTorch's operators
-        return BACKENDS.module("reference" if q.is_cpu else "parallel").step(step)
-    return BACKENDS.run("step", step)[1]
+    if not dispatched(q, k, v):
+        return BACKENDS.run("step", step)[1]
+    if torch.compiler.is_compiling():  # which cannot follow the choice
+        from subquad.ops.linear_attention import stream
+
+        return stream.scan_tokens(step, tokens=block_tokens(q))
+    return BACKENDS.run("step_with_gradients", step)[1]
 
 
 def masks_padding(

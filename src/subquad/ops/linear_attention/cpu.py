@@ -68,10 +68,7 @@ def step(call: LinearCall) -> tuple[Tensor, Sums | ShiftedSums] | None:
             return None
         after = result.sums
         return result.out, after if call.kind.exponential else Sums(after.S, after.z)
-    (b, h, t), e, f = q.shape[:3], v.shape[3], call.features
-    out, S = v.new_empty(b, h, t, e), v.new_empty(b, h, f, e, dtype=SUMS)
-    z = S.new_empty(b, h, f, 1)
-    after = ShiftedSums(S, z, S.new_empty(b, h, 1, f)) if call.kind.exponential else Sums(S, z)
+    out, after = v.new_empty(*q.shape[:3], v.shape[3]), call.after
     kernel = make_call(call)
     kernel.set_initial(call.before)
     kernel.point(out=out)

@@ -52,6 +52,9 @@ def step(call: LinearCall) -> tuple[Tensor, Sums | ShiftedSums]:
     return stream.scan_tokens(call, tokens=segment(call))
 
 
+step_with_gradients = step
+
+
 def backward(grad: Tensor, call: LinearCall, result: LinearResult) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
     dq, dk, dv = gradients = [empty_result(x) for x in call[:3]]

@@ -74,6 +74,9 @@ def step(call: LinearCall) -> tuple[Tensor, Sums | ShiftedSums]:
     return stream.scan_tokens(call, tokens=CHUNKS[0])
 
 
+step_with_gradients = step
+
+
 def backward(grad: Tensor, call: LinearCall, result: LinearResult) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v, with the chunks of `forward`."""
     gradients = [empty_result(x) for x in call[:3]]

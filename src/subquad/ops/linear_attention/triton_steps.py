@@ -1,6 +1,8 @@
 """One token of a stream in one kernel: a program for each head reads the sums, adds a key and writes them.
 
-Shapes depend on no past and nothing is asked of the device, so that steps can be captured in CUDA graphs.
+Shapes depend on no past and nothing is asked of the device, so that steps can be captured in CUDA graphs. In
+place S is written where it was read, each number by the thread that read it. Of z and c several threads have
+the same numbers, and a slow one would read what another has written: these go elsewhere.
 """
 # branches on constants and Triton's tensors are beyond pyright
 # pyright: reportPossiblyUnboundVariable=false, reportOperatorIssue=false, reportArgumentType=false
@@ -112,22 +114,18 @@ def one_token(call: LinearCall) -> tuple[Tensor, Sums | ShiftedSums]:
     """Outputs and the sums after one token."""
     inputs = Inputs(call, CONFIGS)
     q, k, v, valid = inputs.all
-    b, h, f, e = inputs.b, inputs.h, inputs.features, inputs.e
-    out = call.v.new_empty(b, h, 1, e)
-    after = Sums(inputs.new(b, h, f, e), inputs.new(b, h, f, 1))
-    if not call.kind.exponential:
-        before = after if call.before is None else call.before
-        inputs.run(feature_step, q, k, v, valid, *map(contiguous, before), *after, out, n=1)
-        return out, after
-    shifted = ShiftedSums(*after, inputs.new(b, h, 1, f))
-    before = shifted if call.before is None else call.before
-    W, half = directions(call)
-    inputs.run(exponential_step, q, k, v, W, valid, *map(contiguous, before), *shifted, out, half, n=1)
-    return out, shifted
-
-
-def contiguous(x: Tensor) -> Tensor:
-    return x.contiguous()
+    out, after = call.v.new_empty(inputs.b, inputs.h, 1, inputs.e), call.after
+    if after is call.before:
+        after = after._replace(
+            **{name: torch.empty_like(x) for name, x in after._asdict().items() if name != "S"}
+        )
+    before = after if call.before is None else type(after)(*(x.contiguous() for x in call.before))
+    if isinstance(after, Sums):
+        inputs.run(feature_step, q, k, v, valid, *before, *after, out, n=1)
+    else:
+        W, half = directions(call)
+        inputs.run(exponential_step, q, k, v, W, valid, *before, *after, out, half, n=1)
+    return out, after
 
 
 def candidates(kernel: str, dtype: torch.dtype, width: int, architecture: int) -> Iterator[Config]:

@@ -28,6 +28,7 @@ class RecurrenceCall(NamedTuple):
     fusion: Fusion
     needs_grad: bool
     needs_decay_grad: bool = True  # without, the gradients of decays may be zeros
+    in_place: bool = False  # whether the state after the last token may be written over the one before
 
 
 class RecurrenceResult(NamedTuple):
@@ -42,11 +43,20 @@ BACKENDS = Backends[RecurrenceCall](__name__, "cpu", "triton", "fla", "parallel"
 
 
 def decayed_product(
-    q: Queries, k: Queries, v: Values, log_decay: LogDecays, *, state: Matrix, fusion: Fusion = NOTHING
+    q: Queries,
+    k: Queries,
+    v: Values,
+    log_decay: LogDecays,
+    *,
+    state: Matrix,
+    fusion: Fusion = NOTHING,
+    in_place: bool = False,
 ) -> tuple[Values, Matrix]:
     """The outputs, and the state after the last token: see `decay.py`.
 
     Raises `ValueError` for shapes or dtypes that do not fit.
+
+    in_place: the state after may be written over the one before, where no gradients flow
     """
     require_fit(q, k, v, log_decay, state, fusion)
     channels = log_decay.shape[3]
@@ -56,7 +66,7 @@ def decayed_product(
             f"decays of {channels} channels do not fit keys of {q.shape[3]}: give one for each channel"
             f"{'' if fusion.gate_normalizer else ', or one for all'}"
         )
-    return recur(RecurrenceInputs(q, k, v, log_decay, None), state, fusion)
+    return recur(RecurrenceInputs(q, k, v, log_decay, None), state, fusion, in_place)
 
 
 def delta_product(
@@ -68,6 +78,7 @@ def delta_product(
     *,
     state: Matrix,
     fusion: Fusion = NOTHING,
+    in_place: bool = False,
 ) -> tuple[Values, Matrix]:
     """The same by the delta rule: see `delta_rule.py`; decays are one for all channels of a token."""
     require_fit(q, k, v, log_decay, state, fusion)
@@ -78,7 +89,7 @@ def delta_product(
         )
     require_shape("rates", beta, *q.shape[:3], 1)
     require_dtype("rates", beta, q.dtype, widened(q.dtype))
-    return recur(RecurrenceInputs(q, k, v, log_decay, beta), state, fusion)
+    return recur(RecurrenceInputs(q, k, v, log_decay, beta), state, fusion, in_place)
 
 
 def require_fit(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, fusion: Fusion) -> None:
@@ -104,11 +115,12 @@ def require_fit(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tenso
         raise ValueError(f"decays of shape {tuple(log_decay.shape)} do not fit queries of {tuple(q.shape)}")
 
 
-def recur(tokens: RecurrenceInputs, state: Matrix, fusion: Fusion) -> tuple[Values, Matrix]:
+def recur(tokens: RecurrenceInputs, state: Matrix, fusion: Fusion, in_place: bool) -> tuple[Values, Matrix]:
     *numbers, rotary, scale, gate = fusion
     learnt = (*tokens, state, scale, gate)
     if not dispatched(*learnt):
-        out, _, last = run_forward(RecurrenceCall(tokens, state, fusion, False))[1]
+        call = RecurrenceCall(tokens, state, fusion, needs_grad=False, in_place=in_place)
+        out, _, last = run_forward(call)[1]
         return out, last
     needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in learnt)
     out, _, last, _ = call_op(_forward, *tokens, state, *numbers, rotary, scale, gate, needs_grad)

@@ -28,7 +28,7 @@ def forward(call: RecurrenceCall, one: Forward, *, size: int = 0) -> RecurrenceR
         out[:, :, here], before_norm, last = one(block(call, here, last))
         if keeps_raw:
             raw[:, :, here] = before_norm
-    return RecurrenceResult(out, raw, last.clone() if last is call.state else last)
+    return RecurrenceResult(out, raw, last.clone() if last is call.state and not call.in_place else last)
 
 
 def backward(

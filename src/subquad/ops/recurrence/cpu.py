@@ -53,7 +53,9 @@ def forward(call: RecurrenceCall) -> RecurrenceResult:
 def advance(call: RecurrenceCall) -> RecurrenceResult:
     """Where decays, unless by channel, and beta are of float32."""
     kernel = make_call(call)
-    out, last = empty_result(call.tokens.v), empty_result(call.state)
+    out, last = empty_result(call.tokens.v), call.state
+    if not (call.in_place and last.is_contiguous()):
+        last = empty_result(last)
     raw = empty_result(last, *(out.shape if call.needs_grad and call.fusion.rms_norm_eps else (0,)))
     kernel.point(out=out, S1=last, raw=raw)
     kernel.run("decayed" if call.tokens.beta is None else "delta")

@@ -8,12 +8,24 @@ from subquad.ops.recurrence.rows import Gradients, RecurrenceInputs
 
 
 def advance(block: RecurrenceCall, *, chain: Chain) -> RecurrenceResult:
-    q, k, v, log_decay, beta = rows.preprocess(block.tokens, block.fusion)
-    if beta is None:
+    tokens = q, k, v, log_decay, beta = rows.preprocess(block.tokens, block.fusion)
+    if q.shape[2] == 1:
+        raw, state = one_token(tokens, block.state, in_place=block.in_place)
+    elif beta is None:
         raw, state = decay.advance(q, k, v, log_decay, state=block.state, chain=chain)
     else:
         raw, state = delta_rule.advance(q, k, v, beta, log_decay, state=block.state, chain=chain)
     return RecurrenceResult(rows.postprocess(raw, block.fusion), raw, state)
+
+
+def one_token(tokens: RecurrenceInputs, state: Tensor, *, in_place: bool) -> tuple[Tensor, Tensor]:
+    """The recurrence as it is written."""
+    q, k, v, log_decay, beta = tokens
+    whole = log_decay.exp().mT
+    state = state.mul_(whole) if in_place else state * whole
+    if beta is not None:
+        v = beta * (v - k @ state)
+    return q @ state.addcmul_(k.mT, v), state
 
 
 def backward(grads: tuple[Tensor, Tensor], block: RecurrenceCall, raw: Tensor, *, chain: Chain) -> Gradients:

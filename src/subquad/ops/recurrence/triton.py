@@ -42,7 +42,7 @@ def forward(call: RecurrenceCall) -> RecurrenceResult:
     (tokens, state, fusion, *_), rows, kernels = call, launcher("rows"), kernels_of(call)
     dtype, nothing = tokens.v.dtype, call.state.new_empty(0)
     if tokens.q.shape[2] == 1 and not call.needs_grad:
-        out, last = launcher("steps").forward(tokens, state, fusion)
+        out, last = launcher("steps").forward(tokens, state, fusion, in_place=call.in_place)
         return RecurrenceResult(out, nothing, last)
     tokens = rows.preprocess(tokens, fusion)
     if not fusion.rms_norm_eps:
@@ -54,7 +54,7 @@ def forward(call: RecurrenceCall) -> RecurrenceResult:
 
 def backward(grads: tuple[Tensor, Tensor], call: RecurrenceCall, raw: Tensor) -> Gradients:
     (grad, grad_state), rows, kernels = grads, launcher("rows"), kernels_of(call)
-    inputs, state, fusion, _, learnt = call
+    inputs, state, fusion, _, learnt, *_ = call
     dscale = dgate = state.new_empty(0)
     # of gradients on their way, for which float16 has not the range
     dtype = torch.bfloat16 if inputs.v.dtype == torch.bfloat16 else state.dtype

@@ -18,16 +18,16 @@ from subquad.ops.triton.launch import launch, tokens
 from subquad.ops.triton.products import block
 
 
-def forward(inputs_of_token: RecurrenceInputs, state: Matrix, fusion: Fusion) -> tuple[Values, Matrix]:
+def forward(
+    inputs_of_token: RecurrenceInputs, state: Matrix, fusion: Fusion, *, in_place: bool = False
+) -> tuple[Values, Matrix]:
     """The output, and the state after the token."""
     q, k, v, log_decay, beta = inputs_of_token
     (batch, heads, _, D), E = q.shape, v.shape[3]
     q, k, v = (side_by_side(x) for x in (q, k, v))
     log_decay, turns = log_decay.expand(batch, heads, 1, -1), turns_of(fusion, q)
-    out, last = (
-        torch.empty(v.shape, dtype=v.dtype, device=v.device),
-        torch.empty(state.shape, dtype=state.dtype, device=state.device),
-    )
+    out, state = torch.empty(v.shape, dtype=v.dtype, device=v.device), state.contiguous()
+    last = state if in_place else torch.empty_like(state)
     rates, scale, gate = (
         q if beta is None else beta,
         q if fusion.scale is None else fusion.scale,
@@ -38,7 +38,7 @@ def forward(inputs_of_token: RecurrenceInputs, state: Matrix, fusion: Fusion) ->
         recurrent_step,
         (batch * heads,),
         *(*map(tokens, (q, k, v)), decays, tokens(rates), (turns, *turns.stride()[:3]), scale, tokens(gate)),
-        *(state.contiguous(), last, out),
+        *(state, last, out),
         *(fusion.q_scale, fusion.qk_l2norm_eps, fusion.gate_normalizer, fusion.rms_norm_eps, heads),
         config=FAMILY.configs.find(recurrent_step, max(q, v, key=lambda x: x.shape[3])),
         **{"D": D, "E": E, "BD": block(D), "BE": block(E), **Changes.of(fusion)._asdict()},

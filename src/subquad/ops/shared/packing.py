@@ -23,7 +23,7 @@ class Packing:
 
     count: Int[Tensor, " b"]  # real tokens of each row
     valid: Bool[Tensor, "b s"] | None  # which packed places are real; None: all
-    order: Int[Tensor, "b s"] | None  # the token at each packed place
+    order: Int[Tensor, "b s"] | None  # the token at each packed place; None: all stand where they stood
     place: Int[Tensor, "b s"] | None  # the packed place of each token, padding behind the real ones
     before: Bool[Tensor, "b s"] | None  # `valid` before they were packed
 
@@ -35,18 +35,24 @@ class Packing:
             count = torch.full((batch,), length, dtype=torch.int64, device=like.device)
             return cls(count=count, valid=None, order=None, place=None, before=None)
         require_mask(valid, like)
+        if length == 1:  # as in decoding
+            return cls(count=valid.sum(1), valid=valid, order=None, place=None, before=valid)
         return packing_of(valid)
 
     def pack(self, x: Float[Tensor, "b h s c"]) -> Float[Tensor, "b h s c"]:
         """The real tokens of `x` in front, zeros behind them, whatever stood at padding."""
-        if self.order is None or self.valid is None:
+        if self.valid is None:
             return x
+        if self.order is None:
+            return x.masked_fill(~self.valid[:, None, :, None], 0)
         return take(x, self.order, real=self.valid)
 
     def unpack(self, y: Float[Tensor, "b h s c"]) -> Float[Tensor, "b h s c"]:
         """What belongs to each packed token, back at the token's place; zeros at padding."""
-        if self.before is None or self.place is None:
+        if self.before is None:
             return y
+        if self.place is None:
+            return y.masked_fill(~self.before[:, None, :, None], 0)
         return take(y, self.place, real=self.before)
 
 

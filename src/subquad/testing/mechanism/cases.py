@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, testing
 
-from subquad.mechanism import Dims, Mechanism
+from subquad.mechanism import Dims, Mechanism, State
 
 DIMS = Dims(heads=2, head_dim=4, max_len=4096)
 LENGTH = 24
@@ -108,18 +108,24 @@ def fill(inputs: Tensors, valid: Bool[Tensor, "b s"], value: float) -> Tensors:
 
 
 def stream(
-    mechanism: Mechanism, inputs: Tensors, chunks: list[int], *, valid: Bool[Tensor, "b s"] | None = None
-) -> Tensor:
-    """What `step` gives for the sequence cut into `chunks`."""
-    state, outputs, start = None, [], 0
+    mechanism: Mechanism,
+    inputs: Tensors,
+    chunks: list[int],
+    *,
+    valid: Bool[Tensor, "b s"] | None = None,
+    state: State | None = None,
+    in_place: bool = False,
+) -> tuple[Tensor, State]:
+    """What `step` gives for the sequence cut into `chunks`, and the state after it."""
+    outputs, start = [], 0
     for size in chunks:
         chunk = slice(start, start + size)
         parts = {name: x[:, :, chunk] for name, x in inputs.items()}
         part_valid = None if valid is None else valid[:, chunk]
-        out, state = mechanism.step(**parts, valid=part_valid, state=state)
+        out, state = mechanism.step(**parts, valid=part_valid, state=state, in_place=in_place)
         outputs.append(out)
         start += size
-    return torch.cat(outputs, 2)
+    return torch.cat(outputs, 2), state
 
 
 def leaves(mechanism: Mechanism, inputs: Tensors) -> Tensors:

@@ -9,6 +9,7 @@ from subquad.testing.mechanism import (
     cost,
     empty,
     graphs,
+    in_place,
     meaning,
     numerics,
     padding,
@@ -50,6 +51,8 @@ def contract(cls: type[Mechanism]) -> Iterator[Check]:
         yield causality.check_stream_equals_sequence
         yield causality.check_state_is_batch_first
         yield causality.check_state_growth
+        yield in_place.check_steps_in_place
+        yield in_place.check_rejects_steps_in_place
     if traits.normalised:
         yield meaning.check_weights_sum_to_one
     if traits.limit is not None:

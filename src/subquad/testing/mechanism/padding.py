@@ -30,7 +30,7 @@ def check_padding_is_invisible(cls: type[Mechanism]) -> None:
             expected = without_padding(mechanism, inputs, valid)
             outputs = {"forward": mechanism(**inputs, valid=valid)}
             if cls.traits.state is not None and mechanism.causal:
-                outputs["step"] = stream(mechanism, inputs, CHUNKS[0], valid=valid)
+                outputs["step"], _ = stream(mechanism, inputs, CHUNKS[0], valid=valid)
             for form, out in outputs.items():
                 label = f"padding {where}, {form}: ".__add__
                 real = out.masked_fill(~valid[:, None, :, None], 0)

@@ -48,12 +48,15 @@ def check_never_waits_for_the_device(cls: type[Mechanism]) -> None:
 
 @torch.no_grad()
 def check_steps(mechanism: Mechanism, inputs: Tensors, valid: Tensor | None) -> None:
-    """The same of a stream's first tokens, and of one more."""
+    """The same of a stream's first tokens, of one more, and of one in place."""
     state = None
-    for part in (slice(0, 8), slice(8, 9)):
+    for part, in_place in ((slice(0, 8), False), (slice(8, 9), False), (slice(9, 10), True)):
         own = {name: x[:, :, part] for name, x in inputs.items()}
+        seen = None if valid is None else valid[:, part]
+        if in_place:
+            state = mechanism.reserve(state, 1)
         with no_waiting():
-            _, state = mechanism.step(**own, valid=None if valid is None else valid[:, part], state=state)
+            _, state = mechanism.step(**own, valid=seen, state=state, in_place=in_place)
 
 
 @contextmanager
