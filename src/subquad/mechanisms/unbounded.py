@@ -23,7 +23,7 @@ from subquad.memories.literal import Row, even, normal, relative_attention, row_
 from subquad.memories.reads import BINS, DENSITIES, Density, Sticky, divergence
 from subquad.memories.segments import Segments, as_batch, between, by_segment
 from subquad.memories.short_term import RelativeAttention
-from subquad.ops.shared.parallel import MAX_NUMBERS, turns
+from subquad.ops.shared.parallel import groups, turns
 from subquad.ops.shared.precision import wide
 from subquad.ops.shared.transforms import lasting
 from subquad.ops.shared.unused import unused
@@ -262,8 +262,8 @@ class UnboundedAttention(Mechanism):
         """The segments that are taken at once, those that cannot read yet by themselves."""
         (b, h, _, d), first = queries.shape, min(2, count) * new
         channels = (len(self.inputs.__annotations__) - 3) * d
-        most = IN_CACHE if queries.is_cpu else MAX_NUMBERS
-        some = turns(count - first, b * h * self.basis * (channels + self.segment), most)
+        numbers, rest = b * h * self.basis * (channels + self.segment), count - first
+        some = groups(rest, numbers, most=IN_CACHE) if queries.is_cpu else turns(rest, numbers)
         return [slice(0, first)] * new + [slice(first + x.start, first + x.stop) for x in some]
 
     def _added(self, tokens: Sequence[Segment], *, first: Bool[Tensor, "b s"]) -> list[Signal]:
