@@ -247,7 +247,7 @@ class UnboundedAttention(Mechanism):
                 each = by_segment(q, count=turn.stop - turn.start, width=min(segments.width, q.shape[2]))
                 real = readers[:, turn, : each.shape[3]]
                 signals, masses = self._write(signal, reads, each, None if segments.whole else real, added)
-                where, read = self._read(torch.stack(signals[: each.shape[2]], 1), each)
+                where, read = self._read(side_by_side(signals[: each.shape[2]]), each)
                 outputs.append(read.flatten(2, 3)[:, :, : q.shape[2]])
                 total = total + divergence(where.variance, deviation=self.deviation, real=real.flatten(0, 1))
                 count = count + real.sum() * self.dims.heads
@@ -325,7 +325,12 @@ class UnboundedAttention(Mechanism):
         return {**super().__getstate__(), "_divergence": torch.zeros(())}  # its graph cannot be copied
 
 
+def side_by_side(x: list[Tensor]) -> Tensor:
+    """One more axis behind the rows; of one thing it is a view."""
+    return x[0][:, None] if len(x) == 1 else torch.stack(x, 1)
+
+
 def of_each_row(x: list[Tensor], n: Int[Tensor, " b"]) -> Tensor:
     """Each row of the one of `x` with that row's number."""
-    stacked = torch.stack(x, 1)
-    return torch.take_along_dim(stacked, n.view(-1, *(1,) * (stacked.dim() - 1)), 1)[:, 0]
+    first = len(x) * torch.arange(len(n), device=n.device)
+    return side_by_side(x).flatten(0, 1).index_select(0, first + n)
