@@ -228,24 +228,24 @@ class UnboundedAttention(Mechanism):
         """
         before = segments.preceding(memory.full_segments, per_segment=1)
         readers = segments.real() & (before > 1)[..., None]
-        turns = self._turns(queries, segments.count, new=new)
+        parts = self._parts(queries, segments.count, new=new)
         first, stop = int(new), segments.count - (not write_last)  # of the segments that write
-        writes = [slice(max(x.start, first), max(x.start, first, min(x.stop, stop))) for x in turns]
+        writes = [slice(max(x.start, first), max(x.start, first, min(x.stop, stop))) for x in parts]
         places = [writes[0].start, *(x.stop for x in writes)]
         slots_at = [self.segment * n - segments.missing(self.segment) for n in places]
         tokens = zip(*(between(x, slots_at) for x in slots), strict=True)
-        parts = between(queries, [0, *(segments.width * x.stop for x in turns)])
+        by_part = between(queries, [0, *(segments.width * x.stop for x in parts)])
         signal, reads = memory.signal, F.pad(memory.reads.cumsum(1), (1, 0))
         total, count, outputs = queries.new_zeros(()), queries.new_zeros(()), []
-        for turn, written, q, X in zip(turns, writes, parts, tokens, strict=True):
+        for part, written, q, X in zip(parts, writes, by_part, tokens, strict=True):
             added = self._added(X, first=before[:, written] == 1)
-            if turn.stop <= 2 * new:
+            if part.stop <= 2 * new:
                 nothing = unused(*slots, *self.parameters())
                 outputs.append(nothing.to(q.dtype).expand_as(q))
                 signals, masses = [signal, *added], [reads] * len(added)
             else:
-                each = by_segment(q, count=turn.stop - turn.start, width=min(segments.width, q.shape[2]))
-                real = readers[:, turn, : each.shape[3]]
+                each = by_segment(q, count=part.stop - part.start, width=min(segments.width, q.shape[2]))
+                real = readers[:, part, : each.shape[3]]
                 signals, masses = self._write(signal, reads, each, None if segments.whole else real, added)
                 where, read = self._read(side_by_side(signals[: each.shape[2]]), each)
                 outputs.append(read.flatten(2, 3)[:, :, : q.shape[2]])
@@ -258,7 +258,7 @@ class UnboundedAttention(Mechanism):
         self._divergence = total / count.clamp(min=1)
         return torch.cat(outputs, 2), signal, reads.diff(dim=1)
 
-    def _turns(self, queries: Queries, count: int, *, new: bool) -> list[slice]:
+    def _parts(self, queries: Queries, count: int, *, new: bool) -> list[slice]:
         """The segments that are taken at once, those that cannot read yet by themselves."""
         (b, h, _, d), first = queries.shape, min(2, count) * new
         channels = (len(self.inputs.__annotations__) - 3) * d

@@ -204,12 +204,12 @@ def accumulated(
     products of a loop, in rounds whose number is logarithmic. A is in float64, for its powers have large
     numbers that cancel.
     """
-    count, A_ = added.shape[1], A.to(first.dtype)
+    count, step = added.shape[1], A.to(first.dtype)
     if count == 0:
         return first[:, None]
     pairs = added[:, : count // 2 * 2].unflatten(1, (count // 2, 2))
-    even = accumulated(first, pairs[:, :, 0] @ A_ + pairs[:, :, 1], A @ A) if count > 1 else first[:, None]
-    odd = even[:, : count - count // 2] @ A_ + added[:, ::2]
+    even = accumulated(first, pairs[:, :, 0] @ step + pairs[:, :, 1], A @ A) if count > 1 else first[:, None]
+    odd = even[:, : count - count // 2] @ step + added[:, ::2]
     both = torch.stack([even[:, : odd.shape[1]], odd], 2).flatten(1, 2)
     return torch.cat([both, even[:, odd.shape[1] :]], 1)
 
