@@ -12,10 +12,11 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from subquad.mechanism import Dims
+from subquad.mechanisms import unbounded
 from subquad.mechanisms.infinity import InfinityAttention
 from subquad.mechanisms.unbounded import UnboundedState
-from subquad.memories.continuous import ridge_fit
-from subquad.memories.reads import Gaussian, divergence, middles, quantiles
+from subquad.memories.continuous import accumulated, ridge_fit
+from subquad.memories.reads import BINS, Gaussian, Sticky, divergence, middles
 from subquad.ops.relative_attention.positions import sinusoid, turn
 
 DIMS = Dims(heads=2, head_dim=4)
@@ -45,13 +46,22 @@ def memory(**options):
     return mechanism(**options).long_term
 
 
+def evaluate(long, signal, points):
+    """The signal at points of each row."""
+    return signal @ long.bumps_at(points).mT[:, None]
+
+
+def fit(long, X, *, first=True):
+    return long.fit(X, first=torch.full((len(X),), first))
+
+
 # the continuous memory
 
 
 def test_a_read_of_no_width_is_the_signal_at_its_mean():
     long, signal, mean = memory(), normal(3, 2, 4, 8), normal(3, 2, 7).sigmoid()
     read = long.read(Gaussian(mean, torch.full_like(mean, 1e-18)), signal)
-    by_head = [long.evaluate(signal[:, h : h + 1], mean[:, h]).mT for h in range(2)]
+    by_head = [evaluate(long, signal[:, h : h + 1], mean[:, h]).mT for h in range(2)]
     assert_close(read, torch.cat(by_head, 1))
 
 
@@ -67,41 +77,55 @@ def test_a_fit_is_the_least_squares_solution_with_a_ridge(vectors, bumps):
 def test_with_enough_bumps_and_hardly_a_ridge_the_signal_goes_through_every_vector():
     long, X = memory(basis=64, narrow=0.03, wide=0.05, ridge=1e-10), normal(3, 2, 5, 4)
     t = middles(5, like=X).expand(3, -1)
-    assert_close(long.evaluate(long.fit(X), t).mT, X, rtol=0, atol=1e-6)
+    assert_close(evaluate(long, fit(long, X), t).mT, X, rtol=0, atol=1e-6)
 
 
 def test_a_later_write_keeps_the_past_contracted_and_puts_the_new_behind_it():
     long = memory(basis=128, narrow=0.01, wide=0.02, ridge=1e-9, tau=0.6)
     old, X, points = (
-        long.fit(normal(3, 2, 5, 4)),
+        fit(long, normal(3, 2, 5, 4)),
         normal(3, 2, 5, 4, seed=1),
         normal(3, 12).sigmoid().sort().values,
     )
-    new = long.refit(old, points, X)
+    new = long.refit(old, points, fit(long, X, first=False))
     past, present = middles(12, like=X) * 0.6, 0.6 + 0.4 * middles(5, like=X)
-    assert_close(long.evaluate(new, past.expand(3, -1)), long.evaluate(old, points), rtol=0, atol=1e-5)
-    assert_close(long.evaluate(new, present.expand(3, -1)).mT, X, rtol=0, atol=1e-5)
+    assert_close(evaluate(long, new, past.expand(3, -1)), evaluate(long, old, points), rtol=0, atol=1e-5)
+    assert_close(evaluate(long, new, present.expand(3, -1)).mT, X, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("writes", [0, 1, 2, 3, 8, 13])
+def test_writes_at_the_same_points_are_the_same_side_by_side_and_one_after_the_other(writes):
+    first, added, A = normal(2, 5, 8), normal(2, writes, 5, 8, seed=1), normal(8, 8, seed=2)
+    one_by_one = [first]
+    for n in range(writes):
+        one_by_one.append(one_by_one[-1] @ A + added[:, n])
+    assert_close(accumulated(first, added, A), torch.stack(one_by_one, 1))
+
+
+def points_of(mass, count):
+    below = F.pad(mass.cumsum(1), (1, 0))
+    return Sticky(count, like=normal(len(mass), 1, 1, 1)).points(below)
 
 
 @pytest.mark.parametrize("mass", [0, 7])
 @pytest.mark.parametrize("count", [12, 512])
 def test_a_flat_histogram_gives_points_spread_evenly(mass, count):
-    points = quantiles(torch.full((2, 128), mass), count, like=normal(1))
+    points = points_of(torch.full((2, BINS), mass), count)
     assert_close(points, middles(count, like=normal(1)).expand(2, -1))
 
 
 def test_a_part_of_the_past_gets_points_in_proportion_to_its_reads():
-    mass = (1e9 * normal(3, 16).exp()).long()
+    mass = (1e9 * normal(3, BINS).exp()).long()
     mass[:, 5] = 0
-    points = quantiles(mass, 1000, like=normal(1))
-    counts = torch.stack([torch.histc(row, 16, 0, 1) for row in points])
+    points = points_of(mass, 1000)
+    counts = torch.stack([torch.histc(row, BINS, 0, 1) for row in points])
     assert_close(counts / 1000, mass / mass.sum(1, keepdim=True).double(), rtol=0, atol=0.002)
 
 
 def test_operators_lose_nothing_by_a_detour_through_half_precision():
     detour, exact = memory().half(), memory()
-    assert detour.G_later.dtype == torch.float32
-    assert_close(detour.double().G_later, exact.G_later, rtol=0, atol=0)
+    assert detour.G_past.dtype == torch.float32
+    assert_close(detour.double().G_past, exact.G_past, rtol=0, atol=0)
 
 
 # the penalty
@@ -194,9 +218,34 @@ def test_what_is_older_than_two_segments_reaches_a_token_through_the_long_term_m
 
 @pytest.mark.parametrize("sticky", [True, False])
 @pytest.mark.parametrize("segment", [4, 7])
-def test_many_writes_are_what_the_definition_says(segment, sticky):
+@pytest.mark.parametrize("at_once", [1, 1000, 2**20])  # one segment, a few, all
+def test_many_writes_are_what_the_definition_says(segment, sticky, at_once, monkeypatch):
+    monkeypatch.setattr(unbounded, "IN_CACHE", at_once)
     attention, inputs = mechanism(segment=segment, sticky=sticky), sequence(61)
     assert_close(attention(**inputs), attention.definition(**inputs))
+
+
+@pytest.mark.parametrize("sticky", [True, False])
+def test_how_many_segments_are_taken_at_once_changes_neither_gradients_nor_states(sticky, monkeypatch):
+    attention, inputs = mechanism(sticky=sticky), sequence(53)
+    valid = normal(2, 53, seed=5) < 0.8
+    valid[0, :30] = False
+    for x in inputs.values():
+        x.requires_grad_()
+
+    def stream():
+        out, state = attention.step(**cut(inputs, slice(20)), valid=valid[:, :20])
+        more, state = attention.step(**cut(inputs, slice(20, None)), valid=valid[:, 20:], state=state)
+        gradients = torch.autograd.grad(more.sum() + state.signal.sum(), list(inputs.values()))
+        return [out, more, *state, attention.penalty(), *gradients]
+
+    results = []
+    for at_once in (1, 2000, 2**20):
+        monkeypatch.setattr(unbounded, "IN_CACHE", at_once)
+        results.append(stream())
+    for other in results[1:]:
+        for x, y in zip(results[0], other, strict=True):
+            assert_close(x, y)
 
 
 def test_sticky_memories_keep_another_past():

@@ -106,7 +106,8 @@ def test_reads_are_as_narrow_as_the_authors_let_them_be(cls, smallest):
     long = made(cls).long_term
     torch.nn.init.constant_(long.w_sigma, -1e3)
     q, K_T = torch.ones(1, H, 3, D).double(), torch.ones(1, H, D, TINY["basis"]).double()
-    assert_close(long.locate(q, K_T).variance, torch.full((1, H, 3), smallest).double())
+    w, b = long.logit_weights(q)
+    assert_close(long.locate(q, K_T @ w, b).variance, torch.full((1, H, 3), smallest).double())
 
 
 def test_shared_reads_are_two_vectors_whatever_the_heads():

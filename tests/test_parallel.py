@@ -4,8 +4,6 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from subquad import Dims, build
-from subquad.measure.launches import count_launches
 from subquad.measure.memory import peak_bytes
 from subquad.ops.backends import backend, using
 from subquad.ops.bucket_attention import BucketCall, Visibility, bucket_attention
@@ -196,41 +194,6 @@ def test_a_cpu_takes_it_only_if_asked():
         with using("parallel"):
             (choice,) = backend(call)
         assert choice.backend == "parallel"
-
-
-def launches(name, causal, length, *, learns):
-    """Those of a mechanism on a device without numbers, for which nobody can wait."""
-    mechanism = build(name, Dims(heads=4, head_dim=32, max_len=length), causal=causal).to("meta")
-    x = [
-        torch.empty(1, 4, length, width, device="meta", requires_grad=learns)
-        for width in mechanism.projections().values()
-    ]
-    valid = torch.empty(1, length, dtype=torch.bool, device="meta")
-
-    def run():
-        out = mechanism(*x, valid=valid)
-        if learns:
-            torch.autograd.grad(out.sum(), x)
-
-    with torch.set_grad_enabled(learns):
-        return count_launches(run)
-
-
-SERVED = [
-    *(("linear", True), ("linear", False), ("performer", True), ("performer", False), ("dpfp", True)),
-    *(("cosformer", True), ("favor-plus-plus", True), ("taylor", True), ("hedgehog", True)),
-    *(("spectral", True), ("taylor", False), ("cosformer", False)),
-    *(("retention", True), ("gated-linear", True), ("delta", True), ("gated-delta", True)),
-]
-
-
-@pytest.mark.parametrize("learns", [False, True])
-@pytest.mark.parametrize(("name", "causal"), SERVED)
-def test_launches_do_not_grow_with_the_length(name, causal, learns):
-    few, many = (launches(name, causal, n, learns=learns) for n in (8192, 32768))
-    more = 24 * (1 + learns) if "delta" in name else 0  # products of maps, by halves
-    assert many <= few + more
-    assert few < 400
 
 
 @pytest.mark.parametrize("kind", [FeatureKind.ELU, FeatureKind.FAVOR])

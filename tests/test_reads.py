@@ -5,7 +5,7 @@ import torch
 from torch.distributions import Normal
 from torch.testing import assert_close
 
-from subquad.memories.reads import DENSITIES, UNIT, Parabola, expectation, histogram
+from subquad.memories.reads import DENSITIES, UNIT, Parabola, Sticky, expectation
 
 KINDS = pytest.mark.parametrize("kind", DENSITIES)
 WIDTHS = (0.005, 0.2)
@@ -57,7 +57,8 @@ def test_gradients_are_those_of_the_expectation(kind):
 def test_the_histogram_holds_the_mass_of_real_reads_and_of_no_others(kind):
     mean, variance = normal(2, 2, 6, seed=0).sigmoid(), normal(2, 2, 6, seed=1).exp() / 50
     real = torch.tensor([[True] * 4 + [False] * 2, [False] * 6])
-    found = histogram(DENSITIES[kind](mean, variance), real=real) * UNIT
+    sticky = Sticky(1, like=mean[..., None])
+    found = sticky.mass_below(DENSITIES[kind](mean, variance), real=real).diff(dim=1) * UNIT
     edges = torch.linspace(0, 1, 129, dtype=torch.float64)
     if kind == "gaussian":
         below = Normal(mean[..., None], variance.sqrt()[..., None]).cdf(edges)
@@ -71,8 +72,8 @@ def test_the_histogram_holds_the_mass_of_real_reads_and_of_no_others(kind):
 
 def test_a_parabola_has_all_its_mass_within_its_reach():
     read = Parabola(MEAN, VARIANCE)
-    for side in (-0.5, 0.5):
-        ends = read.below(MEAN + 2 * side * read.reach()[:, 0]).diagonal()
+    for side in (-1, 1):
+        ends = read.balance(MEAN + side * read.reach()[:, 0]).diagonal()
         assert_close(ends, torch.full_like(MEAN, side))
 
 

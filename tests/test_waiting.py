@@ -19,12 +19,14 @@ from subquad.testing.backend import certify_backend
 from subquad.testing.mechanism.cases import each_form, make, precision, random_inputs
 from subquad.testing.mechanism.empty import check_empty_batch, check_empty_sequence
 from subquad.testing.mechanism.meaning import check_matches_definition, check_ties_match_definition
+from subquad.testing.mechanism.numerics import check_half_precision
 from subquad.testing.mechanism.padding import check_all_padding_gives_zeros, check_padding_is_invisible
 from subquad.testing.mechanism.waiting import Operators, no_waiting
 
 LOOKING = (  # those that look at numbers where they may
     *("local", "longformer", "bigbird", "star", "sparse-transformer", "pattern", "poolingformer"),
     *("transformer-xl", "compressive", "infinity", "routing", "reformer", "cosformer"),
+    *("linformer", "nystromformer"),
 )
 CHECKS = (
     check_matches_definition,
@@ -42,6 +44,12 @@ def test_without_a_look_at_numbers_the_contract_is_kept(name, check, monkeypatch
     monkeypatch.setattr(parallel, "MAX_NUMBERS", 500)  # so that there are several turns
     with without_waiting():
         check(find(name))
+
+
+@pytest.mark.parametrize("name", ["linformer", "nystromformer"])
+def test_half_precision_that_is_not_widened_is_as_right(name):
+    with without_waiting():
+        check_half_precision(find(name))
 
 
 @pytest.mark.parametrize("name", ["transformer-xl", "compressive", "infinity"])

@@ -55,7 +55,6 @@ from torch.nn import functional as F
 from subquad.bounds import Count, EvenCount, OpenShare, Positive, PositiveOrZero
 from subquad.mechanism import Dims, Keys, Queries, Traits, Values
 from subquad.mechanisms.unbounded import Coefficients, DensityName, RowSegment, Segment, UnboundedAttention
-from subquad.memories.continuous import Signal
 from subquad.memories.literal import Row
 
 TINY = {"segment": 5, "basis": 8, "narrow": 0.1, "wide": 0.2, "samples": 12}
@@ -120,9 +119,11 @@ class InfinityAttention(UnboundedAttention):
     def _remembered(self, *tokens: Segment) -> Segment:
         return torch.cat(tokens, -1)
 
-    def _keys_and_values(self, signal: Signal) -> tuple[Coefficients, Coefficients]:
-        K_T, V_T = signal.chunk(2, 2)
-        return K_T, V_T
+    def _keys(self, signal: Coefficients) -> Coefficients:
+        return signal.chunk(2, 2)[0]
+
+    def _values(self, signal: Coefficients) -> Coefficients:
+        return signal.chunk(2, 2)[1]
 
     def _define_remembered(self, *tokens: RowSegment) -> RowSegment:
         return torch.cat(tokens, -1)
@@ -216,10 +217,11 @@ class InfinityGpt2Attention(UnboundedAttention):
         gate = torch.addmm(c, neighbours.flatten(0, 1), C.flatten(0, 1)).sigmoid()
         return x * gate.unflatten(0, x.shape[::2]).unflatten(2, x.shape[1::2]).transpose(1, 2)
 
-    def _keys_and_values(self, signal: Signal) -> tuple[Coefficients, Coefficients]:
-        flat = signal.flatten(1, 2)
-        K_T, V_T = ((W.to(flat.dtype).mT @ flat).view_as(signal) for W in (self.W_K, self.W_V))
-        return K_T, V_T
+    def _keys(self, signal: Coefficients) -> Coefficients:
+        return across(self.W_K, signal)
+
+    def _values(self, signal: Coefficients) -> Coefficients:
+        return across(self.W_V, signal)
 
     def _define_remembered(self, *tokens: RowSegment) -> RowSegment:
         (x,) = tokens
@@ -233,3 +235,9 @@ class InfinityGpt2Attention(UnboundedAttention):
         across = B.transpose(0, 1).flatten(1)
         K, V = ((across @ W).unflatten(1, B.shape[::2]).transpose(0, 1) for W in (self.W_K, self.W_V))
         return K, V
+
+
+def across(W: Float[Tensor, "hd hd"], signal: Coefficients) -> Coefficients:
+    """The signal times W, channels of all heads side by side."""
+    flat = signal.flatten(1, 2)
+    return torch.bmm(W.to(flat.dtype).mT.expand(len(flat), -1, -1), flat).view_as(signal)

@@ -29,7 +29,7 @@ from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Traits, V
 from subquad.ops.attention import attention
 from subquad.ops.shared.packing import Packing
 from subquad.ops.shared.pooling import Windows
-from subquad.ops.shared.precision import by_heads
+from subquad.ops.shared.precision import by_heads, wide
 
 Sharing = Annotated[str, one_of("none", "heads", "key-value", "layers")]
 Projection = Annotated[str, one_of("linear", "mean", "max", "convolution")]
@@ -140,10 +140,13 @@ class Linformer(Mechanism):
             else:
                 used = weights[..., : x.shape[2]]
             return used.to(x.dtype) @ x, None
-        windows = Windows.of(x, packing.count, kernel=self.window, stride=self.window)
+        (tokens,) = wide(x)
+        windows = Windows.of(tokens, packing.count, kernel=self.window, stride=self.window)
         if weights is not None:
-            return windows.tokens.flatten(3) @ weights.flatten(1, 2).to(x.dtype), windows.real
-        return windows.mean() if self.projection == "mean" else windows.max(), windows.real
+            slots = windows.tokens.flatten(3) @ weights.flatten(1, 2).to(tokens.dtype)
+        else:
+            slots = windows.mean() if self.projection == "mean" else windows.max()
+        return slots.to(x.dtype), windows.real
 
     def tie(self, first: Mechanism) -> None:
         if self.sharing == "layers" and isinstance(first, Linformer):

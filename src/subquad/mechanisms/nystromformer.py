@@ -36,7 +36,7 @@ from subquad.ops.convolution import convolve
 from subquad.ops.shared.landmarks import Segments
 from subquad.ops.shared.masked_softmax import masked_softmax
 from subquad.ops.shared.packing import Packing
-from subquad.ops.shared.precision import by_heads
+from subquad.ops.shared.precision import by_heads, wide
 from subquad.ops.shared.unused import unused
 
 Kernel = Annotated[int, Bound("odd, or 0 for none", lambda n: n == 0 or (n > 0 and n % 2 == 1))]
@@ -128,16 +128,17 @@ class Nystromformer(Mechanism):
         full = packing.valid is None
         segments = Segments.cut(packing.count, landmarks=m, length=length, full=full)
         q_landmarks, k_landmarks = segments.means(q), segments.means(k)
-        scores = q_landmarks @ k_landmarks.mT / q.shape[-1] ** 0.5
-        if packing.valid is None:
+        wide_q, wide_k = wide(q_landmarks, k_landmarks)
+        scores = wide_q @ wide_k.mT / q.shape[-1] ** 0.5
+        if packing.valid is None or segments.real is None:
             seen = real = None
             A = scores.softmax(-1)
         else:
             seen, real = packing.valid[:, None, None, :], segments.real[:, None, None, :]
             A = masked_softmax(scores, seen=real & real.mT)
-        BV = attention(q_landmarks, k, v, seen=seen)
+        (BV,) = wide(attention(q_landmarks, k, v, seen=seen))
         ZBV = pseudo_inverse(A, iterations=self.iterations) @ BV
-        out = attention(q, k_landmarks, ZBV, seen=real)
+        out = attention(q, k_landmarks, ZBV.to(v.dtype), seen=real)
         return convolve(v, self.skip[own].to(v.dtype)).add_(out) if self.kernel else out
 
 
@@ -145,10 +146,10 @@ def pseudo_inverse(A: Square, *, iterations: int) -> Square:
     """Section 3.3: each matrix by itself. Rows and columns of zeros stay so."""
     norms = A.sum(-2).amax(-1) * A.sum(-1).amax(-1)  # its entries are weights: none is negative
     Z = A.mT / norms.clamp(min=0.5)[..., None, None]  # a matrix with a row of weights has norms from 1 up
-    I = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
     flat_A, Z = A.flatten(0, 1), Z.flatten(0, 1)
     for _ in range(iterations):
         AZ = flat_A @ Z
-        inner = torch.baddbmm(15 * I, AZ, 7 * I - AZ, alpha=-1)
-        Z = torch.baddbmm(I, Z, torch.baddbmm(13 * I, AZ, inner, alpha=-1), beta=0, alpha=0.25)
+        inner = torch.baddbmm(AZ, AZ, AZ, beta=7, alpha=-1)  # AZ (7 I - AZ)
+        inner = torch.baddbmm(AZ, AZ, inner, beta=15, alpha=-1)  # AZ (15 I - AZ (7 I - AZ))
+        Z = torch.baddbmm(Z, Z, inner, beta=13 / 4, alpha=-1 / 4)
     return Z.view_as(A)

@@ -7,29 +7,34 @@ A member says what of a token is remembered, and how keys and values follow from
 """
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from subquad.bounds import Count, EvenCount, OpenShare, Positive, PositiveOrZero, one_of
 from subquad.mechanism import Dims, Mechanism, Outputs, Queries, State, Valid
+from subquad.memories import literal
 from subquad.memories.continuous import ContinuousMemory, Signal
-from subquad.memories.literal import Density, Row, even, normal, relative_attention, row_by_row, sticky
-from subquad.memories.reads import BINS, DENSITIES, divergence, histogram, quantiles
-from subquad.memories.segments import Segments
+from subquad.memories.literal import Row, even, normal, relative_attention, row_by_row, sticky
+from subquad.memories.reads import BINS, DENSITIES, Density, Sticky, divergence
+from subquad.memories.segments import Segments, as_batch, between, by_segment
 from subquad.memories.short_term import RelativeAttention
+from subquad.ops.shared.parallel import groups, turns
 from subquad.ops.shared.precision import wide
 from subquad.ops.shared.transforms import lasting
 from subquad.ops.shared.unused import unused
+
+IN_CACHE = 2**18  # numbers of signals and reads that a CPU takes at once, at least a segment's
 
 DensityName = Annotated[str, one_of(*DENSITIES)]
 SegmentInputs = Float[Tensor, "b h l c"]  # k, v and what is remembered in the long term, side by side
 Segment = Float[Tensor, "b h l _"]
 RowSegment = Float[Tensor, "h l _"]
-Coefficients = Float[Tensor, "b h d n"]  # K^T, or V^T
+Coefficients = Float[Tensor, "b h _ n"]  # of bumps, or what is made of these
 
 
 class UnboundedState(NamedTuple):
@@ -96,8 +101,12 @@ class UnboundedAttention(Mechanism):
         """What the signal is fitted to, of a full segment's tokens: the inputs behind v."""
 
     @abstractmethod
-    def _keys_and_values(self, signal: Signal) -> tuple[Coefficients, Coefficients]:
-        """The coefficients of both, from those of what is remembered."""
+    def _keys(self, signal: Coefficients) -> Coefficients:
+        """K^T, from the coefficients of what is remembered; channels alone are mixed, and not bumps."""
+
+    @abstractmethod
+    def _values(self, signal: Coefficients) -> Coefficients:
+        """V^T, likewise."""
 
     @abstractmethod
     def _define_remembered(self, *tokens: RowSegment) -> RowSegment:
@@ -105,7 +114,7 @@ class UnboundedAttention(Mechanism):
 
     @abstractmethod
     def _define_keys_and_values(self, B: Float[Tensor, "h n f"]) -> tuple[Row, Row]:
-        """`_keys_and_values` for one row, literally."""
+        """`_keys` and `_values` for one row, literally."""
 
     def penalty(self) -> Float[Tensor, ""]:
         return self.kl_weight * lasting(self._divergence)
@@ -133,7 +142,7 @@ class UnboundedAttention(Mechanism):
                 if long.b_mu is not None and long.b_sigma is not None:
                     m, variance = m + long.b_mu[:, None, None], variance + long.b_sigma[:, None, None]
                 variance = F.softplus(variance).clamp(min=long.smallest_variance)
-                reads = Density(self.density, m.sigmoid(), variance)
+                reads = literal.Density(self.density, m.sigmoid(), variance)
                 z = (reads.expectation(mu, s) @ V).transpose(0, 1).flatten(1) @ W_o
                 out = out + z.unflatten(1, (len(V), -1)).transpose(0, 1)
                 points = old = even(self.samples, like=q)
@@ -210,42 +219,100 @@ class UnboundedAttention(Mechanism):
         *,
         new: bool,
         write_last: bool,
-    ) -> tuple[Queries, Float[Tensor, "b h f m"], Int[Tensor, "b bins"]]:
-        """The long-term memory, segment by segment: queries read it; a full one has the one before written.
+    ) -> tuple[Queries, Signal, Int[Tensor, "b bins"]]:
+        """The long-term memory: a segment's queries read it, and when it is full the one before is written.
 
-        Where all rows are `new`, what cannot have been written yet is not read.
+        As many segments as memory allows write, and then all of them read side by side. A row that has
+        fewer has no queries in the others. Where all rows are `new`, nothing is written before the second
+        segment is full, nor read before the third.
         """
-        signal, reads, long = memory.signal, memory.reads, self.long_term
-        l, w, real = self.segment, segments.width, segments.real()
+        before = segments.preceding(memory.full_segments, per_segment=1)
+        readers = segments.real() & (before > 1)[..., None]
+        parts = self._parts(queries, segments.count, new=new)
+        first, stop = int(new), segments.count - (not write_last)  # of the segments that write
+        writes = [slice(max(x.start, first), max(x.start, first, min(x.stop, stop))) for x in parts]
+        places = [writes[0].start, *(x.stop for x in writes)]
+        slots_at = [self.segment * n - segments.missing(self.segment) for n in places]
+        tokens = zip(*(between(x, slots_at) for x in slots), strict=True)
+        by_part = between(queries, [0, *(segments.width * x.stop for x in parts)])
+        signal, reads = memory.signal, F.pad(memory.reads.cumsum(1), (1, 0))
         total, count, outputs = queries.new_zeros(()), queries.new_zeros(()), []
-        for n in range(segments.count):
-            written = memory.full_segments + n > 1
-            q = queries[:, :, n * w : (n + 1) * w]
-            if new and n < 2:
+        for part, written, q, X in zip(parts, writes, by_part, tokens, strict=True):
+            added = self._added(X, first=before[:, written] == 1)
+            if part.stop <= 2 * new:
                 nothing = unused(*slots, *self.parameters())
                 outputs.append(nothing.to(q.dtype).expand_as(q))
+                signals, masses = [signal, *added], [reads] * len(added)
             else:
-                K_T, V_T = self._keys_and_values(signal)
-                where = long.locate(q, K_T)
-                outputs.append(self._mix(long.read(where, V_T)))
-                readers = real[:, n, : q.shape[2]] & written[:, None]
-                total = total + divergence(where.variance, deviation=self.deviation, real=readers)
-                count = count + readers.sum() * self.dims.heads
-                if self.sticky and (write_last or n + 1 < segments.count):
-                    reads = reads + histogram(where, real=readers)
-            if (n > 0 or not new) and (write_last or n + 1 < segments.count):
-                start = n * l - segments.missing(l)  # of the segment before
-                X = self._remembered(*(x[:, :, start : start + l] for x in slots))
-                fitted = long.fit(X)
-                if n > 1 or not new:
-                    refitted = long.refit(signal, quantiles(reads, self.samples, like=X), X)
-                    fitted = torch.where(written[:, None, None, None], refitted, fitted)
-                full = segments.is_full(n)
-                writes = full & (memory.full_segments + n > 0)
-                signal = torch.where(writes[:, None, None, None], fitted, signal)
-                reads = reads.masked_fill(full[:, None], 0)
+                each = by_segment(q, count=part.stop - part.start, width=min(segments.width, q.shape[2]))
+                real = readers[:, part, : each.shape[3]]
+                signals, masses = self._write(signal, reads, each, None if segments.whole else real, added)
+                where, read = self._read(side_by_side(signals[: each.shape[2]]), each)
+                outputs.append(read.flatten(2, 3)[:, :, : q.shape[2]])
+                total = total + divergence(where.variance, deviation=self.deviation, real=real.flatten(0, 1))
+                count = count + real.sum() * self.dims.heads
+            signal = signals[-1]
+            if write_last:
+                at = (segments.num_full() - written.start).clamp(0, len(added))
+                signal, reads = of_each_row(signals, at), of_each_row([*masses, torch.zeros_like(reads)], at)
         self._divergence = total / count.clamp(min=1)
-        return torch.cat(outputs, 2), signal, reads
+        return torch.cat(outputs, 2), signal, reads.diff(dim=1)
+
+    def _parts(self, queries: Queries, count: int, *, new: bool) -> list[slice]:
+        """The segments that are taken at once, those that cannot read yet by themselves."""
+        (b, h, _, d), first = queries.shape, min(2, count) * new
+        channels = (len(self.inputs.__annotations__) - 3) * d
+        numbers, rest = b * h * self.basis * (channels + self.segment), count - first
+        some = groups(rest, numbers, most=IN_CACHE) if queries.is_cpu else turns(rest, numbers)
+        return [slice(0, first)] * new + [slice(first + x.start, first + x.stop) for x in some]
+
+    def _added(self, tokens: Sequence[Segment], *, first: Bool[Tensor, "b s"]) -> list[Signal]:
+        """What each of so many segments, which follow one another, adds to the signal."""
+        count = first.shape[1]
+        if count == 0:
+            return []
+        each = (as_batch(by_segment(x, count=count, width=self.segment)) for x in tokens)
+        added = self.long_term.fit(self._remembered(*each), first=first.flatten())
+        return list(added.unflatten(0, first.shape).unbind(1))
+
+    def _write(
+        self,
+        signal: Signal,
+        reads: Int[Tensor, "b edges"],
+        q: Float[Tensor, "b h s w d"],
+        real: Bool[Tensor, "b s w"] | None,
+        added: list[Signal],
+    ) -> tuple[list[Signal], list[Int[Tensor, "b edges"]]]:
+        """The signals before each write and after the last; for each write, what was read below each edge.
+
+        Sticky writes wait for one another: each takes where its segment reads, the quantiles of that, and two
+        products. Other writes are all of one kind, and go side by side.
+        """
+        long, sticky = self.long_term, Sticky(self.samples, like=signal)
+        if added and not self.sticky:
+            return long.refits(signal, sticky.even, added), [reads] * len(added)
+        signals, masses = [signal], []
+        with torch.no_grad():
+            w, b = long.logit_weights(signal)
+        for n, more in enumerate(added):
+            with torch.no_grad():
+                where = long.locate(q[:, :, n], self._keys(signal @ w), b)
+                mass = sticky.mass_below(where, real=None if real is None else real[:, n])
+                masses.append(mass if n else reads + mass)
+                points = sticky.points(masses[n])
+            signal = long.refit(signal, points, more)
+            signals.append(signal)
+        return signals, masses
+
+    def _read(
+        self, signals: Float[Tensor, "b s h f m"], q: Float[Tensor, "b h s w d"]
+    ) -> tuple[Density, Float[Tensor, "b h s w d"]]:
+        """Where each segment's queries read its signal, and W_o times what, side by side."""
+        long, batch = self.long_term, signals.flatten(0, 1)
+        w, b = long.logit_weights(q)
+        where = long.locate(as_batch(q), self._keys(batch @ w), b)
+        read = self._mix(long.read(where, self._values(batch)))
+        return where, read.unflatten(0, signals.shape[:2]).transpose(1, 2)
 
     def _mix(self, z: Outputs) -> Outputs:
         """W_o z, of each head by itself or across heads."""
@@ -256,3 +323,14 @@ class UnboundedAttention(Mechanism):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_divergence": torch.zeros(())}  # its graph cannot be copied
+
+
+def side_by_side(x: list[Tensor]) -> Tensor:
+    """One more axis behind the rows; of one thing it is a view."""
+    return x[0][:, None] if len(x) == 1 else torch.stack(x, 1)
+
+
+def of_each_row(x: list[Tensor], n: Int[Tensor, " b"]) -> Tensor:
+    """Each row of the one of `x` with that row's number."""
+    first = len(x) * torch.arange(len(n), device=n.device)
+    return side_by_side(x).flatten(0, 1).index_select(0, first + n)

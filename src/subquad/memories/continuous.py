@@ -7,7 +7,13 @@ the length of the past:
 
 Writing: L vectors X at t_i = (i - 1/2) / L are fitted by ridge regression, B^T = X^T G, where
 G = F^T (F F^T + lambda I)^-1 and F_ji = psi_j(t_i) depend on no data. To write more, the old signal is read
-at M points, contracted into [0, tau] and fitted together with the new vectors, which take (tau, 1].
+at M points, contracted into [0, tau] and fitted together with the new vectors, which take (tau, 1]. That is
+linear in both: with the rows G_past and G_new of G that belong to the points p and to the new vectors,
+
+    B^T <- B^T A + X^T G_new,    A = Psi(p) G_past,    Psi(p)_jm = psi_j(p_m)
+
+Where the points are the same for all writes, so is A, and the signals of all segments come out of products
+side by side, two writes being one by A^2 (`accumulated`).
 
 Reading: head by head, a query places a density over t and takes its expectation of the signal:
 
@@ -17,7 +23,8 @@ Reading: head by head, a query places a density over t and takes its expectation
 where K and V are the coefficients of the keys' and of the values' signal; `memories/reads.py` has p.
 
 Sticky memories: the M points need not be spread evenly. They lie closest where the past was read most, and
-these parts of it keep more room after the contraction.
+these parts of it keep more room after the contraction. Then A depends on where the very signal that it
+changes was read, by way of quantiles: each write has to wait for the one before, on every machine.
 
 Martins, Marinho, Martins: infinity-former: Infinite Memory Transformer. ACL 2022, arXiv:2109.00301,
 section 3. Departures:
@@ -35,11 +42,19 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from subquad.memories.reads import DENSITIES, Density, Gaussian, expectation, flush_negligible, middles
+from subquad.memories.reads import (
+    DENSITIES,
+    Density,
+    Gaussian,
+    exp_or_zero,
+    expectation,
+    flush_negligible,
+    middles,
+)
 
 Signal = Float[Tensor, "b h c n"]  # the coefficients B^T, head by head
 
@@ -54,8 +69,11 @@ class ContinuousMemory(nn.Module):
     """
 
     centres: Float[Tensor, " half"]  # of the narrow bumps, and of the wide ones
+    curvatures: Float[Tensor, "two 1"]  # of a bump's logarithm, halved
+    heights: Float[Tensor, "two 1"]
     G_first: Float[Tensor, "l n"]  # fits one segment
-    G_later: Float[Tensor, "m+l n"]  # fits the contracted past and one more segment
+    G_past: Float[Tensor, "m n"]  # fits the contracted past, with one more segment by
+    G_new: Float[Tensor, "l n"]
 
     def __init__(
         self,
@@ -85,7 +103,7 @@ class ContinuousMemory(nn.Module):
                 persistent=False,
             )
         # Queries and keys of unit variance give logits of unit variance at most.
-        spread = 1 / operators["G_later"].norm().item()
+        spread = 1 / math.hypot(*(operators[name].norm().item() for name in ("G_past", "G_new")))
         inverse_softplus = deviation**2 + math.log(-math.expm1(-(deviation**2)))
         rows = 1 if shared else heads
         self.w_mu = nn.Parameter(spread * torch.randn(rows, basis))
@@ -93,13 +111,18 @@ class ContinuousMemory(nn.Module):
         self.w_sigma = nn.Parameter(spread * torch.randn(rows, basis))
         self.b_sigma = None if shared else nn.Parameter(torch.full((heads,), inverse_softplus))
 
-    def locate(self, q: Float[Tensor, "b h t d"], K_T: Float[Tensor, "b h d n"]) -> Density:
-        """Where the queries read, given the coefficients of the keys' signal."""
-        w = torch.stack([self.w_mu, self.w_sigma], -1).to(q.dtype)
-        logits = q @ (K_T @ w) / q.shape[-1] ** 0.5  # w . K q = K^T w . q
-        if self.b_mu is not None and self.b_sigma is not None:
-            logits = logits + torch.stack([self.b_mu, self.b_sigma], -1).to(q.dtype)[:, None]
-        mean, variance = logits.unbind(-1)
+    def logit_weights(self, like: Tensor) -> tuple[Float[Tensor, "*h n two"], Float[Tensor, "#h 1 two"]]:
+        """w_mu beside w_sigma, and b_mu beside b_sigma, or zeros."""
+        w = torch.stack([self.w_mu, self.w_sigma], -1).to(like.dtype)
+        if self.b_mu is None or self.b_sigma is None:
+            return w[0], w.new_zeros(1, 1, 2)
+        return w, torch.stack([self.b_mu, self.b_sigma], -1).to(like.dtype)[:, None]
+
+    def locate(
+        self, q: Float[Tensor, "b h t d"], K_w: Float[Tensor, "b h d two"], b: Float[Tensor, "#h 1 two"]
+    ) -> Density:
+        """Where the queries read, given the coefficients of the keys' signal times w: w . K q = K^T w . q."""
+        mean, variance = torch.add(b, q @ K_w, alpha=q.shape[-1] ** -0.5).unbind(-1)
         return self.density(mean.sigmoid(), F.softplus(variance).clamp(min=self.smallest_variance))
 
     def read(self, where: Density, V_T: Float[Tensor, "b h e n"]) -> Float[Tensor, "b h t e"]:
@@ -110,18 +133,30 @@ class ContinuousMemory(nn.Module):
         )
         return narrow + wide
 
-    def evaluate(self, signal: Signal, points: Float[Tensor, "b m"]) -> Float[Tensor, "b h c m"]:
-        """The signal at `points`."""
-        psi = expectation(point_mass(points), self.centres.to(points.dtype), self.widths)
-        return (signal.flatten(1, 2) @ psi.mT).unflatten(1, signal.shape[1:3])
+    def fit(self, X: Float[Tensor, "b h l c"], *, first: Bool[Tensor, " b"]) -> Signal:
+        """What a segment adds to the signal that it is written into, of which the `first` is all."""
+        G = torch.where(first[:, None, None], self.G_first, self.G_new).to(X.dtype)
+        return (X.mT.flatten(1, 2) @ G).unflatten(1, (X.shape[1], X.shape[3]))
 
-    def fit(self, X: Float[Tensor, "b h l c"]) -> Signal:
-        """The signal of one segment."""
-        return X.mT @ self.G_first.to(X.dtype)
+    def refit(self, signal: Signal, points: Float[Tensor, "b m"], added: Signal) -> Signal:
+        """The signal of the past, contracted as it is at `points`, with what is `added`."""
+        past = signal.flatten(1, 2) @ self.bumps_at(points).mT
+        G = self.G_past.to(signal.dtype).expand(len(past), -1, -1)
+        return torch.baddbmm(added.flatten(1, 2), past, G).view_as(signal)
 
-    def refit(self, signal: Signal, points: Float[Tensor, "b m"], X: Float[Tensor, "b h l c"]) -> Signal:
-        """The signal of the past, contracted as it is at `points`, and of one more segment."""
-        return torch.cat([self.evaluate(signal, points), X.mT], -1) @ self.G_later.to(X.dtype)
+    def refits(self, signal: Signal, points: Float[Tensor, " m"], added: list[Signal]) -> list[Signal]:
+        """The signals before as many writes and after the last, all of them at the same `points`."""
+        A = self.bumps_at(points.double()).mT @ self.G_past.double()
+        flat = accumulated(signal.flatten(1, 2), torch.stack(added, 1).flatten(2, 3), A)
+        return list(flat.unflatten(2, signal.shape[1:3]).unbind(1))
+
+    def bumps_at(self, points: Float[Tensor, "*b m"]) -> Float[Tensor, "*b m n"]:
+        """psi."""
+        centres, curvatures, heights = (
+            x.to(points.dtype) for x in (self.centres, self.curvatures, self.heights)
+        )
+        exponents = ((points[..., None] - centres) ** 2)[..., None, :] * curvatures
+        return (exp_or_zero(exponents) * heights).flatten(-2)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ContinuousMemory":
         super()._apply(fn, recurse)
@@ -145,14 +180,38 @@ class ContinuousMemory(nn.Module):
         past_and_new = torch.cat(
             [self.tau * middles(self.samples, like=like), self.tau + (1 - self.tau) * new]
         )
-        psi = (expectation(point_mass(t), centres, self.widths) for t in (new, past_and_new))
+        widths = torch.tensor(self.widths, dtype=like.dtype, device=like.device)[:, None]
+        psi = (
+            expectation(Gaussian(t, torch.zeros_like(t)), centres, self.widths) for t in (new, past_and_new)
+        )
         G_first, G_later = (ridge_fit(F_T, self.ridge) for F_T in psi)
-        return {"centres": centres, "G_first": G_first, "G_later": G_later}
+        return {
+            "centres": centres,
+            "curvatures": -0.5 / widths**2,
+            "heights": (2 * math.pi) ** -0.5 / widths,
+            "G_first": G_first,
+            "G_past": G_later[: self.samples],
+            "G_new": G_later[self.samples :],
+        }
 
 
-def point_mass(points: Float[Tensor, "*t"]) -> Gaussian:
-    """The density with all its mass at each of `points`."""
-    return Gaussian(points, torch.zeros_like(points))
+def accumulated(
+    first: Float[Tensor, "b r n"], added: Float[Tensor, "b s r n"], A: Float[Tensor, "n n"]
+) -> Float[Tensor, "b s+1 r n"]:
+    """S_0, which is the `first`, to S_s of S_(i+1) = S_i A + added_i.
+
+    Two of these are one, S_(i+2) = S_i A^2 + (added_i A + added_(i+1)), which gives every other S: twice the
+    products of a loop, in rounds whose number is logarithmic. A is in float64, for its powers have large
+    numbers that cancel.
+    """
+    count, step = added.shape[1], A.to(first.dtype)
+    if count == 0:
+        return first[:, None]
+    pairs = added[:, : count // 2 * 2].unflatten(1, (count // 2, 2))
+    even = accumulated(first, pairs[:, :, 0] @ step + pairs[:, :, 1], A @ A) if count > 1 else first[:, None]
+    odd = even[:, : count - count // 2] @ step + added[:, ::2]
+    both = torch.stack([even[:, : odd.shape[1]], odd], 2).flatten(1, 2)
+    return torch.cat([both, even[:, odd.shape[1] :]], 1)
 
 
 def ridge_fit(F_T: Float[Tensor, "l n"], ridge: float) -> Float[Tensor, "l n"]:

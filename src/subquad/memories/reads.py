@@ -43,15 +43,12 @@ class Gaussian(NamedTuple):
         """E[psi], psi itself where the variance is zero."""
         square = (self.mean[..., None] - centres) ** 2
         variances = [self.variance[..., None] + width**2 for width in widths]
-        exponents = [square * (-0.5 / both) for both in variances]
-        least = negligible(square)
-        lowest = math.log(least) - 1e-3  # torch's `exp` is slow where it underflows
-        shapes = [F.threshold(exponent.clamp(min=lowest).exp(), least, 0.0) for exponent in exponents]
+        shapes = [exp_or_zero(square * (-0.5 / both)) for both in variances]
         return [((2 * math.pi * both) ** -0.5, shape) for both, shape in zip(variances, shapes, strict=True)]
 
-    def below(self, t: Float[Tensor, " edges"]) -> Float[Tensor, "*t edges"]:
-        """The mass below `t`, less a half."""
-        return ((t - self.mean[..., None]) / (self.variance[..., None].sqrt() * math.sqrt(2))).erf() / 2
+    def balance(self, t: Float[Tensor, " edges"]) -> Float[Tensor, "*t edges"]:
+        """The mass below `t`, less that above."""
+        return ((t - self.mean[..., None]) / (2 * self.variance[..., None]).sqrt()).erf()
 
 
 class Parabola(NamedTuple):
@@ -76,10 +73,10 @@ class Parabola(NamedTuple):
             shapes.append(F.threshold((a**2 - x**2 - s**2) * mass + s * ends, least, 0.0))
         return [(height, shape) for shape in shapes]
 
-    def below(self, t: Float[Tensor, " edges"]) -> Float[Tensor, "*t edges"]:
-        """The mass below `t`, less a half."""
+    def balance(self, t: Float[Tensor, " edges"]) -> Float[Tensor, "*t edges"]:
+        """The mass below `t`, less that above."""
         w = ((t - self.mean[..., None]) / self.reach()).clamp(-1, 1)
-        return (3 * w - w**3) / 4
+        return (3 * w - w**3) / 2
 
 
 DENSITIES = {"gaussian": Gaussian, "sparsemax": Parabola}
@@ -97,31 +94,40 @@ def expectation(
     return torch.cat([height * shape for height, shape in density.bumps(centres, widths)], -1)
 
 
-def histogram(where: Density, *, real: Bool[Tensor, "b t"]) -> Int[Tensor, "b bins"]:
-    """The mass in each of BINS parts of [0, 1], summed over heads and the `real` queries, in UNITs.
+class Sticky:
+    """The points at which the past is read to be written anew: quantiles of a histogram of earlier reads."""
 
-    Whole numbers add up to the same in any order, and so for any chunks. They carry no gradient.
-    """
-    edges = torch.linspace(0, 1, BINS + 1, dtype=where.mean.dtype, device=where.mean.device)
-    with torch.no_grad():
-        units = (where.below(edges) / UNIT).round().to(torch.int64)
-    return units.masked_fill(~real[:, None, :, None], 0).sum((1, 2)).diff(dim=1)
+    def __init__(self, samples: int, *, like: Float[Tensor, "b h f n"]) -> None:
+        self.edges = torch.linspace(0, 1, BINS + 1, dtype=like.dtype, device=like.device)
+        self.flat = torch.arange(BINS + 1, device=like.device)
+        self.even = middles(samples, like=like)
+        self.level = (self.even * GRAIN).expand(len(like), -1).contiguous()
 
+    def mass_below(self, where: Density, *, real: Bool[Tensor, "b t"] | None) -> Int[Tensor, "b edges"]:
+        """What is read of [0, 1] up to each edge, summed over heads and the `real` queries, in UNITs.
 
-def quantiles(mass: Int[Tensor, "b bins"], count: int, *, like: Tensor) -> Float[Tensor, "b {count}"]:
-    """`count` points that cut the mass of each histogram evenly; evenly spread where it is all zero.
+        Whole numbers add up to the same in any order, and so for any chunks. They carry no gradient.
+        """
+        with torch.no_grad():
+            units = (where.balance(self.edges) * (0.5 / UNIT)).round()
+            if real is not None:
+                units = units.masked_fill(~real[:, None, :, None], 0)
+            below = units.sum((1, 2), dtype=torch.int64)
+        return below - below[:, :1]
 
-    The mass up to each edge is rounded to 1 / GRAIN of all, so that a rounding error in a read moves no
-    point. The signal is steep: a point moved by 1e-7 changes the next write by 1e-5, and its reads likewise.
-    """
-    bins = mass.shape[1]
-    mass = mass.masked_fill((mass.sum(1) == 0)[:, None], 1)
-    total = mass.sum(1, keepdim=True)
-    below = F.pad((mass.cumsum(1) * GRAIN + total // 2) // total, (1, 0)).to(like.dtype) / GRAIN
-    level = middles(count, like=like).expand(len(mass), -1).contiguous()
-    bin = torch.searchsorted(below, level, right=True) - 1
-    start, end = below.gather(1, bin), below.gather(1, bin + 1)
-    return (bin + (level - start) / (end - start)) / bins
+    def points(self, below: Int[Tensor, "b edges"]) -> Float[Tensor, "b m"]:
+        """Those that cut the mass of each histogram evenly; evenly spread where it is all zero.
+
+        The mass up to each edge is rounded to 1 / GRAIN of all, so that a rounding error in a read moves no
+        point. The signal is steep: a point moved by 1e-7 changes the next write by 1e-5, and its reads
+        likewise.
+        """
+        below = torch.where(below[:, -1:] == 0, self.flat, below)
+        total = below[:, -1:]
+        grains = (torch.add(total // 2, below, alpha=GRAIN) // total).to(self.level.dtype)
+        bin = torch.searchsorted(grains, self.level, right=True) - 1
+        start, end = grains.gather(1, bin), grains[:, 1:].gather(1, bin)
+        return (bin + (self.level - start) / (end - start)) / BINS
 
 
 def divergence(
@@ -138,6 +144,13 @@ def negligible(x: Tensor) -> float:
     CPUs multiply smaller ones many times slower, and the tails of Gaussians are full of them.
     """
     return torch.finfo(x.dtype).tiny ** (1 / 3)
+
+
+def exp_or_zero(x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """The exponential, with zeros for what is negligible."""
+    least = negligible(x)
+    lowest = math.log(least) - 1e-3  # torch's `exp` is slow where it underflows
+    return F.threshold(x.clamp(min=lowest).exp(), least, 0.0)
 
 
 def flush_negligible(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

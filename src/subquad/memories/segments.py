@@ -10,6 +10,7 @@ nothing but the chunk's length.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -198,3 +199,20 @@ def windows(
 def as_batch(x: Float[Tensor, "b h n s c"]) -> Float[Tensor, "b*n h s c"]:
     """Every segment of every row as a row of its own."""
     return x.transpose(1, 2).flatten(0, 1)
+
+
+def between(x: Float[Tensor, "b h s c"], places: list[int]) -> tuple[Float[Tensor, "b h _ c"], ...]:
+    """What lies between each two of `places`, so far as there is anything.
+
+    By one `split`, and no slices: the gradient of each slice would be as long as the sequence.
+    """
+    ends = [min(place, x.shape[2]) for place in (0, *places, x.shape[2])]
+    return x.split([stop - start for start, stop in pairwise(ends)], 2)[1:-1]
+
+
+def by_segment(
+    x: Float[Tensor, "b h t c"], *, count: int, width: int
+) -> Float[Tensor, "b h {count} {width} c"]:
+    """`count` segments, with zeros for what the last may lack."""
+    missing = count * width - x.shape[2]
+    return (F.pad(x, (0, 0, 0, missing)) if missing else x).unflatten(2, (count, width))

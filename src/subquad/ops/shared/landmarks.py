@@ -12,16 +12,20 @@ from torch import Tensor
 
 from subquad.ops.shared.graphed import graphed
 from subquad.ops.shared.packing import take
+from subquad.ops.shared.precision import widened
 from subquad.ops.shared.transforms import several
 
 
 class Segments(NamedTuple):
-    """Where each segment's tokens stand. Rows with fewer tokens than landmarks leave the last ones empty."""
+    """Where each segment's tokens stand. Rows with fewer tokens than landmarks leave the last ones empty.
 
-    places: Int[Tensor, "b r w"]
-    inside: Bool[Tensor, "b r w"]
-    real: Bool[Tensor, "b r"]  # landmarks of at least one token
-    even: bool  # all segments of all rows are known to have as many tokens
+    Without places, all segments of all rows are known to have as many tokens.
+    """
+
+    landmarks: int
+    places: Int[Tensor, "b r w"] | None = None
+    inside: Bool[Tensor, "b r w"] | None = None
+    real: Bool[Tensor, "b r"] | None = None  # landmarks of at least one token
 
     @classmethod
     def cut(cls, count: Int[Tensor, " b"], *, landmarks: int, length: int, full: bool = False) -> "Segments":
@@ -29,6 +33,8 @@ class Segments(NamedTuple):
 
         `full` says that all rows are known to fill their places.
         """
+        if full and length % landmarks == 0:
+            return cls(landmarks)
         j = torch.arange(landmarks + 1, device=count.device)
         real = j[:-1] < count[:, None]
         used = count[:, None].clamp(min=1, max=landmarks)
@@ -36,12 +42,12 @@ class Segments(NamedTuple):
         widest = several(-(-length // landmarks))
         places = edges[:, :-1, None] + torch.arange(widest, device=count.device)
         inside = (places < edges[:, 1:, None]) & real[..., None]
-        return cls(places.clamp(max=length - 1), inside, real, full and length % landmarks == 0)
+        return cls(landmarks, places.clamp(max=length - 1), inside, real)
 
     def means(self, x: Float[Tensor, "b h s d"]) -> Float[Tensor, "b h r d"]:
         """The mean of each segment of packed tokens; zero for one that is empty."""
-        if self.even:
-            return x.unflatten(2, tuple(self.places.shape[1:])).mean(3)
+        if self.places is None or self.inside is None:
+            return x.unflatten(2, (self.landmarks, -1)).mean(3)
         return means(x, self.places, self.inside)
 
 
@@ -56,5 +62,5 @@ def means(
 ) -> Float[Tensor, "b h r d"]:
     """The mean of what is inside each segment; zero for one that is empty."""
     tokens = take(x, places.flatten(1), real=inside.flatten(1))
-    sums = tokens.unflatten(2, places.shape[1:]).sum(3)
-    return sums / inside.sum(2).clamp(min=1)[:, None, :, None]
+    sums = tokens.unflatten(2, places.shape[1:]).sum(3, dtype=widened(x.dtype))
+    return (sums / inside.sum(2).clamp(min=1)[:, None, :, None]).to(x.dtype)

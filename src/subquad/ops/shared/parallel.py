@@ -23,5 +23,10 @@ def why_not_parallel(x: Tensor) -> str | None:
 
 def turns(count: int, numbers: int) -> Iterator[slice]:
     """All of `count` things with so many `numbers` each, as many at once as memory allows, at least one."""
-    step = max(1, MAX_NUMBERS // max(1, numbers))
+    return groups(count, numbers, most=MAX_NUMBERS)
+
+
+def groups(count: int, numbers: int, *, most: int) -> Iterator[slice]:
+    """All of `count` things with so many `numbers` each, at `most` so many at once, at least one thing's."""
+    step = max(1, most // max(1, numbers))
     return (slice(start, min(start + step, count)) for start in range(0, count, step))

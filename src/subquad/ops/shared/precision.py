@@ -7,6 +7,7 @@ from torch import Tensor
 
 from subquad.ops.shared.allocation import LARGE, concat_into
 from subquad.ops.shared.operator import needs_dispatcher
+from subquad.ops.shared.waiting import may_wait
 
 NARROW = (torch.float16, torch.bfloat16)
 MAX_ELEMENTS = 2**18
@@ -37,9 +38,12 @@ def by_heads(compute: Callable[..., Tensor], q: Tensor, *keyed: Tensor) -> Tenso
 
     Inputs come wide, on the CPU in half precision a few heads at a time, whose copies stay in cache. So do
     long ones, where nothing keeps the copies for gradients: their temporaries take memory that was in use
-    before.
+    before. On CUDA they come as they are: its fused softmax and its products take half precision many times
+    faster, and keep their sums wide themselves.
     """
     *_, v = keyed
+    if not may_wait(v):
+        return compute(slice(None), q, *keyed)
     if not v.is_cpu or (v.dtype not in NARROW and (needs_dispatcher() or v.nbytes < LARGE)):
         return compute(slice(None), *wide(q, *keyed)).to(v.dtype)
     heads = q.shape[1]

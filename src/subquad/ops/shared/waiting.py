@@ -21,7 +21,9 @@ _never = ContextVar("never", default=False)
 
 def may_wait(x: Tensor) -> bool:
     """Whether numbers on the device of `x` may be looked at."""
-    return not (x.is_cuda or x.is_meta or _never.get())
+    if x.is_cuda or x.is_meta:
+        return False
+    return torch.compiler.is_compiling() or not _never.get()  # which graphs cannot hold
 
 
 @contextmanager
