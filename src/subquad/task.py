@@ -66,6 +66,7 @@ class Baseline(NamedTuple):
 class Dataset(ABC):
     """The data of one target, in three splits.
 
+    `fields`: what `Batch.inputs` hold.
     `target`: what is predicted.
     `objective`: what a model is asked for.
     `fingerprint`: changes when the data, or what is asked of them, change.
@@ -74,6 +75,7 @@ class Dataset(ABC):
     trained model takes no new ones.
     """
 
+    fields: Fields
     target: str
     objective: Supervised
     fingerprint: str
@@ -82,17 +84,12 @@ class Dataset(ABC):
 
     @property
     @abstractmethod
-    def fields(self) -> Fields:
-        """What `Batch.inputs` hold."""
-
-    @property
-    @abstractmethod
     def longest(self) -> int:
         """Tokens of the longest sequence: the length that keeps every one whole."""
 
     @abstractmethod
-    def truth(self, split: Split) -> Real[np.ndarray, " n"]:
-        """The answer of each example: its class, or a quantity in its own units."""
+    def truth(self, split: Split) -> Real[np.ndarray, "n ..."]:
+        """The answers of each example: classes, or quantities in their own units."""
 
     @abstractmethod
     def batches(
@@ -125,7 +122,7 @@ class Dataset(ABC):
         return Batch(
             inputs=self.fields.sample(size=size, length=length, generator=generator),
             valid=torch.ones(size, length, dtype=torch.bool),
-            target=self.objective.encode(np.zeros(size)),
+            target=self.objective.synthetic(size=size, length=length),
             example=torch.arange(size),
         )
 

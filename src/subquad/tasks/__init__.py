@@ -24,6 +24,10 @@ BUILTIN = {  # where the classes are, loaded when one is asked for
     "transactions": "Transactions",
     "custom": "Custom",
     "listops": "ListOps",
+    "recall": "Recall",
+    "copying": "Copying",
+    "needle": "Needle",
+    "adding": "Adding",
 }
 
 
