@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from subquad import tasks
+from subquad.experiments.rows import task_of
 from subquad.fields import IGNORED, Batch
 from subquad.objectives import TokenClassification
 from subquad.tasks import DataError
@@ -51,6 +52,32 @@ def test_the_same_options_make_the_same_bytes_on_every_machine(probe: str):
 @pytest.mark.parametrize("probe", PROBES)
 def test_another_seed_makes_other_sequences(probe: str):
     assert load(probe, seed=1).fingerprint != load(probe).fingerprint
+
+
+@pytest.mark.parametrize("name", ["listops", "recall", "copying", "needle", "adding"])
+def test_a_size_stands_for_its_options_and_one_named_beside_it_goes_before(name: str):
+    cls = tasks.find(name)
+    assert set(cls.traits.sizes) == {"quick", "small", "full"}
+    quick = cls.traits.sizes["quick"]
+    assert task_of(f"{name}:size=quick") == (name, quick)
+    default = tasks.options(cls)["train"]
+    others = {option: value for option, value in quick.items() if option != "train"}
+    assert task_of(f"{name}:size=quick,train={default}") == (name, others)
+    assert vars(tasks.build(name, size="quick")) == vars(cls(**quick))
+    tasks.build(name, size="full")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("needle:size=tiny", "the task 'needle' has no size 'tiny'; known: full, quick, small"),
+        ("transactions:size=quick", "the task 'transactions' has no size 'quick'; it has one only"),
+        ("needle:size=quick,size=full", "gives 'size' twice"),
+    ],
+)
+def test_a_size_that_is_not_there_is_refused(text: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        task_of(text)
 
 
 def test_each_key_is_asked_for_once_and_behind_the_pairs():

@@ -6,7 +6,7 @@ with an entry point in the group "subquad.tasks"; `subquad check NAME` certifies
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -27,6 +27,8 @@ class TaskTraits:
     `targets`: what can be predicted, the default first; none where the data say it.
     `unit`: what a token is: "event", "symbol", "byte", "pixel".
     `length`: tokens of a sequence that are read at most, unless a comparison says otherwise.
+    `sizes`: options that go together, by what users type for them: "quick" trains in minutes with every
+        mechanism, "small" in hours on a few cores, "full" is as published. None where there is one size only.
     `source`: where the data or their definition come from.
     `revision`: raised when the same options make other data.
     """
@@ -37,6 +39,7 @@ class TaskTraits:
     unit: str
     length: int
     source: str
+    sizes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     revision: int = 1
 
 

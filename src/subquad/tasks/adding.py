@@ -28,6 +28,11 @@ class Adding(Probe):
         unit="symbol",
         length=16_384,
         source="https://doi.org/10.1162/neco.1997.9.8.1735, made by subquad",
+        sizes={
+            "quick": {"train": 8_000, "validation": 200, "test": 500, "tokens": 64},
+            "small": {},
+            "full": {"train": 100_000, "tokens": 1_024},
+        },
     )
 
     def __init__(

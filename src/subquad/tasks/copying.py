@@ -29,6 +29,11 @@ class Copying(Probe):
         unit="symbol",
         length=16_384,
         source="https://arxiv.org/abs/1511.06464, made by subquad",
+        sizes={
+            "quick": {"train": 8_000, "validation": 200, "test": 500, "tokens": 64},
+            "small": {},
+            "full": {"train": 100_000, "tokens": 1_020},
+        },
     )
 
     def __init__(

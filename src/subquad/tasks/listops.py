@@ -96,6 +96,11 @@ class ListOps(Task):
         unit="symbol",
         length=2000,
         source="https://arxiv.org/abs/1804.06028, made by subquad",
+        sizes={
+            "quick": {"train": 4_000, "validation": 400, "depth": 5, "above": 20, "below": 128},
+            "small": {"train": 20_000, "validation": 1_000, "depth": 7, "above": 100, "below": 512},
+            "full": {},
+        },
     )
     encoding = Expressions
 

@@ -29,6 +29,11 @@ class Needle(Probe):
         unit="symbol",
         length=16_384,
         source="https://github.com/gkamradt/LLMTest_NeedleInAHaystack, made by subquad",
+        sizes={
+            "quick": {"train": 8_000, "validation": 200, "test": 500, "tokens": 128, "distance": 96},
+            "small": {},
+            "full": {"train": 100_000, "tokens": 4_096, "distance": 3_072},
+        },
     )
 
     def __init__(

@@ -42,6 +42,11 @@ class Recall(Probe):
         unit="symbol",
         length=16_384,
         source="https://arxiv.org/abs/2312.04927, made by subquad",
+        sizes={
+            "quick": {"train": 8_000, "validation": 200, "test": 500, "tokens": 64, "pairs": 8, "keys": 32},
+            "small": {},
+            "full": {"train": 100_000, "tokens": 512, "pairs": 64, "keys": 4_096},
+        },
     )
 
     def __init__(

@@ -15,6 +15,7 @@ With pytest:
 or from the shell, `subquad check my_package:MyTask`, which prints a certificate.
 """
 
+import inspect
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -81,11 +82,14 @@ def certify(task: Task) -> Iterator[Outcome]:
 
 
 def check_it_says_what_it_is(case: Case) -> None:
-    """It says its name, unit, length and source, and its summary is JSON with all splits."""
+    """It says its name, unit, length, source and sizes, and its summary is JSON with all splits."""
     traits = case.task.traits
     for name in ("name", "description", "unit", "source"):
         assert getattr(traits, name), f"traits.{name} is empty"
     assert traits.length >= 1, f"traits.length is {traits.length}"
+    for size, chosen in traits.sizes.items():
+        unknown = chosen.keys() - inspect.signature(type(case.task)).parameters.keys()
+        assert not unknown, f"traits.sizes[{size!r}] has options that the task has not: {sorted(unknown)}"
     assert json.loads(json.dumps(case.data.summary)) == case.data.summary, "the summary is not JSON"
     assert set(case.data.summary.get("splits", ())) == set(SPLITS), "summary['splits'] should have all splits"
 
