@@ -24,11 +24,11 @@ PROBES: dict[str, dict[str, Any]] = {
     "adding": {"tokens": 24},
 }
 FINGERPRINTS = {
-    "recall": "65e536c6cea29246b0a69239ee71af2bcdd7e6db8f7f509975e552fff6d2ec35",
-    "recall, not joined": "c3c6313b0e68f21929822f51467532cf9e70fdb43aa25caf55b5131c80e7a14a",
-    "copying": "b1b083c6840b2adb826e174ba4104e22c3c221b92761328ccb2f58ef78e6133a",
-    "needle": "607a54d35872354f8f737b2e33ba2d1466d1db9c917cdf491771e0ddac22b95c",
-    "adding": "3a25324485ad1ca0c8fcb9acc3f118083e7f4becd2d3274ad0ff8bd286f6b303",
+    "recall": "795dc73076963b61b53d33975168041cc476f659c6a2311f4f3f44abf4a5e088",
+    "recall, not joined": "475780cc9be2371fd81b50e54fc510df990a0c64bee0fdbef10a9742aa05a3f3",
+    "copying": "2ef6a68ad263249b8eabba452091495b1b443805c5bba6b509bf3a205ab24dca",
+    "needle": "21538e2a01723a55169eb4b12bd2f85634510cd12be8e3f49544779f7566927d",
+    "adding": "5cf0c89a5fd59075d9a7fe8e8f070796ed59de6cb17458d2c8b03f2f53336153",
 }
 
 

@@ -26,6 +26,7 @@ BUILTIN = {  # where the classes are, loaded when one is asked for
     "transactions": "Transactions",
     "custom": "Custom",
     "listops": "ListOps",
+    "pathfinder": "Pathfinder",
     "recall": "Recall",
     "copying": "Copying",
     "needle": "Needle",
