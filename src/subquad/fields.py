@@ -16,6 +16,8 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 Inputs = tuple[Tensor, ...]
 
+IGNORED = -100  # in targets by token: nothing is asked there
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
@@ -64,12 +66,14 @@ Fields = Tokens | Events
 
 @dataclass(frozen=True, kw_only=True)
 class Readout:
-    """One vector a sequence: the mean of its real tokens, under a norm and a linear layer.
+    """What a norm and a linear layer make of an encoder's tokens.
 
-    `outputs`: numbers of that vector.
+    `outputs`: numbers of a vector.
+    `per`: "sequence", one vector of the mean of the real tokens, or "token", one of each.
     """
 
     outputs: int
+    per: Literal["sequence", "token"] = "sequence"
 
     def __post_init__(self) -> None:
         if self.outputs < 1:

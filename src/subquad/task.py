@@ -6,7 +6,7 @@ with an entry point in the group "subquad.tasks"; `subquad check NAME` certifies
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -27,6 +27,8 @@ class TaskTraits:
     `targets`: what can be predicted, the default first; none where the data say it.
     `unit`: what a token is: "event", "symbol", "byte", "pixel".
     `length`: tokens of a sequence that are read at most, unless a comparison says otherwise.
+    `sizes`: options that go together, by what users type for them: "quick" trains in minutes with every
+        mechanism, "small" in hours on a few cores, "full" is as published. None where there is one size only.
     `source`: where the data or their definition come from.
     `revision`: raised when the same options make other data.
     """
@@ -37,6 +39,7 @@ class TaskTraits:
     unit: str
     length: int
     source: str
+    sizes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     revision: int = 1
 
 
@@ -66,6 +69,7 @@ class Baseline(NamedTuple):
 class Dataset(ABC):
     """The data of one target, in three splits.
 
+    `fields`: what `Batch.inputs` hold.
     `target`: what is predicted.
     `objective`: what a model is asked for.
     `fingerprint`: changes when the data, or what is asked of them, change.
@@ -74,6 +78,7 @@ class Dataset(ABC):
     trained model takes no new ones.
     """
 
+    fields: Fields
     target: str
     objective: Supervised
     fingerprint: str
@@ -82,17 +87,12 @@ class Dataset(ABC):
 
     @property
     @abstractmethod
-    def fields(self) -> Fields:
-        """What `Batch.inputs` hold."""
-
-    @property
-    @abstractmethod
     def longest(self) -> int:
         """Tokens of the longest sequence: the length that keeps every one whole."""
 
     @abstractmethod
-    def truth(self, split: Split) -> Real[np.ndarray, " n"]:
-        """The answer of each example: its class, or a quantity in its own units."""
+    def truth(self, split: Split) -> Real[np.ndarray, "n ..."]:
+        """The answers of each example: classes, or quantities in their own units."""
 
     @abstractmethod
     def batches(
@@ -125,7 +125,7 @@ class Dataset(ABC):
         return Batch(
             inputs=self.fields.sample(size=size, length=length, generator=generator),
             valid=torch.ones(size, length, dtype=torch.bool),
-            target=self.objective.encode(np.zeros(size)),
+            target=self.objective.synthetic(size=size, length=length),
             example=torch.arange(size),
         )
 

@@ -48,10 +48,19 @@ def rows(texts: Sequence[str], dims: Dims, *, causal: bool = False) -> tuple[Mec
 
 
 def task_of(text: str) -> tuple[str, dict[str, Option]]:
-    """The task that "NAME:option=value,…" names, and the options that are not at their defaults."""
+    """The task that "NAME:option=value,…" names, and the options that are not at their defaults.
+
+    "size=NAME" stands for the options of one of the task's sizes; those that are named beside it go before.
+    """
     name, pairs = read(text)
     cls = tasks.find(name)
-    return name, chosen_options(cls, name, text, pairs, tasks.options(cls))
+    sizes = [value for option, value in pairs if option == tasks.SIZE]
+    if len(sizes) > 1:
+        raise ValueError(f"{text!r} gives {tasks.SIZE!r} twice")
+    named = [(option, value) for option, value in pairs if option != tasks.SIZE]
+    defaults = tasks.options(cls)
+    chosen = {**tasks.sized(cls, *sizes), **read_options(cls, name, text, named, defaults)}
+    return name, but_defaults(chosen, defaults)
 
 
 def parse(text: str, dims: Dims, *, causal: bool) -> MechanismSpec:
@@ -63,17 +72,17 @@ def parse(text: str, dims: Dims, *, causal: bool) -> MechanismSpec:
     cls = find(name)
     row = MechanismSpec(
         attention=name,
-        options=chosen_options(cls, name, text, pairs, options(cls)),
+        options=but_defaults(read_options(cls, name, text, pairs, options(cls)), options(cls)),
         causal=causal or not cls.traits.bidirectional,
     )
     build(name, dims, causal=row.causal, **row.options)  # refuses what the mechanism cannot take
     return row
 
 
-def chosen_options(
+def read_options(
     cls: type, name: str, text: str, pairs: Sequence[tuple[str, str]], defaults: Mapping[str, Any]
 ) -> dict[str, Option]:
-    """The values of options, as the constructor of `cls` takes them; those at their defaults are left out."""
+    """The values of options, as the constructor of `cls` takes them."""
     chosen: dict[str, Option] = {}
     for option, value in pairs:
         if option not in defaults:
@@ -81,6 +90,11 @@ def chosen_options(
         if option in chosen:
             raise ValueError(f"{text!r} gives {option!r} twice")
         chosen[option] = _value(value, cls, name, option)
+    return chosen
+
+
+def but_defaults(chosen: Mapping[str, Option], defaults: Mapping[str, Any]) -> dict[str, Option]:
+    """Without the options that are at their defaults."""
     return {option: value for option, value in chosen.items() if value != defaults[option]}
 
 

@@ -30,7 +30,7 @@ class SequenceModelConfig:
 
 
 class SequenceModel(nn.Module):
-    """Fields, an encoder, and the mean of its real tokens under a linear layer."""
+    """Fields, an encoder, and a linear layer over its tokens or their mean."""
 
     def __init__(self, config: SequenceModelConfig) -> None:
         super().__init__()
@@ -41,14 +41,17 @@ class SequenceModel(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, config.readout.outputs)
 
-    def forward(self, inputs: Inputs, valid: Valid | None) -> Float[Tensor, "b outputs"]:
-        """One row of outputs a sequence. One without a real token gets those of the mean zero.
+    def forward(self, inputs: Inputs, valid: Valid | None) -> Float[Tensor, "b *t outputs"]:
+        """One vector of outputs a sequence or a token, as the config's `readout` says.
+
+        A sequence without a real token gets that of the mean zero; those of padding are unspecified.
 
         inputs: as the config's `fields` says.
         valid: True at real tokens. None: all are real, and fused softmax is faster without a mask.
         """
         tokens = self.encoder(self.embedding(inputs, valid), valid)
-        return self.head(self.norm(mean(tokens, valid)))
+        read = tokens if self.config.readout.per == "token" else mean(tokens, valid)
+        return self.head(self.norm(read))
 
     def penalty(self) -> Float[Tensor, ""]:
         """The mechanisms' own loss terms; the trainer adds them."""

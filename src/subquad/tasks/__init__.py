@@ -18,12 +18,19 @@ from subquad.tasks.errors import DataError
 if TYPE_CHECKING:
     from subquad.task import Dataset, Task
 
-__all__ = ["DataError", "build", "catalog", "find", "load", "options"]
+__all__ = ["SIZE", "DataError", "build", "catalog", "find", "load", "options", "sized"]
+
+SIZE = "size"  # the option that stands for others
 
 BUILTIN = {  # where the classes are, loaded when one is asked for
     "transactions": "Transactions",
     "custom": "Custom",
     "listops": "ListOps",
+    "pathfinder": "Pathfinder",
+    "recall": "Recall",
+    "copying": "Copying",
+    "needle": "Needle",
+    "adding": "Adding",
 }
 
 
@@ -53,9 +60,25 @@ def options(cls: "type[Task]") -> dict[str, Any]:
     return {parameter.name: parameter.default for parameter in inspect.signature(cls).parameters.values()}
 
 
-def build(name: str, **chosen: Any) -> "Task":
-    """Raises `DataError` for an unknown task or option, and for a value that it cannot take."""
+def sized(cls: "type[Task]", size: str | None = None) -> "Mapping[str, Any]":
+    """The options that one of a task's sizes stands for, none for None.
+
+    Raises `DataError` where there is no such size.
+    """
+    sizes = cls.traits.sizes
+    if size is not None and size not in sizes:
+        known = hint(size, sizes) if sizes else "; it has one only"
+        raise DataError(f"the task {cls.traits.name!r} has no size {size!r}{known}")
+    return sizes[size] if size is not None else {}
+
+
+def build(name: str, *, size: str | None = None, **chosen: Any) -> "Task":
+    """A task with its options, or with those of a size where they are not given.
+
+    Raises `DataError` for an unknown task, size or option, and for a value that it cannot take.
+    """
     cls = find(name)
+    chosen = {**sized(cls, size), **chosen}
     for option in chosen:
         if option not in options(cls):
             raise DataError(f"the task {name!r} has no option {option!r}{hint(option, options(cls))}")
@@ -68,7 +91,7 @@ def load(name: str, *, target: str | None = None, length: int | None = None, **c
     name: as `catalog` has it.
     target: one of the task's targets; None: its first.
     length: tokens of a sequence that will be read, so that more need not be kept; None: all.
-    chosen: the task's own options, such as `schema` of the task 'custom'.
+    chosen: the task's own options, such as `schema` of the task 'custom', or a size of its: `size="quick"`.
 
     Raises `DataError` where the task is unknown or the data cannot be used as they are.
     """

@@ -32,7 +32,7 @@ class EventData(Dataset):
     summary: Mapping[str, Any]
 
     @property
-    def fields(self) -> Events:
+    def fields(self) -> Events:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.encoding.fields
 
     @property

@@ -26,6 +26,7 @@ from subquad.fields import Inputs, Tokens
 from subquad.objectives import Classification
 from subquad.task import InputEncoding, Task, TaskTraits
 from subquad.tasks.errors import DataError
+from subquad.tasks.random_bits import RandomBits
 from subquad.tasks.sequences import SequenceData, Sequences, require_length
 
 OPERATOR = 0.25  # probability
@@ -95,6 +96,11 @@ class ListOps(Task):
         unit="symbol",
         length=2000,
         source="https://arxiv.org/abs/1804.06028, made by subquad",
+        sizes={
+            "quick": {"train": 4_000, "validation": 400, "depth": 5, "above": 20, "below": 128},
+            "small": {"train": 20_000, "validation": 1_000, "depth": 7, "above": 100, "below": 512},
+            "full": {},
+        },
     )
     encoding = Expressions
 
@@ -128,7 +134,7 @@ class ListOps(Task):
             first += size
         data = SequenceData(
             splits=splits,
-            vocabulary=len(SYMBOLS),
+            fields=Tokens(vocabulary=len(SYMBOLS)),
             target="value",
             objective=Classification(classes=tuple(map(str, range(10)))),
             readers={"first symbol": first_symbol},
@@ -172,9 +178,7 @@ class ListOps(Task):
 
     def blocks(self) -> Iterator[Sequences]:
         """Expressions of fitting length as they are drawn, without end."""
-        bits = np.random.PCG64(
-            self.seed
-        )  # its raw bits are the same in every version, a Generator's draws are not
+        bits = RandomBits(self.seed)
         while True:
             levels = drawn(bits, depth=self.depth)
             sizes = measured(levels)
@@ -182,24 +186,19 @@ class ListOps(Task):
             yield Sequences(*serialised(levels, sizes, fits), values(levels)[fits])
 
 
-def drawn(bits: np.random.PCG64, *, depth: int) -> list[Level]:
+def drawn(bits: RandomBits, *, depth: int) -> list[Level]:
     """A block of expressions, level by level; the children of a level stand in the order of their parents."""
     levels = []
     tree = np.arange(DRAW_SIZE)
     for level in range(1, depth + 1):
-        chance = uniform(bits, len(tree))
+        chance = bits.uniform(len(tree))
         operator = (chance < OPERATOR) if level < depth else np.zeros(len(tree), bool)
-        symbol = (uniform(bits, len(tree)) * np.where(operator, 4, 10)).astype(np.int64) + MIN * operator
+        symbol = (bits.uniform(len(tree)) * np.where(operator, 4, 10)).astype(np.int64) + MIN * operator
         low, high = ARGUMENTS
-        arguments = operator * (low + (uniform(bits, len(tree)) * (high - low + 1)).astype(np.int64))
+        arguments = operator * (low + (bits.uniform(len(tree)) * (high - low + 1)).astype(np.int64))
         levels.append(Level(symbol, arguments, tree))
         tree = np.repeat(tree, arguments)
     return levels
-
-
-def uniform(bits: np.random.PCG64, count: int) -> np.ndarray:
-    """Numbers from [0, 1), by the upper 53 bits."""
-    return (bits.random_raw(count) >> np.uint64(11)) * 2.0**-53
 
 
 def measured(levels: Sequence[Level]) -> list[np.ndarray]:

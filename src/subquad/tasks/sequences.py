@@ -1,4 +1,4 @@
-"""Sequences of symbols with one answer each: the data of tasks over text, pixels or expressions."""
+"""Sequences of symbols with their answers: the data of tasks over text, pixels, expressions and probes."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,20 +11,23 @@ import torch
 from jaxtyping import Int, Integer, Real
 from torch import Tensor
 
-from subquad.fields import SPLITS, Batch, Split, Tokens
+from subquad.fields import IGNORED, SPLITS, Batch, Events, Split, Tokens
 from subquad.objectives import Supervised
 from subquad.task import Baseline, Dataset
 from subquad.tasks.batching import batched
 from subquad.tasks.errors import DataError
 
+HASHED = 2**22  # numbers at a time
+
 
 @dataclass(frozen=True)
 class Sequences:
-    """Sequences one after the other, with the answer of each."""
+    """Sequences one after the other, with the answer of each, or its answers at some of its tokens."""
 
-    symbols: Integer[np.ndarray, " n"]
+    symbols: Integer[np.ndarray, "n ..."]  # of each token, or of each of its columns
     stop: Int[np.ndarray, " s"]  # where a sequence ends and the next begins
-    answer: Real[np.ndarray, " s"]
+    answer: Real[np.ndarray, "s ..."]
+    asked: Int[np.ndarray, "s q"] | None = None  # places within a sequence, in order; None: of the whole
 
     def __len__(self) -> int:
         return len(self.stop)
@@ -40,9 +43,9 @@ class Sequences:
     def take(self, places: slice) -> "Sequences":
         """Some of them, that stand side by side."""
         start, stop = self.start[places], self.stop[places]
-        if not len(stop):
-            return Sequences(self.symbols[:0], stop, self.answer[places])
-        return Sequences(self.symbols[start[0] : stop[-1]], stop - start[0], self.answer[places])
+        first, last = (start[0], stop[-1]) if len(stop) else (0, 0)
+        asked = None if self.asked is None else self.asked[places]
+        return Sequences(self.symbols[first:last], stop - first, self.answer[places], asked)
 
 
 Reader = Callable[
@@ -54,23 +57,20 @@ Reader = Callable[
 class SequenceData(Dataset):
     """A task's sequences in three splits, read from their first symbol on.
 
-    `vocabulary`: symbols; ids are below it.
+    `fields`: what a token holds; of `Events`, no numbers.
     `readers`: baselines beyond "majority", by name.
-    `solve`: the answer of one sequence, where it can be worked out.
+    `solve`: the answer of one sequence, where it can be worked out; where tokens are asked, that of each
+        token, `IGNORED` at others.
     """
 
     splits: Mapping[Split, Sequences]
-    vocabulary: int
+    fields: Tokens | Events
     target: str
     objective: Supervised
     readers: Mapping[str, Reader]
-    solve: Callable[[Sequence[int]], int] | None = None
+    solve: Callable[[Sequence[Any]], int | Sequence[int]] | None = None
     encoding: Any = None
     about: Mapping[str, Any]
-
-    @property
-    def fields(self) -> Tokens:
-        return Tokens(vocabulary=self.vocabulary)
 
     @property
     def longest(self) -> int:
@@ -82,9 +82,12 @@ class SequenceData(Dataset):
         total = sha256(f"{self.target} {self.objective}".encode())
         for split in SPLITS:
             part = self.splits[split]
-            answers = part.answer.astype("<f8" if self.objective.quantity else "<i8")
-            for numbers in (part.symbols.astype("<i4"), part.stop.astype("<i8"), answers):
-                total.update(numbers.data)
+            numbers = [(part.symbols, "<i4"), (part.stop, "<i8")]
+            numbers += [(part.answer, "<f8" if self.objective.quantity else "<i8")]
+            numbers += [] if part.asked is None else [(part.asked, "<i8")]
+            for column, kind in numbers:
+                for first in range(0, len(column), HASHED):
+                    total.update(column[first : first + HASHED].astype(kind).data)
         return total.hexdigest()
 
     @property
@@ -96,12 +99,14 @@ class SequenceData(Dataset):
             "examples": len(part),
             "history": {"median": float(np.median(part.lengths)), "longest": int(part.lengths.max())},
         }
-        if self.objective.classes:
+        if part.asked is not None:
+            counts["questions"] = part.asked.shape[1]
+        elif self.objective.classes:
             classes = np.bincount(part.answer, minlength=len(self.objective.classes)).tolist()
             counts["classes"] = dict(zip(self.objective.classes, classes, strict=True))
         return counts
 
-    def truth(self, split: Split) -> Real[np.ndarray, " n"]:
+    def truth(self, split: Split) -> Real[np.ndarray, "n ..."]:
         return self.splits[split].answer
 
     def batches(
@@ -113,12 +118,22 @@ class SequenceData(Dataset):
             place = np.arange(lengths[chosen].max())
             valid = place < lengths[chosen][:, None]
             ids = part.symbols[np.where(valid, start[chosen][:, None] + place, 0)].astype(np.int64)
+            ids[~valid] = 0
+            numbers = () if isinstance(self.fields, Tokens) else (torch.zeros(*valid.shape, 0),)
             yield Batch(
-                inputs=(torch.from_numpy(np.where(valid, ids, 0)),),
+                inputs=(torch.from_numpy(ids), *numbers),
                 valid=torch.from_numpy(valid),
-                target=self.objective.encode(part.answer[chosen]),
+                target=self._target(part, chosen, valid.shape[1]),
                 example=torch.from_numpy(chosen),
             )
+
+    def _target(self, part: Sequences, chosen: Int[np.ndarray, " b"], length: int) -> Tensor:
+        answer = self.objective.encode(part.answer[chosen])
+        if part.asked is None:
+            return answer
+        asked = torch.from_numpy(part.asked[chosen])
+        target = torch.full((len(chosen), max(length, int(asked.max()) + 1)), IGNORED)
+        return target.scatter_(1, asked, answer)[:, :length]
 
     def baselines(self) -> tuple[Baseline, ...]:
         return tuple(Baseline(name, seeded=False) for name in ("majority", *self.readers))
@@ -131,7 +146,7 @@ class SequenceData(Dataset):
     def oracle(self, batch: Batch) -> Tensor | None:
         if self.solve is None:
             return None
-        (ids,) = batch.inputs
+        ids = batch.inputs[0]
         answers = [self.solve(row[valid].tolist()) for row, valid in zip(ids, batch.valid, strict=True)]
         return self.objective.certain(np.array(answers))
 

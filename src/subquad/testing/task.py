@@ -15,6 +15,7 @@ With pytest:
 or from the shell, `subquad check my_package:MyTask`, which prints a certificate.
 """
 
+import inspect
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -81,11 +82,14 @@ def certify(task: Task) -> Iterator[Outcome]:
 
 
 def check_it_says_what_it_is(case: Case) -> None:
-    """It says its name, unit, length and source, and its summary is JSON with all splits."""
+    """It says its name, unit, length, source and sizes, and its summary is JSON with all splits."""
     traits = case.task.traits
     for name in ("name", "description", "unit", "source"):
         assert getattr(traits, name), f"traits.{name} is empty"
     assert traits.length >= 1, f"traits.length is {traits.length}"
+    for size, chosen in traits.sizes.items():
+        unknown = chosen.keys() - inspect.signature(type(case.task)).parameters.keys()
+        assert not unknown, f"traits.sizes[{size!r}] has options that the task has not: {sorted(unknown)}"
     assert json.loads(json.dumps(case.data.summary)) == case.data.summary, "the summary is not JSON"
     assert set(case.data.summary.get("splits", ())) == set(SPLITS), "summary['splits'] should have all splits"
 
@@ -102,7 +106,8 @@ def check_every_example_once(case: Case) -> None:
             assert place.sort().values.tolist() == list(range(len(truth))), f"{split}: not every example once"
             target = torch.cat([batch.target for batch in batches])
             expected = case.data.objective.encode(truth[place.numpy()])
-            assert torch.equal(target, expected), f"{split}: targets that are not those of their examples"
+            answered = case.data.objective.answered(target)
+            assert torch.equal(answered, expected), f"{split}: targets that are not those of their examples"
 
 
 def check_labels_in_range(case: Case) -> None:
@@ -121,7 +126,7 @@ def check_labels_in_range(case: Case) -> None:
             for part in batch.inputs:
                 assert part[batch.valid].isfinite().all(), f"{split}: inputs that are not finite"
     if classes:
-        absent = set(range(classes)) - set(data.truth("train").tolist())
+        absent = set(range(classes)) - set(np.unique(data.truth("train")).tolist())
         assert not absent, f"train has no example of the classes {sorted(absent)}"
 
 

@@ -1,0 +1,28 @@
+"""What a model is asked for: its loss, its metric, and how a split is judged batch by batch.
+
+An objective is frozen data, written beside a trained model. The trainer calls `loss` and `scorer` and knows
+nothing else of a task, so that another kind of question is another class here.
+"""
+
+from subquad.objectives.classification import BinaryClassification, Classification, probabilities
+from subquad.objectives.objective import Judged, Objective, Scorer
+from subquad.objectives.regression import Regression
+from subquad.objectives.supervised import Supervised
+from subquad.objectives.tokens import TokenClassification
+
+__all__ = [
+    "OBJECTIVES",
+    "BinaryClassification",
+    "Classification",
+    "Judged",
+    "Objective",
+    "Regression",
+    "Scorer",
+    "Supervised",
+    "TokenClassification",
+    "probabilities",
+]
+
+OBJECTIVES: dict[str, type[BinaryClassification] | type[Classification] | type[Regression]] = {
+    each.kind: each for each in (BinaryClassification, Classification, Regression)
+}

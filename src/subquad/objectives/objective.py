@@ -1,0 +1,74 @@
+"""The contract of an objective, and of what judges a split batch by batch."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from subquad.fields import Batch, Readout
+from subquad.metrics import BALANCED, LABELS, higher_is_better
+
+Loss = Float[Tensor, ""]
+
+
+class Judged(NamedTuple):
+    """A split's score."""
+
+    scores: dict[str, float]  # by metric, and "loss", the mean
+    contributions: Float[np.ndarray, " n"]  # of each example to the metric, in the order of the split
+
+
+class Scorer(ABC):
+    """Judges a split batch by batch, without keeping what the model gave out."""
+
+    @property
+    @abstractmethod
+    def loss(self) -> float:
+        """The mean so far."""
+
+    @abstractmethod
+    def add(self, output: Tensor, batch: Batch) -> None:
+        """Judge a batch."""
+
+    @abstractmethod
+    def result(self) -> Judged:
+        """Of all batches, which were every example of the split once."""
+
+
+class Objective(ABC):
+    """What a task asks of a model.
+
+    `metric`: the name of the score by which models are chosen and compared.
+    """
+
+    kind: ClassVar[str]  # in records
+    metric: str
+
+    @property
+    def higher_is_better(self) -> bool:
+        return higher_is_better(self.metric)
+
+    @property
+    def metric_label(self) -> str:
+        """What the metric is called in a sentence."""
+        return LABELS.get(self.metric, self.metric)
+
+    @property
+    def balanced(self) -> bool:
+        """Whether the metric weighs classes alike, however rare one is."""
+        return self.metric in BALANCED
+
+    @property
+    @abstractmethod
+    def readout(self) -> Readout:
+        """What a model has to give out."""
+
+    @abstractmethod
+    def loss(self, output: Tensor, batch: Batch) -> Loss:
+        """The mean loss of a batch."""
+
+    @abstractmethod
+    def scorer(self) -> Scorer:
+        """A judge of one split."""

@@ -1,0 +1,116 @@
+"""Objectives with a known answer for each example."""
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Float, Real
+from torch import Tensor
+
+from subquad.fields import Batch
+from subquad.metrics import contributions, score
+from subquad.objectives.objective import Judged, Objective, Scorer
+
+Output = Float[Tensor, "b outputs"]
+Columns = dict[str, list[str] | np.ndarray]
+Truth = Real[np.ndarray, "n ..."]  # a class, or a quantity in its own units, for each question
+
+
+class Supervised(Objective):
+    """Answers that are known: one an example, unless the kind says otherwise."""
+
+    metrics: ClassVar[tuple[str, ...]]  # that fit; the first is the default
+    quantity: ClassVar[bool] = False  # whether answers are numbers, and not classes
+    classes: tuple[str, ...]  # in the order of their numbers; none of a quantity
+
+    @property
+    @abstractmethod
+    def chance(self) -> float | None:
+        """The metric of guesses that know nothing; None where it has no bound."""
+
+    @abstractmethod
+    def encode(self, truth: Truth) -> Real[Tensor, "n ..."]:
+        """`Batch.target` of some examples."""
+
+    @abstractmethod
+    def constant(self, truth: Truth, *, count: int) -> Float[np.ndarray, "..."]:
+        """One answer for `count` examples, the best one for those of `truth`, as `choose` takes it."""
+
+    @abstractmethod
+    def certain(self, truth: Truth) -> Float[Tensor, "n *t outputs"]:
+        """The outputs of a model that knows the answers."""
+
+    @abstractmethod
+    def answers(self, output: Float[np.ndarray, "n *t outputs"]) -> Columns:
+        """A model's outputs in the target's own terms: columns, by name."""
+
+    def answered(self, target: Tensor) -> Real[Tensor, "n ..."]:
+        """The answers in `Batch.target`."""
+        return target
+
+    def synthetic(self, *, size: int, length: int) -> Tensor:
+        """`Batch.target` for random inputs."""
+        return self.encode(np.zeros(size))
+
+    def restored(self, output: Float[np.ndarray, "n *t outputs"]) -> Float[np.ndarray, "..."]:
+        """A model's outputs as `choose` takes them."""
+        return output
+
+    def decode(self, target: Real[np.ndarray, "n ..."]) -> Truth:
+        """The truth behind `Batch.target`."""
+        return target
+
+    def choose(self, output: Real[np.ndarray, "..."]) -> Real[np.ndarray, "n ..."]:
+        """What the metric judges of each example: a class, a score or a quantity."""
+        return output
+
+    def to_json(self) -> dict[str, Any]:
+        """Its kind and options, of which it can be built anew."""
+        return {"kind": self.kind, **vars(self)}
+
+    def scorer(self) -> "ExampleScorer":
+        return ExampleScorer(self)
+
+    def judge(self, truth: Truth, chosen: Real[np.ndarray, "n ..."]) -> tuple[float, Float[np.ndarray, " n"]]:
+        """The metric, and what each example adds to it."""
+        return score(self.metric, truth, chosen), contributions(self.metric, truth, chosen)
+
+
+class ExampleScorer(Scorer):
+    """Keeps of each example what the metric judges: one number and its truth."""
+
+    def __init__(self, objective: Supervised) -> None:
+        self.objective = objective
+        self.total = 0.0
+        self.count = 0
+        self.truth: list[np.ndarray] = []
+        self.chosen: list[np.ndarray] = []
+        self.example: list[np.ndarray] = []
+
+    @property
+    def loss(self) -> float:
+        return self.total / self.count
+
+    def add(self, output: Output, batch: Batch) -> None:
+        """Raises `FloatingPointError` where an output is not finite and the loss nevertheless is."""
+        loss = self.objective.loss(output, batch).item()
+        self.total += loss * len(batch.target)
+        self.count += len(batch.target)
+        if np.isfinite(loss) and not output.isfinite().all():
+            raise FloatingPointError(f"{int((~output.isfinite()).sum())} outputs are not finite")
+        self.chosen.append(self.objective.choose(self.objective.restored(output.cpu().numpy())))
+        self.truth.append(self.objective.decode(batch.target.cpu().numpy()))
+        self.example.append(batch.example.cpu().numpy())
+
+    def result(self) -> Judged:
+        truth, chosen, example = map(np.concatenate, (self.truth, self.chosen, self.example))
+        value, parts = self.objective.judge(truth, chosen)
+        ordered = np.empty_like(parts)
+        ordered[example] = parts
+        return Judged({self.objective.metric: value, "loss": self.loss}, ordered)
+
+
+def require_fitting(objective: Supervised) -> None:
+    if objective.metric not in objective.metrics:
+        fitting = " or ".join(map(repr, objective.metrics))
+        raise ValueError(f"metric: should be {fitting}, not {objective.metric!r}")

@@ -1,0 +1,128 @@
+"""What all recall probes have in common: sequences drawn from a seed, asked at some of their tokens.
+
+A probe says why a mechanism fails, where real data only say that it does: how many pairs its memory holds,
+how far back it reaches, whether it finds a place, whether it adds up. Every sequence of a probe has the same
+length, so that nothing is padding.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from subquad.fields import IGNORED, SPLITS, Events, Tokens
+from subquad.objectives import TokenClassification
+from subquad.task import Task
+from subquad.tasks.errors import DataError
+from subquad.tasks.random_bits import RandomBits
+from subquad.tasks.sequences import Reader, SequenceData, Sequences, require_length
+
+DRAWN = 4096  # sequences at a time
+
+
+class Drawn(NamedTuple):
+    """Some sequences, and what is asked of them."""
+
+    symbols: Int[np.ndarray, "n t *c"]
+    asked: Int[np.ndarray, "n q"]  # places, in order
+    answer: Int[np.ndarray, "n q"]  # classes
+
+
+class Probe(Task):
+    """The base of the probes. Options of all of them:
+
+    `train`, `validation`, `test`: sequences of each split.
+    `tokens`: of a sequence.
+    `seed`: of the generator.
+    """
+
+    def __init__(self, *, train: int, validation: int, test: int, tokens: int, seed: int) -> None:
+        self.sizes = {"train": train, "validation": validation, "test": test}
+        self.tokens, self.seed = tokens, seed
+        self.require(min(self.sizes.values()) >= 1, "train, validation and test must be at least 1")
+        self.require(seed >= 0, f"seed must be at least 0, not {seed}")
+
+    @property
+    def readers(self) -> Mapping[str, Reader]:
+        """Baselines beyond "majority", by name."""
+        return {}
+
+    @property
+    @abstractmethod
+    def fields(self) -> Tokens | Events:
+        """What a token holds."""
+
+    @property
+    @abstractmethod
+    def classes(self) -> tuple[str, ...]:
+        """What may be answered."""
+
+    @abstractmethod
+    def draw(self, bits: RandomBits, count: int) -> Drawn:
+        """So many sequences."""
+
+    @abstractmethod
+    def solve(self, symbols: Sequence[Any]) -> list[int]:
+        """The class asked for at each token, `IGNORED` at others, worked out from the sequence alone."""
+
+    @property
+    @abstractmethod
+    def about(self) -> Mapping[str, object]:
+        """What makes it easy or hard, for the summary."""
+
+    def load(self, *, target: str | None = None, length: int | None = None) -> SequenceData:
+        drawn = self.distinct(sum(self.sizes.values()))
+        ends = np.cumsum([self.sizes[split] for split in SPLITS])
+        data = SequenceData(
+            splits={
+                split: flat(Drawn(*(part[end - self.sizes[split] : end] for part in drawn)))
+                for split, end in zip(SPLITS, ends, strict=True)
+            },
+            fields=self.fields,
+            target=self.traits.targets[0],
+            objective=TokenClassification(classes=self.classes),
+            readers=self.readers,
+            solve=self.solve,
+            about={
+                "task": self.traits.name,
+                "question": self.traits.description,
+                "tokens": self.tokens,
+                **self.about,
+                "seed": self.seed,
+            },
+        )
+        require_length(data, length)
+        return data
+
+    def distinct(self, count: int) -> Drawn:
+        """The first so many different sequences. Raises `DataError` where there seem to be no more."""
+        bits = RandomBits(self.seed)
+        found = Drawn(*(part[:0] for part in self.draw(bits, 1)))
+        while len(found.symbols) < count:
+            before = len(found.symbols)
+            more = self.draw(bits, min(DRAWN, 2 * (count - before)))
+            found = Drawn(*(np.concatenate(pair) for pair in zip(found, more, strict=True)))
+            _, first = np.unique(found.symbols, axis=0, return_index=True)
+            found = Drawn(*(part[np.sort(first)] for part in found))
+            self.require(
+                len(found.symbols) > before, f"only {before:,} different sequences of {count:,} found"
+            )
+        return Drawn(*(part[:count] for part in found))
+
+    def require(self, holds: bool, complaint: str) -> None:
+        """Raise `DataError` with what is wrong with the options."""
+        if not holds:
+            raise DataError(f"{self.traits.name}: {complaint}")
+
+
+def flat(drawn: Drawn) -> Sequences:
+    count, length = drawn.symbols.shape[:2]
+    stop = np.arange(1, count + 1) * length
+    return Sequences(np.concatenate(drawn.symbols), stop, drawn.answer, asked=drawn.asked)
+
+
+def unasked(length: int) -> list[int]:
+    """Nothing asked at any token."""
+    return [IGNORED] * length
