@@ -12,9 +12,6 @@ GROWING = {  # form: why
     ("gated-delta", True): "likewise",
     ("infinity", True): "a sticky write depends on where the one before was read",
     ("infinity-gpt2", True): "likewise",
-    ("reformer", False): "a loop over chunks",
-    ("reformer", True): "likewise",
-    ("routing", True): "likewise",
 }
 FORMS = [
     (name, causal)

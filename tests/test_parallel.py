@@ -215,13 +215,6 @@ def test_memory_beside_inputs_and_results_is_that_of_a_segment(kind, monkeypatch
     assert long - short < 1.1 * results
 
 
-@pytest.mark.parametrize("learns", [False, True])
-@pytest.mark.parametrize(("name", "causal"), [("reformer", False), ("reformer", True), ("routing", True)])
-def test_launches_do_not_grow_where_memory_takes_all_buckets_at_once(name, causal, learns):
-    few, many = (launches(name, causal, n, learns=learns) for n in (1024, 4096))
-    assert few == many < 400
-
-
 def bucketed(heads, length, *, dtype=torch.float32, size=16, rounds=3):
     """q, k and v, and the order and labels of some buckets."""
     q, k, v = (drawn(1, heads, length, 16, seed=n).to(dtype) for n in range(3))

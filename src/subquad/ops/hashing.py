@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from subquad.ops.shared import parallel
 from subquad.ops.shared.operator import call_op
-from subquad.ops.shared.parallel import MAX_NUMBERS
 from subquad.ops.shared.shapes import require_places, require_shape
 from subquad.ops.shared.waiting import may_wait
 
@@ -53,7 +53,7 @@ def _hashed(x: Tensor, R: Tensor, count: Tensor | None, bucket: int) -> Tensor:
     if not rotations:
         return found
     widest = max(R.shape[0] * R.shape[2] for R in rotations)
-    most = MAX_COORDINATES if may_wait(x) else MAX_NUMBERS
+    most = MAX_COORDINATES if may_wait(x) else parallel.MAX_NUMBERS
     step = max(1, most // max(1, x.shape[0] * x.shape[1] * widest))
     for tokens, here in zip(x.split(step, 2), found.split(step, 3), strict=True):
         for R, size in reversed(list(zip(rotations, sizes, strict=True))):
