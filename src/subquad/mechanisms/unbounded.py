@@ -237,6 +237,7 @@ class UnboundedAttention(Mechanism):
         by_part = between(queries, [0, *(segments.width * x.stop for x in parts)])
         signal, reads = memory.signal, F.pad(memory.reads.cumsum(1), (1, 0))
         total, count, outputs = queries.new_zeros(()), queries.new_zeros(()), []
+        full = segments.whole and not (write_last and segments.length % self.segment)  # that write
         for part, written, q, X in zip(parts, writes, by_part, tokens, strict=True):
             added = self._added(X, first=before[:, written] == 1)
             if part.stop <= 2 * new:
@@ -246,7 +247,7 @@ class UnboundedAttention(Mechanism):
             else:
                 each = by_segment(q, count=part.stop - part.start, width=min(segments.width, q.shape[2]))
                 real = readers[:, part, : each.shape[3]]
-                signals, masses = self._write(signal, reads, each, None if segments.whole else real, added)
+                signals, masses = self._write(signal, reads, each, None if full else real, added)
                 where, read = self._read(side_by_side(signals[: each.shape[2]]), each)
                 outputs.append(read.flatten(2, 3)[:, :, : q.shape[2]])
                 total = total + divergence(where.variance, deviation=self.deviation, real=real.flatten(0, 1))

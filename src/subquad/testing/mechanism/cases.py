@@ -18,7 +18,7 @@ from subquad.mechanism import Dims, Mechanism, State
 
 DIMS = Dims(heads=2, head_dim=4, max_len=4096)
 LENGTH = 24
-CHUNKS = ([1, 2, 9, 12], [24], [7, 0, 17], [1] * 24)  # ways to cut a sequence of LENGTH
+CHUNKS = ([1, 2, 9, 12], [24], [17, 0, 7], [1] * 24)  # ways to cut a sequence of LENGTH
 
 # sums of float32, and their gradients, in another order; relative, and absolute near zero
 FLOAT32_TOLERANCE = {"rtol": 1e-3, "atol": 2e-4}
