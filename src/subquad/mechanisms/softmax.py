@@ -14,7 +14,7 @@ from torch import Tensor
 from subquad.mechanism import Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
 from subquad.ops.attention import attention
 from subquad.ops.shared.packing import Packing
-from subquad.ops.shared.slots import KVCache, extend, reserve
+from subquad.ops.shared.slots import KVCache, extend, is_known_full, reserve
 
 
 class SoftmaxAttention(Mechanism):
@@ -71,6 +71,8 @@ class SoftmaxAttention(Mechanism):
         cache = extend(state, k, v, packing=packing, in_place=in_place)
         if state is None and valid is None:
             return attention(q, k, v, causal=True), cache
+        if q.shape[2] == 1 and is_known_full(cache):
+            return attention(q, cache.k, cache.v), cache
         known = torch.arange(1, q.shape[2] + 1, device=q.device) if valid is None else valid.cumsum(1)
         if state is not None:
             known = known + state.count[:, None]

@@ -46,12 +46,17 @@ def extend(
         slot, real = next_slots(cache, chunk) % max(room, 1), packing.valid
         known_k, known_v = cache.k, cache.v
     else:
-        slot, real = next_slots(cache, chunk), None
         known_k, known_v = torch.cat([cache.k, k], 2), torch.cat([cache.v, v], 2)
-        if not must_not_look(count) and min(cache.count.tolist(), default=room) == room:
-            return KVCache(known_k, known_v, count)  # there were no gaps
+        if is_known_full(cache):
+            return KVCache(known_k, known_v, count)
+        slot, real = next_slots(cache, chunk), None
     known_k, known_v = write_slots(known_k, k, slot, real=real), write_slots(known_v, v, slot, real=real)
     return KVCache(known_k, known_v, count)
+
+
+def is_known_full(cache: KVCache) -> bool:
+    """Whether a token stands in each slot, so far as somebody may look."""
+    return not must_not_look(cache.count) and min(cache.count.tolist(), default=0) == cache.k.shape[2]
 
 
 def next_slots(cache: KVCache, chunk: int) -> Int[Tensor, "b t"]:
