@@ -12,7 +12,7 @@ from subquad.nn import encoder
 from subquad.nn.encoder import Encoder, EncoderConfig
 from subquad.ops.shared import reuse
 from subquad.ops.shared.packing import Packing
-from subquad.ops.shared.reuse import kept, once_a_pass, one_pass
+from subquad.ops.shared.reuse import once_a_pass, once_a_process, one_pass
 from subquad.patterns import Columns, Global, Local, PerHead, Ring
 from subquad.patterns.pattern_attention import flex
 from subquad.torch_internals import FakeTensorMode
@@ -111,7 +111,7 @@ def ones():
 
 def test_what_is_made_while_a_graph_is_captured_is_not_kept_and_what_was_kept_is_used(monkeypatch):
     calls, function = ones()
-    made = kept(function)
+    made = once_a_process(function)
     made(2)
     monkeypatch.setattr(reuse, "capturing", lambda: True)
     made(2)
@@ -124,7 +124,7 @@ def test_what_is_made_while_a_graph_is_captured_is_not_kept_and_what_was_kept_is
 
 def test_what_fake_tensors_and_transforms_make_is_not_kept():
     calls, function = ones()
-    made, shared = kept(function), once_a_pass(function)
+    made, shared = once_a_process(function), once_a_pass(function)
     with one_pass():
         with FakeTensorMode():
             assert type(made(2)) is not torch.Tensor
@@ -135,7 +135,7 @@ def test_what_fake_tensors_and_transforms_make_is_not_kept():
 
 
 def test_what_is_kept_in_inference_mode_serves_training():
-    made = kept(lambda n: torch.ones(n))
+    made = once_a_process(lambda n: torch.ones(n))
     with torch.inference_mode():
         made(2)
     x = torch.ones(2, requires_grad=True)

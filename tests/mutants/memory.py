@@ -48,7 +48,7 @@ MUTANTS = [
         "padding_is_invisible",
         "what a row reads is not told from what stands behind its end",
         "UnboundedAttention._read_and_write",
-        "None if segments.whole else real",
+        "None if full else real",
         "None",
     ),
     Mutant(

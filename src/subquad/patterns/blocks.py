@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from subquad.ops.shared.reuse import kept, once_a_pass
+from subquad.ops.shared.reuse import once_a_pass, once_a_process
 from subquad.patterns.atoms import (
     Columns,
     Dilated,
@@ -131,7 +131,7 @@ def across(grid: Grids, of: Sequence[Int[Tensor, "b blocks"]], combine: Callable
     return grid
 
 
-@kept
+@once_a_process
 def known_grids(pattern: Pattern, length: int, device: torch.device, block: int) -> tuple[Grids, Grids]:
     return grids(pattern, length, torch.full((1,), length, device=device), block)
 

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from subquad.ops.shared.reuse import kept, once_a_pass
+from subquad.ops.shared.reuse import once_a_pass, once_a_process
 from subquad.ops.tile_attention import Tiling
 from subquad.patterns.blocks import depends_on_end
 from subquad.patterns.parts import Banded, Part, Picked, Scattered
@@ -41,7 +41,7 @@ def layout(pattern: Pattern, length: int, n: Int[Tensor, " b"] | None, device: t
     return lay_out(pattern, length, n)
 
 
-@kept
+@once_a_process
 def whole(pattern: Pattern, length: int, device: torch.device) -> Layout:
     return lay_out(pattern, length, torch.full((1,), length, device=device))
 

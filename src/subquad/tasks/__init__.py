@@ -72,13 +72,13 @@ def sized(cls: "type[Task]", size: str | None = None) -> "Mapping[str, Any]":
     return sizes[size] if size is not None else {}
 
 
-def build(name: str, *, size: str | None = None, **chosen: Any) -> "Task":
-    """A task with its options, or with those of a size where they are not given.
+def build(name: str, **chosen: Any) -> "Task":
+    """A task with its options, or with those of `size`, if that is given, where they are not.
 
     Raises `DataError` for an unknown task, size or option, and for a value that it cannot take.
     """
     cls = find(name)
-    chosen = {**sized(cls, size), **chosen}
+    chosen = {**sized(cls, chosen.pop(SIZE, None)), **chosen}
     for option in chosen:
         if option not in options(cls):
             raise DataError(f"the task {name!r} has no option {option!r}{hint(option, options(cls))}")

@@ -14,7 +14,7 @@ from subquad.ops.recurrence.triton import widest_heads
 from subquad.ops.recurrence.triton_launches import inputs
 from subquad.ops.recurrence.triton_row_kernels import after, after_backward, before, before_backward
 from subquad.ops.triton.configs import Config, Configs, Family
-from subquad.ops.triton.launch import Kernel, launch, tokens
+from subquad.ops.triton.launch import Kernel, launch, side_by_side, tokens
 from subquad.ops.triton.products import block, products_of
 
 
@@ -145,11 +145,6 @@ def turns_of(fusion: Fusion, q: Rows) -> Rows:
 
 def room(x: Tensor) -> Tensor:
     return x.new_empty(x.shape)
-
-
-def side_by_side(x: Tensor) -> Tensor:
-    """With the channels of a token side by side, as kernels read them."""
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def candidates(kernel: str, dtype: torch.dtype, width: int, architecture: int) -> Iterator[Config]:

@@ -11,10 +11,10 @@ from subquad.ops.recurrence.decay import Matrix, Values
 from subquad.ops.recurrence.rows import Fusion, RecurrenceInputs
 from subquad.ops.recurrence.triton import widest_heads
 from subquad.ops.recurrence.triton_launches import inputs
-from subquad.ops.recurrence.triton_rows import Changes, gate_of, side_by_side, turns_of
+from subquad.ops.recurrence.triton_rows import Changes, gate_of, turns_of
 from subquad.ops.recurrence.triton_step_kernel import recurrent_step
 from subquad.ops.triton.configs import Config, Configs, Family
-from subquad.ops.triton.launch import launch, tokens
+from subquad.ops.triton.launch import launch, side_by_side, tokens
 from subquad.ops.triton.products import block
 
 

@@ -1,7 +1,7 @@
 """What is made once and used again: layouts of patterns, orders of real tokens.
 
-    kept         for the process: what follows from plain values
-    once_a_pass  for one pass through a model: what follows from tensors, such as a mask that all layers see
+    once_a_process  for the process: what follows from plain values
+    once_a_pass     for one pass through a model: what follows from tensors, such as a mask
 
 The numbers of a tensor change where nobody is told: a CUDA graph is replayed with another mask, and so must
 hold all that follows from it. Within one pass they stay as they are.
@@ -25,7 +25,7 @@ R = TypeVar("R")
 _made: ContextVar[dict[Any, Any] | None] = ContextVar("made", default=None)
 
 
-def kept(function: Callable[..., R]) -> Callable[..., R]:
+def once_a_process(function: Callable[..., R]) -> Callable[..., R]:
     """A function of plain values, by place, that is called once for the latest of them."""
 
     @lru_cache(KNOWN)

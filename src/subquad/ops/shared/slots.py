@@ -36,7 +36,7 @@ def extend(
     """
     k, v = packing.pack(k), packing.pack(v)
     if cache is None:
-        return KVCache(k, v, packing.count)
+        return KVCache(k, v, packing.count.clone())  # which layers share, and states must not
     count, room, chunk = cache.count + packing.count, cache.k.shape[2], k.shape[2]
     if in_place:
         too_little = f"a state has room for {room} tokens, not {{}}: `reserve` more"

@@ -20,7 +20,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from subquad.ops.shared.operator import call_op
 from subquad.ops.shared.packing import Packing, packing_of
-from subquad.ops.shared.reuse import KNOWN, kept, once_a_pass
+from subquad.ops.shared.reuse import KNOWN, once_a_pass, once_a_process
 from subquad.ops.shared.transforms import transformed
 from subquad.ops.window_attention import require_tokens
 from subquad.patterns.atoms import Random
@@ -87,7 +87,7 @@ def compiled(*kind: Any) -> Callable[..., Tensor]:
     return torch.compile(own, dynamic=True, fullgraph=True)  # uncompiled it would ask for every pair
 
 
-@kept
+@once_a_process
 def whole_mask(pattern: Pattern, length: int, device: torch.device) -> BlockMask:
     return block_mask(pattern, length, None, device)
 
