@@ -61,7 +61,7 @@ THIRD_PARTY = {
     "objectives": CORE | {"numpy"},
     "task": CORE | {"numpy"},
     "nn": CORE | {"safetensors", "typing_extensions"},
-    "tasks": CORE | {"numpy", "polars", "sklearn", "threadpoolctl"},
+    "tasks": CORE | {"numpy", "polars", "sklearn", "threadpoolctl", "datasets", "tokenizers", "PIL"},
     "experiments": CORE | {"lightning", "numpy", "polars", "safetensors", "typing_extensions"},
     "executors": CORE | {"typing_extensions"},
     "documents": {"pydantic"},

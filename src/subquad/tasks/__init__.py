@@ -26,6 +26,8 @@ BUILTIN = {  # where the classes are, loaded when one is asked for
     "transactions": "Transactions",
     "custom": "Custom",
     "listops": "ListOps",
+    "text": "Text",
+    "image": "Image",
     "pathfinder": "Pathfinder",
     "recall": "Recall",
     "copying": "Copying",
