@@ -49,6 +49,18 @@ def test_the_page_holds_everything_and_names_no_address(text: str) -> None:
     assert "http" not in text.replace("http-equiv", "")
 
 
+@pytest.mark.parametrize(
+    ("question", "sentence"),
+    [("who stays away?", "Who stays away? "), ("the value of a key", "The value of a key. ")],
+)
+def test_a_question_ends_before_what_was_done_begins(tmp_path: Path, question: str, sentence: str) -> None:
+    setting = made_up.comparison()
+    setting["summary"] = {**made_up.SUMMARY, "question": question}
+    page = report.write(made_up.write(tmp_path, setting, made_up.sample(setting))).read_text("utf-8")
+    mechanisms = re.escape(sentence) + r"\w+ attention mechanisms in the same model"
+    assert re.search(mechanisms, unescape(page))
+
+
 def test_the_same_records_give_the_same_page(written: Path) -> None:
     before = written.read_bytes()
     assert report.write(written.parents[1]).read_bytes() == before

@@ -73,7 +73,8 @@ def policy(script: str) -> str:
 def _header(findings: Findings) -> Markup:
     """What was asked, in words and in numbers."""
     question, splits = findings.question, findings.question.splits
-    text = f"{question.text[:1].upper()}{question.text[1:]} " if question.text else ""
+    stop = "" if question.text.endswith("?") else "."
+    text = f"{question.text[:1].upper()}{question.text[1:]}{stop} " if question.text else ""
     text += (
         f"{formats.plural(len(question.entries), 'attention mechanism')} in the same model, trained alike on "
         f"sequences of at most {question.length:,} {question.units}, judged by {question.metric.label}"
