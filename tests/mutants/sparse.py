@@ -45,7 +45,7 @@ MUTANTS = [
     ),
     Mutant(
         "pattern",
-        "causal_by_resampling",
+        "stream_equals_sequence",
         "causal rows draw from the whole sequence",
         "before_end",
         "covers(i, j, i + 1) & (j <= i)",

@@ -39,7 +39,7 @@ MUTANTS = [
         "+ (query_top - 2 * HEAD)[:, None]",
     ),
     KernelMutant(
-        "test_linear_attention.py::test_a_stream_in_parts_is_the_whole[2]",
+        "test_linear_attention.py::test_a_stream_in_parts_is_the_whole[2-False]",
         "sums are not scaled when the shift grows",
         "exponential_step",
         "* old[:, None]",
