@@ -141,6 +141,7 @@ NAIVE = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore")  # theirs: old forms, no card, no Flash Attention
 @pytest.mark.parametrize("attention", NAIVE)
 def test_the_recurrences_of_fla_compute_what_ours_do(attention, monkeypatch):
     pytest.importorskip("fla")
