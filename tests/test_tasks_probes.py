@@ -118,6 +118,7 @@ def test_of_the_added_digits_one_is_marked_in_each_half():
     [
         ("recall", {"pairs": 9}, "recall: pairs must be 1 to the number of keys, 8, not 9"),
         ("recall", {"tokens": 9}, "recall: tokens must be at least 10 for 5 pairs, not 9"),
+        ("recall", {"tokens": 20_000}, "recall: tokens must be at most 16,384, not 20,000"),
         ("recall", {"train": 0}, "recall: train, validation and test must be at least 1"),
         ("copying", {"tokens": 12}, "copying: tokens must be at least 13 for 6 items, not 12"),
         ("copying", {"items": 1, "alphabet": 2}, "copying: only 2 different sequences of 350 found"),

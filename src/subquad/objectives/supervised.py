@@ -44,9 +44,9 @@ class Supervised(Objective):
     def answers(self, output: Float[np.ndarray, "n *t outputs"]) -> Columns:
         """A model's outputs in the target's own terms: columns, by name."""
 
-    def answered(self, target: Tensor) -> Real[Tensor, "n ..."]:
-        """The answers in `Batch.target`."""
-        return target
+    def asked(self, each: Tensor, target: Tensor) -> Tensor:
+        """Of outputs or targets, those that `Batch.target` asks for."""
+        return each
 
     def synthetic(self, *, size: int, length: int) -> Tensor:
         """`Batch.target` for random inputs."""
@@ -77,7 +77,7 @@ class Supervised(Objective):
 
 
 class ExampleScorer(Scorer):
-    """Keeps of each example what the metric judges: one number and its truth."""
+    """Keeps of each example what the metric judges, a number for each question, and the truth."""
 
     def __init__(self, objective: Supervised) -> None:
         self.objective = objective
@@ -91,15 +91,16 @@ class ExampleScorer(Scorer):
     def loss(self) -> float:
         return self.total / self.count
 
-    def add(self, output: Output, batch: Batch) -> None:
+    def add(self, output: Tensor, batch: Batch) -> None:
         """Raises `FloatingPointError` where an output is not finite and the loss nevertheless is."""
         loss = self.objective.loss(output, batch).item()
+        output, target = (self.objective.asked(x, batch.target) for x in (output, batch.target))
         self.total += loss * len(batch.target)
         self.count += len(batch.target)
         if np.isfinite(loss) and not output.isfinite().all():
             raise FloatingPointError(f"{int((~output.isfinite()).sum())} outputs are not finite")
         self.chosen.append(self.objective.choose(self.objective.restored(output.cpu().numpy())))
-        self.truth.append(self.objective.decode(batch.target.cpu().numpy()))
+        self.truth.append(self.objective.decode(target.cpu().numpy()))
         self.example.append(batch.example.cpu().numpy())
 
     def result(self) -> Judged:

@@ -5,12 +5,12 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 from torch.nn import functional as F
 
 from subquad.fields import IGNORED, Batch, Readout
-from subquad.objectives.objective import Judged, Loss, Scorer
+from subquad.objectives.objective import Loss
 from subquad.objectives.supervised import Columns, Supervised, require_fitting
 
 
@@ -50,14 +50,18 @@ class TokenClassification(Supervised):
     def encode(self, truth: Int[np.ndarray, "n q"]) -> Int[Tensor, "n q"]:
         return torch.from_numpy(truth.astype(np.int64))
 
-    def answered(self, target: Int[Tensor, "b t"]) -> Int[Tensor, "b q"]:
-        return target[target != IGNORED].view(len(target), -1)
+    def asked(self, at_tokens: Tensor, target: Int[Tensor, "b t"]) -> Tensor:
+        return at_tokens[target != IGNORED].unflatten(0, (len(target), -1))
 
     def synthetic(self, *, size: int, length: int) -> Int[Tensor, "b t"]:
         return torch.zeros(size, length, dtype=torch.int64)
 
     def constant(self, truth: Int[np.ndarray, "n q"], *, count: int) -> Int[np.ndarray, "count q"]:
         return np.full((count, truth.shape[1]), np.bincount(truth.ravel()).argmax())
+
+    def choose(self, output: Real[np.ndarray, "n q ..."]) -> Int[np.ndarray, "n q"]:
+        """Of logits the most probable class; a baseline may name classes."""
+        return output.argmax(-1) if output.ndim == 3 else output
 
     def certain(self, truth: Int[np.ndarray, "n t"]) -> Float[Tensor, "n t outputs"]:
         """`truth` at every token, `IGNORED` where nothing is asked."""
@@ -67,38 +71,8 @@ class TokenClassification(Supervised):
         """The most probable class at each token, one after the other."""
         return {"classes": [" ".join(self.classes[place] for place in row) for row in output.argmax(-1)]}
 
-    def scorer(self) -> "TokenScorer":
-        return TokenScorer(self)
-
     def judge(
         self, truth: Int[np.ndarray, "n q"], chosen: Int[np.ndarray, "n q"]
     ) -> tuple[float, Float[np.ndarray, " n"]]:
         parts = (truth == chosen).mean(1)
         return float(parts.mean()), parts
-
-
-class TokenScorer(Scorer):
-    """Keeps of each example the share of its questions that are answered right."""
-
-    def __init__(self, objective: TokenClassification) -> None:
-        self.objective = objective
-        self.total = 0.0
-        self.count = 0
-        self.parts: list[Tensor] = []
-        self.example: list[Tensor] = []
-
-    @property
-    def loss(self) -> float:
-        return self.total / self.count
-
-    def add(self, output: Float[Tensor, "b t outputs"], batch: Batch) -> None:
-        self.total += self.objective.loss(output, batch).item() * len(batch.target)
-        self.count += len(batch.target)
-        asked = batch.target != IGNORED
-        right = (output.argmax(-1) == batch.target) & asked
-        self.parts.append((right.sum(1) / asked.sum(1)).double().cpu())
-        self.example.append(batch.example.cpu())
-
-    def result(self) -> Judged:
-        parts = torch.cat(self.parts)[torch.cat(self.example).argsort()].numpy()
-        return Judged({self.objective.metric: float(parts.mean()), "loss": self.loss}, parts)

@@ -22,12 +22,12 @@ import torch
 from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
-from subquad.fields import Inputs, Tokens
+from subquad.fields import Inputs, Split, Tokens
 from subquad.objectives import Classification
 from subquad.task import InputEncoding, Task, TaskTraits
 from subquad.tasks.errors import DataError
 from subquad.tasks.random_bits import RandomBits
-from subquad.tasks.sequences import SequenceData, Sequences, require_length
+from subquad.tasks.sequences import SequenceData, Sequences, require_length, slices
 
 OPERATOR = 0.25  # probability
 ARGUMENTS = (2, 10)
@@ -115,7 +115,7 @@ class ListOps(Task):
         below: int = 2_000,
         seed: int = 0,
     ) -> None:
-        self.sizes = {"train": train, "validation": validation, "test": test}
+        self.sizes: dict[Split, int] = {"train": train, "validation": validation, "test": test}
         if min(self.sizes.values()) < 1:
             raise DataError(
                 f"train, validation and test must be at least 1, not {tuple(self.sizes.values())}"
@@ -128,10 +128,9 @@ class ListOps(Task):
 
     def load(self, *, target: str | None = None, length: int | None = None) -> SequenceData:
         every = self.expressions(sum(self.sizes.values()))
-        splits, first = {}, 0
-        for split, size in self.sizes.items():
-            splits[split] = every.take(slice(first, first + size))
-            first += size
+        splits: dict[Split, Sequences] = {}
+        for split, here in slices(self.sizes).items():
+            splits[split] = every.take(here)
         data = SequenceData(
             splits=splits,
             fields=Tokens(vocabulary=len(SYMBOLS)),

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from subquad.fields import SPLITS, Tokens
+from subquad.fields import Split, Tokens
 from subquad.objectives import Classification
 from subquad.task import Task, TaskTraits
 from subquad.tasks.curves import Style, pictures
 from subquad.tasks.errors import DataError
 from subquad.tasks.random_bits import RandomBits
-from subquad.tasks.sequences import SequenceData, Sequences, require_length
+from subquad.tasks.sequences import SequenceData, Sequences, require_length, slices
 
 PIXELS = 2**20  # pixels that are drawn at a time
 STYLES: Mapping[int, dict[str, Any]] = {
@@ -31,7 +31,7 @@ STYLES: Mapping[int, dict[str, Any]] = {
     256: {"length": 5, "thickness": 2.0, "apart": 27, "radius": 5.0, "continuity": 1.8, "distractors": 6}
     | {"target_ink": 1.0, "distractor_ink": 1.0},
 }
-MARGINS = {32: (1,), 64: (1,), 128: (2, 3), 256: (3,)}  # one of them for each picture
+MARGINS = {32: (1,), 64: (1,), 128: (2, 3), 256: (3,)}  # one of them for all pictures that are drawn together
 BORDERS = {32: 1, 64: 1, 128: 1, 256: 22}
 
 
@@ -68,7 +68,7 @@ class Pathfinder(Task):
         contour: int = 14,
         seed: int = 0,
     ) -> None:
-        self.sizes = {"train": train, "validation": validation, "test": test}
+        self.sizes: dict[Split, int] = {"train": train, "validation": validation, "test": test}
         if min(self.sizes.values()) < 1 or seed < 0:
             raise DataError(
                 "pathfinder: train, validation and test must be at least 1 and seed at least 0, not "
@@ -82,12 +82,10 @@ class Pathfinder(Task):
 
     def load(self, *, target: str | None = None, length: int | None = None) -> SequenceData:
         drawn, joined = self.distinct(sum(self.sizes.values()))
-        ends = np.cumsum([self.sizes[split] for split in SPLITS])
         splits = {}
-        for split, end in zip(SPLITS, ends, strict=True):
-            part = slice(end - self.sizes[split], end)
+        for split, here in slices(self.sizes).items():
             stop = np.arange(1, self.sizes[split] + 1) * self.side**2
-            splits[split] = Sequences(drawn[part].ravel(), stop, joined[part])
+            splits[split] = Sequences(drawn[here].ravel(), stop, joined[here])
         data = SequenceData(
             splits=splits,
             fields=Tokens(vocabulary=256),

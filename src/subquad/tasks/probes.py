@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from subquad.fields import IGNORED, SPLITS, Events, Tokens
+from subquad.fields import IGNORED, Events, Split, Tokens
 from subquad.objectives import TokenClassification
 from subquad.task import Task
 from subquad.tasks.errors import DataError
 from subquad.tasks.random_bits import RandomBits
-from subquad.tasks.sequences import Reader, SequenceData, Sequences, require_length
+from subquad.tasks.sequences import Reader, SequenceData, Sequences, require_length, slices
 
 DRAWN = 4096  # sequences at a time
 
@@ -39,9 +39,11 @@ class Probe(Task):
     """
 
     def __init__(self, *, train: int, validation: int, test: int, tokens: int, seed: int) -> None:
-        self.sizes = {"train": train, "validation": validation, "test": test}
+        self.sizes: dict[Split, int] = {"train": train, "validation": validation, "test": test}
         self.tokens, self.seed = tokens, seed
         self.require(min(self.sizes.values()) >= 1, "train, validation and test must be at least 1")
+        longest = self.traits.length
+        self.require(tokens <= longest, f"tokens must be at most {longest:,}, not {tokens:,}")
         self.require(seed >= 0, f"seed must be at least 0, not {seed}")
 
     @property
@@ -74,11 +76,10 @@ class Probe(Task):
 
     def load(self, *, target: str | None = None, length: int | None = None) -> SequenceData:
         drawn = self.distinct(sum(self.sizes.values()))
-        ends = np.cumsum([self.sizes[split] for split in SPLITS])
         data = SequenceData(
             splits={
-                split: flat(Drawn(*(part[end - self.sizes[split] : end] for part in drawn)))
-                for split, end in zip(SPLITS, ends, strict=True)
+                split: flat(Drawn(*(part[here] for part in drawn)))
+                for split, here in slices(self.sizes).items()
             },
             fields=self.fields,
             target=self.traits.targets[0],

@@ -83,7 +83,7 @@ class Recall(Probe):
 
     @property
     def about(self) -> Mapping[str, object]:
-        return {"pairs": self.pairs, "keys": self.keys}
+        return {"pairs": self.pairs, "keys": self.keys, "joined": self.width == 1}
 
     def draw(self, bits: RandomBits, count: int) -> Drawn:
         keys = bits.sample(count, self.pairs, among=self.keys)

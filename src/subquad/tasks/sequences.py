@@ -151,6 +151,12 @@ class SequenceData(Dataset):
         return self.objective.certain(np.array(answers))
 
 
+def slices(sizes: Mapping[Split, int]) -> dict[Split, slice]:
+    """Which of so many examples, one after the other, are of each split."""
+    ends = np.cumsum([sizes[split] for split in SPLITS]).tolist()
+    return {split: slice(end - sizes[split], end) for split, end in zip(SPLITS, ends, strict=True)}
+
+
 def require_length(data: Dataset, length: int | None) -> None:
     """Raise `DataError` where `length` would cut sequences whose answer lies in the whole."""
     if length is not None and length < data.longest:

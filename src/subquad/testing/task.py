@@ -106,7 +106,7 @@ def check_every_example_once(case: Case) -> None:
             assert place.sort().values.tolist() == list(range(len(truth))), f"{split}: not every example once"
             target = torch.cat([batch.target for batch in batches])
             expected = case.data.objective.encode(truth[place.numpy()])
-            answered = case.data.objective.answered(target)
+            answered = case.data.objective.asked(target, target)
             assert torch.equal(answered, expected), f"{split}: targets that are not those of their examples"
 
 
