@@ -71,21 +71,22 @@ class Grows(Mechanism):
 
     traits = Traits(name="grows", paper="", family="other", causal="strict", state="growing")
 
-    def definition(self, q, k, v, *, valid=None):
-        return v
+    def definition(self, *inputs, valid=None):
+        return inputs[2]
 
     forward = definition
 
-    def step(self, q, k, v, *, valid=None, state=None):
-        return v, (v if state is None else torch.cat([state[0], v], 2),)
+    def step(self, *inputs, valid=None, state=None, **named):
+        return inputs[2], (inputs[2] if state is None else torch.cat([state[0], inputs[2]], 2),)
 
 
 @torch.no_grad()
 def test_what_grows_by_being_made_anew_is_not_written_in_place():
     mechanism = Grows(DIMS, causal=True)
-    _, state = mechanism.step(**token(mechanism))
+    inputs = token(mechanism).values()
+    _, state = mechanism.step(*inputs)
     with pytest.raises(ValueError, match="'grows' has no room to reserve"):
-        mechanism.step(**token(mechanism), state=state, in_place=True)
+        mechanism.step(*inputs, state=state, in_place=True)
 
 
 COMPILED = """

@@ -105,6 +105,7 @@ def test_blocks_of_tokens_with_padding_among_them_hold_the_pairs_of_their_positi
     valid[2] = torch.arange(length) % 7 != 3
     valid[3] = False
     packing = Packing.of(valid, like=torch.zeros(4, 1, length, 1))
+    assert packing.place is not None
     asked, full = block_lists(pattern, length, packing.count, valid, block=BLOCK)
     for row, places in enumerate(packing.place):
         n = int(packing.count[row])

@@ -133,11 +133,11 @@ def test_retention_fades_by_a_32nd_a_token_in_the_first_head_and_by_a_64th_in_th
 
 def test_retention_sees_differences_of_positions_only():
     mechanism = make(Retention)
-    inputs = sequence(mechanism, 40)
+    inputs = tuple(sequence(mechanism, 40).values())
     nothing = torch.zeros(2, 2, 4, 4).double()
     for start in (1, 1000):
-        late, _ = mechanism.step(**inputs, state=RetentionState(nothing, torch.tensor([start, 3 * start])))
-        assert_close(late, mechanism(**inputs))
+        late, _ = mechanism.step(*inputs, state=RetentionState(nothing, torch.tensor([start, 3 * start])))
+        assert_close(late, mechanism(*inputs))
 
 
 def retnet(q, k, v, gate):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from kernel_samples import assert_near, compare, drawn, holes, inputs_of, results
 
-from subquad import mechanisms
 from subquad.mechanism import Dims
+from subquad.mechanisms import kernel
 from subquad.ops.backends import using
 from subquad.ops.linear_attention import (
     FeatureKind,
@@ -114,7 +114,7 @@ def test_mechanisms_leave_padding_to_the_kernels(name, form, monkeypatch):
             return out.detach(), *torch.autograd.grad(out, leaves, weights)
 
     spoilt, expected = [x.masked_fill(padding, torch.nan) for x in clean], everything(clean)
-    monkeypatch.delattr(mechanisms.kernel, "zero_padding")
+    monkeypatch.delattr(kernel, "zero_padding")
     for found, wanted in zip(everything(spoilt), expected, strict=True):
         assert torch.equal(found, wanted)
 
