@@ -100,8 +100,16 @@ def equally_long(examples: ExampleScores) -> ExampleScores:
     return examples
 
 
+class PartScore(TypedDict):
+    """The metric over some of what was asked, and how much that was."""
+
+    value: Number
+    count: Count
+
+
 class BaselineResult(TypedDict):
     test: MetricValues
+    breakdown: NotRequired[dict[str, dict[str, PartScore]]]  # by what parts differ in, by the part
     examples: NotRequired[Annotated[ExampleScores, AfterValidator(equally_long)]]
 
 

@@ -48,8 +48,10 @@ def plan(config: Comparison) -> Plan:
     traits = tasks.find(task).traits
     longest = config.length or traits.length
     heads, head_dim = config.model.heads, config.model.head_dim
-    mechanisms = rows(config.attention, Dims(heads=heads, head_dim=head_dim, max_len=longest))
+    dims = Dims(heads=heads, head_dim=head_dim, max_len=longest)
+    rows(config.attention, dims)  # refuses what cannot be built, before the data are read
     dataset = tasks.load(task, target=config.target, length=longest, **options)
+    mechanisms = rows(config.attention, dims, causal=dataset.objective.causal)
     data = DataSpec(
         task=task,
         target=dataset.target,

@@ -37,6 +37,10 @@ def fit(spec: Fit, data: Dataset, *, checkpoint_path: Path, tell: Tell, note: No
     result = {
         "test": judged.scores,
         "examples": example_scores(data, judged.contributions),
+        "breakdown": {
+            title: {name: part._asdict() for name, part in parts.items()}
+            for title, parts in judged.breakdown.items()
+        },
         "validation": course.best,
         "best_step": course.best_step,
         "curve": course.curve,

@@ -1,6 +1,7 @@
 """The contract of an objective, and of what judges a split batch by batch."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -13,11 +14,22 @@ from subquad.metrics import BALANCED, LABELS, higher_is_better
 Loss = Float[Tensor, ""]
 
 
+class Part(NamedTuple):
+    """The metric over some of what was asked."""
+
+    value: float
+    count: int  # of what it is a score of: examples, or tokens
+
+
+Breakdown = Mapping[str, Mapping[str, Part]]  # by what parts differ in ("position"), by the part ("0 to 255")
+
+
 class Judged(NamedTuple):
     """A split's score."""
 
     scores: dict[str, float]  # by metric, and "loss", the mean
     contributions: Float[np.ndarray, " n"]  # of each example to the metric, in the order of the split
+    breakdown: Breakdown  # parts in the order in which people read them
 
 
 class Scorer(ABC):
@@ -44,6 +56,7 @@ class Objective(ABC):
     """
 
     kind: ClassVar[str]  # in records
+    causal: ClassVar[bool] = False  # whether a token may see those before it alone
     metric: str
 
     @property

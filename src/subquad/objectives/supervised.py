@@ -108,7 +108,7 @@ class ExampleScorer(Scorer):
         value, parts = self.objective.judge(truth, chosen)
         ordered = np.empty_like(parts)
         ordered[example] = parts
-        return Judged({self.objective.metric: value, "loss": self.loss}, ordered)
+        return Judged({self.objective.metric: value, "loss": self.loss}, ordered, breakdown={})
 
 
 def require_fitting(objective: Supervised) -> None:
