@@ -6,7 +6,9 @@ import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from subquad import report, tasks
 from subquad.config import ModelConfig
@@ -38,6 +40,14 @@ def test_the_readmes_table_is_made_from_the_traits(make):
 def test_the_mechanisms_pages_are_made_from_docstrings_and_traits(make):
     found = {path.stem: path.read_text() for path in (ROOT / "docs" / "mechanisms").glob("*.md")}
     assert found == make["pages"](), "run: python docs/make.py"
+
+
+def test_the_page_of_tasks_is_made_from_their_traits():
+    made = runpy.run_path(str(ROOT / "docs" / "tasks.py"))
+    page = made["PAGE"].read_text()
+    assert made["with_table"](page, "tasks", made["known"]()) == page, "run: python docs/tasks.py"
+    pictures = np.asarray(Image.open(made["PICTURES"]))
+    assert np.array_equal(pictures, made["sheet"]()), "run: python docs/tasks.py"
 
 
 def test_an_option_that_a_docstring_leaves_out_has_no_page(make):
