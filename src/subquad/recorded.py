@@ -316,7 +316,10 @@ def check_comparison(document: Mapping[str, Any]) -> None:
     validated(Comparison, document)
     require_once("tasks", [task["label"] for task in document["tasks"]])
     for task in document["tasks"]:
-        require_once("rows", [row["label"] for row in (*task["rows"], *task["refusals"])])
+        labels = [row["label"] for row in (*task["rows"], *task["refusals"])]
+        require_once("rows", labels)
+        if unlike := set(labels) ^ set(document["attention"]):
+            raise ValueError(f"rows: {min(unlike)!r} is not among the rows of every task")
 
 
 def require_once(field: str, labels: Sequence[str]) -> None:

@@ -26,6 +26,12 @@ def show_comparison(findings: "ComparisonFindings", folder: Path, page: Path, *,
             {
                 "comparison": findings.comparison,
                 "answer": asdict(findings.answer),
+                "overview": findings.overview
+                and {
+                    **asdict(findings.overview),
+                    "ranked": findings.overview.ranked,
+                    "averaged": findings.overview.averaged,
+                },
                 "tasks": [task_document(task, its) for task, its in zip(findings.tasks, models, strict=True)],
                 "costs": [cost_document(curve) for curve in findings.cost_curves],
                 "failures": [asdict(run) for run in findings.failures],
@@ -35,19 +41,29 @@ def show_comparison(findings: "ComparisonFindings", folder: Path, page: Path, *,
             }
         )
     console, last = Console(), []
+
+    def say(*lines: str, fold: bool = True) -> None:
+        for line in lines:
+            console.print(line, markup=False, highlight=False, soft_wrap=not fold)
+
     for task, its in zip(findings.tasks, models, strict=True):
         console.print(tables.quality(task.question, task.rows))
         console.print(tables.costs(task.question, task.rows))
-        for line in (task.answer.sentence, *task.answer.reasons):
-            console.print(line, markup=False, highlight=False)
-        last += [f"model: {path}" for path in its.get(task.answer.label or "", [])[:1]]
-    if len(findings.tasks) > 1:
-        for line in ("", findings.answer.sentence, *findings.answer.reasons):
-            console.print(line, markup=False, highlight=False)
+        say(task.answer.sentence, *task.answer.reasons, "")
+        what = "model" if findings.overview is None else f"model for {task.question.label}"
+        last += [f"{what}: {path}" for path in its.get(task.answer.label or "", [])[:1]]
+    if findings.overview:
+        console.print(tables.overview(findings.overview))
+        say(
+            *tables.overview_key(findings.overview),
+            "",
+            findings.answer.sentence,
+            *findings.answer.reasons,
+            "",
+        )
     last += [findings.incomplete] if findings.missing else []
     last += [f"report: {page}"]
-    for line in ("", *last):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    say(*last, fold=False)
 
 
 def task_document(task: "Findings", models: Mapping[str, Sequence[str]]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Page, terminal and `--json` are views of it: they take every figure from here, and compute none.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -11,13 +11,14 @@ from typing import Any
 
 from subquad.records import Record, Store, run_keys
 from subquad.report import formats
-from subquad.report.answer import Answer, answer, answer_by_task
+from subquad.report.answer import Answer, answer
 from subquad.report.cost import Curve, curves
 from subquad.report.fairness import Equality, equalities
 from subquad.report.leaderboard import BoardRow, leaderboard
 from subquad.report.learning import LearningCurve, learning_curves
 from subquad.report.literature import Publication, published
-from subquad.report.question import Entry, Question, benched_entries, question_of, settings_of
+from subquad.report.overview import Overview, answer_by_task, overview
+from subquad.report.question import Question, benched_entries, question_of, settings_of
 from subquad.report.runs import FailedRun, Machine, failed_runs, machines, versions
 from subquad.report.styles import Style, styles_of
 
@@ -63,6 +64,7 @@ class ComparisonFindings:
     `comparison`: what comparison.json holds.
     `records`: those that exist, of all tasks and of the bench.
     `missing`: runs without a record.
+    `overview`: the mechanisms over all tasks; None where there is one task.
     `cost_curves`: time and memory by length, of every mechanism in every form that a task asks for.
     """
 
@@ -70,6 +72,7 @@ class ComparisonFindings:
     records: Sequence[Record]
     missing: int
     tasks: tuple[Findings, ...]
+    overview: Overview | None
     answer: Answer
     cost_curves: Sequence[Curve]
     failures: Sequence[FailedRun]
@@ -114,7 +117,7 @@ def findings_of(comparison: Mapping[str, Any], records: Sequence[Record]) -> Fin
         machines=machines(records),
         versions=versions(records),
         publications=published(question),
-        styles=styles_of(_labels(comparison["attention"], question.entries, question.refusals)),
+        styles=styles_of(comparison["attention"]),
     )
 
 
@@ -125,23 +128,21 @@ def comparison_findings(comparison: Mapping[str, Any], records: Sequence[Record]
         known = set(chain.from_iterable(settings["keys"].values()))
         tasks.append(findings_of(settings, [record for record in records if record["key"] in known]))
     entries = benched_entries(comparison["rows"])
+    labels = [*comparison["attention"], *(entry.label for entry in entries)]
+    shown = overview(comparison["attention"], [(task.question, task.rows) for task in tasks])
     return ComparisonFindings(
         comparison=comparison,
         records=records,
         missing=sum(map(len, run_keys(comparison).values())) - len(records),
         tasks=tuple(tasks),
-        answer=answer_by_task({task.question.label: task.answer for task in tasks}),
+        overview=shown,
+        answer=answer_by_task({task.question.label: task.answer for task in tasks}, shown),
         cost_curves=curves(entries, records),
         failures=_failures(tasks, failed_runs(entries, [run for run in records if run["kind"] == "bench"])),
         machines=machines(records),
         versions=versions(records),
-        styles=styles_of(_labels(comparison["attention"], entries)),
+        styles=styles_of(list(dict.fromkeys(labels))),
     )
-
-
-def _labels(asked: Sequence[str], entries: Sequence[Entry], others: Iterable[str] = ()) -> list[str]:
-    """What mechanisms are called, in the order asked, so that all tasks draw them alike."""
-    return list(dict.fromkeys((*asked, *(entry.label for entry in entries), *others)))
 
 
 def _failures(tasks: Sequence[Findings], benches: Sequence[FailedRun]) -> list[FailedRun]:

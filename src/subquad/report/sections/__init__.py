@@ -26,8 +26,10 @@ from subquad.report.sections.fairness import FAIRNESS
 from subquad.report.sections.leaderboard import LEADERBOARD
 from subquad.report.sections.learning import LEARNING
 from subquad.report.sections.literature import LITERATURE
+from subquad.report.sections.overview import OVERVIEW
 from subquad.report.sections.quality import QUALITY
 
+FIRST = (OVERVIEW,)
 MEASURED = (LEADERBOARD, QUALITY, LEARNING)  # on each task
 SHARED = (COST,)
 EVIDENCE = (FAIRNESS, FAILURES, CONFIGURATION, LITERATURE)
@@ -54,14 +56,14 @@ class TaskSections:
 
 def contents(findings: ComparisonFindings) -> list[Shown | TaskSections]:
     """Each section that has something to say, in the order of the page."""
-    ours = {section.id for section in (*MEASURED, *SHARED, *EVIDENCE)}
+    ours = {section.id for section in (*FIRST, *MEASURED, *SHARED, *EVIDENCE)}
     added = list(_registered(taken=ours | RESERVED))
-    shared = _shared(SHARED, findings)
+    first, shared = _shared(FIRST, findings), _shared(SHARED, findings)
     evidence = _shared(EVIDENCE, findings)
     if len(findings.tasks) == 1:
         (task,) = findings.tasks
         return [*_of_task(MEASURED, task), *shared, *_of_task(added, task), *evidence]
-    taken = {shown.id for shown in (*shared, *evidence)} | RESERVED
+    taken = {shown.id for shown in (*first, *shared, *evidence)} | RESERVED
     tasks: list[Shown | TaskSections] = []
     for task in findings.tasks:
         prefix = _identifier(task.question.task, taken=taken)
@@ -71,7 +73,7 @@ def contents(findings: ComparisonFindings) -> list[Shown | TaskSections]:
         ]
         taken |= {prefix, *(each.id for each in sections)}
         tasks.append(TaskSections(id=prefix, findings=task, sections=sections))
-    return [*tasks, *shared, *evidence]
+    return [*first, *tasks, *shared, *evidence]
 
 
 def _of_task(sections: Sequence[Section], task: Findings) -> Iterator[Shown]:

@@ -39,7 +39,7 @@ def configuration_content(findings: ComparisonFindings) -> Markup:
                 " writes this page again from the records.",
             ),
             element("h3", "Mechanisms"),
-            *(_options(task).html() for task in findings.tasks),
+            _options(findings).html(),
             element(
                 "div",
                 element("div", element("h3", "Settings"), _pairs(_labelled(_settings(comparison)))),
@@ -108,21 +108,23 @@ def _data(task: Findings, *, alone: bool) -> Markup:
     return join((element("h3", title), _pairs(_labelled(about))))
 
 
-def _options(task: Findings) -> Table:
-    """Every option of every mechanism, defaults too."""
-    cells = tuple(
-        (
-            row.label,
-            row.form or "none",
-            ", ".join(f"{name}={value}" for name, value in row.options.items()) or "none",
+def _options(findings: ComparisonFindings) -> Table:
+    """Every option of every mechanism, defaults too, and the forms that the tasks ask for."""
+    rows = [row for task in findings.tasks for row in task.rows if row.kind == "mechanism"]
+    cells = []
+    for label in dict.fromkeys(row.label for row in rows):
+        mine = [row for row in rows if row.label == label and row.form]
+        options = next((row.options for row in mine if row.finished), mine[0].options if mine else {})
+        forms = dict.fromkeys(str(row.form) for row in mine)
+        cells.append(
+            (
+                label,
+                ", ".join(forms) or "none",
+                ", ".join(f"{name}={value}" for name, value in options.items()) or "none",
+            )
         )
-        for row in task.rows
-        if row.kind == "mechanism"
-    )
     return Table(
-        caption=f"Every option with its value, on {task.question.label}",
-        columns=("mechanism", "form", "options"),
-        rows=cells,
+        caption="Every option with its value", columns=("mechanism", "form", "options"), rows=tuple(cells)
     )
 
 
