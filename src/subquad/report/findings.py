@@ -16,6 +16,7 @@ from subquad.report.fairness import Equality, equalities
 from subquad.report.leaderboard import BoardRow, leaderboard
 from subquad.report.learning import LearningCurve, learning_curves
 from subquad.report.literature import Publication, published
+from subquad.report.parts import PartScores, by_parts
 from subquad.report.question import Question, question_of
 from subquad.report.runs import FailedRun, Machine, failed_runs, machines, versions
 from subquad.report.styles import Style, styles_of
@@ -31,6 +32,7 @@ class Findings:
     `rows`: mechanisms and baselines, best first, with scores, costs and failures.
     `cost_curves`: time and memory by length, of what was benched.
     `learning`: learning curves by the label of their row.
+    `parts`: scores by what answers differ in, such as the length of a sequence.
     `publications`: published results for this task; they come from elsewhere, and nothing is set beside them.
     `styles`: how each mechanism is drawn, by label.
     """
@@ -42,6 +44,7 @@ class Findings:
     rows: Sequence[BoardRow]
     cost_curves: Sequence[Curve]
     learning: Mapping[str, Sequence[LearningCurve]]
+    parts: Sequence[PartScores]
     answer: Answer
     equalities: Sequence[Equality]
     failures: Sequence[FailedRun]
@@ -72,6 +75,7 @@ def findings_of(comparison: Mapping[str, Any], records: Sequence[Record]) -> Fin
         rows=rows,
         cost_curves=cost_curves,
         learning=learning_curves(question, records),
+        parts=by_parts(question, rows, records),
         answer=answer(question, rows, cost_curves),
         equalities=equalities(question, records),
         failures=failed_runs(question, records),

@@ -23,9 +23,10 @@ from subquad.report.sections.fairness import FAIRNESS
 from subquad.report.sections.leaderboard import LEADERBOARD
 from subquad.report.sections.learning import LEARNING
 from subquad.report.sections.literature import LITERATURE
+from subquad.report.sections.parts import PARTS
 from subquad.report.sections.quality import QUALITY
 
-MEASURED = (LEADERBOARD, QUALITY, LEARNING, COST)
+MEASURED = (LEADERBOARD, QUALITY, PARTS, LEARNING, COST)
 EVIDENCE = (FAIRNESS, FAILURES, CONFIGURATION, LITERATURE)
 RESERVED = {"answer", "filter"}  # ids of the page's own
 
