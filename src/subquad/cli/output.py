@@ -27,6 +27,7 @@ def show_comparison(findings: "Findings", folder: Path, page: Path, *, as_json: 
                 "comparison": findings.comparison,
                 "answer": asdict(findings.answer),
                 "rows": [asdict(row) for row in findings.rows],
+                "budgets": findings.budgets and asdict(findings.budgets),
                 "parts": [asdict(parts) for parts in findings.parts],
                 "costs": [cost_document(curve) for curve in findings.cost_curves],
                 "fairness": [asdict(equality) for equality in findings.equalities],

@@ -11,6 +11,7 @@ from typing import Any
 from subquad.records import Record, Store
 from subquad.report import formats
 from subquad.report.answer import Answer, answer
+from subquad.report.budgets import Budgets, budgets
 from subquad.report.cost import Curve, curves
 from subquad.report.fairness import Equality, equalities
 from subquad.report.leaderboard import BoardRow, leaderboard
@@ -32,6 +33,7 @@ class Findings:
     `rows`: mechanisms and baselines, best first, with scores, costs and failures.
     `cost_curves`: time and memory by length, of what was benched.
     `learning`: learning curves by the label of their row.
+    `budgets`: what the rows reach within parts of the budget; None: no run was validated.
     `parts`: scores by what answers differ in, such as the length of a sequence.
     `publications`: published results for this task; they come from elsewhere, and nothing is set beside them.
     `styles`: how each mechanism is drawn, by label.
@@ -44,6 +46,7 @@ class Findings:
     rows: Sequence[BoardRow]
     cost_curves: Sequence[Curve]
     learning: Mapping[str, Sequence[LearningCurve]]
+    budgets: Budgets | None
     parts: Sequence[PartScores]
     answer: Answer
     equalities: Sequence[Equality]
@@ -67,6 +70,7 @@ def findings_of(comparison: Mapping[str, Any], records: Sequence[Record]) -> Fin
     """What the records of a comparison say, which is a `recorded.Comparison`."""
     question = question_of(comparison)
     rows, cost_curves = leaderboard(question, records), curves(question.entries, records)
+    learning = learning_curves(question, records)
     return Findings(
         comparison=comparison,
         records=records,
@@ -74,7 +78,8 @@ def findings_of(comparison: Mapping[str, Any], records: Sequence[Record]) -> Fin
         question=question,
         rows=rows,
         cost_curves=cost_curves,
-        learning=learning_curves(question, records),
+        learning=learning,
+        budgets=budgets(question, records, learning),
         parts=by_parts(question, rows, records),
         answer=answer(question, rows, cost_curves),
         equalities=equalities(question, records),

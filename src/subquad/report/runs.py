@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from subquad.records import Record
-from subquad.report.question import Question, identity
+from subquad.report.question import Entry, Question, identity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,15 @@ class Machine:
 
     runs: int
     description: Mapping[str, Any]
+
+
+def fits_of(entry: Entry, records: Sequence[Record]) -> list[Record]:
+    """The fits of a row."""
+    return [
+        record
+        for record in records
+        if record["kind"] == "fit" and identity(record["spec"]["mechanism"]) == entry.identity
+    ]
 
 
 def fingerprint(record: Record) -> str | None:
