@@ -157,6 +157,32 @@ def examples(score: float, name: str) -> dict[str, Any]:
     }
 
 
+PARTS = {  # of the test split, by what its examples differ in: how many there are, and how hard they are
+    "length of the history": {
+        "2 to 205": (247, -0.04),
+        "206 to 455": (246, 0.0),
+        "456 to 830": (247, 0.02),
+        "835 to 3,636": (248, 0.03),
+    },
+    "region": {"north": (410, 0.01), "east": (366, -0.02), "south": (195, 0.02), "abroad": (17, 0.0)},
+}
+
+
+def breakdown(score: float, name: str) -> dict[str, Any]:
+    """The score over each part; in the smallest all are of one class."""
+    chance = random.Random(f"{name} parts")
+    return {
+        title: {
+            part: {
+                "value": None if part == "abroad" else score + hard + chance.gauss(0, 0.01),
+                "count": count,
+            }
+            for part, (count, hard) in parts.items()
+        }
+        for title, parts in PARTS.items()
+    }
+
+
 def older(records: Sequence[Record]) -> list[Record]:
     """The records as versions wrote them that kept no scores of single examples."""
     return changed(
@@ -195,6 +221,7 @@ def fit(entry: Mapping[str, Any], seed: int, setting: Mapping[str, Any], *, scor
         "result": {
             "test": {metric: score, "loss": 0.31},
             "examples": examples(score, f"{entry['label']} {seed}"),
+            "breakdown": breakdown(score, f"{entry['label']} {seed}"),
             "validation": best["validation"],
             "best_step": best["step"],
             "curve": curve,
@@ -232,7 +259,11 @@ def baseline(name: str, seed: int, setting: Mapping[str, Any], *, score: float) 
         **_run("baseline", {**shared, "baseline": name, "seed": seed}),
         "status": "ok",
         "reason": "",
-        "result": {"test": {setting["metric"]: score}, "examples": examples(score, f"{name} {seed}")},
+        "result": {
+            "test": {setting["metric"]: score},
+            "examples": examples(score, f"{name} {seed}"),
+            "breakdown": breakdown(score, f"{name} {seed}"),
+        },
         "measured": {},
         "data": {"fingerprint": setting["data"]["fingerprint"], "summary": setting["summary"]},
         "seconds": 2.0,
@@ -379,6 +410,11 @@ def whole(*tasks: Task) -> ComparisonFindings:
     """What is found on tasks that are compared together."""
     records = {record["key"]: record for _, each in tasks for record in each}
     return comparison_findings(document(tasks), list(records.values()))
+
+
+def alone(found: Findings) -> ComparisonFindings:
+    """A comparison of that task alone."""
+    return whole((found.comparison, found.records))
 
 
 def changed(records: Sequence[Record], change: Callable[[Record], Record]) -> list[Record]:

@@ -72,6 +72,7 @@ def test_what_must_be_said_is_said_in_order(text: str) -> None:
         "The answer",
         "Leaderboard",
         "Quality against speed",
+        "By parts",
         "Learning curves",
         "Cost by length",
         "Fairness",
@@ -230,7 +231,7 @@ def test_the_page_draws_all_figures_offline_at_any_width(
     page.emulate_media(color_scheme="dark" if dark else "light")
     visit(page, written, complaints)
     assert complaints == []
-    assert page.locator(".plot").count() == 7
+    assert page.locator(".plot").count() == 9
     assert page.locator(".plot .lines").count() > 30
     assert page.locator(".plot svg[data-row]").count() > 100
     assert width(page) == size
@@ -328,7 +329,7 @@ def test_without_javascript_the_page_is_whole(browser: Browser, written: Path) -
     page = context.new_page()
     page.goto(written.as_uri())
     assert page.locator(".board tbody tr").count() == 8
-    assert page.locator(".plot svg.area").count() == 7
+    assert page.locator(".plot svg.area").count() == 9
     assert page.locator(".plot title").count() > 100
     assert not page.locator(".filter").is_visible()
     assert page.locator("button:enabled").count() == 0

@@ -88,7 +88,7 @@ def test_no_section_is_empty() -> None:
     fits = [record for record in made_up.sample(setting) if record["kind"] == "fit"]
     without_bench = made_up.whole((setting, fits))
     assert titles(without_bench) == [
-        *("The answer", "Leaderboard", "Quality against speed", "Learning curves"),
+        *("The answer", "Leaderboard", "Quality against speed", "By parts", "Learning curves"),
         *("Fairness", "Configuration and machine"),
     ]
     nothing = made_up.whole((setting, []))

@@ -119,6 +119,18 @@ def faulty(task, change):
     return Faulty
 
 
+class NamesAKindTooFew(SequenceData):
+    def kinds(self, split):
+        kinds = super().kinds(split)
+        return {title: each._replace(names=each.names[:-1]) for title, each in kinds.items()}
+
+
+class SortsOtherExamples(SequenceData):
+    def kinds(self, split):
+        kinds = super().kinds(split)
+        return {title: each._replace(of=each.of[1:]) for title, each in kinds.items()}
+
+
 @pytest.mark.parametrize(
     ("change", "check", "said"),
     [
@@ -132,6 +144,8 @@ def faulty(task, change):
         (overlapping, checks.check_splits_are_disjoint, "a sequence of train stands in test too"),
         (mislabelled, checks.check_its_oracle_solves_it, "test: the oracle scores 0"),
         (beyond, checks.check_labels_in_range, "test: answers beyond 10 classes"),
+        (NamesAKindTooFew, checks.check_kinds_fit_the_answers, "answers of none of the"),
+        (SortsOtherExamples, checks.check_kinds_fit_the_answers, "and answers of shape"),
     ],
 )
 def test_a_check_sees_the_fault_that_it_is_for(listops, change, check, said):

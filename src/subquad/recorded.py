@@ -102,9 +102,9 @@ def equally_long(examples: ExampleScores) -> ExampleScores:
 
 
 class PartScore(TypedDict):
-    """The metric over some of what was asked, and how much that was."""
+    """The metric over some of what was asked, and how much that was; None: these have no such metric."""
 
-    value: Number
+    value: Number | None
     count: Count
 
 

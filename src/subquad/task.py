@@ -15,7 +15,7 @@ from jaxtyping import Int, Real
 from torch import Tensor
 
 from subquad.fields import Batch, Fields, Inputs, Pair, Split
-from subquad.objectives import Supervised
+from subquad.objectives import Breakdown, Kinds, Supervised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +115,10 @@ class Dataset(ABC):
         """The group that each example belongs to; examples of different groups are independent."""
         return np.arange(len(self.truth(split)))
 
+    def kinds(self, split: Split) -> Mapping[str, Kinds]:
+        """In what answers of a split differ, such as "length": a score is given for each kind, too."""
+        return {}
+
     def oracle(self, batch: Batch) -> Tensor | None:
         """The outputs of a perfect model, worked out from the inputs alone; None where nobody knows them."""
         return None
@@ -151,8 +155,20 @@ class Task(ABC):
 
 def baseline_result(data: Dataset, output: np.ndarray) -> dict[str, Any]:
     """Of a record: what a baseline reaches on test."""
-    value, parts = data.objective.judge(data.truth("test"), data.objective.choose(output))
-    return {"test": {data.objective.metric: value}, "examples": example_scores(data, parts)}
+    truth, chosen = data.truth("test"), data.objective.choose(output)
+    value, parts = data.objective.judge(truth, chosen)
+    return {
+        "test": {data.objective.metric: value},
+        "examples": example_scores(data, parts),
+        "breakdown": breakdown_document(data.objective.breakdown(truth, chosen, data.kinds("test"))),
+    }
+
+
+def breakdown_document(breakdown: Breakdown) -> dict[str, dict[str, dict[str, Any]]]:
+    """Of a record: the metric over each part."""
+    return {
+        title: {name: part._asdict() for name, part in parts.items()} for title, parts in breakdown.items()
+    }
 
 
 def example_scores(data: Dataset, contributions: np.ndarray) -> dict[str, list[float] | list[int]]:

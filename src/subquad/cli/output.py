@@ -72,6 +72,8 @@ def task_document(task: "Findings", models: Mapping[str, Sequence[str]]) -> dict
         "label": task.question.label,
         "answer": asdict(task.answer),
         "rows": [asdict(row) for row in task.rows],
+        "budgets": task.budgets and asdict(task.budgets),
+        "parts": [asdict(parts) for parts in task.parts],
         "fairness": [asdict(equality) for equality in task.equalities],
         "models": models,
     }

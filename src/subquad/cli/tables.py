@@ -220,6 +220,9 @@ def _note(row: BoardRow) -> str:
     notes = ["baseline"] if row.kind == "baseline" else ["causal"] if row.form == "causal" else []
     if row.beside_baseline in ("below", "not told apart"):
         notes.append("below baseline" if row.beside_baseline == "below" else "≈ baseline")
+    if row.success and row.success.stuck:
+        mean = f" ({formats.score(row.success.mean)})" if row.success.above else ""
+        notes.append(f"{row.success.above} of {formats.plural(row.success.runs, 'run')} above majority{mean}")
     if row.parameters and row.parameters.marked:
         notes.append(f"{formats.percent(row.parameters.beyond_reference or 0.0)} weights")
     for status, runs in Counter(failure.status for failure in row.failures).items():

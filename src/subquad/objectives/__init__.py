@@ -5,7 +5,7 @@ nothing else of a task, so that another kind of question is another class here.
 """
 
 from subquad.objectives.classification import BinaryClassification, Classification, probabilities
-from subquad.objectives.objective import Breakdown, Judged, Objective, Part, Scorer
+from subquad.objectives.objective import Breakdown, Judged, Kinds, Objective, Part, Scorer
 from subquad.objectives.regression import Regression
 from subquad.objectives.supervised import Supervised
 from subquad.objectives.tokens import TokenClassification
@@ -16,6 +16,7 @@ __all__ = [
     "Breakdown",
     "Classification",
     "Judged",
+    "Kinds",
     "Objective",
     "Part",
     "Regression",

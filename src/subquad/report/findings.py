@@ -12,12 +12,14 @@ from typing import Any
 from subquad.records import Record, Store, run_keys
 from subquad.report import formats
 from subquad.report.answer import Answer, answer
+from subquad.report.budgets import Budgets, budgets
 from subquad.report.cost import Curve, curves
 from subquad.report.fairness import Equality, equalities
 from subquad.report.leaderboard import BoardRow, leaderboard
 from subquad.report.learning import LearningCurve, learning_curves
 from subquad.report.literature import Publication, published
 from subquad.report.overview import Overview, answer_by_task, overview
+from subquad.report.parts import PartScores, by_parts
 from subquad.report.question import Question, benched_entries, question_of, settings_of
 from subquad.report.runs import FailedRun, Machine, failed_runs, machines, versions
 from subquad.report.styles import Style, styles_of
@@ -33,6 +35,8 @@ class Findings:
     `rows`: mechanisms and baselines, best first, with scores, costs and failures.
     `cost_curves`: time and memory by length, of what was benched.
     `learning`: learning curves by the label of their row.
+    `budgets`: what the rows reach within parts of the budget; None: no run was validated.
+    `parts`: scores by what answers differ in, such as the length of a sequence.
     `publications`: published results for this task; they come from elsewhere, and nothing is set beside them.
     `styles`: how each mechanism is drawn, by label.
     """
@@ -44,6 +48,8 @@ class Findings:
     rows: Sequence[BoardRow]
     cost_curves: Sequence[Curve]
     learning: Mapping[str, Sequence[LearningCurve]]
+    budgets: Budgets | None
+    parts: Sequence[PartScores]
     answer: Answer
     equalities: Sequence[Equality]
     failures: Sequence[FailedRun]
@@ -103,6 +109,7 @@ def findings_of(comparison: Mapping[str, Any], records: Sequence[Record]) -> Fin
     """What the records of one task say, whose settings are one of `question.settings_of`."""
     question = question_of(comparison)
     rows, cost_curves = leaderboard(question, records), curves(question.entries, records)
+    learning = learning_curves(question, records)
     return Findings(
         comparison=comparison,
         records=records,
@@ -110,7 +117,9 @@ def findings_of(comparison: Mapping[str, Any], records: Sequence[Record]) -> Fin
         question=question,
         rows=rows,
         cost_curves=cost_curves,
-        learning=learning_curves(question, records),
+        learning=learning,
+        budgets=budgets(question, records, learning),
+        parts=by_parts(question, rows, records),
         answer=answer(question, rows, cost_curves),
         equalities=equalities(question, records),
         failures=failed_runs(question.entries, records),

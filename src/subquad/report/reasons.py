@@ -34,9 +34,9 @@ def limits(question: Question, rows: Sequence[BoardRow]) -> list[str]:
         if row.failures
     ]
     stuck = [
-        f"{row.label}, {row.stuck} of {formats.plural(row.finished, 'run')}"
+        f"{row.label}, {row.success.stuck} of {formats.plural(row.success.runs, 'run')}"
         for row in mechanisms
-        if row.stuck
+        if row.success and row.success.stuck
     ]
     notes = [f"Cannot take this task: {formats.few(refused, by='; ')}."] if refused else []
     notes += [f"Failed: {formats.few(failed, by='; ')}."] if failed else []

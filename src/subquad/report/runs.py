@@ -32,6 +32,15 @@ class Machine:
     description: Mapping[str, Any]
 
 
+def fits_of(entry: Entry, records: Sequence[Record]) -> list[Record]:
+    """The fits of a row."""
+    return [
+        record
+        for record in records
+        if record["kind"] == "fit" and identity(record["spec"]["mechanism"]) == entry.identity
+    ]
+
+
 def fingerprint(record: Record) -> str | None:
     """That of the machine a record was made on; None where the run died before it could say."""
     return record.get("machine", {}).get("fingerprint")

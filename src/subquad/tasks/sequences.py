@@ -15,10 +15,11 @@ from jaxtyping import Bool, Int, Integer, Real
 from torch import Tensor
 
 from subquad.fields import IGNORED, SPLITS, Batch, Fields, Pair, Split, Tokens, token_fields
-from subquad.objectives import Supervised
+from subquad.objectives import Kinds, Supervised
 from subquad.task import Baseline, Dataset
 from subquad.tasks.batching import batched
 from subquad.tasks.errors import DataError
+from subquad.tasks.kinds import ranges
 
 HASHED = 2**22  # numbers at a time
 
@@ -72,6 +73,13 @@ Reader = Callable[
 ]  # of train and test: answers as `Supervised.choose` takes them
 
 
+def by_length(part: Sequences) -> Mapping[str, Kinds]:
+    """By the length of a sequence, where each has one answer and not all are equally long."""
+    if part.asked is not None or not np.ptp(part.longer):
+        return {}
+    return {"length": ranges(part.longer)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class SequenceData(Dataset):
     """A task's sequences in three splits, read from their first symbol on.
@@ -80,6 +88,7 @@ class SequenceData(Dataset):
     `readers`: baselines beyond "majority", by name.
     `solve`: the answer of one sequence or of a pair's two, where it can be worked out; where tokens are
         asked, that of each token, `IGNORED` at others.
+    `sort`: of what kind each answer is; by the length of its sequence, unless a task knows better.
     """
 
     splits: Mapping[Split, Sequences]
@@ -88,6 +97,7 @@ class SequenceData(Dataset):
     objective: Supervised
     readers: Mapping[str, Reader]
     solve: Callable[[Sequence[Any]], int | Sequence[int]] | None = None
+    sort: Callable[[Sequences], Mapping[str, Kinds]] = by_length
     encoding: Any = None
     about: Mapping[str, Any]
 
@@ -170,6 +180,9 @@ class SequenceData(Dataset):
         if name == "majority":
             return self.objective.constant(self.truth("train"), count=len(self.splits["test"]))
         return self.readers[name](self.splits["train"], self.splits["test"])
+
+    def kinds(self, split: Split) -> Mapping[str, Kinds]:
+        return self.sort(self.splits[split])
 
     def oracle(self, batch: Batch) -> Tensor | None:
         if self.solve is None:

@@ -69,6 +69,7 @@ def contract() -> tuple[Check, ...]:
         check_loading_again_gives_the_same,
         check_baselines_are_between_chance_and_one,
         check_its_oracle_solves_it,
+        check_kinds_fit_the_answers,
         check_new_inputs_are_read_alike,
     )
 
@@ -218,6 +219,18 @@ def check_its_oracle_solves_it(case: Case) -> None:
         value = scorer.result().scores[case.data.objective.metric]
         best = 1.0 if case.data.objective.higher_is_better else 0.0
         assert abs(value - best) < 1e-6, f"{split}: the oracle scores {value}"
+
+
+def check_kinds_fit_the_answers(case: Case) -> None:
+    """Whatever kinds of answers it names, every answer is of one of them."""
+    for split in SPLITS:
+        shape = case.data.truth(split).shape
+        for title, (names, of) in case.data.kinds(split).items():
+            where = f"{split}: kinds by {title!r}"
+            assert of.shape == shape, f"{where} are of shape {of.shape}, and answers of shape {shape}"
+            assert len(set(names)) == len(names), f"{where} have one name twice in {list(names)}"
+            inside = (of >= 0) & (of < len(names))
+            assert inside.all(), f"{where} have {int((~inside).sum())} answers of none of the {len(names)}"
 
 
 def check_new_inputs_are_read_alike(case: Case) -> None:

@@ -27,10 +27,11 @@ from subquad.report.sections.leaderboard import LEADERBOARD
 from subquad.report.sections.learning import LEARNING
 from subquad.report.sections.literature import LITERATURE
 from subquad.report.sections.overview import OVERVIEW
+from subquad.report.sections.parts import PARTS
 from subquad.report.sections.quality import QUALITY
 
 FIRST = (OVERVIEW,)
-MEASURED = (LEADERBOARD, QUALITY, LEARNING)  # on each task
+MEASURED = (LEADERBOARD, QUALITY, PARTS, LEARNING)  # on each task
 SHARED = (COST,)
 EVIDENCE = (FAIRNESS, FAILURES, CONFIGURATION, LITERATURE)
 RESERVED = {"answer", "filter"}  # ids of the page's own

@@ -10,6 +10,7 @@ from subquad.report.question import Question
 from subquad.report.section import Section
 from subquad.report.statistics import MIN_SEEDS, Summary
 from subquad.report.styles import Style
+from subquad.report.success import Success
 from subquad.report.table import scrolling
 
 WIDTH, HEIGHT = 200, 26  # of the drawing of a score, in pixels
@@ -112,9 +113,15 @@ def _name(row: BoardRow, styles: Mapping[str, Style]) -> list[str]:
     notes = [_small(", ".join(under))]
     if row.score:
         notes += [_failure_mark(row)] if row.failures else []
-        if row.stuck:
-            notes.append(_mark(f"{row.stuck} of {row.finished} not above majority"))
+        notes += _success(row.success) if row.success and row.success.stuck else []
     return [named, *notes]
+
+
+def _success(success: Success) -> list[Markup]:
+    """How many runs learnt nothing, and what the others reached."""
+    stuck = _mark(f"{success.stuck} of {success.runs} not above majority")
+    rest = [_small(f"mean of the rest {formats.score(success.mean)}")] if success.above else []
+    return [stuck, *rest]
 
 
 def _cells(
