@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,13 @@ from subquad.config import ModelConfig
 from subquad.experiments.config import InputsConfig, TrainingConfig
 from subquad.recorded import COMPARISON_VERSION, VERSION
 from subquad.records import Record, Store, key
-from subquad.report.findings import (
-    ComparisonFindings,
-    Findings,
-    comparison_findings,
-    findings_of,
-)
+from subquad.report.findings import ComparisonFindings, Findings, comparison_findings, findings_of
 
 Task = tuple[Mapping[str, Any], Sequence[Record]]  # the setting of one, and its records
 
 OF_A_TASK = (
     *("label", "title", "task", "data", "summary", "unit", "objective", "metric", "metric_label"),
-    *("higher_is_better", "balanced", "rows", "refusals"),
+    *("higher_is_better", "balanced", "rows", "refusals", "keys"),
 )
 MACHINE = {
     "cpu": "Made-up CPU @ 2.5 GHz",
@@ -38,7 +34,6 @@ MACHINE = {
 }
 VERSIONS = {"subquad": "0.1.0", "torch": "2.13.0", "numpy": "2.4.6", "lightning": "2.5.5"}
 LENGTHS = (512, 1024, 2048, 4096, 8192)
-
 # quality on the test split, events per second in training, milliseconds per history, MB of a training step
 CHARACTER = {
     "softmax": (0.704, 38_000, 4.1, 610, 0),
@@ -254,9 +249,9 @@ def fit(entry: Mapping[str, Any], seed: int, setting: Mapping[str, Any], *, scor
 
 
 def baseline(name: str, seed: int, setting: Mapping[str, Any], *, score: float) -> Record:
-    shared = {"data": setting["data"], "place": setting["place"]}
+    spec = {"data": setting["data"], "place": setting["place"], "baseline": name, "seed": seed}
     return {
-        **_run("baseline", {**shared, "baseline": name, "seed": seed}),
+        **_run("baseline", spec),
         "status": "ok",
         "reason": "",
         "result": {
@@ -370,9 +365,8 @@ def write(folder: Path, setting: Mapping[str, Any], records: Sequence[Record]) -
 def write_several(folder: Path, tasks: Sequence[Task]) -> Path:
     """The folder of a comparison of several tasks."""
     store = Store(folder)
-    for _, records in tasks:
-        for record in records:
-            store.put(record)
+    for record in chain.from_iterable(records for _, records in tasks):
+        store.put(record)
     store.put_comparison(document(tasks))
     return folder
 
@@ -387,18 +381,14 @@ def with_keys(setting: Mapping[str, Any], records: Sequence[Record]) -> dict[str
 
 def document(tasks: Sequence[Task]) -> dict[str, Any]:
     """What comparison.json holds of tasks that are compared together; the first has what they share."""
-    keyed = [with_keys(setting, records) for setting, records in tasks]
-    benches = [key for setting in keyed for key in setting["keys"]["bench"]]
+    keyed = [with_keys(*task) for task in tasks]
+    benches = dict.fromkeys(key for setting in keyed for key in setting["keys"].pop("bench"))
     rows = [row for setting in keyed for row in setting["rows"]]
     return {
         **{name: value for name, value in keyed[0].items() if name not in OF_A_TASK},
-        "tasks": [
-            {name: setting[name] for name in OF_A_TASK}
-            | {"keys": {kind: setting["keys"][kind] for kind in ("baseline", "fit")}}
-            for setting in keyed
-        ],
+        "tasks": [{name: setting[name] for name in OF_A_TASK} for setting in keyed],
         "rows": [row for place, row in enumerate(rows) if row not in rows[:place]],
-        "keys": {"bench": list(dict.fromkeys(benches))},
+        "keys": {"bench": list(benches)},
     }
 
 
@@ -408,7 +398,7 @@ def findings(setting: Mapping[str, Any], records: Sequence[Record]) -> Findings:
 
 def whole(*tasks: Task) -> ComparisonFindings:
     """What is found on tasks that are compared together."""
-    records = {record["key"]: record for _, each in tasks for record in each}
+    records = {run["key"]: run for _, each in tasks for run in each}
     return comparison_findings(document(tasks), list(records.values()))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import report_samples as made_up
 from playwright.sync_api import Browser, Page, sync_playwright
+from tasks_samples import sample
 
 from subquad import report
 from subquad.config import ModelConfig
@@ -311,6 +312,22 @@ def test_the_leaderboard_is_filtered_by_name(page: Page, written: Path, complain
     assert page.get_by_role("status").inner_text() == "2 of 8 rows"
     page.get_by_label("Show rows named").fill("")
     assert len(named(page)) == 8
+    assert complaints == []
+
+
+def test_each_task_of_several_has_a_leaderboard_of_its_own(
+    page: Page, tmp_path: Path, complaints: list[str]
+) -> None:
+    visit(page, report.write(made_up.write_several(tmp_path, sample("recall", "text"))), complaints)
+    recall, text = page.locator("#recall .board"), page.locator("#text .board")
+    before = text.inner_text()
+    recall.get_by_role("button", name="Mechanism").click()
+    assert recall.locator("tbody th").first.get_attribute("data-value") == "dense"
+    page.locator("#recall").get_by_label("Show rows named").fill("linear")
+    assert recall.locator("tbody tr:visible").count() == 1
+    assert text.inner_text() == before
+    page.locator(".overview").get_by_role("button", name="recall").click()
+    assert page.locator(".overview [aria-sort=descending]").inner_text().startswith("recall")
     assert complaints == []
 
 
