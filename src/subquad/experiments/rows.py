@@ -12,7 +12,7 @@ from math import inf
 from typing import Any, get_args
 
 from subquad import tasks
-from subquad.experiments.notation import Option, read, several
+from subquad.experiments.notation import Option, read, several, swept
 from subquad.experiments.spec import MechanismSpec
 from subquad.mechanism import Dims
 from subquad.plugins import hint
@@ -31,14 +31,14 @@ SPOKEN: dict[type, str] = {
 def rows(texts: Sequence[str], dims: Dims, *, causal: bool = False) -> tuple[MechanismSpec, ...]:
     """The rows that the texts name; `ValueError` for the first that cannot be built.
 
-    A text may name several, with commas between them. "all" names every known mechanism, at its defaults,
-    that has the form asked for.
+    A text may name several, with commas between them, and sweep over values of an option. "all" names every
+    known mechanism, at its defaults, that has the form asked for.
     """
     if not texts:
         raise ValueError("no attention mechanism is named")
     every = [name for name, cls in catalog().items() if cls.traits.causal or not causal]
     chosen: list[MechanismSpec] = []
-    named = chain.from_iterable(map(several, texts))
+    named = chain.from_iterable(map(swept, chain.from_iterable(map(several, texts))))
     for text in chain.from_iterable(every if text == ALL else [text] for text in named):
         row = parse(text, dims, causal=causal)
         if row in chosen:
