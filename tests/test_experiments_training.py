@@ -202,7 +202,8 @@ def test_what_a_mechanism_draws_or_learns_never_moves_the_data_order(spec, data,
             order.append(batch.example.tolist())
             training.step(iter([batch]))
             if training.course.step == several.training.steps:
-                return training.course.epoch, order
+                break
+        return training.course.epoch, order
 
     assert seen(attention) == seen("linear")
     assert seen(attention)[0] > 0  # more than one epoch

@@ -13,7 +13,7 @@ from math import inf
 from typing import Any, NamedTuple, get_args
 
 from subquad import tasks
-from subquad.experiments.notation import Option, read, several
+from subquad.experiments.notation import Option, read, several, swept
 from subquad.experiments.spec import MechanismSpec
 from subquad.mechanism import Dims
 from subquad.plugins import hint
@@ -52,13 +52,14 @@ def rows(texts: Sequence[str], dims: Dims, *, causal: bool = False) -> tuple[Mec
 def mechanisms(texts: Sequence[str], *, every: Iterable[str]) -> list[MechanismSpec]:
     """The mechanisms that the texts name, in no form yet: their names and options are known, none is built.
 
-    A text may name several, with commas between them. "all" names `every`, at its defaults. Options that
-    equal their defaults are left out, so that both ways to ask are one run.
+    A text may name several, with commas between them, and sweep over values of an option. "all" names
+    `every`, at its defaults. Options that equal their defaults are left out, so that both ways to ask are
+    one run.
     """
     if not texts:
         raise ValueError("no attention mechanism is named")
     chosen: list[MechanismSpec] = []
-    named = chain.from_iterable(map(several, texts))
+    named = chain.from_iterable(map(swept, chain.from_iterable(map(several, texts))))
     for text in chain.from_iterable(every if text == ALL else [text] for text in named):
         name, pairs = read(text)
         cls = find(name)
