@@ -15,7 +15,7 @@ from jaxtyping import Int, Real
 from torch import Tensor
 
 from subquad.fields import Batch, Fields, Inputs, Split
-from subquad.objectives import Supervised
+from subquad.objectives import Judged, Objective, Supervised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class Dataset(ABC):
 
     fields: Fields
     target: str
-    objective: Supervised
+    objective: Objective
     fingerprint: str
     summary: Mapping[str, Any]
     encoding: InputEncoding | None
@@ -91,8 +91,8 @@ class Dataset(ABC):
         """Tokens of the longest sequence: the length that keeps every one whole."""
 
     @abstractmethod
-    def truth(self, split: Split) -> Real[np.ndarray, "n ..."]:
-        """The answers of each example: classes, or quantities in their own units."""
+    def count(self, split: Split) -> int:
+        """Examples of a split."""
 
     @abstractmethod
     def batches(
@@ -109,11 +109,15 @@ class Dataset(ABC):
 
     @abstractmethod
     def baseline(self, name: str, *, length: int, seed: int) -> np.ndarray:
-        """What a baseline says of each test example, in the form that `Supervised.choose` takes."""
+        """What a baseline says of the test split, in the form that `judged` takes."""
+
+    @abstractmethod
+    def judged(self, output: np.ndarray) -> Judged:
+        """The score of what a baseline says."""
 
     def group(self, split: Split) -> Int[np.ndarray, " n"]:
         """The group that each example belongs to; examples of different groups are independent."""
-        return np.arange(len(self.truth(split)))
+        return np.arange(self.count(split))
 
     def oracle(self, batch: Batch) -> Tensor | None:
         """The outputs of a perfect model, worked out from the inputs alone; None where nobody knows them."""
@@ -128,6 +132,23 @@ class Dataset(ABC):
             target=self.objective.synthetic(size=size, length=length),
             example=torch.arange(size),
         )
+
+
+class SupervisedData(Dataset):
+    """Data whose answers are known. A baseline says what `Supervised.choose` takes, of each test example."""
+
+    objective: Supervised  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    @abstractmethod
+    def truth(self, split: Split) -> Real[np.ndarray, "n ..."]:
+        """The answers of each example: classes, or quantities in their own units."""
+
+    def count(self, split: Split) -> int:
+        return len(self.truth(split))
+
+    def judged(self, output: np.ndarray) -> Judged:
+        value, parts = self.objective.judge(self.truth("test"), self.objective.choose(output))
+        return Judged({self.objective.metric: value}, parts, breakdown={})
 
 
 class Task(ABC):
@@ -150,8 +171,19 @@ class Task(ABC):
 
 def baseline_result(data: Dataset, output: np.ndarray) -> dict[str, Any]:
     """Of a record: what a baseline reaches on test."""
-    value, parts = data.objective.judge(data.truth("test"), data.objective.choose(output))
-    return {"test": {data.objective.metric: value}, "examples": example_scores(data, parts)}
+    return test_result(data, data.judged(output))
+
+
+def test_result(data: Dataset, judged: Judged) -> dict[str, Any]:
+    """Of a record: the scores on test, of examples and parts too."""
+    return {
+        "test": judged.scores,
+        "examples": example_scores(data, judged.contributions),
+        "breakdown": {
+            title: {name: part._asdict() for name, part in parts.items()}
+            for title, parts in judged.breakdown.items()
+        },
+    }
 
 
 def example_scores(data: Dataset, contributions: np.ndarray) -> dict[str, list[float] | list[int]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from subquad.fields import IGNORED, SPLITS, Batch, Events, Split, Tokens
 from subquad.objectives import Supervised
-from subquad.task import Baseline, Dataset
+from subquad.task import Baseline, Dataset, SupervisedData
 from subquad.tasks.batching import batched
 from subquad.tasks.errors import DataError
 
@@ -54,7 +54,7 @@ Reader = Callable[
 
 
 @dataclass(frozen=True, kw_only=True)
-class SequenceData(Dataset):
+class SequenceData(SupervisedData):
     """A task's sequences in three splits, read from their first symbol on.
 
     `fields`: what a token holds; of `Events`, no numbers.
