@@ -18,6 +18,7 @@ from subquad.experiments.fit import fit
 from subquad.experiments.model import build_model
 from subquad.experiments.predictor import export
 from subquad.experiments.training import Training, learning_rate
+from subquad.task import SupervisedData
 
 REGIONS = ("east", "north", "west")
 
@@ -220,6 +221,7 @@ def test_the_test_split_is_read_once_and_last(spec, data, tmp_path):
 @pytest.mark.parametrize(("column", "kind"), [("region", "multiclass"), ("age", "regression")])
 def test_what_each_example_adds_is_kept_in_the_order_of_the_split(tmp_path, spec, column, kind):
     data = tasks.load("custom", schema=str(write(tmp_path / "own", column=column, kind=kind)))
+    assert isinstance(data, SupervisedData)
     training = trained(changed(spec, training={"steps": 3, "batch": 7}), data, tmp_path)
     judged = training.evaluate("test")
     assert judged.contributions.mean() == pytest.approx(judged.scores[data.objective.metric])

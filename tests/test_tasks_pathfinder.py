@@ -80,7 +80,7 @@ def test_the_discs_lie_where_the_answer_says(style: Style):
 
 
 def test_answers_are_balanced_and_a_bag_of_pixels_knows_nothing():
-    data = tasks.load("pathfinder", train=1000, validation=10, test=500, contour=6)
+    data = Pathfinder(train=1000, validation=10, test=500, contour=6).load()
     answers = data.truth("train")
     assert abs(answers.mean() - 0.5) < 4 * 0.5 / 1000**0.5
     output = data.baseline("bag of pixels", length=1024, seed=0)

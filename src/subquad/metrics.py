@@ -12,13 +12,16 @@ LABELS = {  # what metrics are called in sentences
     "accuracy": "accuracy",
     "macro_f1": "macro F1",
     "mae": "mean absolute error",
+    "bits_per_byte": "bits per byte",
+    "bits_per_masked_byte": "bits per masked byte",
 }
+ERRORS = ("mae", "bits_per_byte", "bits_per_masked_byte")  # those of which less is better
 BALANCED = ("auc", "macro_f1")  # those that weigh classes alike, however rare one is
 
 
 def higher_is_better(metric: str) -> bool:
     """Whether more of it is better: false for errors alone."""
-    return metric != "mae"
+    return metric not in ERRORS
 
 
 def defined(metric: str, target: Real[np.ndarray, " n"]) -> bool:

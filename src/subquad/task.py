@@ -15,7 +15,7 @@ from jaxtyping import Int, Real
 from torch import Tensor
 
 from subquad.fields import Batch, Fields, Inputs, Pair, Split
-from subquad.objectives import Breakdown, Kinds, Supervised
+from subquad.objectives import Judged, Kinds, Objective, Supervised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class Dataset(ABC):
 
     fields: Fields
     target: str
-    objective: Supervised
+    objective: Objective
     fingerprint: str
     summary: Mapping[str, Any]
     encoding: InputEncoding | None
@@ -91,8 +91,8 @@ class Dataset(ABC):
         """Tokens of the longest sequence, or side of a pair: the length that keeps every one whole."""
 
     @abstractmethod
-    def truth(self, split: Split) -> Real[np.ndarray, "n ..."]:
-        """The answers of each example: classes, or quantities in their own units."""
+    def count(self, split: Split) -> int:
+        """Examples of a split."""
 
     @abstractmethod
     def batches(
@@ -109,11 +109,15 @@ class Dataset(ABC):
 
     @abstractmethod
     def baseline(self, name: str, *, length: int, seed: int) -> np.ndarray:
-        """What a baseline says of each test example, in the form that `Supervised.choose` takes."""
+        """What a baseline says of the test split, in the form that `judged` takes."""
+
+    @abstractmethod
+    def judged(self, output: np.ndarray) -> Judged:
+        """The score of what a baseline says."""
 
     def group(self, split: Split) -> Int[np.ndarray, " n"]:
         """The group that each example belongs to; examples of different groups are independent."""
-        return np.arange(len(self.truth(split)))
+        return np.arange(self.count(split))
 
     def kinds(self, split: Split) -> Mapping[str, Kinds]:
         """In what answers of a split differ, such as "length": a score is given for each kind, too."""
@@ -133,6 +137,25 @@ class Dataset(ABC):
             target=self.objective.synthetic(size=size, length=length),
             example=torch.arange(size),
         )
+
+
+class SupervisedData(Dataset):
+    """Data whose answers are known. A baseline says what `Supervised.choose` takes, of each test example."""
+
+    objective: Supervised  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    @abstractmethod
+    def truth(self, split: Split) -> Real[np.ndarray, "n ..."]:
+        """The answers of each example: classes, or quantities in their own units."""
+
+    def count(self, split: Split) -> int:
+        return len(self.truth(split))
+
+    def judged(self, output: np.ndarray) -> Judged:
+        truth, chosen = self.truth("test"), self.objective.choose(output)
+        value, parts = self.objective.judge(truth, chosen)
+        breakdown = self.objective.breakdown(truth, chosen, self.kinds("test"))
+        return Judged({self.objective.metric: value}, parts, breakdown=breakdown)
 
 
 class Task(ABC):
@@ -155,19 +178,18 @@ class Task(ABC):
 
 def baseline_result(data: Dataset, output: np.ndarray) -> dict[str, Any]:
     """Of a record: what a baseline reaches on test."""
-    truth, chosen = data.truth("test"), data.objective.choose(output)
-    value, parts = data.objective.judge(truth, chosen)
-    return {
-        "test": {data.objective.metric: value},
-        "examples": example_scores(data, parts),
-        "breakdown": breakdown_document(data.objective.breakdown(truth, chosen, data.kinds("test"))),
-    }
+    return test_result(data, data.judged(output))
 
 
-def breakdown_document(breakdown: Breakdown) -> dict[str, dict[str, dict[str, Any]]]:
-    """Of a record: the metric over each part."""
+def test_result(data: Dataset, judged: Judged) -> dict[str, Any]:
+    """Of a record: the scores on test, of examples and parts too."""
     return {
-        title: {name: part._asdict() for name, part in parts.items()} for title, parts in breakdown.items()
+        "test": judged.scores,
+        "examples": example_scores(data, judged.contributions),
+        "breakdown": {
+            title: {name: part._asdict() for name, part in parts.items()}
+            for title, parts in judged.breakdown.items()
+        },
     }
 
 

@@ -11,12 +11,15 @@ from typing_extensions import TypedDict  # pydantic asks for it below Python 3.1
 
 from subquad import tasks
 from subquad.documents import validated
+from subquad.experiments.language import LanguageModel
 from subquad.experiments.spec import Fit
+from subquad.fields import Fields
 from subquad.nn import export as files
 from subquad.nn.model import SequenceModel, SequenceModelConfig
-from subquad.objectives import OBJECTIVES, Supervised
+from subquad.objectives import OBJECTIVES, Objective, Supervised
 from subquad.recorded import FitSpec, Positive
 from subquad.task import Dataset, InputEncoding
+from subquad.tasks.language import QUESTIONS, LanguageData
 
 T = TypeVar("T")
 
@@ -89,8 +92,8 @@ class Extra(TypedDict):
     fit: FitSpec
 
 
-def load_model(folder: str | Path) -> Predictor:
-    """The trained model that a comparison left in DIR/models/KEY.
+def load_model(folder: str | Path) -> Predictor | LanguageModel:
+    """The trained model that a comparison left in DIR/models/KEY. It answers with `predict`.
 
     Raises `ValueError` where the folder holds none, what it holds does not go together, or the model's task
     takes no new inputs.
@@ -98,9 +101,13 @@ def load_model(folder: str | Path) -> Predictor:
     model, extra = files.read(Path(folder))
     try:
         stored = validated(Extra, extra)
+        for question in QUESTIONS.values():
+            if stored["objective"] == question.objective.to_json():
+                require_matching(model.config, LanguageData.fields, question.objective)
+                return LanguageModel(model, question, stored["length"], extra["fit"])
         encoding = read_encoding(stored)
         objective = read_objective(stored["objective"])
-        require_matching(model.config, encoding, objective)
+        require_matching(model.config, fields_of(encoding), objective)
     except ValueError as error:
         raise ValueError(f"{str(folder)!r} holds a model that `compare` did not write: {error}") from None
     return Predictor(model, encoding, objective, stored["length"], extra["fit"])
@@ -128,12 +135,15 @@ def part(name: str, kind: type[T], document: object) -> T:
         raise ValueError(f"{name}.{str(error).removeprefix('it: ')}") from None
 
 
-def require_matching(config: SequenceModelConfig, encoding: InputEncoding, objective: Supervised) -> None:
-    """Raise `ValueError` where an encoding's inputs or an objective's outputs are not those of the model."""
+def fields_of(encoding: InputEncoding) -> Fields:
     try:
-        fields = encoding.fields
+        return encoding.fields
     except ValueError as error:
         raise ValueError(f"encoding.{error}") from None
+
+
+def require_matching(config: SequenceModelConfig, fields: Fields, objective: Objective) -> None:
+    """Raise `ValueError` where the fields or an objective's outputs are not those of the model."""
     if fields != config.fields:
         raise ValueError(f"encoding: makes {fields}, and the model takes {config.fields}")
     if objective.readout != config.readout:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -86,6 +86,11 @@ class Objective(ABC):
 
     @property
     @abstractmethod
+    def chance(self) -> float | None:
+        """The metric of guesses that know nothing; None where it has no bound."""
+
+    @property
+    @abstractmethod
     def readout(self) -> Readout:
         """What a model has to give out."""
 
@@ -96,3 +101,11 @@ class Objective(ABC):
     @abstractmethod
     def scorer(self) -> Scorer:
         """A judge of one split."""
+
+    @abstractmethod
+    def synthetic(self, *, size: int, length: int) -> Tensor:
+        """`Batch.target` for random inputs."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Its kind and options, of which it can be built anew."""
+        return {"kind": self.kind, **vars(self)}

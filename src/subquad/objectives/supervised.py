@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float, Real
@@ -23,11 +23,6 @@ class Supervised(Objective):
     metrics: ClassVar[tuple[str, ...]]  # that fit; the first is the default
     quantity: ClassVar[bool] = False  # whether answers are numbers, and not classes
     classes: tuple[str, ...]  # in the order of their numbers; none of a quantity
-
-    @property
-    @abstractmethod
-    def chance(self) -> float | None:
-        """The metric of guesses that know nothing; None where it has no bound."""
 
     @abstractmethod
     def encode(self, truth: Truth) -> Real[Tensor, "n ..."]:
@@ -50,7 +45,6 @@ class Supervised(Objective):
         return each
 
     def synthetic(self, *, size: int, length: int) -> Tensor:
-        """`Batch.target` for random inputs."""
         return self.encode(np.zeros(size))
 
     def restored(self, output: Float[np.ndarray, "n *t outputs"]) -> Float[np.ndarray, "..."]:
@@ -64,10 +58,6 @@ class Supervised(Objective):
     def choose(self, output: Real[np.ndarray, "..."]) -> Real[np.ndarray, "n ..."]:
         """What the metric judges of each example: a class, a score or a quantity."""
         return output
-
-    def to_json(self) -> dict[str, Any]:
-        """Its kind and options, of which it can be built anew."""
-        return {"kind": self.kind, **vars(self)}
 
     def scorer(self) -> "ExampleScorer":
         return ExampleScorer(self)

@@ -35,6 +35,7 @@ BUILTIN = {  # where the classes are, loaded when one is asked for
     "copying": "Copying",
     "needle": "Needle",
     "adding": "Adding",
+    "language": "Language",
 }
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Int, Real
 
 from subquad.fields import SPLITS, Batch, Events, Split
 from subquad.objectives import Kinds, Supervised
-from subquad.task import Baseline, Dataset
+from subquad.task import Baseline, SupervisedData
 from subquad.tasks.batching import batched
 from subquad.tasks.boosting import boosting
 from subquad.tasks.encoding import Encoding, Histories
@@ -19,7 +19,7 @@ from subquad.tasks.kinds import ranges
 
 
 @dataclass(frozen=True, kw_only=True)
-class EventData(Dataset):
+class EventData(SupervisedData):
     """A task's events, examples in three splits, and how both become numbers."""
 
     histories: Histories

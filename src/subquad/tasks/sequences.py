@@ -16,7 +16,7 @@ from torch import Tensor
 
 from subquad.fields import IGNORED, SPLITS, Batch, Fields, Pair, Split, Tokens, token_fields
 from subquad.objectives import Kinds, Supervised
-from subquad.task import Baseline, Dataset
+from subquad.task import Baseline, Dataset, SupervisedData
 from subquad.tasks.batching import batched
 from subquad.tasks.errors import DataError
 from subquad.tasks.kinds import ranges
@@ -85,7 +85,7 @@ def by_length(part: Sequences) -> Mapping[str, Kinds]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SequenceData(Dataset):
+class SequenceData(SupervisedData):
     """A task's sequences in three splits, read from their first symbol on.
 
     `fields`: what a token holds; of `Events`, no numbers.
