@@ -87,4 +87,4 @@ class Batch(NamedTuple):
     valid: Bool[Tensor, "b t"]  # False at padding
     target: Tensor  # as the dataset's objective says, batch first
     example: Int[Tensor, " b"]  # places in the split
-    offset: Int[Tensor, " b"] | None = None  # tokens of the same document before these; None: none
+    offset: Int[Tensor, " b"] | None = None  # tokens of its document before it; None: it is whole

@@ -30,8 +30,10 @@ class LanguageModel:
         """One row for each text, in their order: "text", "bytes", how many were asked for, and what the model
         needs for each of them, "bits per byte" or "bits per masked byte". Texts are read as on test.
 
-        Raises `subquad.tasks.DataError`, a `ValueError`, for an empty text.
+        Raises `subquad.tasks.DataError`, a `ValueError`, where there is no text or an empty one.
         """
+        if not texts:
+            raise DataError("there is no text: give at least one")
         for place, text in enumerate(texts):
             if not text:
                 raise DataError(f"text {place} is empty: leave it out")
