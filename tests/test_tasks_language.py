@@ -388,6 +388,8 @@ def test_a_trained_model_reads_new_texts_as_on_test(folder: Path, target: str, t
         assert model.predict(["é"])["bytes"].to_list() == [2]
     with pytest.raises(DataError, match="text 1 is empty: leave it out"):
         model.predict(["a", ""])
+    with pytest.raises(DataError, match="there is no text"):
+        model.predict([])
 
 
 def test_books_are_the_same_everywhere():

@@ -109,4 +109,4 @@ class Batch(NamedTuple):
     valid: Bool[Tensor, "b *sides t"]  # False at padding; a pair has two sides
     target: Tensor  # as the dataset's objective says, batch first
     example: Int[Tensor, " b"]  # places in the split
-    offset: Int[Tensor, " b"] | None = None  # tokens of the same document before these; None: none
+    offset: Int[Tensor, " b"] | None = None  # tokens of its document before it; None: it is whole

@@ -31,9 +31,11 @@ class LanguageModel:
         for, and what the model needs for each of them, "bits per byte" or "bits per masked byte". Texts are
         read as on test.
 
-        Raises `subquad.tasks.DataError`, a `ValueError`, for an empty text.
+        Raises `subquad.tasks.DataError`, a `ValueError`, where there is no text or an empty one.
         """
         texts: Sequence[str | bytes] = inputs
+        if not texts:
+            raise DataError("there is no text: give at least one")
         for place, text in enumerate(texts):
             if not text:
                 raise DataError(f"text {place} is empty: leave it out")

@@ -18,9 +18,8 @@ COUNTED = 2**22  # bytes at a time
 CONTEXTS = BYTES + 1  # a byte, or none before the first
 FIRST_STEP = 256  # bytes
 
-Reader = Callable[
-    [Documents, Documents], Float[np.ndarray, " n"]
-]  # of train and test: bits of each test byte
+# of train and test, to the bits of each test byte
+Reader = Callable[[Documents, Documents], Float[np.ndarray, " n"]]
 
 
 def unigram(train: Documents, test: Documents) -> Float[np.ndarray, " n"]:
