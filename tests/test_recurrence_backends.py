@@ -66,13 +66,19 @@ def on_a_card(monkeypatch):
     [
         ({"dtype": torch.bfloat16, "width": 129}, {"dtype": torch.bfloat16, "width": 128}),
         ({"width": 65}, {"width": 64}),
-        ({"width": 64, "delta": True, "needs_grad": True}, {"width": 64, "delta": True}),
+        ({"width": 65, "delta": True}, {"width": 64, "delta": True}),
         ({"n": 0}, {"n": 1}),
     ],
 )
-def test_kernels_refuse_what_registers_do_not_hold(refused, taken, on_a_card):
-    assert triton.refuses(call(**refused)) is not None
-    assert triton.refuses(call(**taken)) is None
+@pytest.mark.parametrize("needs_grad", [False, True])
+def test_kernels_refuse_what_registers_do_not_hold(refused, taken, needs_grad, on_a_card):
+    assert triton.refuses(call(**refused, needs_grad=needs_grad)) is not None
+    assert triton.refuses(call(**taken, needs_grad=needs_grad)) is None
+
+
+def test_a_refusal_of_wide_heads_names_what_would_be_served(on_a_card):
+    assert "take half precision or more, narrower heads" in str(triton.refuses(call(width=65)))
+    assert "half precision" not in str(triton.refuses(call(width=129)))
 
 
 def test_a_call_of_no_token_is_served_whichever_backend_is_asked_for():

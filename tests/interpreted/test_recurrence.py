@@ -96,11 +96,12 @@ def test_any_sizes_give_the_recurrence_and_its_gradients(rule, n, d, e):
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("dtype", NARROW)
-def test_wide_heads_are_taken_in_parts(rule, dtype):
-    tensors = inputs(rule, 20, 70, 66, dtype)
+@pytest.mark.parametrize(("dtype", "limit"), [*NARROW.items(), (torch.float32, 1e-6)])
+def test_wide_heads_are_taken_in_parts(rule, dtype, limit):
+    widths = (40, 36) if dtype == torch.float32 else (70, 66)
+    tensors = inputs(rule, 20, *widths, dtype)
     ours = with_gradients(kernels, tensors, learnt=True)
-    assert distance(ours, with_gradients(exact, wide(tensors), learnt=True)) < NARROW[dtype]
+    assert distance(ours, with_gradients(exact, wide(tensors), learnt=True)) < limit
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -15,8 +15,7 @@ from subquad.ops.recurrence.rows import Gradients
 from subquad.ops.triton.availability import why_not
 
 # the widest heads whose kernels take no more registers than there are: `python -m subquad.ops.triton`
-WIDEST_HEADS = {torch.bfloat16: 128, torch.float16: 128, torch.float32: 64}
-WIDEST_DELTA = {torch.bfloat16: 128, torch.float16: 128, torch.float32: 32}  # with gradients
+WIDEST = {torch.bfloat16: 128, torch.float16: 128, torch.float32: 64}
 
 
 def refuses(call: RecurrenceCall) -> str | None:
@@ -28,14 +27,11 @@ def refuses(call: RecurrenceCall) -> str | None:
         return f"it takes inputs that are all on {q.device}"
     if 0 in (*q.shape, *v.shape):
         return "it takes one token or more"
-    gradients = beta is not None and call.needs_grad
-    width, widest = max(q.shape[3], v.shape[3]), widest_heads(q.dtype, delta=gradients)
-    return None if width <= widest else f"it takes heads of at most {widest} channels here, not {width}"
-
-
-def widest_heads(dtype: torch.dtype, *, delta: bool) -> int:
-    """`delta`: with gradients of the delta rule."""
-    return (WIDEST_DELTA if delta else WIDEST_HEADS)[dtype]
+    width, widest = max(q.shape[3], v.shape[3]), WIDEST[q.dtype]
+    if width <= widest:
+        return None
+    remedy = "take half precision or" if width <= max(WIDEST.values()) else "take"
+    return f"it takes {widest} numbers of {q.dtype} a head, not {width}: {remedy} more, narrower heads"
 
 
 def forward(call: RecurrenceCall) -> RecurrenceResult:

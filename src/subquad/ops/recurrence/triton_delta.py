@@ -15,7 +15,7 @@ from torch import Tensor
 from subquad.ops.recurrence.decay import Matrix, Queries, Values
 from subquad.ops.recurrence.delta_rule import Betas
 from subquad.ops.recurrence.rows import RecurrenceInputs
-from subquad.ops.recurrence.triton import widest_heads
+from subquad.ops.recurrence.triton import WIDEST
 from subquad.ops.recurrence.triton_delta_backward import advance_back, of_keys, of_queries, solve_back
 from subquad.ops.recurrence.triton_delta_kernels import advance, solve
 from subquad.ops.recurrence.triton_launches import Launches, inputs
@@ -156,13 +156,13 @@ def candidates(kernel: str, dtype: torch.dtype, width: int, architecture: int) -
 
 
 def calls(dtype: torch.dtype, width: int) -> Iterator[Callable[[], Any]]:
+    if width > WIDEST[dtype]:
+        return
     for shared in (False, True):
         tokens, state = inputs(dtype, width, channels=1, shared=shared)
         tokens = tokens._replace(beta=torch.empty(tokens.log_decay.shape, device="meta"))
-        if width <= widest_heads(dtype, delta=False):
-            yield partial(forward, tokens, state, dtype=dtype)
-        if width <= widest_heads(dtype, delta=True):
-            yield partial(backward, tokens.v, state, tokens, state, learnt=not shared, dtype=state.dtype)
+        yield partial(forward, tokens, state, dtype=dtype)
+        yield partial(backward, tokens.v, state, tokens, state, learnt=not shared, dtype=state.dtype)
 
 
 FAMILY = Family(Configs(Path(__file__).with_name("triton_delta.json"), candidates), calls)
