@@ -56,6 +56,21 @@ def test_a_run_under_way_shows_place_step_loss_and_time_left(console, monkeypatc
     assert "left" in shown
 
 
+def test_of_several_tasks_a_run_says_which_and_goes_by_the_times_of_its_own(console):
+    other = replace(QUICK, data=replace(QUICK.data, task="recall"))
+    again = replace(other, seed=1)
+    with ProgressDisplay([QUICK, other, again], console) as observer:
+        observer.on_started(QUICK)
+        observer.on_started(other)
+        observer.on_finished(QUICK, record(QUICK, seconds=1000.0))
+        assert observer.expected(again) == 1000.0
+        observer.on_finished(other, record(other, seconds=10.0))
+        assert observer.expected(again) == 10.0
+        shown = console.file.getvalue()
+    assert "run 1 of 3: custom: linear · seed 0" in shown
+    assert "run 2 of 3: recall: linear · seed 0" in shown
+
+
 def test_what_a_run_notes_is_a_line_of_its_own(console):
     with ProgressDisplay(SPECS, console) as observer:
         observer.on_note(QUICK, "'kept' is damaged")

@@ -118,6 +118,11 @@ def test_tasks_of_one_name_are_called_by_all_that_was_typed(config):
     assert list(labels(planned)) == [*pairs, "listops"]
 
 
+def test_the_task_as_typed_names_its_target_where_there_are_others(config):
+    planned = plan(replace(config, tasks=("transactions:target=spend", RECALL), attention=("linear",)))
+    assert [task.document["task"] for task in planned.tasks] == ["transactions:target=spend", RECALL]
+
+
 def test_own_data_are_one_more_task_and_each_has_its_target(config, tmp_path):
     own = written("custom", {"schema": str(write(tmp_path / "own"))})
     planned = plan(replace(config, tasks=(f"{LISTOPS},target=value", own), attention=("linear",)))

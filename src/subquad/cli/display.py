@@ -15,7 +15,7 @@ from rich.text import Text
 
 from subquad.executors import Progress
 from subquad.experiments.grid import Observer
-from subquad.experiments.spec import AnySpec, Bench, Fit
+from subquad.experiments.spec import AnySpec, Bench, DataSpec, Fit
 from subquad.records import Record
 
 LINE_INTERVAL_S = 15.0  # seconds between two lines of a run where there is no terminal
@@ -34,6 +34,8 @@ class ProgressDisplay(Observer):
 
     def __init__(self, specs: Sequence[AnySpec], console: Console) -> None:
         self.specs, self.console = specs, console
+        data = [it for spec in specs if (it := data_of(spec))]
+        self.several_tasks = any(it != data[0] for it in data)
         self.position = {spec.key: position for position, spec in enumerate(specs, 1)}
         self.remaining = {spec.key: spec for spec in specs}
         self.started_at: dict[str, float] = {}
@@ -121,7 +123,9 @@ class ProgressDisplay(Observer):
             self.refresh()
 
     def name(self, spec: AnySpec) -> str:
-        return f"run {self.position[spec.key]} of {len(self.specs)}: {spec.label}"
+        data = data_of(spec)
+        task = f"{data.task}: " if data and self.several_tasks else ""
+        return f"run {self.position[spec.key]} of {len(self.specs)}: {task}{spec.label}"
 
     def print_line(self, spec: AnySpec, text: str, *, style: str = "") -> None:
         self.printed_at = time.monotonic()
@@ -161,13 +165,22 @@ class ProgressDisplay(Observer):
         return " and ".join(parts)
 
     def expected(self, spec: AnySpec) -> float | None:
-        """The seconds of a run, from its own steps or from runs of its kind; None before any was timed."""
+        """The seconds of a run, from its own steps or from runs of its kind, on its task where there are any.
+
+        None before any was timed.
+        """
         if spec.key in self.projected:
             return self.projected[spec.key]
-        peers = [other for other in self.specs if other.kind == spec.kind]
         known = {**self.projected, **self.durations}
-        times = [(other, known[other.key]) for other in peers if other.key in known]
+        timed = [other for other in self.specs if other.kind == spec.kind and other.key in known]
+        alike = [other for other in timed if data_of(other) == data_of(spec)]
+        times = [(other, known[other.key]) for other in alike or timed]
         return fmean(seconds * relative_length(spec, other) for other, seconds in times) if times else None
+
+
+def data_of(spec: AnySpec) -> DataSpec | None:
+    """What it trains or judges on; None for the bench."""
+    return None if isinstance(spec, Bench) else spec.data
 
 
 def relative_length(spec: AnySpec, other: AnySpec) -> float:

@@ -172,11 +172,11 @@ def plan_task(
     fits = tuple(
         fit(config, data, row, seed=seed, place=shared) for seed in range(config.seeds) for row in rows
     )
-    known = request.target is not None or dataset.target in traits.targets
+    chosen_target = {tasks.TARGET: data.target} if request.target or len(traits.targets) > 1 else {}
     document = {
         "label": label,
         "title": f"{data.target} from {label}",
-        "task": written(data.task, {**data.options, **({tasks.TARGET: data.target} if known else {})}),
+        "task": written(data.task, {**data.options, **chosen_target}),
         "data": asdict(data),
         "summary": dict(dataset.summary),
         "unit": traits.unit,
@@ -198,12 +198,13 @@ def plan_task(
 
 
 def dataset_of(request: TaskRequest, length: int) -> Dataset:
-    """The data of a task; an error says which task it is about."""
+    """The data of a task. Raises `DataError`, which names the task, where they cannot be had or used."""
     try:
         return tasks.load(request.name, target=request.target, length=length, **request.options)
-    except ValueError as error:
-        message = str(error)
-        raise ValueError(message if request.name in message else f"{request.name}: {message}") from error
+    except tasks.DataError as error:
+        if request.name in str(error):
+            raise
+        raise tasks.DataError(f"{request.name}: {error}") from error
 
 
 def built_without_data(
@@ -250,16 +251,15 @@ def require_takers(
 
     refusals: why a task cannot take a mechanism, by task and mechanism.
     """
-    reasons = [
-        {task: whys[each.label] for task, whys in refusals.items() if each.label in whys} for each in chosen
-    ]
-    refused = [
-        (each.label, whys) for each, whys in zip(chosen, reasons, strict=True) if len(whys) == len(refusals)
-    ]
+    by_mechanism = {
+        each.label: {task: whys[each.label] for task, whys in refusals.items() if each.label in whys}
+        for each in chosen
+    }
+    untaken = {label: whys for label, whys in by_mechanism.items() if len(whys) == len(refusals)}
     every = ALL in chain.from_iterable(map(several, config.attention))
-    if not refused or (every and len(refused) < len(chosen)):
+    if not untaken or (every and len(untaken) < len(chosen)):
         return
-    label, whys = refused[0]
+    label, whys = next(iter(untaken.items()))
     if len(set(whys.values())) == 1:
         raise ValueError(next(iter(whys.values())))
     each = "; ".join(f"{task}: {why}" for task, why in whys.items())

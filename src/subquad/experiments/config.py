@@ -11,10 +11,8 @@ from subquad.config import Config, Help, ModelConfig
 
 # At 512 events two segments at most are in long-term memory: 128 bumps hold what 512 would, in less time.
 ATTENTION = ("softmax", "linear", "performer", "infinity:basis=128,samples=128")
-TASKS = (
-    "transactions",
-    "recall:tokens=32,pairs=4,keys=8",
-)  # people's data, and a probe of what a memory holds
+# People's data, and a probe that is learnt within the steps below where a mechanism finds what it looks for.
+TASKS = ("transactions", "recall:tokens=32,pairs=4,keys=8")
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 MULTIPLES = (1, 2, 4, 8, 16)  # of a comparison's greatest length: those of its bench unless it names others
 CELL = 300.0  # seconds for one cell of a comparison's bench: what takes longer has answered

@@ -166,12 +166,14 @@ def _over_all(shown: Overview) -> list[str]:
     """What can be said of mechanisms over all tasks."""
     notes = []
     cleared = [
-        place for place in range(len(shown.tasks)) if any(row.places[place].best for row in shown.rows)
+        number
+        for number, places in enumerate(zip(*(row.places for row in shown.rows), strict=True))
+        if any(place.best and place.beside_baseline != "not told apart" for place in places)
     ]
-    every = [row.label for row in shown.rows if all(row.places[place].best for place in cleared)]
+    every = [row.label for row in shown.rows if all(row.places[number].best for number in cleared)]
     if len(cleared) > 1:
         among = f"{formats.few(every)} {'is' if len(every) == 1 else 'are'}" if every else "No mechanism is"
-        labels = [shown.tasks[place].label for place in cleared]
+        labels = [shown.tasks[number].label for number in cleared]
         notes.append(f"{among} among the best on {'both ' * (len(labels) == 2)}{formats.listed(labels)}.")
     first = [f"{row.label} {row.mean_rank:.1f}" for row in shown.rows if row.mean_rank is not None]
     if len(shown.ranked) > 1 and len(first) > 1:
