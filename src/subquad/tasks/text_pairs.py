@@ -60,7 +60,7 @@ def aan(cut: int) -> Corpus:
     """The Arena's pairs in its own splits, of its archive.
 
     A pair whose texts, as they are cut, stand in a later split as well, or before in the same one, is left
-    out, whichever comes first.
+    out, whichever side comes first; and one with an empty text.
     """
     places: dict[str, int] = {}
     read = {split: read_aan(path, places) for split, path in aan_files().items()}
@@ -68,14 +68,16 @@ def aan(cut: int) -> Corpus:
     known: dict[bytes, int] = {}
     alike = [known.setdefault(text.encode()[:cut], len(known)) for text in places]
     splits: dict[Split, Pairs] = {}
-    left_out = {"also in a later split": 0, "repeated": 0}
+    left_out = {"also in a later split": 0, "repeated": 0, "with an empty text": 0}
     later: set[frozenset[int]] = set()
     for split in reversed(SPLITS):
         own: set[frozenset[int]] = set()
         kept: list[tuple[int, int, int]] = []
         for first, second, answer in sorted(read[split], key=lambda pair: order(marks, pair[0], pair[1])):
             pair = frozenset((alike[first], alike[second]))
-            if pair in later:
+            if known.get(b"") in pair:
+                left_out["with an empty text"] += 1
+            elif pair in later:
                 left_out["also in a later split"] += 1
             elif pair in own:
                 left_out["repeated"] += 1
@@ -110,14 +112,13 @@ def read_aan(path: Path, places: dict[str, int]) -> list[tuple[int, int, int]]:
             columns = line.rstrip(b"\r\n").split(b"\t")
             if len(columns) != AAN_COLUMNS:
                 raise DataError(f"{path}: row {row}: should have {AAN_COLUMNS} columns, not {len(columns)}")
-            label, _, _, *texts = columns
+            label, _, _, *sides = columns
             if label not in AAN_LABELS:
-                raise DataError(f"{path}: row {row}: should begin with 0.0 or 1.0, not {label.decode()!r}")
-            first, second = (text[:AAN_BYTES].decode(errors="ignore") for text in texts)
-            if not first or not second:
-                raise DataError(f"{path}: row {row}: a text is empty; leave the row out")
-            sides = (places.setdefault(text, len(places)) for text in (first, second))
-            pairs.append((*sides, AAN_LABELS[label]))
+                shown = label.decode(errors="replace")
+                raise DataError(f"{path}: row {row}: should begin with 0.0 or 1.0, not {shown!r}")
+            texts = (side[:AAN_BYTES].decode(errors="ignore") for side in sides)
+            first, second = (places.setdefault(text, len(places)) for text in texts)
+            pairs.append((first, second, AAN_LABELS[label]))
     return pairs
 
 
@@ -229,7 +230,7 @@ def with_negatives(
     """In an order by hash each positive, and then a negative with the same first text.
 
     Second texts are exchanged among positives whose second is of one `kind`. Each text has a mark, a kind
-    and a group; pairs are of the first's. Raises `DataError` where there are too few texts for that.
+    and a group; a pair's group is the first's. Raises `DataError` where there are too few texts for that.
     """
     positives = sorted(positives, key=lambda pair: order(marks, *pair))
     second = [b for _, b in positives]
@@ -257,7 +258,9 @@ def with_negatives(
         others = iter(by_kind[kind[second[place]]])
         while not fits(place):
             if (other := next(others, None)) is None:
-                raise DataError(f"of {len(positives):,} pairs that match none can be made that do not")
+                raise DataError(
+                    f"matching: {len(positives):,} pairs that match are too few to make as many that do not"
+                )
             exchange(place, other)
             if not (fits(place) and fits(other)):
                 exchange(place, other)
