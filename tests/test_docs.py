@@ -6,7 +6,9 @@ import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from subquad import report, tasks
 from subquad.config import ModelConfig
@@ -38,6 +40,14 @@ def test_the_readmes_table_is_made_from_the_traits(make):
 def test_the_mechanisms_pages_are_made_from_docstrings_and_traits(make):
     found = {path.stem: path.read_text() for path in (ROOT / "docs" / "mechanisms").glob("*.md")}
     assert found == make["pages"](), "run: python docs/make.py"
+
+
+def test_the_page_of_tasks_is_made_from_their_traits():
+    made = runpy.run_path(str(ROOT / "docs" / "tasks.py"))
+    page = made["PAGE"].read_text()
+    assert made["with_table"](page, "tasks", made["known"]()) == page, "run: python docs/tasks.py"
+    pictures = np.asarray(Image.open(made["PICTURES"]))
+    assert np.array_equal(pictures, made["sheet"]()), "run: python docs/tasks.py"
 
 
 def test_an_option_that_a_docstring_leaves_out_has_no_page(make):
@@ -104,7 +114,7 @@ def test_the_documented_task_keeps_the_contract(palindromes):
 
 def test_the_documented_task_is_compared_end_to_end(palindromes, tmp_path):
     config = Comparison(
-        task=f"{palindromes}:words=100",
+        tasks=(f"{palindromes}:words=100",),
         attention=("linear",),
         model=ModelConfig(dim=8, depth=1, heads=2),
         training=TrainingConfig(steps=2, batch=8),
@@ -119,7 +129,7 @@ def test_the_documented_task_is_compared_end_to_end(palindromes, tmp_path):
         ("baseline", "ok"),
         ("fit", "ok"),
     ], [record["reason"] for record in records]
-    assert planned.document["unit"] == "letter"
+    assert planned.document["tasks"][0]["unit"] == "letter"
     assert records[-1]["data"]["objective"] == "binary"
     assert "accuracy" in records[-1]["result"]["test"]
     assert report.write(store.folder, comparison_key(planned.document)).is_file()

@@ -1,6 +1,7 @@
 """What users type for a row is read strictly, before anything runs."""
 
 import html
+import re
 import shlex
 from dataclasses import replace
 from importlib.metadata import EntryPoint
@@ -11,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from subquad import report
-from subquad.experiments.notation import read, written
+from subquad.experiments.notation import read, swept, written
 from subquad.experiments.rows import rows
 from subquad.experiments.spec import MechanismSpec
 from subquad.mechanism import Dims
@@ -110,7 +111,7 @@ def test_the_report_shows_a_label_as_text_and_its_command_asks_for_the_same_row(
     page = report.write(made_up.write(tmp_path, setting, made_up.sample(setting))).read_text()
     assert html.escape(label) in page
     assert '"<b>"' not in page
-    assert label in shlex.split(command(setting))
+    assert label in shlex.split(command(made_up.document([(setting, [])])))
 
 
 def test_an_option_at_its_default_makes_no_other_row():
@@ -158,3 +159,58 @@ def test_all_names_every_mechanism_that_has_the_form_asked_for():
     assert [row.label for row in rows(["all", "performer:features=8"], DIMS)][-1] == "performer:features=8"
     causal = [name for name, cls in catalog().items() if cls.traits.causal]
     assert [row.attention for row in rows(["all"], DIMS, causal=True)] == causal
+
+
+def test_a_sweep_is_a_row_for_each_value_and_of_several_options_for_each_pair():
+    assert swept("performer:features=8|16") == ["performer:features=8", "performer:features=16"]
+    both = swept("performer:features=8|16,seed=3,kind=softmax|relu")
+    assert both == [
+        f"performer:features={features},seed=3,kind={kind}"
+        for features in (8, 16)
+        for kind in ("softmax", "relu")
+    ]
+    made = rows(["softmax,performer:features=8|16,linear"], DIMS)
+    assert [row.label for row in made] == [
+        "softmax",
+        "performer:features=8",
+        "performer:features=16",
+        "linear",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'pattern:expr="Local(4) | Random(3, seed=1)"',
+        "pattern:expr=Local(4) | Random(3)",
+        "pattern:expr=Local(4)|Random(3)",
+        "told:expr='8|16'",
+        "performer:features=8",
+        "softmax",
+    ],
+)
+def test_what_is_quoted_or_no_word_is_no_sweep(text):
+    assert swept(text) == [text]
+
+
+@given(st.lists(st.integers(1, 512), min_size=2, max_size=4, unique=True), st.text(alphabet="a|'\"(), 1"))
+def test_a_sweep_leaves_other_options_as_they_are(values, beside):
+    sweep = "|".join(map(str, values))
+    texts = swept(f"{written('told', {'expr': beside})},depth={sweep}")
+    assert [read(text) for text in texts] == [
+        ("told", [("expr", beside), ("depth", str(value))]) for value in values
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("performer:features=8|", "takes a whole number, not '8|'"),
+        ("performer:features=8|many", "takes a whole number, not 'many'"),
+        ("performer:features=8|8", "'performer:features=8' is asked for twice"),
+        ("performer:features=8|16,features=32", "gives 'features' twice"),
+    ],
+)
+def test_a_sweep_is_read_as_strictly_as_its_rows(text, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        rows([text], DIMS)

@@ -18,6 +18,7 @@ from subquad.experiments.fit import fit
 from subquad.experiments.model import build_model
 from subquad.experiments.predictor import export
 from subquad.experiments.training import Training, learning_rate
+from subquad.task import SupervisedData
 
 REGIONS = ("east", "north", "west")
 
@@ -193,6 +194,23 @@ def test_rows_see_the_same_examples_and_start_from_the_same_weights(spec, data, 
         assert_close(tuple(mine), tuple(theirs), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("attention", ["softmax", "performer", "reformer", "routing"])
+def test_what_a_mechanism_draws_or_learns_never_moves_the_data_order(spec, data, tmp_path, attention):
+    def seen(name, *, seed=0):
+        several = changed(spec, mechanism={"attention": name}, training={"steps": 12, "batch": 7}, seed=seed)
+        training, order = Training(several, data, checkpoint_path=tmp_path / "none", tell=silent), []
+        for batch in training.batches():
+            order.append(batch.example.tolist())
+            training.step(iter([batch]))
+            if training.course.step == several.training.steps:
+                break
+        return training.course.epoch, order
+
+    assert seen(attention) == seen("linear")
+    assert seen(attention)[0] > 0  # more than one epoch
+    assert seen(attention, seed=1) != seen(attention)
+
+
 def test_the_test_split_is_read_once_and_last(spec, data, tmp_path):
     phases = []
     fit(spec, data, checkpoint_path=tmp_path / "kept", tell=lambda phase, step, loss: phases.append(phase))
@@ -203,6 +221,7 @@ def test_the_test_split_is_read_once_and_last(spec, data, tmp_path):
 @pytest.mark.parametrize(("column", "kind"), [("region", "multiclass"), ("age", "regression")])
 def test_what_each_example_adds_is_kept_in_the_order_of_the_split(tmp_path, spec, column, kind):
     data = tasks.load("custom", schema=str(write(tmp_path / "own", column=column, kind=kind)))
+    assert isinstance(data, SupervisedData)
     training = trained(changed(spec, training={"steps": 3, "batch": 7}), data, tmp_path)
     judged = training.evaluate("test")
     assert judged.contributions.mean() == pytest.approx(judged.scores[data.objective.metric])
@@ -215,6 +234,17 @@ def test_what_each_example_adds_is_kept_in_the_order_of_the_split(tmp_path, spec
             assert contribution == pytest.approx(error, rel=1e-3)
         else:
             assert contribution == (output.argmax().item() == truth.item())
+
+
+def test_a_split_is_judged_by_the_kinds_of_its_answers(tmp_path, spec):
+    data = tasks.load("custom", schema=str(write(tmp_path / "own", column="region", kind="multiclass")))
+    judged = trained(changed(spec, training={"steps": 3, "batch": 7}), data, tmp_path).evaluate("test")
+    ((names, of),) = data.kinds("test").values()
+    (parts,) = judged.breakdown.values()
+    assert tuple(parts) == names
+    for place, part in enumerate(parts.values()):
+        assert part.value == pytest.approx(judged.contributions[of == place].mean())
+        assert part.count == (of == place).sum()
 
 
 def test_a_step_accumulates_the_batches_asked_for(spec, data, tmp_path):

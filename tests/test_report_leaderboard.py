@@ -10,6 +10,7 @@ from subquad.records import Record
 from subquad.report.leaderboard import BoardRow, near_baselines
 from subquad.report.question import question_of
 from subquad.report.scores import independent
+from subquad.report.success import Success
 
 
 def rows(setting: dict[str, Any] | None = None, **options: Any) -> dict[str, BoardRow]:
@@ -38,7 +39,8 @@ def test_where_lower_is_better_the_lowest_comes_first() -> None:
     assert list(found) == ["linear", "softmax", "gradient boosting", "majority"]
     assert found["linear"].over_baseline == pytest.approx(2.0, abs=0.1)
     assert found["linear"].beside_baseline == "above"
-    assert found["linear"].stuck == 0
+    assert found["linear"].score
+    assert found["linear"].success == Success(runs=3, above=3, mean=found["linear"].score.mean)
 
 
 def test_a_row_stands_above_or_below_the_baseline_only_where_that_can_be_told() -> None:
@@ -85,7 +87,7 @@ def test_a_perfect_score_rests_on_entities_and_on_those_of_the_rarest_class(
 
 def test_without_baselines_nothing_is_said_of_them() -> None:
     found = rows(baselines={})["linear"]
-    assert (found.beside_baseline, found.over_baseline, found.stuck) == (None, None, None)
+    assert (found.beside_baseline, found.over_baseline, found.success) == (None, None, None)
 
 
 def test_a_score_equal_to_the_baseline_stands_under_it() -> None:
@@ -94,10 +96,6 @@ def test_a_score_equal_to_the_baseline_stands_under_it() -> None:
     found = made_up.findings(setting, [record, made_up.baseline("majority", 0, setting, score=0.5)]).rows
     assert [row.label for row in found] == ["majority", "softmax"]
     assert found[1].beside_baseline == "not told apart"
-
-
-def test_runs_that_do_not_leave_the_majority_are_counted() -> None:
-    assert rows(quality={"linear": 0.4})["linear"].stuck == 3
 
 
 def test_a_failed_seed_is_reported_and_does_not_count_in_the_mean() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import report_samples as made_up
 from playwright.sync_api import Browser, Page, sync_playwright
+from tasks_samples import sample
 
 from subquad import report
 from subquad.config import ModelConfig
@@ -26,7 +27,7 @@ def hostile() -> tuple[dict[str, Any], list[Record]]:
     """A comparison whose every text from outside tries to be markup."""
     rows = [dict(row) for row in made_up.ROWS]
     rows[2] |= {"options": {"features": HOSTILE}, "label": f"performer:features={HOSTILE}"}
-    setting = made_up.comparison(rows, title=HOSTILE, task=HOSTILE, target=HOSTILE, targets=[HOSTILE])
+    setting = made_up.comparison(rows, title=HOSTILE, task=HOSTILE, target=HOSTILE)
     setting["summary"] = {**made_up.SUMMARY, HOSTILE: [HOSTILE]}
     records = made_up.sample(setting)
     return setting, [{**r, "reason": HOSTILE} if r["status"] != "ok" else r for r in records]
@@ -72,6 +73,7 @@ def test_what_must_be_said_is_said_in_order(text: str) -> None:
         "The answer",
         "Leaderboard",
         "Quality against speed",
+        "By parts",
         "Learning curves",
         "Cost by length",
         "Fairness",
@@ -85,7 +87,7 @@ def test_what_must_be_said_is_said_in_order(text: str) -> None:
         "equal in 18 runs",
         "+14 %",
         "Made-up CPU @ 2.5 GHz",
-        "subquad compare transactions --target churn --attention softmax",
+        "subquad compare transactions:target=churn --attention softmax",
     ):
         assert said in text
 
@@ -230,7 +232,7 @@ def test_the_page_draws_all_figures_offline_at_any_width(
     page.emulate_media(color_scheme="dark" if dark else "light")
     visit(page, written, complaints)
     assert complaints == []
-    assert page.locator(".plot").count() == 7
+    assert page.locator(".plot").count() == 9
     assert page.locator(".plot .lines").count() > 30
     assert page.locator(".plot svg[data-row]").count() > 100
     assert width(page) == size
@@ -313,6 +315,22 @@ def test_the_leaderboard_is_filtered_by_name(page: Page, written: Path, complain
     assert complaints == []
 
 
+def test_each_task_of_several_has_a_leaderboard_of_its_own(
+    page: Page, tmp_path: Path, complaints: list[str]
+) -> None:
+    visit(page, report.write(made_up.write_several(tmp_path, sample("recall", "text"))), complaints)
+    recall, text = page.locator("#recall .board"), page.locator("#text .board")
+    before = text.inner_text()
+    recall.get_by_role("button", name="Mechanism").click()
+    assert recall.locator("tbody th").first.get_attribute("data-value") == "dense"
+    page.locator("#recall").get_by_label("Show rows named").fill("linear")
+    assert recall.locator("tbody tr:visible").count() == 1
+    assert text.inner_text() == before
+    page.locator(".overview").get_by_role("button", name="recall").click()
+    assert page.locator(".overview [aria-sort=descending]").inner_text().startswith("recall")
+    assert complaints == []
+
+
 def test_a_mark_that_is_pointed_at_says_what_it_is(page: Page, written: Path, complaints: list[str]) -> None:
     visit(page, written, complaints)
     sign = page.locator("#quality .plot").first.locator("svg[data-row=infinity] .target")
@@ -328,7 +346,7 @@ def test_without_javascript_the_page_is_whole(browser: Browser, written: Path) -
     page = context.new_page()
     page.goto(written.as_uri())
     assert page.locator(".board tbody tr").count() == 8
-    assert page.locator(".plot svg.area").count() == 7
+    assert page.locator(".plot svg.area").count() == 9
     assert page.locator(".plot title").count() > 100
     assert not page.locator(".filter").is_visible()
     assert page.locator("button:enabled").count() == 0

@@ -146,7 +146,7 @@ def test_a_score_is_all_bits_over_all_bytes_and_its_parts_make_it_up(folder: Pat
     assert set(judged.breakdown) == {"position in the document", "position in the window"}
     for parts in judged.breakdown.values():
         assert sum(part.count for part in parts.values()) == count
-        assert sum(part.value * part.count for part in parts.values()) == pytest.approx(bits, rel=1e-5)
+        assert sum((part.value or 0) * part.count for part in parts.values()) == pytest.approx(bits, rel=1e-5)
 
 
 def test_parts_are_by_where_a_byte_stands_in_its_document():
@@ -357,12 +357,16 @@ def test_the_next_byte_is_asked_of_causal_forms_and_masked_ones_of_others(
 ):
     made = plan(
         Comparison(
-            task=f'language:path="{folder}"', target=target, attention=("softmax", "linear"), length=LENGTH
+            tasks=(f'language:path="{folder}"',),
+            target=target,
+            attention=("softmax", "linear"),
+            length=LENGTH,
         )
     )
     assert {spec.mechanism.causal for spec in made.fits} == {form}
-    assert made.document["higher_is_better"] is False
-    assert made.document["unit"] == "byte"
+    (document,) = made.document["tasks"]
+    assert document["higher_is_better"] is False
+    assert document["unit"] == "byte"
 
 
 @pytest.mark.parametrize("target", ["next", "masked"])

@@ -115,7 +115,7 @@ def test_what_cannot_be_made_is_refused(options, said):
 
 
 def test_the_first_symbol_tells_more_than_the_majority():
-    data = tasks.load("listops", **{**SMALL, "train": 3000, "test": 1000})
+    data = ListOps(**{**SMALL, "train": 3000, "test": 1000}).load()
     reached = []
     for name in ("majority", "first symbol"):
         chosen = data.objective.choose(data.baseline(name, length=60, seed=0))

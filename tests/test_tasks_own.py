@@ -253,8 +253,8 @@ def test_the_age_groups_of_a_real_bank_load(tmp_path):
     path = tmp_path / "schema.toml"
     path.write_text(toml(schema))
     data = tasks.load("custom", schema=str(path))
-    assert data.objective.classes == ("0", "1", "2", "3")
     assert isinstance(data, EventData)
+    assert data.objective.classes == ("0", "1", "2", "3")
     assert len(data.histories.time) == 1000
     assert sum(len(data.examples(split)) for split in SPLITS) == 100
 

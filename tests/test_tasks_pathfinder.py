@@ -4,13 +4,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from subquad import tasks
+from subquad.fields import Split
 from subquad.metrics import score
 from subquad.tasks import DataError
 from subquad.tasks.curves import Block, Style, pictures
 from subquad.tasks.pathfinder import Pathfinder
 from subquad.tasks.random_bits import RandomBits
+from subquad.tasks.sequences import SequenceData
 from subquad.testing.task import Case, Check, contract
 
 SMALL: dict[str, Any] = {"train": 200, "validation": 20, "test": 30, "contour": 6}
@@ -75,7 +80,7 @@ def test_the_discs_lie_where_the_answer_says(style: Style):
 
 
 def test_answers_are_balanced_and_a_bag_of_pixels_knows_nothing():
-    data = tasks.load("pathfinder", train=1000, validation=10, test=500, contour=6)
+    data = Pathfinder(train=1000, validation=10, test=500, contour=6).load()
     answers = data.truth("train")
     assert abs(answers.mean() - 0.5) < 4 * 0.5 / 1000**0.5
     output = data.baseline("bag of pixels", length=1024, seed=0)
@@ -116,3 +121,43 @@ def test_curves_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("subquad.tasks.curves.HOPELESS", 2)
     with pytest.raises(DataError, match="no place found for two curves of 60 dashes in a picture of 32 by"):
         Pathfinder(train=2, validation=1, test=1, contour=60).load()
+
+
+def pictures_of(data: SequenceData, split: Split) -> tuple[Tensor, Tensor]:
+    part = data.splits[split]
+    pictures = part.symbols.reshape(len(part), 1, 32, 32).astype(np.float32) / 255
+    return torch.from_numpy(pictures), torch.from_numpy(part.answer)
+
+
+@pytest.mark.slow
+def test_a_small_convolutional_network_finds_out_what_is_asked():
+    """Of short curves, in seconds; long ones take it longer."""
+    data = Pathfinder(train=2500, validation=10, test=400, contour=3).load()
+    torch.manual_seed(0)
+    width, steps, size = 16, 130, 48
+    model = nn.Sequential(
+        nn.Conv2d(1, width, 5, padding=2),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        *(
+            nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+            for _ in range(5)
+        ),
+        nn.AdaptiveMaxPool2d(1),
+        nn.Flatten(),
+        nn.Linear(width, 2),
+    )
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    inputs, answers = pictures_of(data, "train")
+    for step in range(steps):
+        first = step * size % len(inputs)
+        some = slice(first, first + size)
+        loss = F.cross_entropy(model(inputs[some]), answers[some])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    inputs, answers = pictures_of(data, "test")
+    with torch.no_grad():
+        reached = (model.eval()(inputs).argmax(1) == answers).float().mean().item()
+    assert reached > 0.5 + 4 * 0.5 / len(answers) ** 0.5

@@ -24,6 +24,11 @@ def higher_is_better(metric: str) -> bool:
     return metric not in ERRORS
 
 
+def defined(metric: str, target: Real[np.ndarray, " n"]) -> bool:
+    """Whether these targets have such a score: one class alone has no auc."""
+    return metric != "auc" or len(np.unique(target)) > 1
+
+
 def score(metric: str, target: Real[np.ndarray, " n"], chosen: Real[np.ndarray, " n"]) -> float:
     """The metric of what was chosen against the truth.
 
@@ -36,7 +41,7 @@ def score(metric: str, target: Real[np.ndarray, " n"], chosen: Real[np.ndarray, 
 
     if not np.isfinite(chosen).all():
         raise ValueError(f"cannot take {metric!r}: {int((~np.isfinite(chosen)).sum())} are not finite")
-    if metric == "auc" and len(np.unique(target)) < 2:
+    if not defined(metric, target):
         raise ValueError("cannot take 'auc': every target is of one class")
     match metric:
         case "auc":

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Int, Real
 from torch import Tensor
 
-from subquad.fields import Batch, Fields, Inputs, Split
-from subquad.objectives import Breakdown, Judged, Objective, Supervised
+from subquad.fields import Batch, Fields, Inputs, Pair, Split
+from subquad.objectives import Judged, Kinds, Objective, Supervised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ class Dataset(ABC):
     @property
     @abstractmethod
     def longest(self) -> int:
-        """Tokens of the longest sequence: the length that keeps every one whole."""
+        """Tokens of the longest sequence, or side of a pair: the length that keeps every one whole."""
 
     @abstractmethod
     def count(self, split: Split) -> int:
@@ -119,6 +119,10 @@ class Dataset(ABC):
         """The group that each example belongs to; examples of different groups are independent."""
         return np.arange(self.count(split))
 
+    def kinds(self, split: Split) -> Mapping[str, Kinds]:
+        """In what answers of a split differ, such as "length": a score is given for each kind, too."""
+        return {}
+
     def oracle(self, batch: Batch) -> Tensor | None:
         """The outputs of a perfect model, worked out from the inputs alone; None where nobody knows them."""
         return None
@@ -126,9 +130,10 @@ class Dataset(ABC):
     def synthetic(self, *, size: int, length: int) -> Batch:
         """A batch of random inputs without padding, for measurements."""
         generator = torch.Generator().manual_seed(0)
+        shape = (size, 2, length) if isinstance(self.fields, Pair) else (size, length)
         return Batch(
             inputs=self.fields.sample(size=size, length=length, generator=generator),
-            valid=torch.ones(size, length, dtype=torch.bool),
+            valid=torch.ones(shape, dtype=torch.bool),
             target=self.objective.synthetic(size=size, length=length),
             example=torch.arange(size),
         )
@@ -147,8 +152,10 @@ class SupervisedData(Dataset):
         return len(self.truth(split))
 
     def judged(self, output: np.ndarray) -> Judged:
-        value, parts = self.objective.judge(self.truth("test"), self.objective.choose(output))
-        return Judged({self.objective.metric: value}, parts, breakdown={})
+        truth, chosen = self.truth("test"), self.objective.choose(output)
+        value, parts = self.objective.judge(truth, chosen)
+        breakdown = self.objective.breakdown(truth, chosen, self.kinds("test"))
+        return Judged({self.objective.metric: value}, parts, breakdown=breakdown)
 
 
 class Task(ABC):
@@ -171,18 +178,18 @@ class Task(ABC):
 
 def baseline_result(data: Dataset, output: np.ndarray) -> dict[str, Any]:
     """Of a record: what a baseline reaches on test."""
-    judged = data.judged(output)
+    return test_result(data, data.judged(output))
+
+
+def test_result(data: Dataset, judged: Judged) -> dict[str, Any]:
+    """Of a record: the scores on test, of examples and parts too."""
     return {
         "test": judged.scores,
         "examples": example_scores(data, judged.contributions),
-        "breakdown": breakdown_document(judged.breakdown),
-    }
-
-
-def breakdown_document(breakdown: Breakdown) -> dict[str, dict[str, dict[str, Any]]]:
-    """Of a record: the metric over each part."""
-    return {
-        title: {name: part._asdict() for name, part in parts.items()} for title, parts in breakdown.items()
+        "breakdown": {
+            title: {name: part._asdict() for name, part in parts.items()}
+            for title, parts in judged.breakdown.items()
+        },
     }
 
 

@@ -18,7 +18,8 @@ Attention = Annotated[
     list[str],
     typer.Option(
         metavar="NAME[:option=value,…]",
-        help="Rows of the table, with commas between them or one at a time. 'all' takes every one.",
+        help="Rows of the table, with commas between them or one at a time. 'all' takes every one; "
+        "'performer:features=64|128' is a row for each value.",
     ),
 ]
 

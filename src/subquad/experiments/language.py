@@ -26,12 +26,14 @@ class LanguageModel:
     length: int  # bytes that it reads at once
     fit: dict[str, Any]  # the spec of the run that trained it
 
-    def predict(self, texts: Sequence[str | bytes]) -> pl.DataFrame:
-        """One row for each text, in their order: "text", "bytes", how many were asked for, and what the model
-        needs for each of them, "bits per byte" or "bits per masked byte". Texts are read as on test.
+    def predict(self, inputs: Any) -> pl.DataFrame:
+        """One row for each of `inputs`, texts or bytes, in their order: "text", "bytes", how many were asked
+        for, and what the model needs for each of them, "bits per byte" or "bits per masked byte". Texts are
+        read as on test.
 
         Raises `subquad.tasks.DataError`, a `ValueError`, where there is no text or an empty one.
         """
+        texts: Sequence[str | bytes] = inputs
         if not texts:
             raise DataError("there is no text: give at least one")
         for place, text in enumerate(texts):

@@ -3,21 +3,45 @@
 A word or a number stands as it is: "performer:features=128". Any other value is quoted, as in
 'pattern:expr="Local(64) | Random(3, seed=1)"'; a quote inside is written twice. Quotes may be left
 out where nothing is lost: a comma within parentheses belongs to the value.
+
+A sweep gives words or numbers with | between them, without quotes: "performer:features=64|128|256".
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import product
 
 Option = bool | int | float | str
 
 WORD = re.compile(r"[\w.+-]+")
+SWEEP = re.compile(rf"{WORD.pattern}(\|{WORD.pattern})+")
 NAME = re.compile(r"([^=,]+)=")
 QUOTED = re.compile(r"""(["'])((?:(?!\1).|\1\1)*)\1(?!\1)""", re.DOTALL)
 
 
 def written(attention: str, options: Mapping[str, Option]) -> str:
     """What users type for a mechanism with these options."""
-    chosen = ",".join(f"{name}={_spelled(str(value))}" for name, value in options.items())
+    return _joined(attention, ((name, str(value)) for name, value in options.items()))
+
+
+def swept(text: str) -> list[str]:
+    """The rows of a sweep, one for each value; those of several options are all that go together.
+
+    A value in quotes, or of more than words between its |, such as a pattern's, is one value.
+    """
+    name, colon, rest = text.partition(":")
+    options = list(_options(rest, text)) if colon else []
+    values = [
+        value.split("|") if not quoted and SWEEP.fullmatch(value) else [value] for _, value, quoted in options
+    ]
+    if all(len(several) == 1 for several in values):
+        return [text]
+    names = [option for option, _, _ in options]
+    return [_joined(name, zip(names, chosen, strict=True)) for chosen in product(*values)]
+
+
+def _joined(attention: str, options: Iterable[tuple[str, str]]) -> str:
+    chosen = ",".join(f"{name}={_spelled(value)}" for name, value in options)
     return f"{attention}:{chosen}" if chosen else attention
 
 
@@ -51,10 +75,11 @@ def _pieces(text: str) -> Iterator[str]:
 def read(text: str) -> tuple[str, list[tuple[str, str]]]:
     """The mechanism's name, and its options in their order with the text of each; `ValueError`."""
     name, colon, rest = text.partition(":")
-    return name, list(_options(rest, text)) if colon else []
+    return name, [(option, value) for option, value, _ in _options(rest, text)] if colon else []
 
 
-def _options(rest: str, text: str) -> Iterator[tuple[str, str]]:
+def _options(rest: str, text: str) -> Iterator[tuple[str, str, bool]]:
+    """Each option, its value, and whether that stood in quotes."""
     place = 0
     while place <= len(rest):  # one option each time, and the comma behind it
         named = NAME.match(rest, place)
@@ -72,7 +97,7 @@ def _options(rest: str, text: str) -> Iterator[tuple[str, str]]:
             raise ValueError(
                 f"{text!r} has {rest[place:]!r} behind the quotes of {named[1]!r}; a comma is due"
             )
-        yield named[1], value
+        yield named[1], value, bool(quoted)
         place += 1
 
 

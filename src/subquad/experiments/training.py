@@ -183,7 +183,8 @@ class Training:
             scorer.add(self.output(batch).float(), batch)
         if not math.isfinite(scorer.loss):
             raise FloatingPointError(f"the {split} loss is {scorer.loss} after step {self.course.step}")
-        return scorer.result()
+        judged = scorer.result()
+        return judged._replace(breakdown={**judged.breakdown, **scorer.breakdown(self.data.kinds(split))})
 
     def epoch(self, split: Split, *, number: int, shuffle: bool) -> Iterator[Batch]:
         spec = self.spec

@@ -6,7 +6,7 @@ nothing else of a task, so that another kind of question is another class here.
 
 from subquad.objectives.classification import BinaryClassification, Classification, probabilities
 from subquad.objectives.language import BYTES, MaskedToken, NextToken
-from subquad.objectives.objective import Breakdown, Judged, Objective, Part, Scorer
+from subquad.objectives.objective import Breakdown, Judged, Kinds, Objective, Part, Scorer
 from subquad.objectives.regression import Regression
 from subquad.objectives.supervised import Supervised
 from subquad.objectives.tokens import TokenClassification
@@ -18,6 +18,7 @@ __all__ = [
     "Breakdown",
     "Classification",
     "Judged",
+    "Kinds",
     "MaskedToken",
     "NextToken",
     "Objective",

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from subquad.fields import Batch, Readout
@@ -14,10 +14,17 @@ from subquad.metrics import BALANCED, LABELS, higher_is_better
 Loss = Float[Tensor, ""]
 
 
+class Kinds(NamedTuple):
+    """Of what kind each answer of a split is, in one respect."""
+
+    names: tuple[str, ...]  # in the order in which people read them
+    of: Int[np.ndarray, "n ..."]  # the place of its name, shaped like the answers
+
+
 class Part(NamedTuple):
     """The metric over some of what was asked."""
 
-    value: float
+    value: float | None  # None: these have none, as one class alone has no AUC
     count: int  # of what it is a score of: examples, or tokens
 
 
@@ -47,6 +54,10 @@ class Scorer(ABC):
     @abstractmethod
     def result(self) -> Judged:
         """Of all batches, which were every example of the split once."""
+
+    def breakdown(self, kinds: Mapping[str, Kinds]) -> Breakdown:
+        """The metric by the kinds of answers that a dataset names; nothing where an objective has none."""
+        return {}
 
 
 class Objective(ABC):

@@ -1,6 +1,7 @@
 """Objectives with a known answer for each example."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -8,8 +9,8 @@ from jaxtyping import Float, Real
 from torch import Tensor
 
 from subquad.fields import Batch
-from subquad.metrics import contributions, score
-from subquad.objectives.objective import Judged, Objective, Scorer
+from subquad.metrics import contributions, defined, score
+from subquad.objectives.objective import Breakdown, Judged, Kinds, Objective, Part, Scorer
 
 Output = Float[Tensor, "b outputs"]
 Columns = dict[str, list[str] | np.ndarray]
@@ -65,6 +66,23 @@ class Supervised(Objective):
         """The metric, and what each example adds to it."""
         return score(self.metric, truth, chosen), contributions(self.metric, truth, chosen)
 
+    def breakdown(
+        self, truth: Truth, chosen: Real[np.ndarray, "n ..."], kinds: Mapping[str, Kinds]
+    ) -> Breakdown:
+        """The metric over the answers of each kind, of which there are some."""
+        return {
+            title: {
+                name: self._part(truth[here], chosen[here])
+                for place, name in enumerate(names)
+                if (here := of == place).any()
+            }
+            for title, (names, of) in kinds.items()
+        }
+
+    def _part(self, truth: Real[np.ndarray, " n"], chosen: Real[np.ndarray, " n"]) -> Part:
+        value = score(self.metric, truth, chosen) if defined(self.metric, truth) else None
+        return Part(value, len(truth))
+
 
 class ExampleScorer(Scorer):
     """Keeps of each example what the metric judges, a number for each question, and the truth."""
@@ -94,11 +112,17 @@ class ExampleScorer(Scorer):
         self.example.append(batch.example.cpu().numpy())
 
     def result(self) -> Judged:
-        truth, chosen, example = map(np.concatenate, (self.truth, self.chosen, self.example))
+        truth, chosen = self.ordered()
         value, parts = self.objective.judge(truth, chosen)
-        ordered = np.empty_like(parts)
-        ordered[example] = parts
-        return Judged({self.objective.metric: value, "loss": self.loss}, ordered, breakdown={})
+        return Judged({self.objective.metric: value, "loss": self.loss}, parts, breakdown={})
+
+    def breakdown(self, kinds: Mapping[str, Kinds]) -> Breakdown:
+        return self.objective.breakdown(*self.ordered(), kinds)
+
+    def ordered(self) -> tuple[Truth, Real[np.ndarray, "n ..."]]:
+        """Truth and choice of each example, in the order of the split."""
+        order = np.concatenate(self.example).argsort()
+        return np.concatenate(self.truth)[order], np.concatenate(self.chosen)[order]
 
 
 def require_fitting(objective: Supervised) -> None:

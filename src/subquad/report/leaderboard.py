@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 from subquad.records import Record
 from subquad.report.groups import group_letters
-from subquad.report.question import Entry, Question, identity
-from subquad.report.runs import fingerprint
+from subquad.report.question import Entry, Question
+from subquad.report.runs import fingerprint, fits_of
 from subquad.report.scores import compared, independent, scores
 from subquad.report.statistics import MIN_SEEDS, Difference, SeedScores, Summary, summary
+from subquad.report.success import Success, chance_of, success
 
 REFERENCE = "softmax"
 MARKED_ABOVE = 0.10  # parameters beyond the reference's, as a fraction, from which a row is marked
@@ -77,13 +78,16 @@ class Ratios:
 class BoardRow:
     kind: Literal["mechanism", "baseline"]
     label: str  # "performer:features=128", "gradient boosting"
-    form: Literal["bidirectional", "causal"] | None  # None: a baseline
+    form: (
+        Literal["bidirectional", "causal"] | None
+    )  # None: a baseline, or a mechanism that cannot take the task
     options: dict[str, Any] = field(default_factory=dict)  # all of them, defaults too, once a run is done
     planned: int  # runs, one a seed
     finished: int
+    refusal: str = ""  # why the mechanism cannot take the task
     failures: tuple[Failure, ...] = ()
     score: Summary | None = None  # of the metric on the test split
-    stuck: int | None = None  # runs that did not get above the majority; None: there is no such baseline
+    success: Success | None = None  # how many runs are above the majority; None: it is not known
     group: str = ""  # letters; rows that share one cannot be told apart; none: no claim
     against: dict[str, Difference] = field(default_factory=dict)  # its score less another row's, by label
     over_baseline: float | None = None  # how much better than the best baseline; negative: worse
@@ -103,18 +107,19 @@ class BoardRow:
 def leaderboard(question: Question, records: Sequence[Record]) -> list[BoardRow]:
     """The rows of a comparison from those of its records that exist, best first."""
     metric, higher = question.metric.name, question.metric.higher_is_better
-    fits = {entry.label: _of(entry, records) for entry in question.entries}
+    fits = {entry.label: fits_of(entry, records) for entry in question.entries}
     seed_scores = {label: scores(mine, metric) for label, mine in fits.items()}
     baselines = _baselines(question, [record for record in records if record["kind"] == "baseline"])
     against = compared(
         {label: scored for label, scored in seed_scores.items() if scored.seeds},
         {row.label: scored for row, scored in baselines if scored.seeds},
     )
-    rows = []
+    rows, chance = [], chance_of(question, records)
     for entry in question.entries:
         label = entry.label
         row = _row(entry, fits[label], seed_scores[label], question)
-        rows.append(replace(row, against=against.get(label, {})))
+        succeeded = success(seed_scores[label], chance)
+        rows.append(replace(row, against=against.get(label, {}), success=succeeded))
     alone = [row for row, _ in baselines]
     rows = [_beside_baselines(row, alone, higher) for row in _beside_reference(rows)]
     ranked = sorted(
@@ -122,6 +127,10 @@ def leaderboard(question: Question, records: Sequence[Record]) -> list[BoardRow]
     )
     groups = _groups(ranked)
     unscored = [row for row in (*rows, *alone) if row.score is None]
+    unscored += [
+        BoardRow(kind="mechanism", label=label, form=None, planned=0, finished=0, refusal=reason)
+        for label, reason in question.refusals.items()
+    ]
     return [replace(row, group=groups.get(row.label, "")) for row in ranked] + unscored
 
 
@@ -155,15 +164,6 @@ def failure(record: Record, run: str) -> Failure:
         reason=record.get("reason", ""),
         seconds=record.get("seconds", 0.0),
     )
-
-
-def _of(entry: Entry, records: Sequence[Record]) -> list[Record]:
-    """The fits of a row."""
-    return [
-        record
-        for record in records
-        if record["kind"] == "fit" and identity(record["spec"]["mechanism"]) == entry.identity
-    ]
 
 
 def _row(entry: Entry, records: Sequence[Record], seed_scores: SeedScores, question: Question) -> BoardRow:
@@ -300,7 +300,7 @@ def _ratio(value: float | None, base: float | None) -> float | None:
 
 
 def _beside_baselines(row: BoardRow, baselines: Sequence[BoardRow], higher: bool) -> BoardRow:
-    """The row with its distance from the best baseline, and how many of its runs did not leave the lowest."""
+    """The row with its distance from the best baseline."""
     known = {baseline.label: baseline.score.mean for baseline in baselines if baseline.score is not None}
     if row.score is None or not known:
         return row
@@ -310,12 +310,8 @@ def _beside_baselines(row: BoardRow, baselines: Sequence[BoardRow], higher: bool
     standing: Standing = "not told apart"
     if difference and difference.significant:
         standing = "above" if sign * difference.value > 0 else "below"
-    stuck = None
-    if BASELINES["majority"] in known:
-        lowest = sign * known[BASELINES["majority"]]
-        stuck = sum(sign * value <= lowest for value in row.score.scores)
     over_baseline = sign * (row.score.mean - known[best])
-    return replace(row, over_baseline=over_baseline, beside_baseline=standing, stuck=stuck)
+    return replace(row, over_baseline=over_baseline, beside_baseline=standing)
 
 
 def _rank(row: BoardRow, higher: bool) -> tuple[float, bool]:

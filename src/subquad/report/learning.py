@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from subquad.records import Record
-from subquad.report.question import Question, identity
+from subquad.report.question import Question
+from subquad.report.runs import fits_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,14 +25,17 @@ class LearningCurve:
     seed: int
     points: tuple[LearningPoint, ...]
 
+    @property
+    def validated(self) -> dict[int, float]:
+        """The metric on validation, by the examples seen."""
+        return {point.examples: point.validation for point in self.points if point.validation is not None}
+
 
 def learning_curves(question: Question, records: Sequence[Record]) -> dict[str, list[LearningCurve]]:
     """Those of the fits that went well, by the label of their row, in the order asked."""
     curves: dict[str, list[LearningCurve]] = {}
     for entry in question.entries:
-        for record in records:
-            if record["kind"] != "fit" or identity(record["spec"]["mechanism"]) != entry.identity:
-                continue
+        for record in fits_of(entry, records):
             if points := record["result"].get("curve"):
                 curve = LearningCurve(
                     seed=record["spec"]["seed"],

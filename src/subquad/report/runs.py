@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from subquad.records import Record
-from subquad.report.question import Question, identity
+from subquad.report.question import Entry, identity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +32,25 @@ class Machine:
     description: Mapping[str, Any]
 
 
+def fits_of(entry: Entry, records: Sequence[Record]) -> list[Record]:
+    """The fits of a row."""
+    return [
+        record
+        for record in records
+        if record["kind"] == "fit" and identity(record["spec"]["mechanism"]) == entry.identity
+    ]
+
+
 def fingerprint(record: Record) -> str | None:
     """That of the machine a record was made on; None where the run died before it could say."""
     return record.get("machine", {}).get("fingerprint")
 
 
-def failed_runs(question: Question, records: Sequence[Record]) -> list[FailedRun]:
+def failed_runs(entries: Sequence[Entry], records: Sequence[Record]) -> list[FailedRun]:
+    """Those of the records; `entries` has what their mechanisms are called."""
     return [
         FailedRun(
-            label=_label(question, record),
+            label=_label(entries, record),
             status=record["status"],
             reason=record.get("reason", ""),
             seconds=record.get("seconds", 0.0),
@@ -68,11 +78,11 @@ def versions(records: Sequence[Record]) -> dict[str, str]:
     return {package: ", ".join(several) for package, several in known.items()}
 
 
-def _label(question: Question, record: Record) -> str:
+def _label(entries: Sequence[Entry], record: Record) -> str:
     spec = record["spec"]
     if record["kind"] == "baseline":
         return f"baseline {spec['baseline']}, seed {spec['seed']}"
     mechanism = spec["mechanism"]
-    labels = {entry.identity: entry.label for entry in question.entries}
+    labels = {entry.identity: entry.label for entry in entries}
     where = f"seed {spec['seed']}" if record["kind"] == "fit" else f"{spec['length']:,} tokens"
     return f"{labels.get(identity(mechanism), mechanism['attention'])}, {where}"

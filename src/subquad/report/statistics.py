@@ -46,6 +46,11 @@ class SeedScores:
         sizes = {len(part) for part in self.parts.values()}
         return self.parts.keys() == self.seeds.keys() and sizes == {len(self.group)}
 
+    @property
+    def right_or_wrong(self) -> bool:
+        """Whether an example adds one or nothing."""
+        return all(np.isin(part, (0, 1)).all() for part in self.parts.values())
+
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
@@ -112,8 +117,7 @@ def summary(scores: SeedScores, *, higher_is_better: bool, independent: float = 
     over = _over(scores)
     interval = None
     if over is not None:
-        right_or_wrong = all(np.isin(part, (0, 1)).all() for part in scores.parts.values())
-        spread, freedom = _variance(scores, over, known=right_or_wrong)
+        spread, freedom = _variance(scores, over, known=scores.right_or_wrong)
         if higher_is_better:
             interval = within_one(mean, spread, freedom, independent)
         elif mean > 0 and (spread > 0 or over == "seeds"):
@@ -127,6 +131,20 @@ def summary(scores: SeedScores, *, higher_is_better: bool, independent: float = 
         over=over if interval else None,
         scores=tuple(values),
     )
+
+
+def reach(scores: SeedScores, seed: int) -> float | None:
+    """How far off the score of one seed may be for its examples alone, with 95 % confidence.
+
+    None where nothing is known of its examples.
+    """
+    if not scores.by_example:
+        return None
+    alone = replace(scores, seeds={seed: scores.seeds[seed]}, parts={seed: scores.parts[seed]})
+    if _over(alone) is None:
+        return None
+    variance, freedom = _variance(alone, "examples", known=alone.right_or_wrong)
+    return _quantile(freedom) * math.sqrt(variance)
 
 
 def within_one(mean: float, variance: float, freedom: float, independent: float) -> Interval:

@@ -10,9 +10,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from subquad.fields import Tokens
+from subquad.objectives import Kinds
 from subquad.task import TaskTraits
+from subquad.tasks.kinds import ranges
 from subquad.tasks.probes import Drawn, Probe, unasked
 from subquad.tasks.random_bits import RandomBits
+from subquad.tasks.sequences import Sequences
 
 DIGITS = 10
 QUESTION = 2 * DIGITS  # behind the digits and the marked digits
@@ -58,6 +61,12 @@ class Adding(Probe):
     @property
     def about(self) -> Mapping[str, object]:
         return {"numbers": self.tokens - 1}
+
+    def sort(self, part: Sequences) -> Mapping[str, Kinds]:
+        """By how far before the question the first of the marked digits stands."""
+        symbols = part.symbols.reshape(-1, self.tokens)
+        first = ((symbols >= DIGITS) & (symbols < QUESTION)).argmax(1)
+        return {"distance of the first digit": ranges(self.tokens - 1 - first[:, None])}
 
     def draw(self, bits: RandomBits, count: int) -> Drawn:
         symbols = bits.below(DIGITS, count, self.tokens)

@@ -10,9 +10,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from subquad.fields import Tokens
+from subquad.objectives import Kinds
 from subquad.task import TaskTraits
+from subquad.tasks.kinds import each
 from subquad.tasks.probes import Drawn, Probe, unasked
 from subquad.tasks.random_bits import RandomBits
+from subquad.tasks.sequences import Sequences
 
 
 class Copying(Probe):
@@ -72,6 +75,9 @@ class Copying(Probe):
     @property
     def about(self) -> Mapping[str, object]:
         return {"items": self.items, "alphabet": self.alphabet, "distance": self.tokens - self.items}
+
+    def sort(self, part: Sequences) -> Mapping[str, Kinds]:
+        return {"item": each(np.broadcast_to(np.arange(1, self.items + 1), part.answer.shape))}
 
     def draw(self, bits: RandomBits, count: int) -> Drawn:
         items = bits.below(self.alphabet, count, self.items)

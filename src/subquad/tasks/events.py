@@ -9,12 +9,13 @@ import torch
 from jaxtyping import Int, Real
 
 from subquad.fields import SPLITS, Batch, Events, Split
-from subquad.objectives import Supervised
+from subquad.objectives import Kinds, Supervised
 from subquad.task import Baseline, SupervisedData
 from subquad.tasks.batching import batched
 from subquad.tasks.boosting import boosting
 from subquad.tasks.encoding import Encoding, Histories
 from subquad.tasks.examples import Examples
+from subquad.tasks.kinds import ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,11 @@ class EventData(SupervisedData):
             )
             target = self.objective.encode(examples.target[chosen])
             yield Batch(inputs, valid, target, torch.from_numpy(chosen))
+
+    def kinds(self, split: Split) -> Mapping[str, Kinds]:
+        """By the events before the question."""
+        examples = self.examples(split)
+        return {"length of the history": ranges(examples.stop - examples.start)}
 
     def baselines(self) -> tuple[Baseline, ...]:
         return Baseline("majority", seeded=False), Baseline("boosting", seeded=True)

@@ -11,7 +11,7 @@ from raw bits of PCG64, in the order in which they are drawn, so that everybody'
 has to beat: the commonest digit gives 17 %; the first symbol alone, the outermost operator, gives 36 %.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -23,11 +23,11 @@ from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from subquad.fields import Inputs, Split, Tokens
-from subquad.objectives import Classification
+from subquad.objectives import Classification, Kinds
 from subquad.task import InputEncoding, Task, TaskTraits
 from subquad.tasks.errors import DataError
 from subquad.tasks.random_bits import RandomBits
-from subquad.tasks.sequences import SequenceData, Sequences, require_length, slices
+from subquad.tasks.sequences import SequenceData, Sequences, by_length, require_length, slices
 
 OPERATOR = 0.25  # probability
 ARGUMENTS = (2, 10)
@@ -138,6 +138,7 @@ class ListOps(Task):
             objective=Classification(classes=tuple(map(str, range(10)))),
             readers={"first symbol": first_symbol},
             solve=value,
+            sort=by_operator_and_length,
             encoding=Expressions(),
             about={
                 "task": self.traits.name,
@@ -281,6 +282,13 @@ def apply(operator: int, ordered: list[int]) -> int:
             return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) // 2
         case _:
             return sum(ordered) % 10
+
+
+def by_operator_and_length(part: Sequences) -> Mapping[str, Kinds]:
+    """By the outermost operator, all that the first symbol says, and by length; a digit alone has none."""
+    first = part.symbols[part.start].astype(np.int64)
+    names = (*(symbol.strip("[") for symbol in SYMBOLS[MIN:END]), "a digit")
+    return {"root operator": Kinds(names, np.where(first < MIN, END, first) - MIN), **by_length(part)}
 
 
 def first_symbol(train: Sequences, test: Sequences) -> Float[np.ndarray, "n 10"]:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from subquad.fields import IGNORED, Events, Split, Tokens
-from subquad.objectives import TokenClassification
+from subquad.objectives import Kinds, TokenClassification
 from subquad.task import Task
 from subquad.tasks.errors import DataError
 from subquad.tasks.random_bits import RandomBits
@@ -74,6 +74,10 @@ class Probe(Task):
     def about(self) -> Mapping[str, object]:
         """What makes it easy or hard, for the summary."""
 
+    def sort(self, part: Sequences) -> Mapping[str, Kinds]:
+        """In what the answers of a sequence differ, beside what the options set."""
+        return {}
+
     def load(self, *, target: str | None = None, length: int | None = None) -> SequenceData:
         drawn = self.distinct(sum(self.sizes.values()))
         data = SequenceData(
@@ -86,6 +90,7 @@ class Probe(Task):
             objective=TokenClassification(classes=self.classes),
             readers=self.readers,
             solve=self.solve,
+            sort=self.sort,
             about={
                 "task": self.traits.name,
                 "question": self.traits.description,

@@ -19,7 +19,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from subquad.fields import Events
+from subquad.objectives import Kinds
 from subquad.task import TaskTraits
+from subquad.tasks.kinds import ranges
 from subquad.tasks.probes import Drawn, Probe, unasked
 from subquad.tasks.random_bits import RandomBits
 from subquad.tasks.sequences import Reader, Sequences
@@ -84,6 +86,15 @@ class Recall(Probe):
     @property
     def about(self) -> Mapping[str, object]:
         return {"pairs": self.pairs, "keys": self.keys, "joined": self.width == 1}
+
+    def sort(self, part: Sequences) -> Mapping[str, Kinds]:
+        """By how many tokens before the question its key stood."""
+        assert part.asked is not None
+        keys = part.symbols[:, 0].reshape(-1, self.tokens)
+        known = keys[:, 0 : self.width * self.pairs : self.width]
+        asked = np.take_along_axis(keys, part.asked, 1)
+        place = (known[:, None] == asked[:, :, None]).argmax(2)
+        return {"distance": ranges(part.asked - self.width * place)}
 
     def draw(self, bits: RandomBits, count: int) -> Drawn:
         keys = bits.sample(count, self.pairs, among=self.keys)

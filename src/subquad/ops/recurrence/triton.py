@@ -15,8 +15,8 @@ from subquad.ops.recurrence.rows import Gradients
 from subquad.ops.triton.availability import why_not
 
 # the widest heads whose kernels take no more registers than there are: `python -m subquad.ops.triton`
-WIDEST_HEADS = {torch.bfloat16: 128, torch.float16: 64, torch.float32: 64}
-WIDEST_DELTA = {torch.bfloat16: 128, torch.float16: 64, torch.float32: 32}  # with gradients
+WIDEST_HEADS = {torch.bfloat16: 128, torch.float16: 128, torch.float32: 64}
+WIDEST_DELTA = {torch.bfloat16: 128, torch.float16: 128, torch.float32: 32}  # with gradients
 
 
 def refuses(call: RecurrenceCall) -> str | None:

@@ -10,6 +10,7 @@ from subquad.report.question import Question
 from subquad.report.section import Section
 from subquad.report.statistics import MIN_SEEDS, Summary
 from subquad.report.styles import Style
+from subquad.report.success import Success
 from subquad.report.table import scrolling
 
 WIDTH, HEIGHT = 200, 26  # of the drawing of a score, in pixels
@@ -105,17 +106,22 @@ def _name(row: BoardRow, styles: Mapping[str, Style]) -> list[str]:
     if row.kind == "baseline":
         return [element("span", row.label, class_="name"), _small("baseline")]
     name, _, options = row.label.partition(":")
-    under = [options] if options else []
-    under.append(row.form or "")
+    under = [part for part in (options, row.form) if part]
     if row.missing:
         under.append(f"{row.missing} of {formats.plural(row.planned, 'run')} missing")
     named = element("span", styles[row.label].drawn(line=False), element("span", name), class_="name")
     notes = [_small(", ".join(under))]
     if row.score:
         notes += [_failure_mark(row)] if row.failures else []
-        if row.stuck:
-            notes.append(_mark(f"{row.stuck} of {row.finished} not above majority"))
+        notes += _success(row.success) if row.success and row.success.stuck else []
     return [named, *notes]
+
+
+def _success(success: Success) -> list[Markup]:
+    """How many runs learnt nothing, and what the others reached."""
+    stuck = _mark(f"{success.stuck} of {success.runs} not above majority")
+    rest = [_small(f"mean of the rest {formats.score(success.mean)}")] if success.above else []
+    return [stuck, *rest]
 
 
 def _cells(
@@ -178,8 +184,10 @@ def _costs(row: BoardRow) -> list[Markup]:
 
 def _unscored(row: BoardRow, lettered: bool) -> Markup:
     """One cell over the whole width: why there is no score."""
-    if not row.failures:
-        parts: list[str] = ["not run yet"]
+    if row.refusal:
+        parts: list[str] = [_mark("cannot take this task"), element("span", row.refusal, class_="reason")]
+    elif not row.failures:
+        parts = ["not run yet"]
     else:
         reasons = dict.fromkeys(failure.reason for failure in row.failures if failure.reason)
         parts = [_failure_mark(row), element("span", "; ".join(reasons), class_="reason")]

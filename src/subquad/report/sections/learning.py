@@ -4,11 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
 from subquad.report import formats
+from subquad.report.budgets import Budgets
 from subquad.report.figures.figure import Axis, Figure, Mark, Panel, Point, line, sign, ticks
 from subquad.report.figures.html import figure_html
 from subquad.report.findings import Findings
 from subquad.report.learning import LearningCurve, LearningPoint
-from subquad.report.markup import Markup
+from subquad.report.markup import Markup, element, join
+from subquad.report.question import Question
 from subquad.report.section import Section
 from subquad.report.styles import Style
 from subquad.report.table import Table
@@ -22,7 +24,50 @@ Value = Callable[[LearningPoint], float | None]
 
 def learning_content(findings: Findings) -> Markup | None:
     figure = learning_figure(findings.learning, findings.styles, findings.question.metric.label)
-    return figure_html(figure) if figure else None
+    if not figure:
+        return None
+    table = _budgets(findings.budgets, findings.question) if findings.budgets else Markup()
+    return join((figure_html(figure), table))
+
+
+def _budgets(budgets: Budgets, question: Question) -> Markup:
+    """What is reached within parts of the budget, and when runs take off."""
+    metric, known = question.metric.label, any(row.takes_off for row in budgets.rows)
+    text = f"{metric[:1].upper()}{metric[1:]} on validation, the mean over the seeds, after so many examples."
+    if known:
+        text += " A run takes off where it is above the majority by more than other examples would explain."
+    table = Table(
+        caption=f"Validation {metric} by examples seen; the last is the whole budget",
+        columns=(
+            "mechanism",
+            *(_seen(examples, question) for examples in budgets.examples),
+            *(["takes off"] if known else []),
+        ),
+        rows=tuple(
+            (
+                row.label,
+                *(fmean(scores) if scores else None for scores in row.scores),
+                *([_takes_off(row.takes_off)] if known else []),
+            )
+            for row in budgets.rows
+        ),
+    )
+    return join((element("h3", "By budget"), element("p", text), table.html()))
+
+
+def _seen(examples: int, question: Question) -> str:
+    """So many examples, and so many epochs where that is known."""
+    epochs = question.train_epochs(examples)
+    also = "" if epochs is None else f" ({formats.significant(epochs, digits=2)} epochs)"
+    return f"{examples:,}{also}"
+
+
+def _takes_off(seeds: Sequence[int | None]) -> str:
+    off = sorted(examples for examples in seeds if examples is not None)
+    if not off:
+        return "not within this budget" if seeds else "not known"
+    when = f"{off[0]:,}" if off[0] == off[-1] else f"{off[0]:,} to {off[-1]:,}"
+    return f"at {when} examples" if len(off) == len(seeds) else f"{len(off)} of {len(seeds)} seeds, at {when}"
 
 
 def learning_figure(curves: Curves, styles: Mapping[str, Style], metric: str) -> Figure | None:

@@ -1,20 +1,25 @@
-"""Quality against speed: the score over how fast a mechanism trains and answers, memory as area."""
+"""Quality against speed: the score over how fast a mechanism trains and answers, memory as area.
+
+The bubbles of Tay et al. (2020, "Long Range Arena", figure 3), with intervals and Pareto fronts. Rows that
+differ in one knob are joined, and have the score over memory, too.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from subquad.report import formats
-from subquad.report.figures.figure import Axis, Disc, Figure, Level, Mark, Panel, Whisker, sign, ticks
+from subquad.report.figures.figure import Axis, Disc, Figure, Level, Line, Mark, Panel, Whisker, sign, ticks
 from subquad.report.figures.html import figure_html
 from subquad.report.figures.names import names
 from subquad.report.findings import Findings
-from subquad.report.leaderboard import BoardRow, Costs, near_baselines
+from subquad.report.leaderboard import REFERENCE, BoardRow, Costs, near_baselines
 from subquad.report.markup import Markup
 from subquad.report.question import Question
 from subquad.report.section import Section
 from subquad.report.statistics import Interval, Summary
 from subquad.report.styles import Style
+from subquad.report.sweeps import Sweep, sweeps
 from subquad.report.table import Table
 
 LARGEST = 23  # pixels from the middle of the disc of the row with the most memory
@@ -44,18 +49,27 @@ def quality_content(findings: Findings) -> Markup | None:
 def quality_against_speed(
     rows: Sequence[BoardRow], styles: Mapping[str, Style], question: Question
 ) -> Figure | None:
-    """Two panels, for training and for use; None where no row has a score and a speed."""
+    """Panels for training and for use, and of knobs for memory; None where no row has a score and a speed."""
     metric, higher, speed = question.metric.label, question.metric.higher_is_better, f"{question.units}/s"
     shown = _measured(rows, higher=higher)
     training = _points([(row, row.costs.units_per_second) for row in shown], metric, speed)
     use = _points([(row, row.costs.latency_ms) for row in shown], metric, "ms")
+    knobs = sweeps([row for row in rows if row.label in {each.label for each in shown}])
+    memory = _points([(row, row.costs.training_peak_mb) for row in shown], metric, "MB") if knobs else []
+
+    def panel(title: str, x: str, points: Sequence[Point], *, better: int) -> Panel:
+        return _panel(title, x, points, near_baselines(rows), styles, knobs, higher=higher, better=better)
+
     panels = []
     if training:
-        title, x = f"In training: {metric} over speed", f"{question.units} per second (faster →)"
-        panels.append(_panel(title, x, training, near_baselines(rows), styles, higher=higher, faster=1))
+        x = f"{question.units} per second (faster →)"
+        panels.append(panel(f"In training: {metric} over speed", x, training, better=1))
     if use:
-        title, x = f"In use: {metric} over latency", "milliseconds per sequence (← faster)"
-        panels.append(_panel(title, x, use, near_baselines(rows), styles, higher=higher, faster=-1))
+        x = "milliseconds per sequence (← faster)"
+        panels.append(panel(f"In use: {metric} over latency", x, use, better=-1))
+    if memory:
+        x = "MB of a training step (← less)"
+        panels.append(panel(f"In training: {metric} over memory", x, memory, better=-1))
     if not panels:
         return None
     table = Table(
@@ -85,10 +99,11 @@ def quality_against_speed(
     labels = {row.label for row in shown}
     return Figure(
         name="quality",
-        caption=_caption(rows, shown, metric),
+        caption=_caption(rows, shown, metric, knobs),
         panels=tuple(panels),
         legend=tuple((label, style) for label, style in styles.items() if label in labels),
         line=False,
+        reference="Pareto front" if len(shown) > 1 else "",
         table=table,
         data=table,
     )
@@ -109,8 +124,13 @@ def _measured(rows: Sequence[BoardRow], *, higher: bool) -> list[Measured]:
     return measured
 
 
-def _caption(rows: Sequence[BoardRow], shown: Sequence[Measured], metric: str) -> str:
+def _caption(rows: Sequence[BoardRow], shown: Sequence[Measured], metric: str, knobs: Sequence[Sweep]) -> str:
     sentences = [f"{metric[:1].upper()}{metric[1:]} on the test split over speed."]
+    if len(shown) > 1:
+        sentences.append("No row is better in both than those on the grey front.")
+    if knobs:
+        turned = dict.fromkeys(f"{knob.mechanism} by {knob.knob}" for knob in knobs)
+        sentences.append(f"A thin line joins rows that differ in one knob: {formats.listed(list(turned))}.")
     if any(row.whisker for row in shown):
         sentences.append("A row whose whisker stays short of the level of the best is told apart from it.")
     if memory := [row.costs.training_peak_mb for row in shown if row.costs.training_peak_mb]:
@@ -150,10 +170,12 @@ def _panel(
     points: Sequence[Point],
     baselines: Sequence[BoardRow],
     styles: Mapping[str, Style],
+    knobs: Sequence[Sweep],
     *,
     higher: bool,
-    faster: int,
+    better: int,
 ) -> Panel:
+    """`better`: 1 where more of x is, else -1."""
     levels = {baseline.label: baseline.score.mean for baseline in baselines if baseline.score}
     heights = [*levels.values(), *(point.row.score.mean for point in points)]
     heights += [end for point in points if (each := point.row.whisker) for end in (each.low, each.high)]
@@ -170,13 +192,39 @@ def _panel(
         )
         for label, height in levels.items()
     ]
+    places = {point.row.label: (point.x, point.row.score.mean) for point in points}
+    frontier = _frontier(points, higher=higher, better=better)
+    if len(points) > 1:
+        marks.append(_front([places[label] for label in frontier], x, y, higher=higher, better=better))
+    marks += [_turned(knob, places) for knob in knobs]
     for point in points:
         marks += _point(point, styles[point.row.label], largest)
-    places = {point.row.label: (point.x, point.row.score.mean) for point in points}
-    marks += names(places, _frontier(points, higher=higher, faster=faster), x, y)
+    marks += names(places, [label for label in (REFERENCE, *frontier) if label in places], x, y)
     sentences = [point.words for point in points]
+    sentences.append(f"on the Pareto front: {', '.join(frontier)}")
     sentences += [f"baseline {label}: {formats.score(height)}" for label, height in levels.items()]
     return Panel(title=title, description=f"{title}. {'; '.join(sentences)}.", x=x, y=y, marks=tuple(marks))
+
+
+def _front(best_first: Sequence[tuple[float, float]], x: Axis, y: Axis, *, higher: bool, better: int) -> Line:
+    """Around all that some row beats in both, by corners, and on to the edges."""
+    points = [(x.low if better > 0 else x.high, best_first[0][1])]
+    for across, height in best_first:
+        points += [(points[-1][0], height), (across, height)]
+    points.append((points[-1][0], y.low if higher else y.high))
+    words = "Pareto front: no row is better in both"
+    return Line(row=None, points=tuple(points), colour="var(--grey)", width=6, opacity=0.45, words=words)
+
+
+def _turned(knob: Sweep, places: Mapping[str, tuple[float, float]]) -> Line:
+    values = ", ".join(formats.significant(value) for value in knob.values)
+    return Line(
+        row=None,
+        points=tuple(places[label] for label in knob.labels if label in places),
+        colour="var(--muted)",
+        width=1.25,
+        words=f"{knob.mechanism} by {knob.knob}: {values}",
+    )
 
 
 def _point(point: Point, style: Style, largest: float) -> list[Mark]:
@@ -192,14 +240,14 @@ def _point(point: Point, style: Style, largest: float) -> list[Mark]:
     return [*marks, sign(row.label, style, at, point.words)]
 
 
-def _frontier(points: Sequence[Point], *, higher: bool, faster: int) -> list[str]:
+def _frontier(points: Sequence[Point], *, higher: bool, better: int) -> list[str]:
     """The rows that no other beats in both, from the best score on."""
     sign = 1 if higher else -1
-    labels, fastest = [], -math.inf
-    for point in sorted(points, key=lambda point: (-sign * point.row.score.mean, -faster * point.x)):
-        if faster * point.x > fastest:
+    labels, furthest = [], -math.inf
+    for point in sorted(points, key=lambda point: (-sign * point.row.score.mean, -better * point.x)):
+        if better * point.x > furthest:
             labels.append(point.row.label)
-            fastest = faster * point.x
+            furthest = better * point.x
     return labels
 
 
