@@ -15,7 +15,7 @@ from jaxtyping import Int, Real
 from torch import Tensor
 
 from subquad.fields import Batch, Fields, Inputs, Pair, Split
-from subquad.objectives import Breakdown, Judged, Kinds, Objective, Supervised
+from subquad.objectives import Judged, Kinds, Objective, Supervised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,18 +178,18 @@ class Task(ABC):
 
 def baseline_result(data: Dataset, output: np.ndarray) -> dict[str, Any]:
     """Of a record: what a baseline reaches on test."""
-    judged = data.judged(output)
+    return test_result(data, data.judged(output))
+
+
+def test_result(data: Dataset, judged: Judged) -> dict[str, Any]:
+    """Of a record: the scores on test, of examples and parts too."""
     return {
         "test": judged.scores,
         "examples": example_scores(data, judged.contributions),
-        "breakdown": breakdown_document(judged.breakdown),
-    }
-
-
-def breakdown_document(breakdown: Breakdown) -> dict[str, dict[str, dict[str, Any]]]:
-    """Of a record: the metric over each part."""
-    return {
-        title: {name: part._asdict() for name, part in parts.items()} for title, parts in breakdown.items()
+        "breakdown": {
+            title: {name: part._asdict() for name, part in parts.items()}
+            for title, parts in judged.breakdown.items()
+        },
     }
 
 

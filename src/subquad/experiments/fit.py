@@ -13,7 +13,7 @@ from subquad.measure.memory import peak_memory, process_peak_mb
 from subquad.measure.timing import interleaved
 from subquad.nn.model import SequenceModel
 from subquad.registry import find, options
-from subquad.task import Dataset, breakdown_document, example_scores
+from subquad.task import Dataset, test_result
 
 
 class Fitted(NamedTuple):
@@ -35,9 +35,7 @@ def fit(spec: Fit, data: Dataset, *, checkpoint_path: Path, tell: Tell, note: No
     tell("test", spec.training.steps, None)
     judged = training.evaluate("test")
     result = {
-        "test": judged.scores,
-        "examples": example_scores(data, judged.contributions),
-        "breakdown": breakdown_document(judged.breakdown),
+        **test_result(data, judged),
         "validation": course.best,
         "best_step": course.best_step,
         "curve": course.curve,
