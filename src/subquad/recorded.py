@@ -280,6 +280,7 @@ class Comparison(TypedDict):
     rows: list[MechanismRow]
     seeds: Positive
     model: Options
+    preset: NotRequired[str | None]  # the published skeleton that `model` is, in full
     training: TrainingFields
     place: PlaceFields
     workers: Positive

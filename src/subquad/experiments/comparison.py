@@ -16,6 +16,7 @@ from subquad.experiments.device import resolve
 from subquad.experiments.grid import Observer, run_missing
 from subquad.experiments.model import build_model
 from subquad.experiments.notation import written
+from subquad.experiments.presets import preset_of
 from subquad.experiments.rows import rows, task_of
 from subquad.experiments.spec import AnySpec, Baseline, Bench, DataSpec, Fit, MechanismSpec, Place
 from subquad.mechanism import Dims
@@ -96,6 +97,7 @@ def plan(config: Comparison) -> Plan:
         "rows": benchmark.rows_document(mechanisms),
         "seeds": config.seeds,
         "model": asdict(config.model),
+        "preset": preset_of(config.model),
         "training": asdict(config.training),
         "place": asdict(shared),
         "workers": config.workers,

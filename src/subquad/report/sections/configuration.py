@@ -86,6 +86,7 @@ def _settings(comparison: Mapping[str, Any]) -> dict[str, object]:
         "task": comparison["task"],
         "length": data["length"],
         "seeds": comparison["seeds"],
+        "preset": comparison.get("preset"),
         **comparison["model"],
         **comparison["training"],
         **comparison["place"],
