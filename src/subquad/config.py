@@ -9,7 +9,7 @@ The checks, the command line, the specs of runs and the report read them from th
 from dataclasses import dataclass, fields
 from typing import Annotated
 
-from subquad.bounds import Count, ShareBelowOne, require
+from subquad.bounds import Count, Positive, ShareBelowOne, require
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class ModelConfig(Config):
     dim: Annotated[Count, Help("Width of the model.")] = 64
     depth: Annotated[Count, Help("Blocks of the model.")] = 2
     heads: Annotated[Count, Help("Heads of each block; they share the width.")] = 4
+    mlp_ratio: Annotated[Positive, Help("Hidden width of each token's network, as a multiple of dim.")] = 4.0
     positions: Annotated[str, Help("none, learnt, sinusoidal or rotary.")] = "sinusoidal"
     dropout: Annotated[ShareBelowOne, Help("Share of numbers that training drops.")] = 0.1
 

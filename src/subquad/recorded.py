@@ -301,6 +301,7 @@ class Comparison(TypedDict):
     length: Positive | None  # that is asked for; None: each task's own
     seeds: Positive
     model: Options
+    preset: NotRequired[str | None]  # the published skeleton that `model` is, in full
     training: TrainingFields
     place: PlaceFields
     workers: Positive

@@ -17,6 +17,7 @@ from subquad.cli.options import (
     TRAINING,
     Attention,
     Json,
+    Preset,
     examples,
     lengths_option,
     number,
@@ -77,6 +78,7 @@ def whole(
         "subquad compare --data schema.toml --attention softmax,linear,performer:features=64 --seeds 3",
         "subquad compare listops:size=quick recall:size=quick --attention softmax,linear,local --no-bench",
         "subquad compare transactions --length 128 --steps 50 --no-bench",
+        "subquad compare listops:size=small --preset lra-ports --steps 2000",
     )
 )
 @with_options_of(model=MODEL, training=TRAINING)
@@ -102,6 +104,7 @@ def compare(
         number("Tokens of a sequence at most, by default each task's; a large number keeps all whole."),
     ] = COMPARISON.length,
     seeds: Annotated[int, number("Fits of each row: seeds 0, 1, … .")] = COMPARISON.seeds,
+    _: Preset = None,
     model: ModelConfig = COMPARISON.model,
     training: TrainingConfig = COMPARISON.training,
     with_bench: Annotated[

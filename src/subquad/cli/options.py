@@ -10,6 +10,7 @@ import typer
 
 from subquad.bounds import AT_LEAST_ONE
 from subquad.config import Config, Help
+from subquad.experiments.presets import PRESETS, preset
 
 MODEL, TRAINING, BENCH, RUNS = "Model", "Training", "Bench", "Runs"  # panels of a help
 
@@ -20,6 +21,27 @@ Attention = Annotated[
         metavar="NAME[:option=value,…]",
         help="Rows of the table, with commas between them or one at a time. 'all' takes every one; "
         "'performer:features=64|128' is a row for each value.",
+    ),
+]
+
+
+def use_preset(context: Any, name: str | None) -> None:
+    """Let its options be the defaults of those that are not given; the context is click's."""
+    if name is not None:
+        context.default_map = {**(context.default_map or {}), **preset(name).options}
+
+
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        callback=use_preset,
+        is_eager=True,
+        expose_value=False,
+        help=f"A published skeleton with its learning rate and weight decay: {', '.join(PRESETS)}. Options "
+        "beside it go before. Not its schedule, pooling, classifier or budget.",
+        show_default=False,
+        rich_help_panel=MODEL,
     ),
 ]
 

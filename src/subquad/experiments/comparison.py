@@ -18,6 +18,7 @@ from subquad.experiments.device import resolve
 from subquad.experiments.grid import Observer, run_missing
 from subquad.experiments.model import build_model
 from subquad.experiments.notation import several, written
+from subquad.experiments.presets import preset_of
 from subquad.experiments.rows import ALL, TaskRequest, in_form, mechanisms, task_of
 from subquad.experiments.spec import AnySpec, Baseline, Bench, DataSpec, Fit, MechanismSpec, Place
 from subquad.mechanism import Dims
@@ -103,6 +104,7 @@ def plan(config: Comparison) -> Plan:
         "length": config.length,
         "seeds": config.seeds,
         "model": asdict(config.model),
+        "preset": preset_of(config.model),
         "training": asdict(config.training),
         "place": asdict(shared),
         "workers": config.workers,

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from subquad.bounds import Positive, ShareBelowOne
+from subquad.bounds import ShareBelowOne
 from subquad.config import ModelConfig
 from subquad.mechanism import Mechanism, State, Valid
 from subquad.nn import state as states
@@ -31,7 +31,6 @@ class EncoderConfig(ModelConfig):
     causal: False lets every token see all others. True asks for a mechanism that sees nothing of the future;
         "values" accepts one whose choice of keys does.
     max_len: tokens of the longest sequence; learnt positions and some mechanisms ask for it. None: no bound.
-    mlp_ratio: the hidden width of the network for each token, as a multiple of `dim`.
     kv_heads: heads of keys and values, each shared by equally many of queries. None: as many as `heads`.
     scale: what scores q . k are multiplied by. None: what the mechanism does by itself.
     """
@@ -42,7 +41,6 @@ class EncoderConfig(ModelConfig):
     positions: str = "none"
     dropout: ShareBelowOne = 0.0
     max_len: int | None = None
-    mlp_ratio: Positive = 4.0
     kv_heads: int | None = None
     scale: float | None = None
 

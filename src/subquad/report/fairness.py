@@ -15,7 +15,7 @@ EQUAL: dict[str, tuple[str, ...]] = {  # what fits must share, and the fields of
     "steps": ("steps", "validate"),
     "learning rate, warm-up": ("learning_rate", "warmup"),
     "weight decay, clipping, dropout": ("weight_decay", "clip", "dropout"),
-    "skeleton: width, depth, heads": ("dim", "depth", "heads"),
+    "skeleton: width, depth, heads": ("dim", "depth", "heads", "mlp_ratio"),
     "positions": ("positions",),
     "precision": ("precision",),
     "device, threads": ("device", "threads"),

@@ -85,6 +85,7 @@ def _settings(comparison: Mapping[str, Any]) -> dict[str, object]:
     return {
         "length": _length(comparison),
         "seeds": comparison["seeds"],
+        "preset": comparison.get("preset"),
         **comparison["model"],
         **comparison["training"],
         **comparison["place"],

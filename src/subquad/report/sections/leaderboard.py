@@ -287,6 +287,11 @@ def _key(question: Question, rows: Sequence[BoardRow]) -> Markup:
         )
     if any(len(score.scores) < MIN_SEEDS for score in scored):
         claims["Seeds"] = "fewer than three say nothing of other seeds, and no row is better for certain."
+    if any(row.success and row.success.stuck for row in rows):
+        claims["Above majority"] = (
+            "runs that beat it by more than other test examples would explain. The others may have learnt "
+            "nothing, and a mean over both is a figure of neither."
+        )
     notes = {
         "Baseline": "what is reached without any attention. A row is marked unless it is above it for "
         "certain, by the same comparison.",
