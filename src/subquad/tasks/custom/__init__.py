@@ -14,14 +14,14 @@ import polars as pl
 
 from subquad.fields import SPLITS
 from subquad.task import Task, TaskTraits
-from subquad.tasks import answers
 from subquad.tasks.columns import clock_of
+from subquad.tasks.custom import answers
+from subquad.tasks.custom.schema import Schema, read_schema
 from subquad.tasks.encoding import ENTITY, Encoding, Histories, vocabularies
 from subquad.tasks.errors import DataError
 from subquad.tasks.events import EventData
 from subquad.tasks.examples import Examples
 from subquad.tasks.fingerprint import fingerprint
-from subquad.tasks.schema import Schema, read_schema
 from subquad.tasks.source import Source, open_table, readable
 from subquad.tasks.splits import members
 from subquad.tasks.summary import described
@@ -30,7 +30,7 @@ ROWS_AT_ONCE = 5_000_000  # about a gigabyte while they are sorted
 
 
 class Custom(Task):
-    """The task that a schema file describes; see `subquad.tasks.schema`.
+    """The task that a schema file describes; see `subquad.tasks.custom.schema`.
 
     `schema`: its path.
     """

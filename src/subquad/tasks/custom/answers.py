@@ -7,9 +7,9 @@ import polars as pl
 
 from subquad.objectives import OBJECTIVES, BinaryClassification, Classification, Regression, Supervised
 from subquad.tasks.columns import reading_of_name, reading_of_number
+from subquad.tasks.custom.schema import TargetTable
 from subquad.tasks.encoding import ENTITY
 from subquad.tasks.errors import DataError
-from subquad.tasks.schema import TargetTable
 from subquad.tasks.source import ROW, SHOWN, Source, readable, shown
 
 ANSWER = "answer"  # class as text, or number
