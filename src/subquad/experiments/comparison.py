@@ -45,7 +45,7 @@ def plan(config: Comparison) -> Plan:
     executors.find(config.executor)
     device, threads = resolve(config.device), torch.get_num_threads()
     task, options = task_of(config.task)
-    traits = tasks.find(task).traits
+    traits = tasks.build(task, **options).traits
     longest = config.length or traits.length
     heads, head_dim = config.model.heads, config.model.head_dim
     dims = Dims(heads=heads, head_dim=head_dim, max_len=longest)

@@ -1,9 +1,9 @@
 """A trained model with all that is needed to answer for new inputs."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import date, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import polars as pl
 import torch
@@ -62,7 +62,7 @@ class Predictor:
             output = torch.cat([self.model(*piece) for piece in pieces]).float().numpy()
         columns = [
             pl.Series(f"predicted {name}" if name == names.name else name, column)
-            for name, column in self.objective.answers(output).items()
+            for name, column in self.objective.answers(output, valid.numpy()).items()
         ]
         return pl.DataFrame([names, *columns])
 
@@ -107,18 +107,21 @@ def load_model(folder: str | Path) -> Predictor:
 
 
 def read_encoding(stored: Extra) -> InputEncoding:
-    """The encoding, of the type that its task has."""
+    """The encoding, of the type that its task has; of several, the one with most of the fields written."""
     cls = tasks.find(stored["fit"]["data"]["task"])
     if cls.encoding is None or stored["encoding"] is None:
         raise ValueError(f"models of the task {cls.traits.name!r} take no new inputs")
-    return part("encoding", cls.encoding, stored["encoding"])
+    written = stored["encoding"].keys()
+    kinds: tuple[Any, ...] = get_args(cls.encoding) or (cls.encoding,)
+    kind = max(kinds, key=lambda each: len(written & {field.name for field in fields(each)}))
+    return part("encoding", kind, stored["encoding"])
 
 
 def read_objective(document: dict[str, Any]) -> Supervised:
-    fields = dict(document)
-    if (kind := fields.pop("kind", None)) not in OBJECTIVES:
+    options = dict(document)
+    if (kind := options.pop("kind", None)) not in OBJECTIVES:
         raise ValueError(f"objective.kind: should be one of {', '.join(OBJECTIVES)}, not {kind!r}")
-    return part("objective", OBJECTIVES[kind], fields)
+    return part("objective", OBJECTIVES[kind], options)
 
 
 def part(name: str, kind: type[T], document: object) -> T:
@@ -131,10 +134,10 @@ def part(name: str, kind: type[T], document: object) -> T:
 def require_matching(config: SequenceModelConfig, encoding: InputEncoding, objective: Supervised) -> None:
     """Raise `ValueError` where an encoding's inputs or an objective's outputs are not those of the model."""
     try:
-        fields = encoding.fields
+        made = encoding.fields
     except ValueError as error:
         raise ValueError(f"encoding.{error}") from None
-    if fields != config.fields:
-        raise ValueError(f"encoding: makes {fields}, and the model takes {config.fields}")
+    if made != config.fields:
+        raise ValueError(f"encoding: makes {made}, and the model takes {config.fields}")
     if objective.readout != config.readout:
         raise ValueError(f"objective: takes {objective.readout}, and the model gives {config.readout}")

@@ -1,18 +1,19 @@
 """Objectives with a known answer for each example."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Float, Real
+from jaxtyping import Bool, Float, Real
 from torch import Tensor
 
-from subquad.fields import Batch
+from subquad.fields import IGNORED, Batch
 from subquad.metrics import contributions, score
 from subquad.objectives.objective import Judged, Objective, Scorer
 
 Output = Float[Tensor, "b outputs"]
-Columns = dict[str, list[str] | np.ndarray]
+Columns = dict[str, list[str] | list[list[str]] | np.ndarray]
 Truth = Real[np.ndarray, "n ..."]  # a class, or a quantity in its own units, for each question
 
 
@@ -41,8 +42,10 @@ class Supervised(Objective):
         """The outputs of a model that knows the answers."""
 
     @abstractmethod
-    def answers(self, output: Float[np.ndarray, "n *t outputs"]) -> Columns:
-        """A model's outputs in the target's own terms: columns, by name."""
+    def answers(
+        self, output: Float[np.ndarray, "n *t outputs"], valid: Bool[np.ndarray, "n *sides t"]
+    ) -> Columns:
+        """A model's outputs in the target's own terms: columns, by name. `valid`: where tokens are real."""
 
     def asked(self, each: Tensor, target: Tensor) -> Tensor:
         """Of outputs or targets, those that `Batch.target` asks for."""
@@ -104,11 +107,21 @@ class ExampleScorer(Scorer):
         self.example.append(batch.example.cpu().numpy())
 
     def result(self) -> Judged:
-        truth, chosen, example = map(np.concatenate, (self.truth, self.chosen, self.example))
+        truth, chosen, example = map(stacked, (self.truth, self.chosen, self.example))
         value, parts = self.objective.judge(truth, chosen)
         ordered = np.empty_like(parts)
         ordered[example] = parts
         return Judged({self.objective.metric: value, "loss": self.loss}, ordered, breakdown={})
+
+
+def stacked(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """One behind the other; rows of fewer questions than others have are filled up with `IGNORED`."""
+    if parts[0].ndim == 1:
+        return np.concatenate(parts)
+    width = max(part.shape[1] for part in parts)
+    return np.concatenate(
+        [np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=IGNORED) for part in parts]
+    )
 
 
 def require_fitting(objective: Supervised) -> None:

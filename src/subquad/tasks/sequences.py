@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int, Integer, Real
+from jaxtyping import Bool, Int, Integer, Real
 from torch import Tensor
 
 from subquad.fields import IGNORED, SPLITS, Batch, Events, Split, Tokens
@@ -87,7 +87,7 @@ class SequenceData(Dataset):
             numbers += [] if part.asked is None else [(part.asked, "<i8")]
             for column, kind in numbers:
                 for first in range(0, len(column), HASHED):
-                    total.update(column[first : first + HASHED].astype(kind).data)
+                    total.update(column[first : first + HASHED].astype(kind, order="C").data)
         return total.hexdigest()
 
     @property
@@ -149,6 +149,15 @@ class SequenceData(Dataset):
         ids = batch.inputs[0]
         answers = [self.solve(row[valid].tolist()) for row, valid in zip(ids, batch.valid, strict=True)]
         return self.objective.certain(np.array(answers))
+
+
+def padded(rows: Sequence[np.ndarray]) -> tuple[Int[Tensor, "b t"], Bool[Tensor, "b t"]]:
+    """Ids of new sequences, and where they are; padding stands last and is 0."""
+    lengths = torch.tensor([[len(row)] for row in rows])
+    valid = torch.arange(max(map(len, rows), default=1)) < lengths
+    ids = torch.zeros(valid.shape, dtype=torch.int64)
+    ids[valid] = torch.from_numpy(np.concatenate(rows).astype(np.int64))
+    return ids, valid
 
 
 def slices(sizes: Mapping[Split, int]) -> dict[Split, slice]:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from subquad.fields import SPLITS, Batch, Split, Tokens
+from subquad.fields import IGNORED, SPLITS, Batch, Split, Tokens
 from subquad.task import Dataset, Task, baseline_result
 from subquad.testing.certificate import Outcome, outcome
 
@@ -96,6 +96,7 @@ def check_it_says_what_it_is(case: Case) -> None:
 
 def check_every_example_once(case: Case) -> None:
     """Every example of a split comes once an epoch, whatever the batch size, with its own answer."""
+    objective = case.data.objective
     for split in SPLITS:
         truth = case.data.truth(split)
         assert len(truth), f"{split} has no example"
@@ -104,10 +105,10 @@ def check_every_example_once(case: Case) -> None:
             batches = list(case.batches(split, size=size, shuffle=shuffle))
             place = torch.cat([batch.example for batch in batches])
             assert place.sort().values.tolist() == list(range(len(truth))), f"{split}: not every example once"
-            target = torch.cat([batch.target for batch in batches])
-            expected = case.data.objective.encode(truth[place.numpy()])
-            answered = case.data.objective.asked(target, target)
-            assert torch.equal(answered, expected), f"{split}: targets that are not those of their examples"
+            for batch in batches:
+                expected = objective.encode(truth[batch.example.numpy()])
+                answered, every = (objective.asked(each, each) for each in (batch.target, expected))
+                assert torch.equal(answered, every), f"{split}: targets that are not those of their examples"
 
 
 def check_labels_in_range(case: Case) -> None:
@@ -118,7 +119,8 @@ def check_labels_in_range(case: Case) -> None:
         truth = data.truth(split)
         assert np.isfinite(truth).all(), f"{split}: answers that are not finite"
         if classes:
-            assert ((truth >= 0) & (truth < classes)).all(), f"{split}: answers beyond {classes} classes"
+            asked = truth[truth != IGNORED]
+            assert ((asked >= 0) & (asked < classes)).all(), f"{split}: answers beyond {classes} classes"
         for batch in sampled(case.batches(split)):
             for column, known in categorical(data, batch):
                 real = column[batch.valid]
@@ -221,7 +223,8 @@ def check_new_inputs_are_read_alike(case: Case) -> None:
     encoding = case.data.encoding
     if encoding is None:
         return
-    assert type(encoding) is case.task.encoding, f"{type(case.task).__name__}.encoding is of another type"
+    declared = case.task.encoding or ()
+    assert isinstance(encoding, declared), f"{type(case.task).__name__}.encoding is of another type"
     assert encoding.fields == case.data.fields, "the encoding makes other fields than the data have"
     json.dumps(asdict(encoding), allow_nan=False)
 

@@ -1,110 +1,86 @@
-"""The target table: one answer for each entity, and whether every split can learn and judge it."""
+"""Answers in a table: what each is read as, and whether every split can learn and judge them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
+from jaxtyping import Real
 
-from subquad.objectives import OBJECTIVES, BinaryClassification, Classification, Regression, Supervised
+from subquad.fields import Split
+from subquad.objectives import OBJECTIVES, BinaryClassification, Regression, Supervised
 from subquad.tasks.columns import reading_of_name, reading_of_number
-from subquad.tasks.custom.schema import TargetTable
-from subquad.tasks.encoding import ENTITY
+from subquad.tasks.custom.schema import Target
 from subquad.tasks.errors import DataError
-from subquad.tasks.source import ROW, SHOWN, Source, readable, shown
+from subquad.tasks.source import SHOWN, Reading, Source
 
 ANSWER = "answer"  # class as text, or number
+MISSING = "missing; fill in or leave out these rows"
 
 
-def read_targets(source: Source, table: TargetTable) -> pl.DataFrame:
-    """Entity and answer, in order of the entities' names.
+class Asked(NamedTuple):
+    """What messages call that which has an answer."""
 
-    An entity may stand in several rows that agree. Raises `DataError` where they do not, or where an
-    entity or answer is missing.
-    """
-    source.refuse_empty()
-    missing = "missing; fill in or leave out these rows"
-    if OBJECTIVES[table.kind].quantity:
-        answer = reading_of_number(source, table.column, name=ANSWER)
-    else:
-        answer = reading_of_name(source, table.column, name=ANSWER, complaint=missing)
-    checked = source.checked([reading_of_name(source, table.entity, name=ENTITY, complaint=missing), answer])
-    with readable(source.name):
-        spans = checked.group_by(ENTITY).agg(least=pl.col(ANSWER).min(), answer=pl.col(ANSWER).max())
-        answers = spans.collect(engine="streaming").sort(ENTITY)
-        conflicting = answers.filter(pl.col("least") != pl.col(ANSWER))
-        if len(conflicting):
-            entity = conflicting[ENTITY][0]
-            its = checked.filter(pl.col(ENTITY) == entity).group_by(ANSWER).agg(pl.col(ROW).min())
-            rows = its.sort(ROW).select(ROW, ANSWER).head(SHOWN).collect()
-            raise DataError(
-                f"{source.name}: column {table.column!r}: {len(conflicting):,} of {len(answers):,} entities "
-                f"have different values, first: entity {entity!r}, {shown(rows.rows())}; keep one for each"
-            )
-    return answers.select(ENTITY, ANSWER)
+    one: str
+    many: str
 
 
-def require_events_for_targets(
-    source: Source, table: TargetTable, answers: pl.DataFrame, known: pl.DataFrame
-) -> None:
-    """Raise `DataError` where an entity has an answer and no events."""
-    strangers = answers.join(known, on=ENTITY, how="anti", maintain_order="left")
-    if strangers.is_empty():
-        return
-    entity = reading_of_name(source, table.entity, name=ENTITY, complaint="missing")
-    rows = source.checked([entity]).join(strangers.lazy(), on=ENTITY, how="semi").sort(ROW).head(SHOWN)
-    raise DataError(
-        f"{source.name}: column {table.entity!r}: {len(strangers):,} of {len(answers):,} entities have no "
-        f"events, first: {shown(rows.select(ROW, ENTITY).collect().rows())}; the events have entities like "
-        f"{known[ENTITY].min()!r}"
-    )
+def reading_of_answer(source: Source, target: Target) -> Reading:
+    if OBJECTIVES[target.kind].quantity:
+        return reading_of_number(source, target.column, name=ANSWER)
+    return reading_of_name(source, target.column, name=ANSWER, complaint=MISSING)
 
 
 def encode_targets(
-    table: TargetTable, answers: pl.DataFrame, groups: Mapping[str, Sequence[str]]
-) -> tuple[Supervised, dict[str, float]]:
-    """The objective, and each entity's answer as a class number or a quantity.
+    target: Target, answers: Mapping[Split, pl.Series], *, place: str, asked: Asked
+) -> tuple[Supervised, dict[Split, Real[np.ndarray, " n"]]]:
+    """The objective, and each answer as a class number or a quantity.
 
     Of two classes the second is the positive one: the greater number, or the later in the alphabet.
-    Raises `DataError` where a split lacks entities or a class, or there is nothing to tell apart.
+    Raises `DataError` where a split lacks answers or a class, or there is nothing to tell apart.
     """
-    place = f"{table.path}: column {table.column!r}"
-    for split, entities in groups.items():
-        if not entities:
+    every = pl.concat(answers.values())
+    for split, part in answers.items():
+        if part.is_empty():
             raise DataError(
-                f"{place}: none of the {len(answers):,} entities falls in {split}: give more entities"
+                f"{place}: none of the {len(every):,} {asked.many} falls in {split}: give more {asked.many}"
             )
-    objective = OBJECTIVES[table.kind]
-    values = dict(answers.rows())
-    distinct = answers[ANSWER].unique().to_list()
+    objective = OBJECTIVES[target.kind]
+    distinct = every.unique().to_list()
     if len(distinct) < 2:
         raise DataError(
-            f"{place}: every entity has the value {distinct[0]!r}: there is nothing to tell apart"
+            f"{place}: every {asked.one} has the value {distinct[0]!r}: there is nothing to tell apart"
         )
     if objective is Regression:
-        learnt = np.array([values[entity] for entity in groups["train"]])
+        numbers: dict[Split, np.ndarray] = {split: part.to_numpy() for split, part in answers.items()}
+        learnt = numbers["train"]
         if not learnt.std():
-            raise DataError(f"{place}: every training entity has the value {learnt[0]!r}: give more entities")
-        centre, scale = float(learnt.mean()), float(learnt.std())
-        return Regression(metric=table.metric, centre=centre, scale=scale), values
+            raise DataError(
+                f"{place}: every training {asked.one} has the value {learnt[0]!r}: give more {asked.many}"
+            )
+        scale = {"centre": float(learnt.mean()), "scale": float(learnt.std())}
+        return Regression(metric=target.metric, **scale), numbers
     classes = _in_order(distinct)
     if objective is BinaryClassification and len(classes) > 2:
         raise DataError(
             f"{place}: {len(classes):,} values ({', '.join(map(repr, classes[:SHOWN]))}, …), and kind "
             "'binary' takes two: say kind = 'multiclass' or 'regression'"
         )
-    for split, entities in groups.items():
-        for absent in sorted(set(classes) - {values[entity] for entity in entities}):
-            count = sum(value == absent for value in values.values())
+    for split, part in answers.items():
+        for absent in sorted(set(classes) - set(part)):
             raise DataError(
-                f"{place}: none of the {count:,} entities with the value {absent!r} falls in {split}: "
-                "give more of them, or merge the value with another"
+                f"{place}: none of the {int((every == absent).sum()):,} {asked.many} with the value "
+                f"{absent!r} falls in {split}: give more of them, or merge the value with another"
             )
-    numbers = {entity: float(classes.index(value)) for entity, value in values.items()}
-    kind = BinaryClassification if objective is BinaryClassification else Classification
-    return kind(metric=table.metric, classes=tuple(classes)), numbers
+    number = {name: place for place, name in enumerate(classes)}
+    encoded: dict[Split, np.ndarray] = {
+        split: part.replace_strict(number, return_dtype=pl.Int64).to_numpy()
+        for split, part in answers.items()
+    }
+    return objective(metric=target.metric, classes=tuple(classes)), encoded  # pyright: ignore[reportCallIssue]
 
 
-def _in_order(classes: Sequence[str]) -> list[str]:
+def _in_order(classes: list[str]) -> list[str]:
     try:
         return sorted(classes, key=lambda text: (float(text), text))
     except ValueError:
