@@ -1,13 +1,14 @@
 """A trained classifier goes to a folder and comes back the same."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from subquad.fields import Events, Readout
+from subquad.fields import Events, Pair, Readout, Tokens
 from subquad.nn.encoder import EncoderConfig
 from subquad.nn.export import read, save
 from subquad.nn.model import SequenceModel, SequenceModelConfig
@@ -49,6 +50,16 @@ def test_a_model_comes_back_bit_for_bit(tmp_path, attention, dtype):
     assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
     numbers = torch.randn(2, 5, 2, dtype=dtype)
     assert_close(again((IDS, numbers), VALID), model.eval()((IDS, numbers), VALID), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("side", [Tokens(vocabulary=9), Events(vocabularies=(4,), numeric=1)])
+def test_a_model_of_pairs_comes_back_bit_for_bit(tmp_path, side):
+    model = SequenceModel(replace(classifier().config, fields=Pair(side=side))).eval()
+    save(model, tmp_path, extra={})
+    again, _ = read(tmp_path)
+    assert again.config == model.config
+    inputs = model.config.fields.sample(size=3, length=5, generator=torch.Generator())
+    assert_close(again(inputs, None), model(inputs, None), rtol=0, atol=0)
 
 
 def test_a_model_comes_back_ready_to_use_and_to_train(tmp_path):

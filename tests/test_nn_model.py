@@ -1,14 +1,17 @@
 """The model of sequences."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.testing import assert_close
 
-from subquad.fields import Events, Readout
+from subquad.fields import Events, Pair, Readout, Tokens
 from subquad.nn.encoder import EncoderConfig
-from subquad.nn.model import SequenceModel, SequenceModelConfig
+from subquad.nn.model import PairHead, SequenceModel, SequenceModelConfig
 from subquad.registry import catalog
 
+WORDS = Tokens(vocabulary=9)
 VALID = torch.tensor([[False, True, True, False, True], [True] * 5, [False] * 5])
 
 
@@ -106,3 +109,64 @@ def test_counting_parameters_draws_no_random_numbers():
     before = torch.get_rng_state()
     model.parameters_by_part()
     assert_close(torch.get_rng_state(), before)
+
+
+def paired(attention: str = "softmax", *, side: Tokens | Events = WORDS, **chosen) -> SequenceModel:
+    torch.manual_seed(0)
+    model = classifier(attention, **chosen)
+    return SequenceModel(replace(model.config, fields=Pair(side=side)))
+
+
+def pairs() -> torch.Tensor:
+    return torch.randint(WORDS.vocabulary, (3, 2, 5), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("attention", sorted(catalog()))
+def test_padding_of_either_side_counts_as_absent(attention):
+    model, ids = paired(attention), pairs()
+    valid = torch.ones_like(ids, dtype=torch.bool)
+    valid[0, 0, 3:] = valid[1, 1, 2:] = False
+    out = model((ids.masked_fill(~valid, 99),), valid)
+    out.square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    other = ids.masked_fill(~valid, 0)
+    other[0, 0, 3:] = 5
+    assert_close(model((other,), valid), out)
+    assert_close(model((ids[2:],), None), out[2:])
+
+
+def test_a_pair_is_answered_by_one_encoder_that_sees_each_side_alone():
+    model, ids = paired(), pairs()
+    assert isinstance(model.head, PairHead)
+    seen = []
+    model.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+    out = model((ids,), None)
+    a, b = (
+        model.norm(model.encoder(model.embedding((ids[:, side],), None), None).mean(1)) for side in (0, 1)
+    )
+    assert_close(out, model.head.layers(torch.cat([a, b, a * b, a - b], -1)))
+    assert seen == [(6, 5, 8), (3, 5, 8), (3, 5, 8)]
+
+
+def test_the_order_of_a_pair_may_matter_and_both_sides_do():
+    model, ids = paired(), pairs()
+    out = model((ids,), None)
+    assert (model((ids.flip(1),), None) - out).abs().amax(1).min() > 1e-5
+    for side in range(2):
+        other = ids.clone()
+        other[:, side] = (other[:, side] + 1) % WORDS.vocabulary
+        assert (model((other,), None) - out).abs().amax(1).min() > 1e-5
+
+
+def test_pairs_of_events_are_read_like_pairs_of_tokens():
+    side = Events(vocabularies=(4, 7), numeric=2)
+    model, fields = paired(side=side), Pair(side=side)
+    inputs = fields.sample(size=3, length=5, generator=torch.Generator().manual_seed(1))
+    assert [part.shape for part in inputs] == [(3, 2, 5, 2), (3, 2, 5, 2)]
+    assert model(inputs, None).shape == (3, 3)
+
+
+def test_a_pair_is_not_answered_token_by_token():
+    config = paired().config
+    with pytest.raises(ValueError, match="a pair is answered as a whole, and not per 'token'"):
+        replace(config, readout=Readout(outputs=3, per="token"))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from own_sample import write
+from pairs_sample import Anagrams
 
 from subquad.task import Baseline
 from subquad.tasks.custom import Custom
@@ -28,8 +29,13 @@ def custom(tmp_path_factory):
     return Case(Custom(schema=str(write(tmp_path_factory.mktemp("own")))), None)
 
 
+@pytest.fixture(scope="module")
+def anagrams():
+    return Case(Anagrams(), "anagram")
+
+
 @pytest.mark.parametrize("check", contract(), ids=lambda check: check.__name__)
-@pytest.mark.parametrize("name", ["listops", "custom"])
+@pytest.mark.parametrize("name", ["listops", "custom", "anagrams"])
 def test_our_tasks_keep_the_contract(name, check, request):
     check(request.getfixturevalue(name))
 
@@ -91,12 +97,26 @@ def overlapping(data):
 
 def mislabelled(data):
     test = data.splits["test"]
-    return {**data.splits, "test": replace(test, answer=(test.answer + 1) % 10)}
+    classes = len(data.objective.classes)
+    return {**data.splits, "test": replace(test, answer=(test.answer + 1) % classes)}
 
 
 def beyond(data):
     test = data.splits["test"]
     return {**data.splits, "test": replace(test, answer=test.answer + 10)}
+
+
+def faulty(task, change):
+    """The task, with its data changed."""
+
+    class Faulty(task):
+        def load(self, *, target=None, length=None):
+            data = super().load(target=target, length=length)
+            if isinstance(change, type):
+                return change(**{name: getattr(data, name) for name in SequenceData.__dataclass_fields__})
+            return replace(data, splits=change(data))
+
+    return Faulty
 
 
 @pytest.mark.parametrize(
@@ -115,12 +135,43 @@ def beyond(data):
     ],
 )
 def test_a_check_sees_the_fault_that_it_is_for(listops, change, check, said):
-    class Faulty(ListOps):
-        def load(self, *, target=None, length=None):
-            data = super().load(target=target, length=length)
-            if isinstance(change, type):
-                return change(**{name: getattr(data, name) for name in SequenceData.__dataclass_fields__})
-            return replace(data, splits=change(data))
-
     with pytest.raises(AssertionError, match=said):
-        check(Case(Faulty(**SMALL), "value"))
+        check(Case(faulty(ListOps, change)(**SMALL), "value"))
+
+
+def test_pairs_are_not_taken_for_sequences_nor_sequences_for_pairs(anagrams, listops):
+    with pytest.raises(ValueError, match=r"examples of train are pairs, and fields is Tokens"):
+        replace(anagrams.data, fields=listops.data.fields)
+    with pytest.raises(ValueError, match=r"examples of train are sequences, and fields is Pair"):
+        replace(listops.data, fields=anagrams.data.fields)
+
+
+def test_random_inputs_are_of_the_shape_of_the_data(anagrams):
+    random, own = anagrams.data.synthetic(size=4, length=7), next(anagrams.batches("test", size=4, length=7))
+    assert random.valid.shape == (*own.valid.shape[:2], 7)
+    assert [part.ndim for part in random.inputs] == [part.ndim for part in own.inputs]
+    assert len(random.example) == len(random.target) == len(random.valid) == 4
+
+
+def swapped(data):
+    """A pair of training, in test with its sides the other way round."""
+    train, test = data.splits["train"], data.splits["test"]
+    both = np.concatenate([train.symbols, test.symbols])
+    stop = np.concatenate([train.stop, test.stop + len(train.symbols)])
+    pair = np.concatenate([train.pair[:1, ::-1], test.pair[1:] + len(train.stop)])
+    return {**data.splits, "test": replace(test, symbols=both, stop=stop, pair=pair)}
+
+
+@pytest.mark.parametrize(
+    ("change", "check", "said"),
+    [
+        (DropsLast, checks.check_every_example_once, "not every example once"),
+        (TakesZeroForPadding, checks.check_padding_is_no_symbol, "has padding|another among others"),
+        (ReadsOn, checks.check_length_is_a_bound, "tokens where"),
+        (swapped, checks.check_splits_are_disjoint, "a sequence of train stands in test too"),
+        (mislabelled, checks.check_its_oracle_solves_it, "test: the oracle scores 0"),
+    ],
+)
+def test_a_check_sees_the_fault_that_it_is_for_in_pairs(change, check, said):
+    with pytest.raises(AssertionError, match=said):
+        check(Case(faulty(Anagrams, change)(), "anagram"))

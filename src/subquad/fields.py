@@ -61,7 +61,28 @@ class Events:
         return categorical, torch.randn(size, length, self.numeric, generator=generator)
 
 
-Fields = Tokens | Events
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two sequences of the same kind: inputs are those of `side`, of shapes (b, 2, t, ...).
+
+    `side`: what each of the two holds. Both are padded to one length, that of the longest in the batch, and
+    `Batch.valid`, (b, 2, t), says where each ends.
+    """
+
+    side: Tokens | Events
+
+    def sample(self, *, size: int, length: int, generator: torch.Generator) -> Inputs:
+        """Random inputs without padding."""
+        sides = self.side.sample(size=2 * size, length=length, generator=generator)
+        return tuple(part.unflatten(0, (size, 2)) for part in sides)
+
+
+Fields = Tokens | Events | Pair
+
+
+def token_fields(fields: Fields) -> Tokens | Events:
+    """What a token holds, of a sequence or of either side of a pair."""
+    return fields.side if isinstance(fields, Pair) else fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +90,8 @@ class Readout:
     """What a norm and a linear layer make of an encoder's tokens.
 
     `outputs`: numbers of a vector.
-    `per`: "sequence", one vector of the mean of the real tokens, or "token", one of each.
+    `per`: "sequence", one vector of the mean of the real tokens (of a pair, one of both means), or "token",
+        one of each.
     """
 
     outputs: int
@@ -84,6 +106,6 @@ class Batch(NamedTuple):
     """Some examples of a split, padded to one length."""
 
     inputs: Inputs  # as the dataset's fields say, batch first
-    valid: Bool[Tensor, "b t"]  # False at padding
+    valid: Bool[Tensor, "b *sides t"]  # False at padding; a pair has two sides
     target: Tensor  # as the dataset's objective says, batch first
     example: Int[Tensor, " b"]  # places in the split

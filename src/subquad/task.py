@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int, Real
 from torch import Tensor
 
-from subquad.fields import Batch, Fields, Inputs, Split
+from subquad.fields import Batch, Fields, Inputs, Pair, Split
 from subquad.objectives import Supervised
 
 
@@ -89,7 +89,7 @@ class Dataset(ABC):
     @property
     @abstractmethod
     def longest(self) -> int:
-        """Tokens of the longest sequence: the length that keeps every one whole."""
+        """Tokens of the longest sequence, or side of a pair: the length that keeps every one whole."""
 
     @abstractmethod
     def truth(self, split: Split) -> Real[np.ndarray, "n ..."]:
@@ -123,9 +123,10 @@ class Dataset(ABC):
     def synthetic(self, *, size: int, length: int) -> Batch:
         """A batch of random inputs without padding, for measurements."""
         generator = torch.Generator().manual_seed(0)
+        shape = (size, 2, length) if isinstance(self.fields, Pair) else (size, length)
         return Batch(
             inputs=self.fields.sample(size=size, length=length, generator=generator),
-            valid=torch.ones(size, length, dtype=torch.bool),
+            valid=torch.ones(shape, dtype=torch.bool),
             target=self.objective.synthetic(size=size, length=length),
             example=torch.arange(size),
         )

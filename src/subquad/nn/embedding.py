@@ -5,16 +5,16 @@ from typing import assert_never
 import torch
 from torch import nn
 
-from subquad.fields import Events, Fields, Inputs, Tokens
+from subquad.fields import Events, Inputs, Tokens
 from subquad.mechanism import Valid
 from subquad.nn.positions import HiddenStates
 from subquad.nn.sequence import zero_padded
 
 
-def embedding(fields: Fields, dim: int) -> nn.Module:
+def embedding(fields: Tokens | Events, dim: int) -> nn.Module:
     """The module that embeds inputs: `module(inputs, valid) -> (b t m)`, unspecified at padding.
 
-    fields: what the inputs hold.
+    fields: what the inputs hold, of one sequence a row.
     dim: width of the model, m.
     """
     match fields:

@@ -1,12 +1,17 @@
-"""A model of sequences: embed their fields, encode, average, decide."""
+"""A model of sequences, or of pairs of them: embed their fields, encode, average, decide.
+
+A pair's two sequences go through one encoder and never see one another; what is decided of both follows from
+their two averages (a dual encoder). These are averages over real tokens: the first token of a text has read
+no more than the others.
+"""
 
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from subquad.fields import Fields, Inputs, Readout
+from subquad.fields import Fields, Inputs, Pair, Readout, token_fields
 from subquad.mechanism import Valid
 from subquad.nn.embedding import embedding
 from subquad.nn.encoder import Encoder, EncoderConfig
@@ -28,30 +33,42 @@ class SequenceModelConfig:
     readout: Readout
     encoder: EncoderConfig
 
+    def __post_init__(self) -> None:
+        if isinstance(self.fields, Pair) and self.readout.per != "sequence":
+            raise ValueError(f"a pair is answered as a whole, and not per {self.readout.per!r}")
+
 
 class SequenceModel(nn.Module):
-    """Fields, an encoder, and a linear layer over its tokens or their mean."""
+    """Fields, an encoder, and a linear layer over its tokens or their mean; two over the means of a pair."""
 
     def __init__(self, config: SequenceModelConfig) -> None:
         super().__init__()
         dim = config.encoder.dim
         self.config = config
-        self.embedding = embedding(config.fields, dim)
+        self.pairs = isinstance(config.fields, Pair)
+        self.embedding = embedding(token_fields(config.fields), dim)
         self.encoder = Encoder(config.encoder)
         self.norm = nn.LayerNorm(dim)
-        self.head = nn.Linear(dim, config.readout.outputs)
+        outputs = config.readout.outputs
+        hidden = round(dim * config.encoder.mlp_ratio)
+        self.head = PairHead(dim, hidden, outputs) if self.pairs else nn.Linear(dim, outputs)
 
-    def forward(self, inputs: Inputs, valid: Valid | None) -> Float[Tensor, "b *t outputs"]:
-        """One vector of outputs a sequence or a token, as the config's `readout` says.
+    def forward(
+        self, inputs: Inputs, valid: Bool[Tensor, "b *sides t"] | None
+    ) -> Float[Tensor, "b *t outputs"]:
+        """One vector of outputs a sequence, a pair or a token, as the config's `fields` and `readout` say.
 
         A sequence without a real token gets that of the mean zero; those of padding are unspecified.
 
         inputs: as the config's `fields` says.
         valid: True at real tokens. None: all are real, and fused softmax is faster without a mask.
         """
+        if self.pairs:
+            inputs = tuple(part.flatten(0, 1) for part in inputs)
+            valid = None if valid is None else valid.flatten(0, 1)
         tokens = self.encoder(self.embedding(inputs, valid), valid)
-        read = tokens if self.config.readout.per == "token" else mean(tokens, valid)
-        return self.head(self.norm(read))
+        read = self.norm(tokens if self.config.readout.per == "token" else mean(tokens, valid))
+        return self.head(read.unflatten(0, (len(read) // 2, 2)) if self.pairs else read)
 
     def penalty(self) -> Float[Tensor, ""]:
         """The mechanisms' own loss terms; the trainer adds them."""
@@ -68,6 +85,25 @@ class SequenceModel(nn.Module):
             "attention": numel(nn.ModuleList(layers)),
             "grows_with_length": growing(self.encoder),
         }
+
+
+class PairHead(nn.Module):
+    """Two linear layers, with a ReLU between them, over [a, b, a * b, a - b] of the two sides a and b.
+
+    Tay et al.: Long Range Arena. ICLR 2021, arXiv:2011.04006, appendix A.1.
+
+    dim: width of a side.
+    hidden: width between the layers.
+    outputs: of the second.
+    """
+
+    def __init__(self, dim: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4 * dim, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+
+    def forward(self, sides: Float[Tensor, "b 2 m"]) -> Float[Tensor, "b outputs"]:
+        a, b = sides.unbind(1)
+        return self.layers(torch.cat([a, b, a * b, a - b], -1))
 
 
 def mean(tokens: HiddenStates, valid: Valid | None) -> Float[Tensor, "b m"]:

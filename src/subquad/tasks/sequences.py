@@ -1,7 +1,10 @@
-"""Sequences of symbols with their answers: the data of tasks over text, pixels, expressions and probes."""
+"""Sequences of symbols with their answers: the data of tasks over text, pixels, expressions and probes.
+
+An example is a sequence, or a pair of them. A sequence that stands in several pairs is kept once.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from typing import Any
@@ -11,7 +14,7 @@ import torch
 from jaxtyping import Bool, Int, Integer, Real
 from torch import Tensor
 
-from subquad.fields import IGNORED, SPLITS, Batch, Events, Split, Tokens
+from subquad.fields import IGNORED, SPLITS, Batch, Fields, Pair, Split, Tokens, token_fields
 from subquad.objectives import Supervised
 from subquad.task import Baseline, Dataset
 from subquad.tasks.batching import batched
@@ -22,15 +25,18 @@ HASHED = 2**22  # numbers at a time
 
 @dataclass(frozen=True)
 class Sequences:
-    """Sequences one after the other, with the answer of each, or its answers at some of its tokens."""
+    """Sequences one after the other, with the answer of each, or its answers at some of its tokens; or with
+    the answers of pairs of them.
+    """
 
     symbols: Integer[np.ndarray, "n ..."]  # of each token, or of each of its columns
     stop: Int[np.ndarray, " s"]  # where a sequence ends and the next begins
-    answer: Real[np.ndarray, "s ..."]
-    asked: Int[np.ndarray, "s q"] | None = None  # places within a sequence, in order; None: of the whole
+    answer: Real[np.ndarray, "e ..."]
+    asked: Int[np.ndarray, "e q"] | None = None  # places within a sequence, in order; None: of the whole
+    pair: Int[np.ndarray, "e 2"] | None = None  # which two sequences an example has; None: each has one
 
     def __len__(self) -> int:
-        return len(self.stop)
+        return len(self.answer)
 
     @property
     def start(self) -> Int[np.ndarray, " s"]:
@@ -40,8 +46,21 @@ class Sequences:
     def lengths(self) -> Int[np.ndarray, " s"]:
         return self.stop - self.start
 
+    @property
+    def of_example(self) -> Int[np.ndarray, "e ..."]:
+        """Which sequence an example has, or which two."""
+        return np.arange(len(self.stop)) if self.pair is None else self.pair
+
+    @property
+    def longer(self) -> Int[np.ndarray, " e"]:
+        """Tokens of each example's sequence; of a pair those of the longer side."""
+        lengths = self.lengths[self.of_example]
+        return lengths if self.pair is None else lengths.max(1)
+
     def take(self, places: slice) -> "Sequences":
-        """Some of them, that stand side by side."""
+        """Some of the examples, that stand side by side."""
+        if self.pair is not None:
+            return replace(self, answer=self.answer[places], pair=self.pair[places])
         start, stop = self.start[places], self.stop[places]
         first, last = (start[0], stop[-1]) if len(stop) else (0, 0)
         asked = None if self.asked is None else self.asked[places]
@@ -59,12 +78,12 @@ class SequenceData(Dataset):
 
     `fields`: what a token holds; of `Events`, no numbers.
     `readers`: baselines beyond "majority", by name.
-    `solve`: the answer of one sequence, where it can be worked out; where tokens are asked, that of each
-        token, `IGNORED` at others.
+    `solve`: the answer of one sequence or of a pair's two, where it can be worked out; where tokens are
+        asked, that of each token, `IGNORED` at others.
     """
 
     splits: Mapping[Split, Sequences]
-    fields: Tokens | Events
+    fields: Fields
     target: str
     objective: Supervised
     readers: Mapping[str, Reader]
@@ -72,9 +91,15 @@ class SequenceData(Dataset):
     encoding: Any = None
     about: Mapping[str, Any]
 
+    def __post_init__(self) -> None:
+        for split, part in self.splits.items():
+            if isinstance(self.fields, Pair) != (part.pair is not None):
+                examples = "sequences" if part.pair is None else "pairs"
+                raise ValueError(f"examples of {split} are {examples}, and fields is {self.fields!r}")
+
     @property
     def longest(self) -> int:
-        return max(int(part.lengths.max()) for part in self.splits.values())
+        return max(int(part.longer.max()) for part in self.splits.values())
 
     @cached_property
     def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -84,7 +109,7 @@ class SequenceData(Dataset):
             part = self.splits[split]
             numbers = [(part.symbols, "<i4"), (part.stop, "<i8")]
             numbers += [(part.answer, "<f8" if self.objective.quantity else "<i8")]
-            numbers += [] if part.asked is None else [(part.asked, "<i8")]
+            numbers += [(places, "<i8") for places in (part.asked, part.pair) if places is not None]
             for column, kind in numbers:
                 for first in range(0, len(column), HASHED):
                     total.update(column[first : first + HASHED].astype(kind, order="C").data)
@@ -97,7 +122,7 @@ class SequenceData(Dataset):
     def _summary(self, part: Sequences) -> dict[str, Any]:
         counts: dict[str, Any] = {
             "examples": len(part),
-            "history": {"median": float(np.median(part.lengths)), "longest": int(part.lengths.max())},
+            "history": {"median": float(np.median(part.longer)), "longest": int(part.longer.max())},
         }
         if part.asked is not None:
             counts["questions"] = part.asked.shape[1]
@@ -114,16 +139,19 @@ class SequenceData(Dataset):
     ) -> Iterator[Batch]:
         part = self.splits[split]
         start, lengths = part.start, np.minimum(part.lengths, length)
-        for chosen in batched(lengths, size=size, seed=seed, epoch=epoch, shuffle=shuffle):
-            place = np.arange(lengths[chosen].max())
-            valid = place < lengths[chosen][:, None]
-            ids = part.symbols[np.where(valid, start[chosen][:, None] + place, 0)].astype(np.int64)
+        longer = np.minimum(part.longer, length)
+        for chosen in batched(longer, size=size, seed=seed, epoch=epoch, shuffle=shuffle):
+            rows = part.of_example[chosen]
+            place = np.arange(lengths[rows].max())
+            valid = place < lengths[rows][..., None]
+            ids = part.symbols[np.where(valid, start[rows][..., None] + place, 0)].astype(np.int64)
             ids[~valid] = 0
-            numbers = () if isinstance(self.fields, Tokens) else (torch.zeros(*valid.shape, 0),)
+            symbols_alone = isinstance(token_fields(self.fields), Tokens)
+            numbers = () if symbols_alone else (torch.zeros(*valid.shape, 0),)
             yield Batch(
                 inputs=(torch.from_numpy(ids), *numbers),
                 valid=torch.from_numpy(valid),
-                target=self._target(part, chosen, valid.shape[1]),
+                target=self._target(part, chosen, valid.shape[-1]),
                 example=torch.from_numpy(chosen),
             )
 
@@ -147,7 +175,7 @@ class SequenceData(Dataset):
         if self.solve is None:
             return None
         ids = batch.inputs[0]
-        answers = [self.solve(row[valid].tolist()) for row, valid in zip(ids, batch.valid, strict=True)]
+        answers = [self.solve(real_tokens(*example)) for example in zip(ids, batch.valid, strict=True)]
         return self.objective.certain(np.array(answers))
 
 
@@ -158,6 +186,13 @@ def padded(rows: Sequence[np.ndarray]) -> tuple[Int[Tensor, "b t"], Bool[Tensor,
     ids = torch.zeros(valid.shape, dtype=torch.int64)
     ids[valid] = torch.from_numpy(np.concatenate(rows).astype(np.int64))
     return ids, valid
+
+
+def real_tokens(ids: Tensor, valid: Bool[Tensor, "*sides t"]) -> list[Any]:
+    """An example's sequence without its padding, or its two."""
+    if valid.ndim == 1:
+        return ids[valid].tolist()
+    return [side[real].tolist() for side, real in zip(ids, valid, strict=True)]
 
 
 def slices(sizes: Mapping[Split, int]) -> dict[Split, slice]:

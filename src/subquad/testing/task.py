@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from subquad.fields import IGNORED, SPLITS, Batch, Split, Tokens
+from subquad.fields import IGNORED, SPLITS, Batch, Split, Tokens, token_fields
 from subquad.task import Dataset, Task, baseline_result
 from subquad.testing.certificate import Outcome, outcome
 
@@ -133,18 +133,22 @@ def check_labels_in_range(case: Case) -> None:
 
 
 def check_padding_is_no_symbol(case: Case) -> None:
-    """A sequence alone has no padding, and among others the same tokens with padding behind them."""
+    """A sequence alone has no padding, and among others the same tokens with padding behind them.
+
+    Of a pair that is alone, one side has no padding.
+    """
     for split in SPLITS:
         alone = {}
         for batch in sampled(case.batches(split, size=1)):
-            assert batch.valid.all(), f"{split}: a sequence alone has padding: is a symbol taken for it?"
-            alone[batch.example.item()] = [part[0] for part in batch.inputs]
+            whole = batch.valid.all(-1).any()
+            assert whole, f"{split}: a sequence alone has padding: is a symbol taken for it?"
+            alone[batch.example.item()] = sequences(batch, 0)
         for batch in sampled(case.batches(split)):
-            valid = batch.valid.int()
-            assert (valid.diff(dim=1) <= 0).all(), f"{split}: tokens after padding"
+            assert (batch.valid.int().diff(dim=-1) <= 0).all(), f"{split}: tokens after padding"
             for row, place in enumerate(batch.example.tolist()):
-                for part, own in zip(batch.inputs, alone.get(place, ()), strict=False):
-                    same = torch.equal(part[row][batch.valid[row]], own)
+                ours = sequences(batch, row)
+                for side, own in zip(ours, alone.get(place, ours), strict=True):
+                    same = all(torch.equal(a, b) for a, b in zip(side, own, strict=True))
                     assert same, f"{split}: example {place} is another among others"
 
 
@@ -152,7 +156,7 @@ def check_length_is_a_bound(case: Case) -> None:
     """No batch is longer than it may be, and all is whole at the length of the longest."""
     short = max(1, case.data.longest // 2)
     for split in SPLITS:
-        longest = max(batch.valid.shape[1] for batch in sampled(case.batches(split, length=short)))
+        longest = max(batch.valid.shape[-1] for batch in sampled(case.batches(split, length=short)))
         assert longest <= short, f"{split}: {longest} tokens where {short} may be"
         more = next(case.batches(split, length=2 * case.data.longest)).valid
         assert torch.equal(more, next(case.batches(split)).valid), f"{split}: `longest` is not the longest"
@@ -172,7 +176,7 @@ def check_order_goes_by_seed_and_epoch(case: Case) -> None:
 
 
 def check_splits_are_disjoint(case: Case) -> None:
-    """No sequence of one split stands in another."""
+    """No sequence of one split stands in another; no pair, whichever side comes first."""
     seen: dict[bytes, Split] = {}
     for split in SPLITS:
         for mark in marks(case, split):
@@ -235,16 +239,28 @@ def sampled(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 def categorical(data: Dataset, batch: Batch) -> list[tuple[torch.Tensor, int]]:
     """Each column of ids, and how many there are."""
-    if isinstance(data.fields, Tokens):
-        return [(batch.inputs[0], data.fields.vocabulary)]
-    return list(zip(batch.inputs[0].unbind(-1), data.fields.vocabularies, strict=True))
+    fields = token_fields(data.fields)
+    if isinstance(fields, Tokens):
+        return [(batch.inputs[0], fields.vocabulary)]
+    return list(zip(batch.inputs[0].unbind(-1), fields.vocabularies, strict=True))
+
+
+def sequences(batch: Batch, row: int) -> list[list[torch.Tensor]]:
+    """The real tokens of an example's sequence, or of a pair's two, input by input."""
+    sides = batch.valid[row].reshape(-1, batch.valid.shape[-1])
+    parts = [part[row].reshape(*sides.shape, *part.shape[batch.valid.ndim :]) for part in batch.inputs]
+    return [[part[side][real] for part in parts] for side, real in enumerate(sides)]
 
 
 def marks(case: Case, split: Split) -> Iterator[bytes]:
-    """What tells each sequence from others."""
+    """What tells each example from others."""
     for batch in case.batches(split):
-        for row, valid in enumerate(batch.valid):
-            digest = blake2b(digest_size=16)
-            for part in batch.inputs:
-                digest.update(part[row][valid].numpy().tobytes())
-            yield digest.digest()
+        for row in range(len(batch.valid)):
+            yield b"".join(sorted(mark(side) for side in sequences(batch, row)))
+
+
+def mark(sequence: list[torch.Tensor]) -> bytes:
+    digest = blake2b(digest_size=16)
+    for part in sequence:
+        digest.update(part.numpy().tobytes())
+    return digest.digest()
