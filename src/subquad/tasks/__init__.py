@@ -27,6 +27,7 @@ BUILTIN = {  # where the classes are, loaded when one is asked for
     "custom": "Custom",
     "listops": "ListOps",
     "text": "Text",
+    "matching": "Matching",
     "image": "Image",
     "pathfinder": "Pathfinder",
     "recall": "Recall",

@@ -4,7 +4,7 @@ An example is a sequence, or a pair of them. A sequence that stands in several p
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from typing import Any
@@ -34,6 +34,7 @@ class Sequences:
     answer: Real[np.ndarray, "e ..."]
     asked: Int[np.ndarray, "e q"] | None = None  # places within a sequence, in order; None: of the whole
     pair: Int[np.ndarray, "e 2"] | None = None  # which two sequences an example has; None: each has one
+    group: Int[np.ndarray, " e"] | None = None  # of examples that are not independent; None: all are
 
     def __len__(self) -> int:
         return len(self.answer)
@@ -59,12 +60,15 @@ class Sequences:
 
     def take(self, places: slice) -> "Sequences":
         """Some of the examples, that stand side by side."""
-        if self.pair is not None:
-            return replace(self, answer=self.answer[places], pair=self.pair[places])
-        start, stop = self.start[places], self.stop[places]
-        first, last = (start[0], stop[-1]) if len(stop) else (0, 0)
-        asked = None if self.asked is None else self.asked[places]
-        return Sequences(self.symbols[first:last], stop - first, self.answer[places], asked)
+        asked, pair, group = (
+            None if each is None else each[places] for each in (self.asked, self.pair, self.group)
+        )
+        symbols, stop = self.symbols, self.stop
+        if pair is None:
+            start, stop = self.start[places], self.stop[places]
+            first, last = (start[0], stop[-1]) if len(stop) else (0, 0)
+            symbols, stop = symbols[first:last], stop - first
+        return Sequences(symbols, stop, self.answer[places], asked, pair, group)
 
 
 Reader = Callable[
@@ -133,6 +137,10 @@ class SequenceData(Dataset):
 
     def truth(self, split: Split) -> Real[np.ndarray, "n ..."]:
         return self.splits[split].answer
+
+    def group(self, split: Split) -> Int[np.ndarray, " n"]:
+        group = self.splits[split].group
+        return super().group(split) if group is None else group
 
     def batches(
         self, split: Split, *, size: int, length: int, seed: int, epoch: int, shuffle: bool

@@ -130,12 +130,7 @@ class Text(Task):
     ) -> None:
         self.sizes = dict(zip(SPLITS, (train, validation, test), strict=True))
         require_sizes("text", self.sizes)
-        if cut < 1:
-            raise DataError(f"text: cut must be at least 1, not {cut}")
-        if tokens not in TOKENS:
-            raise DataError(f"text: tokens must be one of {', '.join(map(repr, TOKENS))}, not {tokens!r}")
-        if vocabulary <= BYTES:
-            raise DataError(f"text: vocabulary must be above {BYTES}, the bytes, not {vocabulary}")
+        require_reading("text", cut=cut, tokens=tokens, vocabulary=vocabulary)
         self.cut, self.tokens, self.vocabulary = cut, tokens, vocabulary
 
     def load(self, *, target: str | None = None, length: int | None = None) -> SequenceData:
@@ -176,6 +171,16 @@ class Text(Task):
                 "training reviews left out": dict(choice.left_out),
             },
         )
+
+
+def require_reading(task: str, *, cut: int, tokens: str, vocabulary: int) -> None:
+    """Raise `DataError` where texts cannot be read so."""
+    if cut < 1:
+        raise DataError(f"{task}: cut must be at least 1, not {cut}")
+    if tokens not in TOKENS:
+        raise DataError(f"{task}: tokens must be one of {', '.join(map(repr, TOKENS))}, not {tokens!r}")
+    if vocabulary <= BYTES:
+        raise DataError(f"{task}: vocabulary must be above {BYTES}, the bytes, not {vocabulary}")
 
 
 def require_tokenizers() -> None:
