@@ -9,7 +9,7 @@ import polars as pl
 from tables import toml
 
 from subquad import tasks
-from subquad.tasks.custom.rows import RowData
+from subquad.tasks.sequences import SequenceData
 
 WORDS = ("good", "bad", "film", "plot", "dull", "fine", "actor", "née", "ß")
 TEXT: dict[str, dict[str, object]] = {
@@ -19,6 +19,10 @@ TEXT: dict[str, dict[str, object]] = {
 TOKENS: dict[str, dict[str, object]] = {
     "tokens": {"path": "rows.parquet", "column": "pages"},
     "target": {"column": "bought", "kind": "binary", "metric": "accuracy"},
+}
+PAIRS: dict[str, dict[str, object]] = {
+    "pairs": {"path": "rows.csv", "first": "question", "second": "answer"},
+    "target": {"column": "helpful", "kind": "binary", "metric": "accuracy"},
 }
 LABELS = {**TOKENS, "target": {"column": "tags", "kind": "tokens"}}
 
@@ -37,6 +41,22 @@ def texts(*, count: int = 240) -> pl.DataFrame:
             "author": [f"w{place % 60}" for place in range(count)],
         }
     )
+
+
+def pairs(*, count: int = 240) -> pl.DataFrame:
+    """Questions with an answer each, which mostly shares words with its question where it helps."""
+    chance = np.random.default_rng(0)
+    names = [f"{first}{second}" for first in "bdfgklmn" for second in ("ama", "oro", "eni", "uxe", "ity")]
+    questions = [chance.choice(names, 5, replace=False).tolist() for _ in range(count // 3)]
+    rows = []
+    for place in range(count):
+        question = questions[place % len(questions)]
+        helpful = int(chance.integers(0, 2))
+        shared = question[: 2 if helpful != (chance.random() < 0.2) else 0]
+        answer = [*shared, *chance.choice(names, 3).tolist()]
+        rows.append((" ".join(question), " ".join(answer), helpful, place % 3))
+    columns = ["question", "answer", "helpful", "grade"]
+    return pl.DataFrame(rows, schema=columns, orient="row")
 
 
 def pages(*, count: int = 240) -> pl.DataFrame:
@@ -70,7 +90,7 @@ def changed(schema: Mapping[str, Mapping[str, object]], section: str, **keys: ob
     return {**schema, section: part}
 
 
-def loaded(folder: Path, table: pl.DataFrame, schema: Mapping[str, Any], **options: Any) -> RowData:
+def loaded(folder: Path, table: pl.DataFrame, schema: Mapping[str, Any], **options: Any) -> SequenceData:
     data = tasks.load("custom", schema=str(written(folder, table, schema)), **options)
-    assert isinstance(data, RowData)
+    assert isinstance(data, SequenceData)
     return data

@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from rows_sample import LABELS, TEXT, TOKENS, changed, loaded, pages, texts, written
+from rows_sample import LABELS, PAIRS, TEXT, TOKENS, changed, loaded, pages, pairs, texts, written
 
 from subquad.documents import validated
 from subquad.fields import IGNORED, SPLITS, Split, Tokens
 from subquad.tasks import DataError
 from subquad.tasks.custom import Custom
-from subquad.tasks.custom.rows import RowData, chosen
+from subquad.tasks.custom.rows import chosen
 from subquad.tasks.custom.tokens import TokenLists
 from subquad.tasks.encoding import RARE
+from subquad.tasks.sequences import SequenceData
 from subquad.tasks.splits import split_of
 from subquad.tasks.text import Reviews
 from subquad.testing.task import Case, contract
@@ -25,6 +26,7 @@ from subquad.testing.task import Case, contract
 BPE = changed(TEXT, "text", tokens="bpe", vocabulary=280, cut=6)
 PARQUET = changed(TEXT, "text", path="rows.parquet")
 STARS = {**TEXT, "target": {"column": "words", "kind": "regression"}}
+GRADES = {**PAIRS, "target": {"column": "grade", "kind": "multiclass"}}
 BY_AUTHOR = changed(TEXT, "text", entity="author", cut=9)
 BY_VISITOR = changed(TOKENS, "tokens", entity="visitor", vocabulary=["3", "4", "nowhere"])
 EVERY: dict[str, tuple[pl.DataFrame, Mapping[str, Any]]] = {
@@ -32,6 +34,8 @@ EVERY: dict[str, tuple[pl.DataFrame, Mapping[str, Any]]] = {
     "bpe": (texts(), BPE),
     "quantity": (texts(), STARS),
     "by author": (texts(), BY_AUTHOR),
+    "pairs": (pairs(), PAIRS),
+    "pairs by question": (pairs(), changed(GRADES, "pairs", entity="question", tokens="bpe", cut=12)),
     "tokens": (pages(), TOKENS),
     "by visitor": (pages(), BY_VISITOR),
     "labels": (pages(), LABELS),
@@ -53,7 +57,7 @@ def test_contract(check, name: str, cases: dict[str, Case]):
     check(cases[name])
 
 
-def read(data: RowData, split: Split) -> list[bytes]:
+def read(data: SequenceData, split: Split) -> list[bytes]:
     part = data.splits[split]
     return [part.symbols[start:stop].tobytes() for start, stop in zip(part.start, part.stop, strict=True)]
 
@@ -99,12 +103,42 @@ def test_what_stands_in_a_later_split_is_left_out_and_counted():
     }
 
 
-@pytest.mark.parametrize("name", ["bytes", "tokens", "labels"])
+def test_a_pair_has_both_its_texts_and_its_answer(tmp_path: Path):
+    data = loaded(tmp_path, pairs(), changed(PAIRS, "pairs", cut=14))
+    cut = [tuple(text.encode()[:14] for text in row) for row in pairs().select("question", "answer").rows()]
+    found = []
+    for split in SPLITS:
+        part = data.splits[split]
+        every = read(data, split)
+        assert part.pair is not None
+        found += [(every[one], every[other]) for one, other in part.pair]
+    assert sorted(found) == sorted(cut)
+
+
+def test_the_same_pair_the_other_way_round_is_in_the_same_split(tmp_path: Path):
+    turned = pairs().select("helpful", question="answer", answer="question")
+    table = pl.concat([pairs().select(turned.columns), turned])
+    data = loaded(tmp_path, table, PAIRS)
+    check = next(check for check in contract() if check.__name__ == "check_splits_are_disjoint")
+    check(Case(Custom(schema=str(tmp_path / "schema.toml")), None))
+    assert sum(len(data.truth(split)) for split in SPLITS) == len(table)
+
+
+def test_no_entity_of_pairs_stands_in_two_splits(cases: dict[str, Case]):
+    summary = cases["pairs by question"].data.summary
+    assert summary["splits by"] == "question"
+    for split in SPLITS:
+        assert summary["splits"][split]["examples"] % 3 == 0  # each question is asked three times
+
+
+@pytest.mark.parametrize("name", ["bytes", "tokens", "labels", "pairs"])
 def test_a_shorter_length_cuts_the_data_for_models_and_baselines_alike(name: str, tmp_path: Path):
     table, schema = EVERY[name]
     data = loaded(tmp_path, table, schema, length=4)
     assert data.longest == 4
     assert data.summary["cut"] == 4
+    if name == "pairs":
+        assert data.splits["test"].lengths.max() == 4
     if name == "labels":
         assert data.truth("test").shape[1] == 4
 
@@ -134,6 +168,7 @@ def test_a_score_of_labels_counts_every_token_alike(tmp_path: Path):
 def test_cheap_readers_read_what_there_is_to_read(cases: dict[str, Case]):
     for name, baseline, least in (
         ("bytes", "bag of words", 0.65),
+        ("pairs", "tf-idf cosine", 0.6),
         ("tokens", "bag of tokens", 0.65),
         ("labels", "token by token", 0.7),
     ):
@@ -275,6 +310,7 @@ def test_a_class_must_be_in_every_split(tmp_path: Path):
         (pages().with_columns(tags=pl.lit("a")), LABELS, "column 'tags' holds String, and not lists"),
         (texts(), changed(TEXT, "text", column="reviw"), "no column 'reviw'; did you mean 'review'?"),
         (texts(), changed(TEXT, "text", entity="writer"), "no column 'writer'; there are 'author', "),
+        (pairs().with_columns(answer=pl.lit("")), PAIRS, "column 'answer': 240 values empty; "),
         (texts().head(0), TEXT, "empty: there are no rows"),
         (texts().head(2), TEXT, "none of the 2 texts falls in "),
     ],
@@ -289,67 +325,3 @@ def test_a_csv_has_no_lists(tmp_path: Path):
     assert message.endswith(
         "holds String, and not lists of text or whole numbers, which a Parquet file may hold"
     )
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ('kind = "texts"\n', "unknown kind 'texts'; did you mean 'text'?"),
-        ("kind = 3\n", "unknown kind 3; there are 'events', 'pairs', 'text', 'tokens'"),
-        ('knd = "text"\n', "unknown key 'knd' above all sections; did you mean 'kind'?"),
-        (
-            '[text]\npath = "a.csv"\n',
-            "there is a section [text] and no kind: write kind = 'text' above all sections, or take the "
-            "section out",
-        ),
-        (
-            'kind = "tokens"\n[text]\n',
-            "there is a section [text] and kind = 'tokens': write kind = 'text' above all sections, or take "
-            "the section out",
-        ),
-        ('kind = "text"\n[txt]\n', "unknown section [txt]; did you mean 'text'?"),
-        ('kind = "text"\n[text]\n', "[text] lacks the key 'path'"),
-        ('kind = "text"\n[target]\n', "there is no section [text]"),
-    ],
-)
-def test_a_schema_of_no_kind_is_refused(tmp_path: Path, text: str, said: str):
-    path = tmp_path / "schema.toml"
-    path.write_text(text)
-    with pytest.raises(DataError) as caught:
-        Custom(schema=str(path))
-    assert str(caught.value) == f"{path}: {said}"
-
-
-@pytest.mark.parametrize(
-    ("schema", "section", "keys", "said"),
-    [
-        (TEXT, "text", {"cut": 0}, "[text] cut must be a whole number of at least 1, not 0"),
-        (TEXT, "text", {"cut": "9"}, "[text] cut must be a whole number of at least 1, not '9'"),
-        (TEXT, "text", {"tokens": "words"}, "[text] tokens must be 'bytes' or 'bpe', not 'words'"),
-        (BPE, "text", {"vocabulary": 256}, "[text] vocabulary must be a whole number of at least 257, not "),
-        (
-            TEXT,
-            "text",
-            {"vocabulary": 999},
-            "[text] vocabulary is that of tokens = 'bpe': there are 256 bytes",
-        ),
-        (TEXT, "text", {"kind": "text"}, "[text] has the key 'kind': it stands above all sections"),
-        (TEXT, "text", {"time": "day"}, "unknown key 'time' in [text]; there are 'column', 'cut', "),
-        (TEXT, "target", {"entity": "a"}, "unknown key 'entity' in [target]; there are 'column', 'kind', "),
-        (TEXT, "target", {"kind": "tokens"}, "unknown kind 'tokens'; there are 'binary', 'multiclass', "),
-        (TEXT, "target", {"column": "review"}, "the answer 'review' is also an input: take it out of [text]"),
-        (LABELS, "target", {"metric": "auc"}, "metric 'auc' does not fit kind 'tokens': use 'accuracy'"),
-        (TOKENS, "tokens", {"vocabulary": ["a", "a"]}, "[tokens] vocabulary names 'a' twice"),
-        (
-            TOKENS,
-            "tokens",
-            {"vocabulary": 0.5},
-            "[tokens] vocabulary must be a whole number of at least 1 or a list of tokens, not 0.5",
-        ),
-        (TOKENS, "tokens", {"vocabulary": [1]}, "[tokens] vocabulary must be a list of tokens, not [1]"),
-    ],
-)  # fmt: skip
-def test_a_schema_that_says_what_cannot_be_is_refused(tmp_path: Path, schema, section: str, keys, said: str):
-    table = pages() if "tokens" in schema else texts()
-    message = refusal(tmp_path, table, changed(schema, section, **keys))
-    assert message.startswith(f"{tmp_path / 'schema.toml'}: {said}")

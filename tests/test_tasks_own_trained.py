@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from rows_sample import LABELS, TEXT, TOKENS, pages, texts, written
+from rows_sample import LABELS, PAIRS, TEXT, TOKENS, pages, pairs, texts, written
 
 import subquad
 from subquad import tasks
@@ -48,6 +48,13 @@ def test_a_model_of_own_texts_takes_texts(tmp_path: Path):
     answers = model.predict(["a good film", "née"])
     assert answers.columns == ["text", "class", "probability of 0", "probability of 1"]
     assert answers["text"].to_list() == ["a good film", "née"]
+
+
+def test_a_model_of_own_pairs_takes_pairs(tmp_path: Path):
+    model = untrained(written(tmp_path, pairs(), PAIRS), tmp_path / "model")
+    answers = model.predict([("what?", "this"), ["and", "that"]])
+    assert answers["pair"].to_list() == [["what?", "this"], ["and", "that"]]
+    assert answers.columns[1:] == ["class", "probability of 0", "probability of 1"]
 
 
 def test_a_model_of_own_lists_takes_lists(tmp_path: Path):
@@ -98,6 +105,7 @@ def tables() -> dict[str, pl.DataFrame]:
             }
         ),
         "reviews.csv": texts(),
+        "answers.csv": pairs(),
         "visits.parquet": pages().rename({"tags": "sections"}),
     }
 

@@ -12,6 +12,7 @@ from typing_extensions import TypedDict  # pydantic asks for it below Python 3.1
 from subquad import tasks
 from subquad.documents import validated
 from subquad.experiments.spec import Fit
+from subquad.fields import Fields
 from subquad.nn import export as files
 from subquad.nn.model import SequenceModel, SequenceModelConfig
 from subquad.objectives import OBJECTIVES, Supervised
@@ -98,7 +99,7 @@ def load_model(folder: str | Path) -> Predictor:
     model, extra = files.read(Path(folder))
     try:
         stored = validated(Extra, extra)
-        encoding = read_encoding(stored)
+        encoding = read_encoding(stored, model.config.fields)
         objective = read_objective(stored["objective"])
         require_matching(model.config, encoding, objective)
     except ValueError as error:
@@ -106,15 +107,20 @@ def load_model(folder: str | Path) -> Predictor:
     return Predictor(model, encoding, objective, stored["length"], extra["fit"])
 
 
-def read_encoding(stored: Extra) -> InputEncoding:
-    """The encoding, of the type that its task has; of several, the one with most of the fields written."""
+def read_encoding(stored: Extra, made: Fields) -> InputEncoding:
+    """The encoding, of the type that its task has; of several, the one with most of what is written, and
+    whose inputs are of the model's kind.
+    """
     cls = tasks.find(stored["fit"]["data"]["task"])
     if cls.encoding is None or stored["encoding"] is None:
         raise ValueError(f"models of the task {cls.traits.name!r} take no new inputs")
     written = stored["encoding"].keys()
     kinds: tuple[Any, ...] = get_args(cls.encoding) or (cls.encoding,)
-    kind = max(kinds, key=lambda each: len(written & {field.name for field in fields(each)}))
-    return part("encoding", kind, stored["encoding"])
+    named = {kind: len(written & {field.name for field in fields(kind)}) for kind in kinds}
+    alike = [
+        part("encoding", kind, stored["encoding"]) for kind in kinds if named[kind] == max(named.values())
+    ]
+    return next((each for each in alike[1:] if type(each.fields) is type(made)), alike[0])
 
 
 def read_objective(document: dict[str, Any]) -> Supervised:

@@ -204,9 +204,11 @@ def trained_tokenizer(texts: Iterable[str], vocabulary: int) -> str:
     return bpe.to_str()
 
 
-def bag_of_words(words: Callable[[np.ndarray], list[str]], *, quantity: bool = False) -> Reader:
+def bag_of_words(words: Callable[[Any], list[str]], *, quantity: bool = False) -> Reader:
     """A regression on how often each word occurs, against how many texts have it (TF-IDF): a logistic one of
     classes, a ridge regression of a quantity.
+
+    `words`: those of a text's ids, or of both ids of a pair.
     """
 
     def read(train: Sequences, test: Sequences) -> np.ndarray:
@@ -214,13 +216,13 @@ def bag_of_words(words: Callable[[np.ndarray], list[str]], *, quantity: bool = F
         from sklearn.linear_model import LogisticRegression, Ridge
         from sklearn.pipeline import make_pipeline
 
-        def counted(ids: np.ndarray) -> list[str]:
-            return words(ids) or [""]  # where no text has a word, there is nothing to count otherwise
+        def counted(example: Any) -> list[str]:
+            return words(example) or [""]  # where no text has a word, there is nothing to count otherwise
 
         weights = TfidfVectorizer(analyzer=counted, sublinear_tf=True)  # pyright: ignore[reportArgumentType]
         model = make_pipeline(weights, Ridge() if quantity else LogisticRegression(max_iter=1000))
-        model.fit(reviews(train), train.answer)
-        return model.predict(reviews(test)) if quantity else model.decision_function(reviews(test))
+        model.fit(examples(train), train.answer)
+        return model.predict(examples(test)) if quantity else model.decision_function(examples(test))
 
     return read
 
@@ -228,3 +230,9 @@ def bag_of_words(words: Callable[[np.ndarray], list[str]], *, quantity: bool = F
 def reviews(part: Sequences) -> list[np.ndarray]:
     """The ids of each."""
     return [part.symbols[start:stop] for start, stop in zip(part.start, part.stop, strict=True)]
+
+
+def examples(part: Sequences) -> list[Any]:
+    """The ids of each, or of a pair's two."""
+    texts = reviews(part)
+    return texts if part.pair is None else [(texts[first], texts[second]) for first, second in part.pair]

@@ -7,11 +7,13 @@ import polars  # noqa: F401  # without it nothing here can be read, and the cata
 
 from subquad.task import Dataset, Task, TaskTraits
 from subquad.tasks.custom.events import load_events
-from subquad.tasks.custom.schema import Examples, TextTable, read_schema
+from subquad.tasks.custom.pairs import load_pairs
+from subquad.tasks.custom.schema import Examples, read_schema
 from subquad.tasks.custom.text import load_text
 from subquad.tasks.custom.tokens import TokenLists, load_tokens
 from subquad.tasks.encoding import Encoding
 from subquad.tasks.errors import DataError
+from subquad.tasks.matching import PairedTexts
 from subquad.tasks.text import Reviews
 
 
@@ -29,7 +31,7 @@ class Custom(Task):
         length=512,
         source="the files that the schema names",
     )
-    encoding = Encoding | Reviews | TokenLists
+    encoding = Encoding | Reviews | PairedTexts | TokenLists
 
     def __init__(self, *, schema: str = "") -> None:
         if not schema:
@@ -40,7 +42,7 @@ class Custom(Task):
         table = self.schema.table
         unit, length = self.traits.unit, self.traits.length
         if isinstance(table, Examples):
-            unit = "byte" if isinstance(table, TextTable) and table.tokens == "bytes" else "token"
+            unit = "byte" if getattr(table, "tokens", None) == "bytes" else "token"
             length = table.cut
         self.traits = replace(self.traits, targets=tuple(self.schema.targets), unit=unit, length=length)
 
@@ -51,5 +53,7 @@ class Custom(Task):
                 return load_events(self.schema, name, keep=length)
             case "text":
                 return load_text(self.schema, name, length=length)
+            case "pairs":
+                return load_pairs(self.schema, name, length=length)
             case _:
                 return load_tokens(self.schema, name, length=length)

@@ -6,7 +6,6 @@ left out of training, or of validation if it stands in test, and counted.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +18,6 @@ from subquad.tasks.columns import reading_of_name
 from subquad.tasks.custom.answers import ANSWER, MISSING, Asked, encode_targets
 from subquad.tasks.custom.schema import Examples, Target
 from subquad.tasks.encoding import ENTITY
-from subquad.tasks.sequences import SequenceData
 from subquad.tasks.source import Reading, Source, readable
 from subquad.tasks.splits import split_of
 
@@ -31,16 +29,6 @@ class Choice(NamedTuple):
     group: Mapping[Split, Int[np.ndarray, " n"]]  # of each: rows of one entity or content are of one group
     left_out: int  # of training or validation, since a later split has the same content
     repeated: int  # rows whose content stands in another row of the split
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowData(SequenceData):
-    """Sequences of which some belong together."""
-
-    groups: Mapping[Split, Int[np.ndarray, " n"]]
-
-    def group(self, split: Split) -> Int[np.ndarray, " n"]:
-        return self.groups[split]
 
 
 def read_rows(source: Source, inputs: Sequence[Reading], table: Examples, *answers: Reading) -> pl.DataFrame:

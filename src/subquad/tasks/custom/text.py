@@ -5,10 +5,10 @@ import numpy as np
 from subquad.fields import SPLITS
 from subquad.tasks.columns import reading_of_text
 from subquad.tasks.custom.answers import Asked, reading_of_answer
-from subquad.tasks.custom.rows import RowData, about, answered, chosen, cut_of, read_rows
+from subquad.tasks.custom.rows import about, answered, chosen, cut_of, read_rows
 from subquad.tasks.custom.schema import Schema, TextTable
 from subquad.tasks.encoding import ENTITY
-from subquad.tasks.sequences import Sequences
+from subquad.tasks.sequences import SequenceData, Sequences
 from subquad.tasks.source import open_table
 from subquad.tasks.text import Reviews, bag_of_words, require_tokenizers, trained_tokenizer
 
@@ -16,7 +16,7 @@ TEXT = "text"
 ASKED = Asked("text", "texts")
 
 
-def load_text(schema: Schema, name: str, *, length: int | None) -> RowData:
+def load_text(schema: Schema, name: str, *, length: int | None) -> SequenceData:
     """The data that a schema describes, for the target of this name.
 
     The first `cut` tokens of a text are kept, and of these the first `length`. Raises `DataError`, one
@@ -42,10 +42,14 @@ def load_text(schema: Schema, name: str, *, length: int | None) -> RowData:
     splits = {}
     for split in SPLITS:
         ids = encoding.ids(texts[split], cut)
-        splits[split] = Sequences(np.concatenate(ids), np.cumsum([len(row) for row in ids]), answers[split])
-    return RowData(
+        splits[split] = Sequences(
+            np.concatenate(ids),
+            np.cumsum([len(row) for row in ids]),
+            answers[split],
+            group=choice.group[split],
+        )
+    return SequenceData(
         splits=splits,
-        groups=choice.group,
         fields=encoding.fields,
         target=name,
         objective=objective,

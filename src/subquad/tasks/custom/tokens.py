@@ -14,11 +14,11 @@ from subquad.objectives import TokenClassification
 from subquad.task import InputEncoding
 from subquad.tasks.columns import reading_of_list
 from subquad.tasks.custom.answers import ANSWER, Asked, encode_targets, reading_of_answer
-from subquad.tasks.custom.rows import RowData, about, answered, chosen, cut_of, read_rows
+from subquad.tasks.custom.rows import about, answered, chosen, cut_of, read_rows
 from subquad.tasks.custom.schema import Schema, Target, TokensTable
 from subquad.tasks.encoding import ENTITY, RARE
 from subquad.tasks.errors import DataError
-from subquad.tasks.sequences import Sequences, padded
+from subquad.tasks.sequences import SequenceData, Sequences, padded
 from subquad.tasks.source import ROW, SHOWN, open_table
 from subquad.tasks.splits import split_of
 from subquad.tasks.text import bag_of_words
@@ -71,7 +71,7 @@ class TokenLists(InputEncoding):
         return flat.to_numpy(), np.cumsum(lengths(lists))
 
 
-def load_tokens(schema: Schema, name: str, *, length: int | None) -> RowData:
+def load_tokens(schema: Schema, name: str, *, length: int | None) -> SequenceData:
     """The data that a schema describes, for the target of this name.
 
     The first `cut` tokens of a sequence are kept, and of these the first `length`. Raises `DataError`, one
@@ -109,12 +109,11 @@ def load_tokens(schema: Schema, name: str, *, length: int | None) -> RowData:
     for split in SPLITS:
         ids, stop = encoding.ids(parts[split])
         asked = np.broadcast_to(np.arange(answers[split].shape[1]), answers[split].shape) if each else None
-        splits[split] = Sequences(ids, stop, answers[split], asked)
+        splits[split] = Sequences(ids, stop, answers[split], asked, group=choice.group[split])
         unknown[split] = int((ids == UNKNOWN).sum())
     bag = bag_of_words(lambda ids: [str(token) for token in ids.tolist()], quantity=objective.quantity)
-    return RowData(
+    return SequenceData(
         splits=splits,
-        groups=choice.group,
         fields=encoding.fields,
         target=name,
         objective=objective,
