@@ -10,13 +10,14 @@ import numpy as np
 import polars as pl
 import pytest
 from rows_sample import LABELS, PAIRS, TEXT, TOKENS, changed, loaded, pages, pairs, texts, written
+from torch.nn import functional as F
 
 from subquad.documents import validated
 from subquad.fields import IGNORED, SPLITS, Split, Tokens
 from subquad.tasks import DataError
 from subquad.tasks.custom import Custom
 from subquad.tasks.custom.rows import chosen
-from subquad.tasks.custom.tokens import TokenLists
+from subquad.tasks.custom.tokens import TokenLists, filled_up
 from subquad.tasks.encoding import RARE
 from subquad.tasks.sequences import SequenceData
 from subquad.tasks.splits import split_of
@@ -163,6 +164,19 @@ def test_a_score_of_labels_counts_every_token_alike(tmp_path: Path):
     value, parts = data.objective.judge(truth, guess)
     assert value == pytest.approx(right.sum() / (truth != IGNORED).sum())
     assert parts.mean() == pytest.approx(value)
+
+
+def test_labels_judged_batch_by_batch_are_judged_as_at_once(cases: dict[str, Case]):
+    data = cases["labels"].data
+    assert isinstance(data, SequenceData)
+    scorer = data.objective.scorer()
+    for batch in data.batches("test", size=7, length=99, seed=0, epoch=0, shuffle=True):
+        scorer.add(F.one_hot(batch.inputs[0] % 3, 3).float(), batch)
+    part = data.splits["test"]
+    value, parts = data.objective.judge(part.answer, filled_up(part.symbols % 3, part.lengths))
+    judged = scorer.result()
+    assert judged.scores["accuracy"] == pytest.approx(value)
+    np.testing.assert_allclose(judged.contributions, parts)
 
 
 def test_cheap_readers_read_what_there_is_to_read(cases: dict[str, Case]):

@@ -1,4 +1,4 @@
-"""Schemas of own data that cannot be meant: one message that names the section, the key and the nearest known."""
+"""Schemas of own data that cannot be meant: the message names section and key, and the nearest known."""
 
 from pathlib import Path
 
