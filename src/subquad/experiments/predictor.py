@@ -40,11 +40,14 @@ class Predictor:
         Where the task reads events, `inputs` is a Polars frame, lazy or not, a pandas frame, an Arrow table,
         or the path of a CSV or Parquet file. It has the columns that training had, one event a row, in any
         order; other columns do not matter. Rows are in order of the entities. `until` is the moment from
-        
+        which the future is asked about, where training had such cut-offs (`churn` and `spend`). Where the
+        task reads texts, pairs of them or lists of tokens, `inputs` is a list of these, and rows are in its
+        order.
+
         The columns returned are what a row is called (of events the entity, of the type that it has in
         `inputs`; text, if that is a CSV), and for classes "class", the most probable one, and "probability of
-        NAME" for each; for a regression "value". Beside an entity column with such a name it is "predicted
-        class" and so on.
+        NAME" for each; for labels at tokens "classes", a list of them; for a regression "value". Beside an
+        entity column with such a name it is "predicted class" and so on.
 
         Raises `subquad.tasks.DataError`, a `ValueError`, for inputs that cannot be read as training read
         them.
