@@ -6,6 +6,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from subquad.tasks.custom.events import load_events
+from subquad.tasks.custom.schema import read_schema
+from subquad.tasks.events import EventData
+
 SCHEMA = {
     "events": {
         "path": "events.csv",
@@ -53,6 +57,12 @@ def written(
     path = folder / "schema.toml"
     path.write_text(toml(schema))
     return path
+
+
+def load_own(schema: Path, **options: int) -> EventData:
+    """The data of the schema's first target."""
+    read = read_schema(schema)
+    return load_events(read, next(iter(read.targets)), **options)
 
 
 def changed(section: str, **keys: object) -> dict[str, dict[str, object]]:

@@ -120,7 +120,7 @@ def test_a_metric_is_what_its_name_says(metric, target, output, expected):
 
 def test_a_default_metric_fits_its_kind():
     defaults = {kind: objective.metrics[0] for kind, objective in OBJECTIVES.items()}
-    assert defaults == {"binary": "auc", "multiclass": "accuracy", "regression": "mae"}
+    assert defaults == {"binary": "auc", "multiclass": "accuracy", "regression": "mae", "tokens": "accuracy"}
     for kind, metric in defaults.items():
         assert OBJECTIVES[kind].metric == metric
     assert [metric for metric in ("auc", "accuracy", "macro_f1", "mae") if not higher_is_better(metric)] == [

@@ -8,10 +8,10 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tables import changed, events, owners, written
+from tables import changed, events, load_own, owners, written
 from test_tasks_own import same
 
-from subquad.tasks import DataError, custom, dialect, source
+from subquad.tasks import DataError, dialect, source
 
 EVENTS = events()
 PLAIN = EVENTS.write_csv()
@@ -21,7 +21,7 @@ def loaded(folder: Path, raw: bytes, **keys: object):
     """The task with its events written so, and with keys of [events] so."""
     path = written(folder, events=EVENTS, owners=owners(), schema=changed("events", **keys))
     (folder / "events.csv").write_bytes(raw)
-    return custom.load(path)
+    return load_own(path)
 
 
 def refusal(folder: Path, raw: bytes, **keys: object) -> str:
@@ -158,7 +158,7 @@ def test_parquet_needs_no_encoding(tmp_path):
     schema = changed("events", path="events.parquet", encoding="cp1252")
     path = written(tmp_path, events=EVENTS, owners=owners(), schema=schema)
     with pytest.raises(DataError, match="Parquet knows its encoding: leave encoding = 'cp1252' out"):
-        custom.load(path)
+        load_own(path)
 
 
 def test_a_copy_in_utf_8_is_gone_afterwards(tmp_path, monkeypatch):

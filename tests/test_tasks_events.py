@@ -191,7 +191,9 @@ def test_a_moment_is_refused_where_training_had_none():
 
 
 def test_probabilities_sum_to_one_and_rise_with_the_logit():
-    answers = BinaryClassification(classes=("no", "yes")).answers(np.array([[-800.0], [0.0], [2.0]]))
+    answers = BinaryClassification(classes=("no", "yes")).answers(
+        np.array([[-800.0], [0.0], [2.0]]), np.ones((3, 1), bool)
+    )
     yes, no = (np.array(answers[f"probability of {name}"]) for name in ("yes", "no"))
     np.testing.assert_allclose(yes + no, 1)
     np.testing.assert_allclose(yes, [0, 0.5, 1 / (1 + np.exp(-2))], atol=1e-12)

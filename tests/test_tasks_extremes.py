@@ -11,11 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tables import changed, events, owners, written
+from tables import changed, events, load_own, owners, written
 
 from subquad.fields import SPLITS
 from subquad.objectives import Regression
-from subquad.tasks import DataError, custom
+from subquad.tasks import DataError
 from subquad.tasks.boosting import features
 from subquad.tasks.columns import GREATEST
 from subquad.tasks.encoding import Encoding, moment
@@ -27,7 +27,7 @@ EVENTS, OWNERS = events(), owners()
 def loaded(folder, *, events=EVENTS, owners=OWNERS, kind="binary", end="parquet") -> EventData:
     schema = changed("events", path=f"events.{end}")
     schema["target"] |= {"path": f"owners.{end}", "kind": kind}
-    return custom.load(written(folder, events=events, owners=owners, schema=schema))
+    return load_own(written(folder, events=events, owners=owners, schema=schema))
 
 
 def refusal(folder, **tables) -> str:

@@ -8,10 +8,10 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tables import changed, events, owners, toml, written
+from tables import changed, events, load_own, owners, toml, written
 from test_tasks_own import same
 
-from subquad.tasks import DataError, custom
+from subquad.tasks import DataError
 from subquad.tasks.encoding import Encoding
 from subquad.tasks.source import open_table
 
@@ -27,7 +27,7 @@ def refusal(folder, *, events=EVENTS, owners=OWNERS, end: str = "csv") -> str:
     schema = changed("events", path=f"events.{end}")
     schema["target"]["path"] = f"owners.{end}"
     with pytest.raises(DataError) as caught:
-        custom.load(written(folder, events=events, owners=owners, schema=schema))
+        load_own(written(folder, events=events, owners=owners, schema=schema))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -72,8 +72,8 @@ def test_a_file_is_the_one_of_that_name(tmp_path, name, end):
         decoys.write_csv(tmp_path / f"{decoy}.csv")
         decoys.write_parquet(tmp_path / f"{decoy}.parquet")
     schema = changed("target", path=f"{name}.{end}")
-    found = custom.load(written(tmp_path, events=EVENTS, owners=OWNERS, schema=schema))
-    plain = custom.load(written(tmp_path / "plain", events=EVENTS, owners=OWNERS))
+    found = load_own(written(tmp_path, events=EVENTS, owners=OWNERS, schema=schema))
+    plain = load_own(written(tmp_path / "plain", events=EVENTS, owners=OWNERS))
     same(found, plain)
     if end == "csv":
         assert found.fingerprint == plain.fingerprint
@@ -86,7 +86,7 @@ def test_a_folder_is_the_one_of_that_name(tmp_path, name, end):
         (tmp_path / folder).mkdir()
     schema = changed("events", path=f"events.{end}")
     found, plain = (
-        custom.load(written(tmp_path / folder, events=EVENTS, owners=OWNERS, schema=schema))
+        load_own(written(tmp_path / folder, events=EVENTS, owners=OWNERS, schema=schema))
         for folder in (name, "plain")
     )
     same(found, plain)
@@ -116,14 +116,14 @@ def test_a_column_that_stands_twice_is_refused(tmp_path, other):
     path = written(tmp_path, events=EVENTS, owners=OWNERS)
     (tmp_path / "events.csv").write_text(with_columns(other))
     with pytest.raises(DataError, match=r"columns 3 and 5 are called 'type'.*: rename all but one"):
-        custom.load(path)
+        load_own(path)
 
 
 def test_a_column_that_stands_twice_and_is_not_asked_for_does_not_matter(tmp_path):
     (tmp_path / "plain").mkdir()
     path = written(tmp_path, events=EVENTS, owners=OWNERS)
     (tmp_path / "events.csv").write_text(with_columns("", "", "x", "x"))
-    same(custom.load(path), custom.load(written(tmp_path / "plain", events=EVENTS, owners=OWNERS)))
+    same(load_own(path), load_own(written(tmp_path / "plain", events=EVENTS, owners=OWNERS)))
 
 
 def test_a_column_that_stands_twice_in_parquet_is_refused(tmp_path):
@@ -134,7 +134,7 @@ def test_a_column_that_stands_twice_in_parquet_is_refused(tmp_path):
     path = written(tmp_path, events=EVENTS, owners=OWNERS, schema=changed("events", path="events.parquet"))
     parquet.write_table(table, tmp_path / "events.parquet")
     with pytest.raises(DataError, match=r"events\.parquet: cannot be read: .*'type'"):
-        custom.load(path)
+        load_own(path)
 
 
 @pytest.mark.parametrize("kind", [pl.Float32, pl.Float64])
@@ -179,7 +179,7 @@ def test_a_number_that_is_none_is_no_category(tmp_path, word, kind):
 @pytest.mark.parametrize("word", WORDS)
 def test_a_name_among_names_may_be_any_word(tmp_path, word):
     tables = [table.with_columns(pl.col("account").replace("a000", word)) for table in (EVENTS, OWNERS)]
-    data = custom.load(written(tmp_path, events=tables[0], owners=tables[1]))
+    data = load_own(written(tmp_path, events=tables[0], owners=tables[1]))
     assert word in data.histories.entities
 
 
@@ -202,7 +202,7 @@ def test_whole_numbers_of_any_size_are_told_apart(tmp_path, kind):
     ]
     schema = changed("events", path="events.parquet")
     schema["target"] |= {"path": "owners.parquet"}
-    data = custom.load(written(tmp_path, events=tables[0], owners=tables[1], schema=schema))
+    data = load_own(written(tmp_path, events=tables[0], owners=tables[1], schema=schema))
     assert data.histories.entities == tuple(str(number) for number in sorted(names.values()))
 
 
@@ -221,7 +221,7 @@ def test_what_is_no_file_is_said(tmp_path):
     written(tmp_path, events=EVENTS, owners=OWNERS)
     schema.write_text(toml(changed("events", path=".")))
     with pytest.raises(DataError, match="not a file"):
-        custom.load(schema)
+        load_own(schema)
 
 
 def test_a_file_that_vanishes_is_said(tmp_path):
@@ -255,7 +255,7 @@ def test_loading_asks_no_oftener_for_more_columns(tmp_path, monkeypatch, end):
         keys = {"path": f"events.{end}", "categorical": list(words), "numeric": list(amounts)}
         table = EVENTS.with_columns(**words, **amounts)
         asked.update(schemas=0, passes=0)
-        custom.load(written(tmp_path, events=table, owners=OWNERS, schema=changed("events", **keys)))
+        load_own(written(tmp_path, events=table, owners=OWNERS, schema=changed("events", **keys)))
         taken.append(dict(asked))
     assert taken[0] == taken[1]
     assert taken[0]["passes"] > 0

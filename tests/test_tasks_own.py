@@ -7,12 +7,12 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from tables import SCHEMA, changed, events, owners, toml, written
+from tables import SCHEMA, changed, events, load_own, owners, toml, written
 from torch.testing import assert_close
 
 from subquad import tasks
 from subquad.fields import SPLITS
-from subquad.tasks import custom
+from subquad.tasks.custom.events import shares
 from subquad.tasks.events import EventData
 from subquad.tasks.splits import split_of
 
@@ -32,7 +32,7 @@ def same(one: EventData, other: EventData) -> None:
 
 def test_an_entitys_events_are_its_own_in_time_with_its_answer(tmp_path):
     table = events()
-    data = custom.load(written(tmp_path, events=table, owners=owners()))
+    data = load_own(written(tmp_path, events=table, owners=owners()))
     answers = dict(owners().rows())
     for split in SPLITS:
         asked = data.examples(split)
@@ -54,14 +54,14 @@ def test_an_entitys_events_are_its_own_in_time_with_its_answer(tmp_path):
 
 
 def test_the_age_of_the_last_event_is_nothing(tmp_path):
-    data = custom.load(written(tmp_path, events=events(), owners=owners()))
+    data = load_own(written(tmp_path, events=events(), owners=owners()))
     batch = next(data.batches("test", size=99, length=12, seed=0, epoch=0, shuffle=False))
     last = batch.inputs[1][:, -1, -1] * data.encoding.deviation[-1] + data.encoding.mean[-1]
     assert_close(last, torch.zeros_like(last), atol=1e-5, rtol=0)
 
 
 def test_numbers_are_standardised_over_training_entities(tmp_path):
-    data = custom.load(written(tmp_path, events=events(), owners=owners()))
+    data = load_own(written(tmp_path, events=events(), owners=owners()))
     (batch,) = data.batches("train", size=99, length=12, seed=0, epoch=0, shuffle=False)
     numbers = batch.inputs[1][batch.valid]
     assert_close(numbers.mean(0), torch.zeros(4), atol=1e-5, rtol=0)
@@ -73,8 +73,8 @@ def test_parquet_gives_what_csv_gives(tmp_path):
     typed = events().with_columns(pl.col("date").str.to_date(), pl.col("type").cast(pl.Categorical))
     schema = {name: {**part, "path": part["path"].replace("csv", "parquet")} for name, part in SCHEMA.items()}
     same(
-        custom.load(written(tmp_path / "csv", events=events(), owners=owners())),
-        custom.load(written(tmp_path, events=typed, owners=owners(), schema=schema)),
+        load_own(written(tmp_path / "csv", events=events(), owners=owners())),
+        load_own(written(tmp_path, events=typed, owners=owners(), schema=schema)),
     )
 
 
@@ -85,8 +85,8 @@ def test_a_whole_number_is_the_same_name_in_any_type(tmp_path):
     schema = changed("events", path="events.parquet", categorical=["type", "account"])
     integers = events().with_columns(account)
     same(
-        custom.load(written(tmp_path, events=integers, owners=owners().with_columns(account), schema=schema)),
-        custom.load(
+        load_own(written(tmp_path, events=integers, owners=owners().with_columns(account), schema=schema)),
+        load_own(
             written(
                 tmp_path / "float",
                 events=integers.with_columns(pl.col("account").cast(pl.Float64)),
@@ -102,8 +102,8 @@ def test_one_file_may_hold_events_and_answers(tmp_path):
     both = events().join(owners(), on="account", how="left", maintain_order="left")
     schema = changed("target", path="events.csv")
     same(
-        custom.load(written(tmp_path, events=both, owners=both, schema=schema)),
-        custom.load(written(tmp_path / "apart", events=events(), owners=owners())),
+        load_own(written(tmp_path, events=both, owners=both, schema=schema)),
+        load_own(written(tmp_path / "apart", events=events(), owners=owners())),
     )
 
 
@@ -112,19 +112,19 @@ def test_the_order_of_rows_does_not_matter(tmp_path):
     moments = pl.Series("date", np.random.default_rng(0).permutation(len(events())))
     table = events().with_columns(moments)  # no two at once: their order would be the file's
     same(
-        custom.load(written(tmp_path, events=table, owners=owners())),
-        custom.load(written(tmp_path / "sorted", events=table.sort("date"), owners=owners().reverse())),
+        load_own(written(tmp_path, events=table, owners=owners())),
+        load_own(written(tmp_path / "sorted", events=table.sort("date"), owners=owners().reverse())),
     )
 
 
 def test_a_file_read_in_shares_gives_what_it_gives_at_once(tmp_path):
     schema = written(tmp_path, events=events(), owners=owners())
-    same(custom.load(schema), custom.load(schema, rows_at_once=30))
+    same(load_own(schema), load_own(schema, rows_at_once=30))
 
 
 def test_shares_are_no_larger_than_asked():
     counts = pl.DataFrame({"entity": [f"{number:03}" for number in range(200)], "len": [7, 1, 30, 2] * 50})
-    shared_out = list(custom.shares(counts, 100))
+    shared_out = [part["entity"] for part in shares(counts, 100)]
     assert pl.concat(shared_out).to_list() == counts["entity"].to_list()
     sizes = [counts.filter(pl.col("entity").is_in(share.to_list()))["len"].sum() for share in shared_out]
     assert len(sizes) >= 20
@@ -133,7 +133,7 @@ def test_shares_are_no_larger_than_asked():
 
 def test_keep_keeps_the_last_events(tmp_path):
     schema = written(tmp_path, events=events(), owners=owners())
-    whole, kept = custom.load(schema), custom.load(schema, keep=5)
+    whole, kept = load_own(schema), load_own(schema, keep=5)
     assert kept.longest == 5
     for split in SPLITS:
         for number in range(len(whole.examples(split))):
@@ -144,7 +144,7 @@ def test_keep_keeps_the_last_events(tmp_path):
 
 
 def test_entities_without_an_answer_are_left_out_and_counted(tmp_path):
-    data = custom.load(written(tmp_path, events=events(accounts=50), owners=owners()))
+    data = load_own(written(tmp_path, events=events(accounts=50), owners=owners()))
     assert len(data.histories.entities) == 40
     assert data.summary["entities without an answer, left out"] == 10
     assert data.summary["events of these"] == 120
@@ -157,7 +157,7 @@ def test_a_category_is_learnt_from_training_entities_and_only_if_it_is_not_rare(
     type_ = pl.col("type")
     for word, rows in (("four", train[:4]), ("five", train[4:9]), ("unseen", test[:20]), (None, train[9:20])):
         type_ = pl.when(pl.col("index").is_in(rows.to_list())).then(pl.lit(word)).otherwise(type_)
-    data = custom.load(written(tmp_path, events=table.with_columns(type=type_), owners=owners()))
+    data = load_own(written(tmp_path, events=table.with_columns(type=type_), owners=owners()))
     known = data.encoding.vocabularies[0]
     assert {"five", None} <= set(known)
     assert not {"four", "unseen"} & set(known)
@@ -167,7 +167,7 @@ def test_a_category_is_learnt_from_training_entities_and_only_if_it_is_not_rare(
 def test_classes_stand_in_the_order_of_their_numbers(tmp_path):
     answers = owners(accounts=120).with_columns(old=pl.int_range(120) % 3 * 5)
     schema = changed("target", kind="multiclass")
-    data = custom.load(written(tmp_path, events=events(accounts=120, each=3), owners=answers, schema=schema))
+    data = load_own(written(tmp_path, events=events(accounts=120, each=3), owners=answers, schema=schema))
     assert data.objective.classes == ("0", "5", "10")
     assert data.objective.readout.outputs == 3
     assert data.objective.metric == "accuracy"
@@ -176,7 +176,7 @@ def test_classes_stand_in_the_order_of_their_numbers(tmp_path):
 def test_regression_is_standardised_for_training_and_scored_in_its_own_units(tmp_path):
     answers = owners().with_columns(old=1000.0 + 50 * pl.int_range(40))
     schema = written(tmp_path, events=events(), owners=answers, schema=changed("target", kind="regression"))
-    data = custom.load(schema)
+    data = load_own(schema)
     batches = data.batches("train", size=8, length=9, seed=0, epoch=0, shuffle=True)
     truth = torch.cat([batch.target for batch in batches])
     assert_close(truth.mean(), torch.tensor(0.0), atol=1e-6, rtol=0)
@@ -189,22 +189,22 @@ def test_regression_is_standardised_for_training_and_scored_in_its_own_units(tmp
 
 @pytest.mark.parametrize("change", ["events", "owners", "schema"])
 def test_changed_data_have_another_fingerprint(tmp_path, change):
-    before = custom.load(written(tmp_path, events=events(), owners=owners())).fingerprint
-    assert custom.load(written(tmp_path, events=events(), owners=owners())).fingerprint == before
+    before = load_own(written(tmp_path, events=events(), owners=owners())).fingerprint
+    assert load_own(written(tmp_path, events=events(), owners=owners())).fingerprint == before
     after = written(
         tmp_path,
         events=events(seed=1) if change == "events" else events(),
         owners=owners().with_columns(old=1 - pl.col("old")) if change == "owners" else owners(),
         schema=changed("events", numeric=[]) if change == "schema" else SCHEMA,
     )
-    assert custom.load(after).fingerprint != before
+    assert load_own(after).fingerprint != before
 
 
 def test_files_that_moved_have_the_same_fingerprint(tmp_path):
     (tmp_path / "there").mkdir()
     (tmp_path / "here").mkdir()
     here, there = (written(tmp_path / name, events=events(), owners=owners()) for name in ("here", "there"))
-    assert custom.load(here).fingerprint == custom.load(there).fingerprint
+    assert load_own(here).fingerprint == load_own(there).fingerprint
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_times_are_days_or_numbers(tmp_path, dates, days):
     accounts = [name for name in owners()["account"] for _ in dates]
     table = pl.DataFrame({"account": accounts, "date": pl.Series(dates * 40, strict=False)})
     schema = changed("events", categorical=None, numeric=None)
-    data = custom.load(written(tmp_path, events=table, owners=owners(), schema=schema))
+    data = load_own(written(tmp_path, events=table, owners=owners(), schema=schema))
     assert np.diff(data.histories.time[:2]) == pytest.approx(days)
 
 

@@ -7,6 +7,7 @@ with an entry point in the group "subquad.tasks"; `subquad check NAME` certifies
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import UnionType
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -161,11 +162,12 @@ class SupervisedData(Dataset):
 class Task(ABC):
     """Where a dataset comes from. Options are keyword arguments of the constructor, with defaults.
 
-    `encoding`: the type of `Dataset.encoding`, if its trained models take new inputs.
+    `traits`: the class's; a task whose options decide its targets, unit or length has traits of its own.
+    `encoding`: the type of `Dataset.encoding`, or the union of them, if its trained models take new inputs.
     """
 
-    traits: ClassVar[TaskTraits]
-    encoding: ClassVar[type[InputEncoding] | None] = None
+    traits: TaskTraits
+    encoding: ClassVar[type[InputEncoding] | UnionType | None] = None
 
     @abstractmethod
     def load(self, *, target: str | None, length: int | None) -> Dataset:

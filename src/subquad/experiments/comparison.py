@@ -146,7 +146,7 @@ def plan_task(
     shared: Place,
 ) -> TaskPlan:
     """The runs on one task. Raises `ValueError` where its data cannot be had or used as they are."""
-    traits = tasks.find(request.name).traits
+    traits = tasks.build(request.name, **request.options).traits
     longest = config.length or traits.length
     dataset = dataset_of(request, longest)
     data = DataSpec(
@@ -216,7 +216,7 @@ def built_without_data(
     heads, head_dim = config.model.heads, config.model.head_dim
     refusals: dict[str, dict[str, str]] = {}
     for label, request in requests.items():
-        longest = config.length or tasks.find(request.name).traits.length
+        longest = config.length or tasks.build(request.name, **request.options).traits.length
         dims = Dims(heads=heads, head_dim=head_dim, max_len=longest)
         reasons = {each.label: refusal(in_form(each, causal=False), dims) for each in chosen}
         refusals[label] = {mechanism: reason for mechanism, reason in reasons.items() if reason}

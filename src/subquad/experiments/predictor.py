@@ -1,9 +1,9 @@
 """A trained model with all that is needed to answer for new inputs."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import date, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import polars as pl
 import torch
@@ -43,13 +43,13 @@ class Predictor:
         or the path of a CSV or Parquet file. It has the columns that training had, one event a row, in any
         order; other columns do not matter. Rows are in order of the entities. `until` is the moment from
         which the future is asked about, where training had such cut-offs (`churn` and `spend`). Where the
-        task reads texts,
-        `inputs` is a list of them, and rows are in their order.
+        task reads texts, pairs of them or lists of tokens, `inputs` is a list of these, and rows are in its
+        order.
 
         The columns returned are what a row is called (of events the entity, of the type that it has in
         `inputs`; text, if that is a CSV), and for classes "class", the most probable one, and "probability of
-        NAME" for each; for a regression "value". Beside an entity column with such a name it is "predicted
-        class" and so on.
+        NAME" for each; for labels at tokens "classes", a list of them; for a regression "value". Beside an
+        entity column with such a name it is "predicted class" and so on.
 
         Raises `subquad.tasks.DataError`, a `ValueError`, for inputs that cannot be read as training read
         them.
@@ -65,7 +65,7 @@ class Predictor:
             output = torch.cat([self.model(*piece) for piece in pieces]).float().numpy()
         columns = [
             pl.Series(f"predicted {name}" if name == names.name else name, column)
-            for name, column in self.objective.answers(output).items()
+            for name, column in self.objective.answers(output, valid.numpy()).items()
         ]
         return pl.DataFrame([names, *columns])
 
@@ -105,7 +105,7 @@ def load_model(folder: str | Path) -> Predictor | LanguageModel:
             if stored["objective"] == question.objective.to_json():
                 require_matching(model.config, LanguageData.fields, question.objective)
                 return LanguageModel(model, question, stored["length"], extra["fit"])
-        encoding = read_encoding(stored)
+        encoding = read_encoding(stored, model.config.fields)
         objective = read_objective(stored["objective"])
         require_matching(model.config, fields_of(encoding), objective)
     except ValueError as error:
@@ -113,19 +113,27 @@ def load_model(folder: str | Path) -> Predictor | LanguageModel:
     return Predictor(model, encoding, objective, stored["length"], extra["fit"])
 
 
-def read_encoding(stored: Extra) -> InputEncoding:
-    """The encoding, of the type that its task has."""
+def read_encoding(stored: Extra, made: Fields) -> InputEncoding:
+    """The encoding, of the type that its task has; of several, the one with most of what is written, and
+    whose inputs are of the model's kind.
+    """
     cls = tasks.find(stored["fit"]["data"]["task"])
     if cls.encoding is None or stored["encoding"] is None:
         raise ValueError(f"models of the task {cls.traits.name!r} take no new inputs")
-    return part("encoding", cls.encoding, stored["encoding"])
+    written = stored["encoding"].keys()
+    kinds: tuple[Any, ...] = get_args(cls.encoding) or (cls.encoding,)
+    named = {kind: len(written & {field.name for field in fields(kind)}) for kind in kinds}
+    alike = [
+        part("encoding", kind, stored["encoding"]) for kind in kinds if named[kind] == max(named.values())
+    ]
+    return next((each for each in alike[1:] if type(each.fields) is type(made)), alike[0])
 
 
 def read_objective(document: dict[str, Any]) -> Supervised:
-    fields = dict(document)
-    if (kind := fields.pop("kind", None)) not in OBJECTIVES:
+    options = dict(document)
+    if (kind := options.pop("kind", None)) not in OBJECTIVES:
         raise ValueError(f"objective.kind: should be one of {', '.join(OBJECTIVES)}, not {kind!r}")
-    return part("objective", OBJECTIVES[kind], fields)
+    return part("objective", OBJECTIVES[kind], options)
 
 
 def part(name: str, kind: type[T], document: object) -> T:

@@ -69,7 +69,7 @@ def load(spec: DataSpec) -> "Dataset":
     """The examples. Raises `ValueError` where they are others than the spec's."""
     from subquad import tasks
 
-    target = spec.target if tasks.find(spec.task).traits.targets else None
+    target = spec.target if tasks.build(spec.task, **spec.options).traits.targets else None
     data = tasks.load(spec.task, target=target, length=spec.length, **spec.options)
     if data.fingerprint != spec.fingerprint:
         raise ValueError("the data changed after this comparison began: start the command again")

@@ -30,6 +30,6 @@ __all__ = [
     "probabilities",
 ]
 
-OBJECTIVES: dict[str, type[BinaryClassification] | type[Classification] | type[Regression]] = {
-    each.kind: each for each in (BinaryClassification, Classification, Regression)
-}
+OBJECTIVES: dict[
+    str, type[BinaryClassification] | type[Classification] | type[Regression] | type[TokenClassification]
+] = {each.kind: each for each in (BinaryClassification, Classification, Regression, TokenClassification)}

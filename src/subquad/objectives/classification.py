@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Real
+from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -60,7 +60,9 @@ class BinaryClassification(Supervised):
     def certain(self, truth: Truth) -> Float[Tensor, "n outputs"]:
         return self.encode(2 * truth - 1)[:, None]
 
-    def answers(self, output: Float[np.ndarray, "n outputs"]) -> Columns:
+    def answers(
+        self, output: Float[np.ndarray, "n outputs"], valid: Bool[np.ndarray, "n *sides t"]
+    ) -> Columns:
         return _classes(self.classes, np.concatenate([np.zeros_like(output), output], 1))
 
 
@@ -107,7 +109,9 @@ class Classification(Supervised):
     def certain(self, truth: Truth) -> Float[Tensor, "n outputs"]:
         return F.one_hot(self.encode(truth), len(self.classes)).float()
 
-    def answers(self, output: Float[np.ndarray, "n outputs"]) -> Columns:
+    def answers(
+        self, output: Float[np.ndarray, "n outputs"], valid: Bool[np.ndarray, "n *sides t"]
+    ) -> Columns:
         return _classes(self.classes, output)
 
 

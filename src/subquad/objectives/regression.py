@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Real
+from jaxtyping import Bool, Float, Real
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -62,5 +62,7 @@ class Regression(Supervised):
     def certain(self, truth: Truth) -> Float[Tensor, "n outputs"]:
         return self.encode(truth)[:, None]
 
-    def answers(self, output: Float[np.ndarray, "n outputs"]) -> Columns:
+    def answers(
+        self, output: Float[np.ndarray, "n outputs"], valid: Bool[np.ndarray, "n *sides t"]
+    ) -> Columns:
         return {"value": self.restored(output)}

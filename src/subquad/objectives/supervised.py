@@ -1,19 +1,19 @@
 """Objectives with a known answer for each example."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Float, Real
+from jaxtyping import Bool, Float, Real
 from torch import Tensor
 
-from subquad.fields import Batch
+from subquad.fields import IGNORED, Batch
 from subquad.metrics import contributions, defined, score
 from subquad.objectives.objective import Breakdown, Judged, Kinds, Objective, Part, Scorer
 
 Output = Float[Tensor, "b outputs"]
-Columns = dict[str, list[str] | np.ndarray]
+Columns = dict[str, list[str] | list[list[str]] | np.ndarray]
 Truth = Real[np.ndarray, "n ..."]  # a class, or a quantity in its own units, for each question
 
 
@@ -37,8 +37,10 @@ class Supervised(Objective):
         """The outputs of a model that knows the answers."""
 
     @abstractmethod
-    def answers(self, output: Float[np.ndarray, "n *t outputs"]) -> Columns:
-        """A model's outputs in the target's own terms: columns, by name."""
+    def answers(
+        self, output: Float[np.ndarray, "n *t outputs"], valid: Bool[np.ndarray, "n *sides t"]
+    ) -> Columns:
+        """A model's outputs in the target's own terms: columns, by name. `valid`: where tokens are real."""
 
     def asked(self, each: Tensor, target: Tensor) -> Tensor:
         """Of outputs or targets, those that `Batch.target` asks for."""
@@ -121,8 +123,19 @@ class ExampleScorer(Scorer):
 
     def ordered(self) -> tuple[Truth, Real[np.ndarray, "n ..."]]:
         """Truth and choice of each example, in the order of the split."""
-        order = np.concatenate(self.example).argsort()
-        return np.concatenate(self.truth)[order], np.concatenate(self.chosen)[order]
+        truth, chosen, example = map(stacked, (self.truth, self.chosen, self.example))
+        order = example.argsort()
+        return truth[order], chosen[order]
+
+
+def stacked(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """One behind the other; rows of fewer questions than others have are filled up with `IGNORED`."""
+    if parts[0].ndim == 1:
+        return np.concatenate(parts)
+    width = max(part.shape[1] for part in parts)
+    return np.concatenate(
+        [np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=IGNORED) for part in parts]
+    )
 
 
 def require_fitting(objective: Supervised) -> None:

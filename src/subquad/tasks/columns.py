@@ -34,6 +34,39 @@ def reading_of_name(source: Source, column: str, *, name: str, complaint: str) -
     return Reading(column=column, name=name, value=value, faults=faults)
 
 
+def reading_of_text(source: Source, column: str, *, name: str) -> Reading:
+    """Text that is there, as it stands. Raises `DataError` where the column's type is another."""
+    kind = source.type_of(column)
+    if not isinstance(kind, pl.String | pl.Categorical | pl.Enum):
+        raise DataError(f"{source.name}: column {column!r} holds {kind}, not text")
+    value = source.column(column).cast(pl.String)
+    empty = Fault((value.str.strip_chars() == "").fill_null(True), "empty; leave out these rows")
+    return Reading(column=column, name=name, value=value, faults=(empty,))
+
+
+def reading_of_list(source: Source, column: str, *, name: str) -> Reading:
+    """A list of names, numbers as text. Raises `DataError` where the column's type is another."""
+    kind = source.type_of(column)
+    value = source.column(column)
+    if isinstance(kind, pl.Array):
+        value = value.arr.to_list()
+    inner = kind.inner if isinstance(kind, pl.List | pl.Array) else None
+    if inner is None or not (
+        inner.is_integer() or isinstance(inner, pl.String | pl.Categorical | pl.Enum | pl.Boolean)
+    ):
+        raise DataError(
+            f"{source.name}: column {column!r} holds {kind}, and not lists of text or whole numbers, which a "
+            "Parquet file may hold"
+        )
+    value = value.list.eval(pl.element().cast(pl.String))
+    gaps = value.list.eval(pl.element().is_null()).list.any().fill_null(False)
+    faults = (
+        Fault((value.list.len() == 0).fill_null(True), "empty; leave out these rows"),
+        Fault(gaps, "with a missing token; fill it in"),
+    )
+    return Reading(column=column, name=name, value=value, faults=faults)
+
+
 def reading_of_category(source: Source, column: str, *, name: str) -> Reading:
     """Text; a missing one is a category of its own."""
     complaint = "not finite, where all others are numbers; leave these fields empty"

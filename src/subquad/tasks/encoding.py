@@ -193,10 +193,10 @@ class Encoding(InputEncoding):
         """A checked frame as histories, entities in order of their names, equal times in the order given."""
         entities = checked[ENTITY].unique().sort()
         frame = checked.select(
-            _numbered(ENTITY, entities.to_list()),
+            numbered(ENTITY, entities.to_list()),
             TIME,
             ROW,
-            *(_numbered(category(place), words) for place, words in enumerate(self.vocabularies)),
+            *(numbered(category(place), words) for place, words in enumerate(self.vocabularies)),
             *(number(place) for place in range(len(self.numeric))),
         ).sort(ENTITY, TIME, ROW)  # numbers alone: text is slow and large to sort
         stop = np.cumsum(np.bincount(frame[ENTITY].to_numpy(), minlength=len(entities) + 1)[1:])
@@ -272,7 +272,7 @@ def _logs(
     return np.concatenate([histories.logs[event], signed_log(clocks)], -1)
 
 
-def _numbered(column: str, values: Sequence[str | None]) -> pl.Expr:
+def numbered(column: str, values: Sequence[str | None]) -> pl.Expr:
     """The place of each value among these, from 1; 0 for any other."""
     names = pl.Series(values, dtype=pl.String)
     places = pl.Series(range(1, len(values) + 1), dtype=pl.Int32)

@@ -126,7 +126,7 @@ class SequenceData(SupervisedData):
             numbers += [(places, "<i8") for places in (part.asked, part.pair) if places is not None]
             for column, kind in numbers:
                 for first in range(0, len(column), HASHED):
-                    total.update(column[first : first + HASHED].astype(kind).data)
+                    total.update(column[first : first + HASHED].astype(kind, order="C").data)
         return total.hexdigest()
 
     @property
@@ -198,6 +198,15 @@ class SequenceData(SupervisedData):
         ids = batch.inputs[0]
         answers = [self.solve(real_tokens(*example)) for example in zip(ids, batch.valid, strict=True)]
         return self.objective.certain(np.array(answers))
+
+
+def padded(rows: Sequence[np.ndarray]) -> tuple[Int[Tensor, "b t"], Bool[Tensor, "b t"]]:
+    """Ids of new sequences, and where they are; padding stands last and is 0."""
+    lengths = torch.tensor([[len(row)] for row in rows])
+    valid = torch.arange(max(map(len, rows), default=1)) < lengths
+    ids = torch.zeros(valid.shape, dtype=torch.int64)
+    ids[valid] = torch.from_numpy(np.concatenate(rows).astype(np.int64))
+    return ids, valid
 
 
 def real_tokens(ids: Tensor, valid: Bool[Tensor, "*sides t"]) -> list[Any]:

@@ -20,6 +20,7 @@ from subquad.tasks.errors import DataError, suggestion
 
 ROW = "row"  # where a row stood, from 1, below the header
 SHOWN = 3  # offending rows named in a message
+LONGEST = 80  # characters of a value in a message
 _COMMA = re.compile(r"\s*[-+]?\d+,\d+\s*")
 
 
@@ -187,8 +188,12 @@ def readable(name: str) -> Iterator[None]:
 
 
 def shown(rows: Sequence[tuple[int, object]]) -> str:
-    """The first offending rows of a message."""
-    return ", ".join(f"row {row}: {value!r}" for row, value in rows)
+    """The first offending rows of a message; of long values the beginning."""
+    return ", ".join(f"row {row}: {_cut(repr(value))}" for row, value in rows)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 def _file(

@@ -1,4 +1,5 @@
-"""Who is trained on, who is chosen by and who is judged on: decided by the entity's name alone.
+"""Who is trained on, who is chosen by and who is judged on: decided by the entity's name alone, or, where
+there are no entities, by an example's content.
 
 A hash of the name falls evenly on [0, 1): an entity stays in its split whatever other entities, rows
 or orders stand in the file, on every machine.
@@ -12,9 +13,10 @@ from subquad.fields import SPLITS, Split
 BOUNDS = (0.6, 0.8)  # train below the first, test from the second on
 
 
-def split_of(entity: str) -> Split:
+def split_of(entity: str | bytes) -> Split:
     """The split an entity belongs to: 60 % train, 20 % validation, 20 % test."""
-    digest = blake2b(entity.encode(), digest_size=8, person=b"subquad split").digest()
+    name = entity.encode() if isinstance(entity, str) else entity
+    digest = blake2b(name, digest_size=8, person=b"subquad split").digest()
     place = int.from_bytes(digest, "big") / 2**64
     return SPLITS[sum(place >= bound for bound in BOUNDS)]
 

@@ -13,7 +13,7 @@ bytes, so that no text is beyond it.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 from jaxtyping import Bool, Integer
 from torch import Tensor
 
@@ -30,7 +29,7 @@ from subquad.objectives import Classification
 from subquad.task import InputEncoding, Task, TaskTraits
 from subquad.tasks.errors import DataError
 from subquad.tasks.published import INSTALL, Published, chosen, require_sizes
-from subquad.tasks.sequences import Reader, SequenceData, Sequences
+from subquad.tasks.sequences import Reader, SequenceData, Sequences, padded
 
 BYTES = 256
 TOKENS = ("bytes", "bpe")
@@ -79,9 +78,7 @@ class Reviews(InputEncoding):
         for place, row in enumerate(rows):
             if not len(row):
                 raise DataError(f"text {place} is empty: leave it out")
-        valid = torch.arange(max(map(len, rows), default=1)) < torch.tensor([[len(row)] for row in rows])
-        ids = torch.zeros(valid.shape, dtype=torch.int64)
-        ids[valid] = torch.from_numpy(np.concatenate(rows).astype(np.int64))
+        ids, valid = padded(rows)
         return pl.Series("text", inputs), (ids,), valid
 
     def ids(self, texts: Sequence[str], length: int) -> list[Integer[np.ndarray, " t"]]:
@@ -162,7 +159,7 @@ class Text(Task):
             fields=encoding.fields,
             target="sentiment",
             objective=Classification(classes=("negative", "positive")),
-            readers={"bag of words": bag_of_words(encoding)},
+            readers={"bag of words": bag_of_words(encoding.words)},
             encoding=encoding,
             about={
                 "task": self.traits.name,
@@ -207,18 +204,25 @@ def trained_tokenizer(texts: Iterable[str], vocabulary: int) -> str:
     return bpe.to_str()
 
 
-def bag_of_words(encoding: Reviews) -> Reader:
-    """A logistic regression on how often each word occurs, against how many reviews have it (TF-IDF)."""
+def bag_of_words(words: Callable[[Any], list[str]], *, quantity: bool = False) -> Reader:
+    """A regression on how often each word occurs, against how many texts have it (TF-IDF): a logistic one of
+    classes, a ridge regression of a quantity.
+
+    `words`: those of a text's ids, or of both ids of a pair.
+    """
 
     def read(train: Sequences, test: Sequences) -> np.ndarray:
         from sklearn.feature_extraction.text import TfidfVectorizer
-        from sklearn.linear_model import LogisticRegression
+        from sklearn.linear_model import LogisticRegression, Ridge
         from sklearn.pipeline import make_pipeline
 
-        weights = TfidfVectorizer(analyzer=encoding.words, sublinear_tf=True)  # pyright: ignore[reportArgumentType]
-        model = make_pipeline(weights, LogisticRegression(max_iter=1000))
-        model.fit(reviews(train), train.answer)
-        return model.decision_function(reviews(test))
+        def counted(example: Any) -> list[str]:
+            return words(example) or [""]  # where no text has a word, there is nothing to count otherwise
+
+        weights = TfidfVectorizer(analyzer=counted, sublinear_tf=True)  # pyright: ignore[reportArgumentType]
+        model = make_pipeline(weights, Ridge() if quantity else LogisticRegression(max_iter=1000))
+        model.fit(examples(train), train.answer)
+        return model.predict(examples(test)) if quantity else model.decision_function(examples(test))
 
     return read
 
@@ -226,3 +230,9 @@ def bag_of_words(encoding: Reviews) -> Reader:
 def reviews(part: Sequences) -> list[np.ndarray]:
     """The ids of each."""
     return [part.symbols[start:stop] for start, stop in zip(part.start, part.stop, strict=True)]
+
+
+def examples(part: Sequences) -> list[Any]:
+    """The ids of each, or of a pair's two."""
+    texts = reviews(part)
+    return texts if part.pair is None else [(texts[first], texts[second]) for first, second in part.pair]

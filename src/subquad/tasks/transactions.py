@@ -32,7 +32,7 @@ from jaxtyping import Int
 from subquad.fields import SPLITS
 from subquad.objectives import BinaryClassification, Classification, Supervised
 from subquad.task import Task, TaskTraits
-from subquad.tasks.encoding import ENTITY, TIME, Encoding, Histories, moment, number, vocabularies
+from subquad.tasks.encoding import ENTITY, TIME, Encoding, moment, number, vocabularies
 from subquad.tasks.errors import DataError
 from subquad.tasks.events import EventData
 from subquad.tasks.examples import Examples
@@ -101,7 +101,12 @@ def prepared(purchases: pl.DataFrame, target: str, *, fingerprint: str) -> Event
     histories = encoding.histories(checked)
     spending = {split: _spending(_of(checked, groups[split]), SPLIT_CUT_OFFS[split]) for split in SPLITS}
     objective, answers = (_churn if target == "churn" else _spend)(spending)
-    parts = {split: _examples(histories, spending[split], answers[split]) for split in SPLITS}
+    parts = {
+        split: Examples.before(
+            histories, spending[split][ENTITY], spending[split]["until"].to_numpy(), answers[split]
+        )
+        for split in SPLITS
+    }
     train = parts["train"]
     encoding = encoding.standardised(histories, train.start, train.stop, train.until)
     return EventData(
@@ -155,21 +160,6 @@ def _spend(spending: Mapping[str, pl.DataFrame]) -> tuple[Supervised, dict[str, 
     return Classification(classes=classes), {
         split: np.searchsorted(bounds, spent, side="right") for split, spent in cents.items()
     }
-
-
-def _examples(histories: Histories, spending: pl.DataFrame, answers: Int[np.ndarray, " n"]) -> Examples:
-    """What each household had bought before its cut-off."""
-    place = {household: number for number, household in enumerate(histories.entities)}
-    entity = np.array([place[household] for household in spending[ENTITY]])
-    until = spending["until"].to_numpy()
-    start = histories.start[entity]
-    stop = np.array(
-        [
-            first + np.searchsorted(histories.time[first : histories.stop[household]], end, side="left")
-            for household, first, end in zip(entity, start, until, strict=True)
-        ]
-    )
-    return Examples(entity, start, stop, until, answers)
 
 
 def _of(purchases: pl.DataFrame, households: Sequence[str]) -> pl.LazyFrame:

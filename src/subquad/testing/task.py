@@ -18,7 +18,7 @@ or from the shell, `subquad check my_package:MyTask`, which prints a certificate
 import inspect
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from hashlib import blake2b
@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from subquad.fields import SPLITS, Batch, Split, Tokens, token_fields
+from subquad.fields import IGNORED, SPLITS, Batch, Split, Tokens, token_fields
 from subquad.task import Dataset, SupervisedData, Task
 from subquad.testing.certificate import Outcome, outcome
 
@@ -107,14 +107,15 @@ def check_every_example_once(case: Case) -> None:
             place = torch.cat([batch.example for batch in batches])
             assert place.sort().values.tolist() == list(range(count)), f"{split}: not every example once"
             if isinstance(case.data, SupervisedData):
-                check_answers(case.data, split, place, torch.cat([batch.target for batch in batches]))
+                check_answers(case.data, split, batches)
 
 
-def check_answers(data: SupervisedData, split: Split, place: torch.Tensor, target: torch.Tensor) -> None:
-    """The targets are those of the examples at these places."""
-    expected = data.objective.encode(data.truth(split)[place.numpy()])
-    answered = data.objective.asked(target, target)
-    assert torch.equal(answered, expected), f"{split}: targets that are not those of their examples"
+def check_answers(data: SupervisedData, split: Split, batches: Sequence[Batch]) -> None:
+    """The targets are those of their examples."""
+    for batch in batches:
+        expected = data.objective.encode(data.truth(split)[batch.example.numpy()])
+        answered, every = (data.objective.asked(each, each) for each in (batch.target, expected))
+        assert torch.equal(answered, every), f"{split}: targets that are not those of their examples"
 
 
 def check_labels_in_range(case: Case) -> None:
@@ -141,7 +142,8 @@ def check_truth_in_range(data: SupervisedData) -> None:
         truth = data.truth(split)
         assert np.isfinite(truth).all(), f"{split}: answers that are not finite"
         if classes:
-            assert ((truth >= 0) & (truth < classes)).all(), f"{split}: answers beyond {classes} classes"
+            asked = truth[truth != IGNORED]
+            assert ((asked >= 0) & (asked < classes)).all(), f"{split}: answers beyond {classes} classes"
     if classes:
         absent = set(range(classes)) - set(np.unique(data.truth("train")).tolist())
         assert not absent, f"train has no example of the classes {sorted(absent)}"
@@ -263,7 +265,8 @@ def check_new_inputs_are_read_alike(case: Case) -> None:
     encoding = case.data.encoding
     if encoding is None:
         return
-    assert type(encoding) is case.task.encoding, f"{type(case.task).__name__}.encoding is of another type"
+    declared = case.task.encoding or ()
+    assert isinstance(encoding, declared), f"{type(case.task).__name__}.encoding is of another type"
     assert encoding.fields == case.data.fields, "the encoding makes other fields than the data have"
     json.dumps(asdict(encoding), allow_nan=False)
 
