@@ -91,7 +91,9 @@ def announce(document: Mapping[str, Any], seconds: float) -> None:
     timed = f"{formats.plural(len(candidates), 'candidate')} at {formats.listed(lengths)} tokens"
     training = f", then the fast ones trained on {formats.listed(trials)}" if trials else ""
     Console(stderr=True, highlight=False).print(
-        f"{timed}{training}: about {formats.duration(seconds)}, if nothing is on record", markup=False
+        f"{timed}{training}: about {formats.duration(seconds)}, if nothing is on record",
+        markup=False,
+        soft_wrap=True,
     )
 
 
