@@ -103,7 +103,7 @@ def show_recommendation(recommendation: "Recommendation", *, as_json: bool) -> N
     if as_json:
         return print_json(asdict(recommendation))
     console = Console()
-    console.print(recommendation.paragraph, markup=False, highlight=False)
+    console.print(f"{recommendation.paragraph}\n", markup=False, highlight=False)
     console.print(tables.recommendation(recommendation))
     others = {row.label: row.reason for row in recommendation.rows if row.reason} | {
         **recommendation.refusals

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from subquad.records import Record
 from subquad.report import formats
-from subquad.report.candidates import Candidate, Wish, candidates_of, wish_of
+from subquad.report.candidates import KEEPS, Candidate, Wish, candidates_of, wish_of
 from subquad.report.changes import changes
 from subquad.report.merits import (
     DOES,
@@ -187,6 +187,10 @@ def _notes(wish: Wish, candidates: Sequence[Candidate]) -> Iterator[str]:
         )
     if not trained:
         return
+    yield (
+        f"To keep what softmax can do is to have {KEEPS:.0%} of what it has above the best baseline, or not "
+        "to be told apart from it by the test examples."
+    )
     if wish.seeds < MIN_SEEDS:
         seeds = "one seed" if wish.seeds == 1 else f"{wish.seeds} seeds"
         yield (
