@@ -48,7 +48,9 @@ def reached(share, *, told=True):
     )
 
 
-def candidate(label, ratio=1.0, *, share=1.0, memory=10.0, spread=1.05, told=True, slope=1.0, **other):
+def candidate(
+    label, ratio=1.0, *, share: float | None = 1.0, memory=10.0, spread=1.05, told=True, slope=1.0, **other
+):
     quantities = ("step",) if other.get("state_mb") is not None else ("forward_backward", "forward")
     curve = {n: speed(ratio * (n / 4096) ** slope, spread=spread) for n in (1024, 4096, 8192)}
     chosen = {

@@ -20,7 +20,7 @@ CHOICE = Choice(length=1024)  # its defaults
     "choose",
     epilog=examples(
         "subquad choose --length 8192",
-        "subquad choose --length 4096 --causal --streaming --bounded --memory 200MB",
+        "subquad choose --length 4096 --bounded --memory 200MB",
         "subquad choose --data schema.toml --fit --steps 200",
         "subquad choose --length 2048 --kind text --attention linear,local:width=128",
     ),
@@ -46,7 +46,7 @@ def choose_attention(
         bool, typer.Option("--bounded", help="The state of a stream may not grow with it.")
     ] = CHOICE.bounded,
     kind: Annotated[
-        str, typer.Option(help=f"What probes stand for: {', '.join(TASK_KINDS)}.", show_default=True)
+        str, typer.Option(help=f"What probes are to stand for: {', '.join(TASK_KINDS)}.")
     ] = CHOICE.kind,
     memory: Annotated[
         str | None,
