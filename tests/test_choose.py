@@ -162,7 +162,7 @@ def test_a_small_choice_is_measured_and_trained_from_end_to_end(tmp_path):
     rows = {row.label: row for row in answer.rows}
     assert answer.label == "linear"
     assert rows["softmax"].status == "grows"
-    assert [each.trial for each in rows["linear"].candidate.trained] == ["custom"]
+    assert [each.exercise for each in rows["linear"].candidate.trained] == ["custom"]
     assert rows["linear"].candidate.state_mb
     records = [json.loads(path.read_text()) for path in (tmp_path / "runs" / "records").iterdir()]
     assert {record["status"] for record in records} == {"ok"}
@@ -204,12 +204,12 @@ def test_lengths_are_a_quarter_the_whole_and_twice_and_streams_are_timed_if_aske
     assert all(spec.mechanism.causal for spec in planned.measurements)
 
 
-def test_a_task_gives_length_and_causality_and_with_a_fit_it_is_the_trial(tmp_path):
+def test_a_task_gives_length_and_causality_and_with_a_fit_it_is_the_exercise(tmp_path):
     schema = write(tmp_path / "own")
     config = Choice(task=f"custom:schema={schema}", fit=True, attention=("linear",), steps=2)
     planned = plan(config)
-    assert [trial.label for trial in planned.trials] == ["custom"]
-    assert planned.document["length"] == planned.trials[0].data.length
+    assert [exercise.label for exercise in planned.exercises] == ["custom"]
+    assert planned.document["length"] == planned.exercises[0].data.length
     assert planned.training([]) == ()
     labels = [spec.mechanism.label for spec in planned.fits]
     assert labels == ["softmax", "linear"]

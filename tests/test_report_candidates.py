@@ -19,7 +19,7 @@ DOCUMENT = {
     "inputs": {"heads": 4, "head_dim": 32, "batch": 1, "dtype": "float32"},
     "place": {"device": "cpu", "threads": 1},
     "rows": ROWS,
-    "trials": [
+    "exercises": [
         {
             "label": "recall",
             "fingerprint": SETTING["data"]["fingerprint"],

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from subquad.report.candidates import Candidate, Speed, TrialScore, Wish
+from subquad.report.candidates import Candidate, ExerciseScore, Speed, Wish
 from subquad.report.formats import score, significant, times
 from subquad.report.recommendation import recommend
 from subquad.report.statistics import Interval, Summary
@@ -20,7 +20,7 @@ WISH = Wish(
     steps=300,
     seeds=1,
     refusals={"longformer": "no causal form"},
-    trials={"recall": 128},
+    exercises={"recall": 128},
     layer="one layer",
     machines=("Made-up CPU",),
 )
@@ -38,8 +38,8 @@ def summary(mean):
 
 def reached(share, *, told=True):
     """A candidate's score where softmax has 1 and the baseline 0."""
-    return TrialScore(
-        trial="recall",
+    return ExerciseScore(
+        exercise="recall",
         metric="accuracy",
         score=summary(share),
         reference=summary(1.0 if told else 0.02),
@@ -176,11 +176,11 @@ def test_reasons_and_paragraph_name_what_was_measured():
     assert result.refusals == {"longformer": "no causal form"}
 
 
-def test_a_trial_that_softmax_does_not_pass_tells_nothing_and_the_answer_is_open():
+def test_a_exercise_that_softmax_does_not_pass_tells_nothing_and_the_answer_is_open():
     result = recommend(WISH, [softmax(told=False), candidate("fast", 5.0, share=0.02, told=False)])
     assert (result.verdict, result.label) == ("open", "fast")
     assert any("recall tells nothing" in note for note in result.notes)
-    asked_for_none = replace(WISH, trials={})
+    asked_for_none = replace(WISH, exercises={})
     result = recommend(asked_for_none, [softmax(share=None), candidate("fast", 5.0, share=None)])
     assert (result.verdict, result.label) == ("take", "fast")
 

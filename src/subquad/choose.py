@@ -24,6 +24,6 @@ def choose(config: Choice, *, out: str | Path = "runs", observer: Observer | Non
     """
     planned, store, observer = plan(config), Store(Path(out)), observer or Observer()
     measured = run_specs(planned.measurements, config, store, observer=observer)
-    trials = planned.training(shortlist(planned.document, measured))
-    trained = run_specs(trials, config, store, observer=observer)
+    exercises = planned.training(shortlist(planned.document, measured))
+    trained = run_specs(exercises, config, store, observer=observer)
     return recommendation_of(planned.document, [*measured, *trained])

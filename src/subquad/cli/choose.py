@@ -5,11 +5,12 @@ from typing import Annotated
 
 import typer
 
-from subquad.cli.commands import app, end, task_text
+from subquad.cli.commands import app, end
 from subquad.cli.options import BENCH, RUNS, Json, examples, megabytes, number, option, with_options_of
 from subquad.cli.output import announce, show_recommendation
 from subquad.cli.progress import watching, working
 from subquad.experiments.config import TASK_KINDS, Choice, InputsConfig
+from subquad.experiments.notation import written
 
 __all__ = ["app"]
 
@@ -95,7 +96,7 @@ def choose_attention(
         kind=kind,
         memory_mb=None if memory is None else megabytes("--memory", memory),
         attention=tuple(attention),
-        task=None if task is None and data is None else task_text(task, data),
+        task=task_with(data, task),
         target=target,
         fit=with_fit,
         steps=steps,
@@ -114,9 +115,14 @@ def choose_attention(
     announce(planned.document, seconds)
     with watching(planned.measurements) as observer:
         measured = run_specs(planned.measurements, config, store, observer=observer)
-    trials = planned.training(shortlist(planned.document, measured))
-    with watching(trials) as observer:
-        trained = run_specs(trials, config, store, observer=observer)
+    exercises = planned.training(shortlist(planned.document, measured))
+    with watching(exercises) as observer:
+        trained = run_specs(exercises, config, store, observer=observer)
     records = [*measured, *trained]
     show_recommendation(recommendation_of(planned.document, records), as_json=as_json)
     end(records)
+
+
+def task_with(schema: Path | None, task: str | None) -> str | None:
+    """The task with its options as `Choice` takes it; `schema` is that of one's own data."""
+    return task if schema is None else written(task or "custom", {"schema": str(schema.absolute())})

@@ -87,9 +87,9 @@ def announce(document: Mapping[str, Any], seconds: float) -> None:
 
     candidates = [row["label"] for row in document["rows"][1:]]
     lengths = [f"{length:,}" for length in document["lengths"]]
-    trials = [trial["label"] for trial in document["trials"]]
+    exercises = [exercise["label"] for exercise in document["exercises"]]
     timed = f"{formats.plural(len(candidates), 'candidate')} at {formats.listed(lengths)} tokens"
-    training = f", then the fast ones trained on {formats.listed(trials)}" if trials else ""
+    training = f", then the fast ones trained on {formats.listed(exercises)}" if exercises else ""
     Console(stderr=True, highlight=False).print(
         f"{timed}{training}: about {formats.duration(seconds)}, if nothing is on record",
         markup=False,

@@ -113,18 +113,22 @@ def recommendation(result: Recommendation) -> Table:
     timed = [name for name in DOES if any(name in row.candidate.speeds for row in result.rows)]
     title = f"{wish.length:,} tokens: times as fast as fused softmax"
     made = table(
-        title, "attention", *("next" if name == "step" else DOES[name] for name in timed), "MB", *wish.trials
+        title,
+        "attention",
+        *("next" if name == "step" else DOES[name] for name in timed),
+        "MB",
+        *wish.exercises,
     )
     made.add_column("", overflow="fold")
     for row in result.rows:
         candidate = row.candidate
         speeds = [candidate.speeds.get(name) for name in timed]
-        reached = {each.trial: formats.score(each.score.mean) for each in candidate.trained}
+        reached = {each.exercise: formats.score(each.score.mean) for each in candidate.trained}
         cells = [
             candidate.label,
             *(formats.times(speed.ratio) if speed else formats.ABSENT for speed in speeds),
             formats.significant(candidate.state_mb if wish.streaming else candidate.memory_mb),
-            *(reached.get(trial, formats.ABSENT) for trial in wish.trials),
+            *(reached.get(exercise, formats.ABSENT) for exercise in wish.exercises),
             row.status,
         ]
         made.add_row(*map(Text, cells), style="bold" if row.status == "recommended" else "")

@@ -54,7 +54,7 @@ START_S = 6.0  # seconds until a run's process has loaded what it needs
 TIMED_TOKENS = 1024  # at which fused softmax is timed, to say how long all will take
 
 
-class Trial(NamedTuple):
+class Exercise(NamedTuple):
     """What candidates are trained on."""
 
     label: str
@@ -69,7 +69,7 @@ class Plan:
     measurements: tuple[Bench | Stream, ...]
     baselines: tuple[Baseline, ...]
     fits: tuple[Fit, ...]
-    trials: tuple[Trial, ...]
+    exercises: tuple[Exercise, ...]
     document: dict[str, Any]  # what `report.candidates` reads
 
     def training(self, labels: Collection[str]) -> tuple[Baseline | Fit, ...]:
@@ -82,13 +82,13 @@ class Plan:
 def plan(config: Choice) -> Plan:
     """Resolve and check everything. Raises `ValueError`, one message, for whatever cannot be done."""
     place = Place(device=resolve(config.device), threads=torch.get_num_threads())
-    own = config.task and load_trial(config.task, target=config.target, length=config.length)
+    own = config.task and load_exercise(config.task, target=config.target, length=config.length)
     streaming = config.streaming or config.bounded
     causal = config.causal or streaming or config.kind in CAUSAL_KINDS
     if own:
         causal = causal or own.dataset.objective.causal
     length = config.length or (own.data.length if own else 0)
-    trials = (own,) if own and config.fit else tuple(map(load_trial, PROBES[config.kind]))
+    exercises = (own,) if own and config.fit else tuple(map(load_exercise, PROBES[config.kind]))
 
     lengths = sorted({max(1, length // 4), length, 2 * length})
     dims = Dims(heads=config.inputs.heads, head_dim=config.inputs.head_dim, max_len=max(lengths))
@@ -97,9 +97,9 @@ def plan(config: Choice) -> Plan:
     softmax = MechanismSpec(attention=SOFTMAX, causal=causal)
     fits = tuple(
         spec
-        for trial in trials
+        for exercise in exercises
         for mechanism in (softmax, *possible)
-        for spec in fits_of(config, trial, mechanism, place=place, refusals=refusals)
+        for spec in fits_of(config, exercise, mechanism, place=place, refusals=refusals)
     )
     possible = [mechanism for mechanism in possible if mechanism.label not in refusals]
     timed = possible or [softmax]
@@ -111,12 +111,12 @@ def plan(config: Choice) -> Plan:
     return Plan(
         measurements=(*cells, *streams),
         baselines=tuple(
-            Baseline(data=trial.data, baseline=baseline.name, seed=0, place=place)
-            for trial in trials
-            for baseline in trial.dataset.baselines()
+            Baseline(data=exercise.data, baseline=baseline.name, seed=0, place=place)
+            for exercise in exercises
+            for baseline in exercise.dataset.baselines()
         ),
         fits=tuple(spec for spec in fits if spec.mechanism.label not in refusals),
-        trials=trials,
+        exercises=exercises,
         document={
             "length": length,
             "lengths": lengths,
@@ -130,7 +130,7 @@ def plan(config: Choice) -> Plan:
             "seeds": config.seeds,
             "rows": benchmark.rows_document([softmax, *possible]),
             "refusals": refusals,
-            "trials": [trial_document(trial) for trial in trials],
+            "exercises": [exercise_document(exercise) for exercise in exercises],
         },
     )
 
@@ -140,7 +140,7 @@ def run_specs(specs: Sequence[AnySpec], config: Choice, store: Store, *, observe
     return run_missing(specs, store, executor=Local(slots=1, timeout=config.timeout), observer=observer)
 
 
-def load_trial(text: str, *, target: str | None = None, length: int | None = None) -> Trial:
+def load_exercise(text: str, *, target: str | None = None, length: int | None = None) -> Exercise:
     """The task that "NAME:option=value,…" names, with at most `length` tokens of a sequence."""
     name, options = task_of(text)[:2]
     longest = length or tasks.find(name).traits.length
@@ -152,7 +152,7 @@ def load_trial(text: str, *, target: str | None = None, length: int | None = Non
         fingerprint=dataset.fingerprint,
         length=min(longest, dataset.longest),
     )
-    return Trial(name, data, dataset)
+    return Exercise(name, data, dataset)
 
 
 def candidates(
@@ -202,32 +202,32 @@ def why_unfit(traits: Traits, *, causal: bool, streaming: bool, bounded: bool) -
 
 
 def fits_of(
-    config: Choice, trial: Trial, mechanism: MechanismSpec, *, place: Place, refusals: dict[str, str]
+    config: Choice, exercise: Exercise, mechanism: MechanismSpec, *, place: Place, refusals: dict[str, str]
 ) -> list[Fit]:
     """One for each seed, or none and a refusal, where no model can be built of the mechanism."""
     training = TrainingConfig(steps=config.steps, **({} if config.fit else PROBING))
     settings = Comparison(model=MODEL, training=training)
-    specs = [fit(settings, trial.data, mechanism, seed=seed, place=place) for seed in range(config.seeds)]
+    specs = [fit(settings, exercise.data, mechanism, seed=seed, place=place) for seed in range(config.seeds)]
     try:
-        build_model(specs[0], trial.dataset)
+        build_model(specs[0], exercise.dataset)
     except ValueError as error:
-        refusals[mechanism.label] = f"cannot be trained on {trial.label}: {error}"
+        refusals[mechanism.label] = f"cannot be trained on {exercise.label}: {error}"
         return []
     return specs
 
 
-def trial_document(trial: Trial) -> dict[str, Any]:
-    """A trial as a report reads it."""
-    objective = trial.dataset.objective
+def exercise_document(exercise: Exercise) -> dict[str, Any]:
+    """An exercise as a report reads it."""
+    objective = exercise.dataset.objective
     return {
-        "label": trial.label,
-        "target": trial.data.target,
-        "fingerprint": trial.data.fingerprint,
-        "tokens": trial.data.length,
+        "label": exercise.label,
+        "target": exercise.data.target,
+        "fingerprint": exercise.data.fingerprint,
+        "tokens": exercise.data.length,
         "metric": objective.metric,
         "metric_label": objective.metric_label,
         "higher_is_better": objective.higher_is_better,
-        "groups": len(set(trial.dataset.group("test").tolist())),
+        "groups": len(set(exercise.dataset.group("test").tolist())),
     }
 
 
@@ -249,7 +249,7 @@ def expected_seconds(plan: Plan) -> float:
             seconds += 2 * times * both + sum(timing_seconds(times * each) for each in (forward, both))
         else:
             seconds += times * forward + 1
-    datasets = {trial.label: trial.dataset for trial in plan.trials}
+    datasets = {exercise.label: exercise.dataset for exercise in plan.exercises}
     for spec in plan.fits:
         if spec.seed == 0:
             step = step_seconds(spec, datasets[spec.data.task])

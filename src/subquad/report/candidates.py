@@ -1,4 +1,4 @@
-"""What was measured of each candidate for a purpose: its speed beside fused softmax, its memory, its trials.
+"""What was measured of each candidate for a purpose: speed beside fused softmax, memory, and exercises.
 
 Times of different candidates come from different moments, so that what is set against each other is how many
 times as fast as fused softmax, timed in the same turns, each of them is.
@@ -50,14 +50,14 @@ class Speed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialScore:
-    """What a candidate reached in a trial, beside softmax and the best baseline.
+class ExerciseScore:
+    """What a candidate reached in an exercise, beside softmax and the best baseline.
 
     share: of what softmax has above the baseline. None: softmax does not clear it, so that nothing is told.
     apart: whether the test examples tell candidate and softmax apart.
     """
 
-    trial: str
+    exercise: str
     metric: str
     score: Summary
     reference: Summary
@@ -86,17 +86,17 @@ class Candidate:
     curves: Mapping[str, Mapping[int, Speed]]
     memory_mb: float | None
     state_mb: float | None
-    trained: tuple[TrialScore, ...] = ()
+    trained: tuple[ExerciseScore, ...] = ()
     failure: str = ""
 
     @property
-    def loses(self) -> tuple[TrialScore, ...]:
-        """The trials in which it does not keep what softmax has."""
+    def loses(self) -> tuple[ExerciseScore, ...]:
+        """The exercises in which it does not keep what softmax has."""
         return tuple(each for each in self.trained if each.loses)
 
     @property
     def keeps(self) -> bool:
-        """Whether some trial told something, and all of those that did say that it keeps what softmax has."""
+        """Whether some exercise told something, and none of them that it loses what softmax has."""
         return any(each.share is not None for each in self.trained) and not self.loses
 
 
@@ -106,7 +106,7 @@ class Wish:
 
     memory_mb: the limit. None: none.
     refusals: why candidates were not measured, by label.
-    trials: what candidates were trained on, with the tokens of a sequence.
+    exercises: what candidates were trained on, with the tokens of a sequence.
     layer: what was timed, in words.
     machines: where, in words.
     """
@@ -118,7 +118,7 @@ class Wish:
     steps: int
     seeds: int
     refusals: Mapping[str, str]
-    trials: Mapping[str, int]
+    exercises: Mapping[str, int]
     layer: str
     machines: tuple[str, ...]
 
@@ -141,7 +141,7 @@ def wish_of(document: Mapping[str, Any], records: Sequence[Record]) -> Wish:
         steps=document["steps"],
         seeds=document["seeds"],
         refusals=document["refusals"],
-        trials={trial["label"]: trial["tokens"] for trial in document["trials"]},
+        exercises={exercise["label"]: exercise["tokens"] for exercise in document["exercises"]},
         layer=f"one {form} layer of {heads} heads, {width} wide each, batch {batch}, {inputs['dtype']}, on "
         f"{place['device']} with {formats.plural(place['threads'], 'thread')}",
         machines=tuple(str(machine.description.get("cpu", "a machine")) for machine in machines(records)),
@@ -151,7 +151,7 @@ def wish_of(document: Mapping[str, Any], records: Sequence[Record]) -> Wish:
 def candidates_of(document: Mapping[str, Any], records: Sequence[Record]) -> tuple[Candidate, ...]:
     """Softmax and the candidates, in the order of the document: the simplest first."""
     entries, length = entries_of(document["rows"]), document["length"]
-    trained = trial_scores(document, records)
+    trained = exercise_scores(document, records)
     mechanisms = [record for record in records if "mechanism" in record["spec"]]
     mine = {
         entry.label: [
@@ -168,7 +168,7 @@ def candidates_of(document: Mapping[str, Any], records: Sequence[Record]) -> tup
 
 
 def _candidate(
-    entry: Entry, records: Sequence[Record], length: int, trained: tuple[TrialScore, ...]
+    entry: Entry, records: Sequence[Record], length: int, trained: tuple[ExerciseScore, ...]
 ) -> Candidate:
     done = [record for record in records if record["status"] == "ok"]
     curves = {name: {n: _speed(*timed[n]) for n in sorted(timed)} for name, timed in _timings(done).items()}
@@ -190,7 +190,9 @@ def _candidate(
     )
 
 
-def _softmax(entry: Entry, done: Sequence[Record], length: int, trained: tuple[TrialScore, ...]) -> Candidate:
+def _softmax(
+    entry: Entry, done: Sequence[Record], length: int, trained: tuple[ExerciseScore, ...]
+) -> Candidate:
     """Fused softmax itself: medians over what was timed beside it."""
     times: dict[str, list[float]] = {}
     for record in done:
@@ -242,17 +244,19 @@ def _sizes(done: Sequence[Record], name: str, length: int) -> list[Mapping[str, 
     ]
 
 
-def trial_scores(document: Mapping[str, Any], records: Sequence[Record]) -> dict[str, tuple[TrialScore, ...]]:
-    """What each row reached in the trials, by label."""
+def exercise_scores(
+    document: Mapping[str, Any], records: Sequence[Record]
+) -> dict[str, tuple[ExerciseScore, ...]]:
+    """What each row reached in the exercises, by label."""
     labels = {entry.identity: entry.label for entry in entries_of(document["rows"])}
-    reached: dict[str, list[TrialScore]] = {}
-    for trial in document["trials"]:
+    reached: dict[str, list[ExerciseScore]] = {}
+    for exercise in document["exercises"]:
         mine = [
             record
             for record in records
             if record["status"] == "ok"
             and record["kind"] in ("fit", "baseline")
-            and record["spec"]["data"]["fingerprint"] == trial["fingerprint"]
+            and record["spec"]["data"]["fingerprint"] == exercise["fingerprint"]
         ]
         fits: dict[str, list[Record]] = {}
         baselines: dict[str, list[Record]] = {}
@@ -261,24 +265,24 @@ def trial_scores(document: Mapping[str, Any], records: Sequence[Record]) -> dict
                 fits.setdefault(labels[identity(record["spec"]["mechanism"])], []).append(record)
             else:
                 baselines.setdefault(record["spec"]["baseline"], []).append(record)
-        metric = trial["metric"]
+        metric = exercise["metric"]
         rows = {label: scores(each, metric) for label, each in fits.items()}
         known = {name: scores(each, metric) for name, each in baselines.items()}
-        for label, each in _beside(trial, rows, known).items():
+        for label, each in _beside(exercise, rows, known).items():
             reached.setdefault(label, []).append(each)
     return {label: tuple(each) for label, each in reached.items()}
 
 
 def _beside(
-    trial: Mapping[str, Any], rows: Mapping[str, SeedScores], baselines: Mapping[str, SeedScores]
-) -> dict[str, TrialScore]:
+    exercise: Mapping[str, Any], rows: Mapping[str, SeedScores], baselines: Mapping[str, SeedScores]
+) -> dict[str, ExerciseScore]:
     """Each row beside softmax and the best baseline; none where softmax was not trained."""
     if REFERENCE not in rows:
         return {}
-    higher = trial["higher_is_better"]
+    higher = exercise["higher_is_better"]
     sign = 1 if higher else -1
     summaries = {
-        label: summary(each, higher_is_better=higher, independent=trial["groups"])
+        label: summary(each, higher_is_better=higher, independent=exercise["groups"])
         for label, each in rows.items()
     }
     against = compared(rows, baselines)
@@ -294,9 +298,9 @@ def _beside(
         return sign * (summaries[label].mean - means[best]) / above if best and above > 0 else None
 
     return {
-        label: TrialScore(
-            trial=trial["label"],
-            metric=trial["metric_label"],
+        label: ExerciseScore(
+            exercise=exercise["label"],
+            metric=exercise["metric_label"],
             score=each,
             reference=summaries[REFERENCE],
             share=share(label),

@@ -94,9 +94,9 @@ def _other_needs(wish: Wish, pick: Candidate, rows: Sequence[Row]) -> Iterator[s
     fastest = max(losers, key=lambda each: ratio(wish, each), default=None)
     if fastest and ratio(wish, fastest) > ratio(wish, pick):
         lost = fastest.loses
-        trials = formats.listed([each.trial for each in lost])
+        exercises = formats.listed([each.exercise for each in lost])
         yield (
-            f"If what {trials} {'asks' if len(lost) == 1 else 'ask'} for does not matter: {fastest.label} "
+            f"If what {exercises} {'asks' if len(lost) == 1 else 'ask'} for does not matter: {fastest.label} "
             f"{how_fast(fastest, wish.decisive)}, with {all_reached(lost)}."
         )
     possible = [

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from subquad.report import formats
-from subquad.report.candidates import Candidate, TrialScore, Wish
+from subquad.report.candidates import Candidate, ExerciseScore, Wish
 from subquad.report.leaderboard import REFERENCE
 
 Status = Literal["recommended", "as fast", "slower", "not faster", "loses", "over memory", "grows", "failed"]
@@ -54,7 +54,7 @@ def ratio(wish: Wish, candidate: Candidate) -> float:
 
 
 def least_share(candidate: Candidate) -> float:
-    """Of what softmax has above the baseline, over the trials; 0 where none tells it."""
+    """Of what softmax has above the baseline, over the exercises; 0 where none tells it."""
     return min((each.share for each in candidate.trained if each.share is not None), default=0.0)
 
 
@@ -69,13 +69,13 @@ def how_fast(candidate: Candidate, quantity: str) -> str:
     return f"{DOES[quantity]} {formats.times(speed.ratio)} as fast as fused softmax ({low}–{high})"
 
 
-def reached(trained: TrialScore) -> str:
+def reached(trained: ExerciseScore) -> str:
     """As in "recall: accuracy 0.676 (0.650–0.701), softmax 0.998"."""
     interval = trained.score.interval
     within = f" ({formats.score(interval.low)}–{formats.score(interval.high)})" if interval else ""
     own = f"{trained.metric} {formats.score(trained.score.mean)}{within}"
-    return f"{trained.trial}: {own}, softmax {formats.score(trained.reference.mean)}"
+    return f"{trained.exercise}: {own}, softmax {formats.score(trained.reference.mean)}"
 
 
-def all_reached(trained: tuple[TrialScore, ...]) -> str:
+def all_reached(trained: tuple[ExerciseScore, ...]) -> str:
     return "; ".join(map(reached, trained))

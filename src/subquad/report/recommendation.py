@@ -1,8 +1,8 @@
 """Which attention to take for a purpose, from what was measured of candidates: a pure function.
 
-Fused softmax is the answer unless a candidate is clearly faster at the length, keeps what softmax has in the
-trials, and is within the limits. Among those the fastest is recommended, and of several that cannot be told
-apart the first, which is the simplest. What nobody measured is not claimed.
+Fused softmax is the answer unless a candidate is clearly faster at the length, keeps what softmax can do in
+the exercises, and is within the limits. Among those the fastest is recommended, and of several that cannot
+be told apart the first, which is the simplest. What nobody measured is not claimed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -96,7 +96,7 @@ def _pick(wish: Wish, softmax: Candidate, fast: Sequence[Candidate]) -> tuple[Ca
     if able:
         fastest = max((each.speeds[wish.decisive] for each in able), key=lambda speed: speed.ratio)
         pick = next(each for each in able if each.speeds[wish.decisive].alike(fastest))
-        return pick, "take" if pick.keeps or not wish.trials else "open"
+        return pick, "take" if pick.keeps or not wish.exercises else "open"
     if not ruled_out(wish, softmax):
         return softmax, "softmax"
     return (max(fast, key=least_share), "compromise") if fast else (None, "nothing")
@@ -180,9 +180,11 @@ def _notes(wish: Wish, candidates: Sequence[Candidate]) -> Iterator[str]:
     where = formats.listed(list(wish.machines)) if wish.machines else "no machine yet"
     yield f"Measured: {wish.layer}; {where}."
     trained = [each for candidate in candidates for each in candidate.trained]
-    for trial, softmax in {each.trial: each.reference for each in trained if each.share is None}.items():
+    for exercise, softmax in {
+        each.exercise: each.reference for each in trained if each.share is None
+    }.items():
         yield (
-            f"{trial} tells nothing: softmax itself, {formats.score(softmax.mean)}, is not above the "
+            f"{exercise} tells nothing: softmax itself, {formats.score(softmax.mean)}, is not above the "
             f"baseline after {wish.steps:,} steps."
         )
     if not trained:
@@ -197,7 +199,7 @@ def _notes(wish: Wish, candidates: Sequence[Candidate]) -> Iterator[str]:
             f"Each was trained for {wish.steps:,} steps with {seeds}: who does well can do it; who does not "
             "may need more steps or another seed."
         )
-    if shorter := sorted({tokens for tokens in wish.trials.values() if tokens < wish.length}):
+    if shorter := sorted({tokens for tokens in wish.exercises.values() if tokens < wish.length}):
         numbers = formats.listed([f"{tokens:,}" for tokens in shorter])
         yield (
             f"They were trained on {numbers} tokens: a window, a rank or landmarks of as many would lose "
