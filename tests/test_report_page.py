@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import report_samples as made_up
 from playwright.sync_api import Browser, Page, sync_playwright
+from tasks_samples import sample
 
 from subquad import report
 from subquad.config import ModelConfig
@@ -26,7 +27,7 @@ def hostile() -> tuple[dict[str, Any], list[Record]]:
     """A comparison whose every text from outside tries to be markup."""
     rows = [dict(row) for row in made_up.ROWS]
     rows[2] |= {"options": {"features": HOSTILE}, "label": f"performer:features={HOSTILE}"}
-    setting = made_up.comparison(rows, title=HOSTILE, task=HOSTILE, target=HOSTILE, targets=[HOSTILE])
+    setting = made_up.comparison(rows, title=HOSTILE, task=HOSTILE, target=HOSTILE)
     setting["summary"] = {**made_up.SUMMARY, HOSTILE: [HOSTILE]}
     records = made_up.sample(setting)
     return setting, [{**r, "reason": HOSTILE} if r["status"] != "ok" else r for r in records]
@@ -85,7 +86,7 @@ def test_what_must_be_said_is_said_in_order(text: str) -> None:
         "equal in 18 runs",
         "+14 %",
         "Made-up CPU @ 2.5 GHz",
-        "subquad compare transactions --target churn --attention softmax",
+        "subquad compare transactions:target=churn --attention softmax",
     ):
         assert said in text
 
@@ -310,6 +311,22 @@ def test_the_leaderboard_is_filtered_by_name(page: Page, written: Path, complain
     assert page.get_by_role("status").inner_text() == "2 of 8 rows"
     page.get_by_label("Show rows named").fill("")
     assert len(named(page)) == 8
+    assert complaints == []
+
+
+def test_each_task_of_several_has_a_leaderboard_of_its_own(
+    page: Page, tmp_path: Path, complaints: list[str]
+) -> None:
+    visit(page, report.write(made_up.write_several(tmp_path, sample("recall", "text"))), complaints)
+    recall, text = page.locator("#recall .board"), page.locator("#text .board")
+    before = text.inner_text()
+    recall.get_by_role("button", name="Mechanism").click()
+    assert recall.locator("tbody th").first.get_attribute("data-value") == "dense"
+    page.locator("#recall").get_by_label("Show rows named").fill("linear")
+    assert recall.locator("tbody tr:visible").count() == 1
+    assert text.inner_text() == before
+    page.locator(".overview").get_by_role("button", name="recall").click()
+    assert page.locator(".overview [aria-sort=descending]").inner_text().startswith("recall")
     assert complaints == []
 
 

@@ -7,12 +7,12 @@ from subquad.experiments.comparison import plan, run
 from subquad.experiments.config import Comparison
 from subquad.experiments.grid import Observer
 from subquad.records import Store, comparison_key
-from subquad.report.findings import Findings, findings_in
+from subquad.report.findings import ComparisonFindings, findings_in
 
 
 def compare(
     config: Comparison | None = None, *, out: str | Path = "runs", observer: Observer | None = None
-) -> Findings:
+) -> ComparisonFindings:
     """Train and measure mechanisms side by side, write the report to `out`, and return what it says.
 
     Runs that `out` holds already are not done again, and a run that was interrupted goes on where it was.

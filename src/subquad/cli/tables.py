@@ -12,6 +12,7 @@ from subquad.report import formats
 from subquad.report.cost import QUANTITIES, Curve, Scaling
 from subquad.report.leaderboard import BoardRow
 from subquad.report.merits import DOES
+from subquad.report.overview import BEST_MARK, OF_THESE_MODELS, Overview, Place
 from subquad.report.question import Question
 from subquad.report.recommendation import Recommendation
 
@@ -35,6 +36,29 @@ def table(title: str, *columns: str, left: int = 1) -> Table:
         else:
             made.add_column(Text(column), justify="right", no_wrap=True)
     return made
+
+
+def overview(shown: Overview) -> Table:
+    """Every mechanism's score on every task, and what they come to."""
+    means = ["average"] * bool(shown.averaged) + ["mean rank"] * bool(shown.ranked)
+    made = table("overview", "attention", *(task.label for task in shown.tasks), *means)
+    for column in made.columns[1:]:
+        column.no_wrap, column.overflow = False, "fold"
+    for row in shown.rows:
+        cells = [row.label, *map(_place, row.places)]
+        cells += [formats.score(row.average)] * bool(shown.averaged)
+        cells += [formats.ABSENT if row.mean_rank is None else f"{row.mean_rank:.1f}"] * bool(shown.ranked)
+        made.add_row(*map(Text, cells))
+    baselines = [formats.score(task.baseline_score) for task in shown.tasks]
+    made.add_row(*map(Text, ("best baseline", *baselines)), style="dim")
+    return made
+
+
+def overview_key(shown: Overview) -> list[str]:
+    """How to read it, a line each."""
+    best = BEST_MARK + (OF_THESE_MODELS if shown.few_seeds else "")
+    lines = [f"* {best}", "< below the best baseline, ≈ not told apart from it"]
+    return [*lines, *(f"{name}: {text}" for name, text in shown.notes.items())]
 
 
 def quality(question: Question, rows: Sequence[BoardRow]) -> Table:
@@ -201,6 +225,14 @@ def _exponent(scaling: Scaling) -> str:
     return scaling.note or formats.significant(scaling.exponent)
 
 
+def _place(place: Place) -> str:
+    if place.score is None:
+        return place.note.partition(":")[0].partition(",")[0] or formats.ABSENT
+    marks = "*" * place.best
+    marks += {"below": "<", "not told apart": "≈"}.get(place.beside_baseline or "", "")
+    return f"{formats.score(place.score.mean)} {marks}".rstrip()
+
+
 def _score(row: BoardRow) -> str:
     if row.score is None:
         return formats.ABSENT
@@ -224,4 +256,6 @@ def _note(row: BoardRow) -> str:
         notes.append(f"{runs} of {formats.plural(row.planned, 'run')} {status}")
     if row.missing:
         notes.append(f"{formats.plural(row.missing, 'run')} missing")
+    if row.refusal:
+        notes.append(f"cannot: {row.refusal}")
     return ", ".join(notes)

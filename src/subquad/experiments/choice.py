@@ -142,17 +142,19 @@ def run_specs(specs: Sequence[AnySpec], config: Choice, store: Store, *, observe
 
 def load_exercise(text: str, *, target: str | None = None, length: int | None = None) -> Exercise:
     """The task that "NAME:option=value,…" names, with at most `length` tokens of a sequence."""
-    name, options = task_of(text)[:2]
-    longest = length or tasks.find(name).traits.length
-    dataset = tasks.load(name, target=target, length=longest, **options)
+    request = task_of(text)
+    if request.target is not None and target is not None:
+        raise ValueError(f"{text!r} names a target, and {target!r} is given beside it: leave one out")
+    longest = length or tasks.find(request.name).traits.length
+    dataset = tasks.load(request.name, target=request.target or target, length=longest, **request.options)
     data = DataSpec(
-        task=name,
+        task=request.name,
         target=dataset.target,
-        options=options,
+        options=request.options,
         fingerprint=dataset.fingerprint,
         length=min(longest, dataset.longest),
     )
-    return Exercise(name, data, dataset)
+    return Exercise(request.name, data, dataset)
 
 
 def candidates(

@@ -15,11 +15,13 @@ from subquad.report.leaderboard import BoardRow
 from subquad.report.question import Question
 from subquad.report.statistics import MIN_SEEDS, Difference
 
+# "lead": too few seeds to say "take"; "baseline": take none; "open": not told apart from the baseline
+Verdict = Literal["take", "lead", "baseline", "open", "nothing"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    verdict: Literal["take", "lead", "baseline", "open", "nothing"]
-    # "lead": too few seeds to say "take"; "baseline": take none; "open": not told apart from the baseline
+    verdict: Verdict
     label: str | None  # the mechanism; None: none
     sentence: str
     reasons: tuple[str, ...]  # what it rests on, and what limits it

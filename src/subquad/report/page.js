@@ -1,5 +1,5 @@
 "use strict";
-// Sorts and filters the leaderboard, hides rows in figures, and says what a mark is that is pointed at.
+// Sorts and filters leaderboards, hides rows in figures, and says what a mark is that is pointed at.
 // The page is whole without it: a table in order of the score, figures with all rows.
 
 const each = (selector, act, within = document) => within.querySelectorAll(selector).forEach(act);
@@ -81,8 +81,7 @@ tip.hidden = true;
 tip.setAttribute("aria-hidden", "true"); // the figures' descriptions say the same
 document.body.append(tip);
 
-const board = document.querySelector(".board");
-sortable(board);
-filterable(document.querySelector(".filter"), board);
+each(".board, .overview", sortable);
+each(".filter", (box) => filterable(box, box.parentNode.querySelector(".board")));
 each("button[data-hides]", hides);
 each(".plot title", (title) => explained(title, tip));
