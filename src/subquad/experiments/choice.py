@@ -37,12 +37,11 @@ SOFTMAX = "softmax"
 SPLITS = "train=8000,validation=200,test=500"
 RECALL = f"recall:{SPLITS},tokens=128,pairs=16,keys=32"
 NEEDLE = f"needle:{SPLITS},tokens=192,distance=160"
-ADDING = "adding:size=quick"
 PROBES = {  # by `Choice.kind`: what stands for it
     "any": (RECALL, NEEDLE),
     "language": (RECALL,),  # what was said is to be found again: Arora et al., arXiv:2312.04927
     "text": (NEEDLE,),  # a few words decide, wherever they stand
-    "events": (ADDING,),  # what counts is spread over a history
+    "events": (NEEDLE,),  # one of them long ago may decide
     "image": (NEEDLE,),  # pixels far apart belong together
     "local": (),  # the neighbours of a token suffice
 }

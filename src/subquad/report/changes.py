@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from subquad.measure.scaling import Crossover, crossover
 from subquad.report import formats
-from subquad.report.candidates import Candidate, Speed, Wish
+from subquad.report.candidates import WORTH, Candidate, Speed, Wish
 from subquad.report.leaderboard import REFERENCE
 from subquad.report.merits import DOES, Row, all_reached, how_fast, megabytes, ratio, size_mb
 
@@ -77,7 +77,7 @@ def _other_limits(wish: Wish, pick: Candidate, rows: Sequence[Row]) -> Iterator[
     smallest = min(
         (label for label in possible if label in sizes), key=lambda label: sizes[label], default=""
     )
-    if mine is not None and sizes.get(smallest, mine) < mine:
+    if mine is not None and WORTH * sizes.get(smallest, mine) < mine:
         yield (
             f"A memory limit below {megabytes(mine)} would rule {pick.label} out; {smallest} takes "
             f"{megabytes(sizes[smallest])}."

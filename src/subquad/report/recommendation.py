@@ -136,11 +136,13 @@ def _paragraph(
         return f"Nothing that was measured fits. Softmax is ruled out: {out[1]}. No candidate is left."
     if pick is softmax:
         return _softmax_paragraph(wish, rows)
-    claim = f"At {wish.length:,} tokens it {how_fast(pick, wish.decisive)}"
-    also = [
-        f"{DOES[name]} {formats.times(x.ratio)}" for name, x in pick.speeds.items() if name != wish.decisive
+    claims = [how_fast(pick, wish.decisive)]
+    claims += [
+        f"{DOES[name]} {formats.times(speed.ratio)}"
+        for name, speed in pick.speeds.items()
+        if name != wish.decisive
     ]
-    claim += "".join(f" and {each}" for each in also)
+    claim = f"At {wish.length:,} tokens it {formats.listed(claims)}"
     mine, theirs = size_mb(wish, pick), size_mb(wish, softmax)
     if mine is not None and theirs is not None:
         what = "with a state of" if wish.streaming else "in"
