@@ -96,6 +96,14 @@ def test_every_candidate_has_one_fate_and_one_of_them_at_most_is_recommended(dra
     assert all(row.reason for row in result.rows if row.status != "recommended")
 
 
+@given(some)
+def test_what_is_said_to_be_slower_is_slower(drawn):
+    result = recommend(WISH, [softmax(), *many(drawn)])
+    ratios = {row.label: row.candidate.speeds["forward_backward"].ratio for row in result.rows}
+    slower = [row.label for row in result.rows if row.status == "slower"]
+    assert all(ratios[label] < ratios[result.label] for label in slower)
+
+
 @given(some, sizes, sizes)
 def test_more_memory_never_rules_out_more(drawn, first, second):
     others = many(drawn)

@@ -122,8 +122,8 @@ def _fate(wish: Wish, candidate: Candidate, pick: Candidate | None, softmax: Can
         return "not faster", f"{claim}, which is not clearly faster"
     if candidate.loses:
         return "loses", all_reached(candidate.loses)
-    if speed.alike(pick.speeds[wish.decisive]):
-        return "as fast", f"{claim}, not told apart from {pick.label}, which is simpler"
+    if speed.alike(pick.speeds[wish.decisive]) or speed.ratio > pick.speeds[wish.decisive].ratio:
+        return "as fast", f"{claim}; {pick.label} is not told apart from the fastest, and is simpler"
     return "slower", f"{claim}, and {pick.label} is faster"
 
 
