@@ -101,6 +101,7 @@ def test_what_is_said_to_be_slower_is_slower(drawn):
     result = recommend(WISH, [softmax(), *many(drawn)])
     ratios = {row.label: row.candidate.speeds["forward_backward"].ratio for row in result.rows}
     slower = [row.label for row in result.rows if row.status == "slower"]
+    assert result.label
     assert all(ratios[label] < ratios[result.label] for label in slower)
 
 

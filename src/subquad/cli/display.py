@@ -19,12 +19,7 @@ from subquad.experiments.spec import AnySpec, Bench, Fit
 from subquad.records import Record
 
 LINE_INTERVAL_S = 15.0  # seconds between two lines of a run where there is no terminal
-NOUNS = {
-    "fit": "fit",
-    "baseline": "baseline",
-    "bench": "bench cell",
-    "stream": "stream",
-}  # a run of each kind
+NOUNS = {"fit": "fit", "baseline": "baseline", "bench": "bench cell", "stream": "stream"}  # runs by kind
 
 
 class Step(NamedTuple):

@@ -69,10 +69,10 @@ def stream_cost(
     )
     return {
         "step": {"ms": asdict(timings[OURS]), "reference_ms": asdict(timings[REFERENCE])},
-        "state": {"mb": held(state) / MB, "reference_mb": held(cache) / MB},
+        "state": {"mb": state_bytes(state) / MB, "reference_mb": state_bytes(cache) / MB},
     }
 
 
-def held(state: Any) -> int:
+def state_bytes(state: Any) -> int:
     """Bytes of a state's tensors."""
-    return state.nbytes if isinstance(state, Tensor) else sum(map(held, state))
+    return state.nbytes if isinstance(state, Tensor) else sum(map(state_bytes, state))
