@@ -3,6 +3,7 @@
 import io
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 from experiments_sample import QUICK
@@ -13,7 +14,8 @@ from subquad.cli.display import ProgressDisplay, format_duration
 from subquad.executors import Progress
 from subquad.experiments.benchmark import cells
 from subquad.experiments.config import InputsConfig
-from subquad.experiments.spec import MechanismSpec
+from subquad.experiments.spec import AnySpec, MechanismSpec
+from subquad.recorded import DONE_TYPES, FAILED_TYPES
 
 BENCHES = cells(
     [MechanismSpec(attention="linear")],
@@ -131,3 +133,8 @@ def test_the_time_left_follows_from_the_runs_before(console, clock):
 )
 def test_durations_are_spoken(seconds, text):
     assert format_duration(seconds) == text
+
+
+def test_every_kind_of_run_has_a_noun_and_a_record():
+    kinds = {spec.kind for spec in get_args(AnySpec)}
+    assert kinds == set(display.NOUNS) == set(DONE_TYPES) == set(FAILED_TYPES)

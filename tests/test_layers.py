@@ -52,6 +52,7 @@ MAY_IMPORT = {
         *("bounds", "config", "executors", "files", "measure", "plugins", "task"),
     },
     "compare": {"experiments", "records", "report"},
+    "choose": {"experiments", "records", "report"},
     "__main__": {"cli"},
 }
 THIRD_PARTY = {
@@ -72,6 +73,7 @@ THIRD_PARTY = {
     "__main__": {"typer", "rich", "click"},
     "exports": set(),
     "compare": set(),
+    "choose": set(),
     "plugins": set(),
     "registry": set(),
 }

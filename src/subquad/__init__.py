@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 from subquad.exports import export_lazily
 
 if TYPE_CHECKING:
+    from subquad.choose import choose
     from subquad.compare import compare
     from subquad.config import ModelConfig
-    from subquad.experiments.config import Comparison, TrainingConfig
+    from subquad.experiments.config import Choice, Comparison, TrainingConfig
     from subquad.experiments.predictor import load_model
     from subquad.mechanism import Dims, Mechanism, Traits
     from subquad.nn.multihead import MultiheadAttention
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Choice",
     "Comparison",
     "Dims",
     "Mechanism",
@@ -28,6 +30,7 @@ __all__ = [
     "backend",
     "build",
     "catalog",
+    "choose",
     "compare",
     "find",
     "load_model",
@@ -38,9 +41,10 @@ __all__ = [
 export_lazily(
     __name__,
     {
+        "choose": ["choose"],
         "compare": ["compare"],
         "config": ["ModelConfig"],
-        "experiments.config": ["Comparison", "TrainingConfig"],
+        "experiments.config": ["Choice", "Comparison", "TrainingConfig"],
         "experiments.predictor": ["load_model"],
         "mechanism": ["Dims", "Mechanism", "Traits"],
         "nn.multihead": ["MultiheadAttention"],

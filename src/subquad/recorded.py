@@ -159,6 +159,11 @@ class MemoryMeasured(TypedDict):
     reference_mb: Amount
 
 
+class StreamMeasured(TypedDict):
+    step: Timed
+    state: MemoryMeasured
+
+
 class BenchMeasured(TypedDict):
     forward: Timed
     forward_backward: NotRequired[Timed]
@@ -198,6 +203,12 @@ class BenchRecord(AnyRecord):
     measured: BenchMeasured
 
 
+class StreamRecord(AnyRecord):
+    spec: BenchSpec
+    result: dict[str, Any]
+    measured: StreamMeasured
+
+
 class FailedRecord(AnyRecord):
     result: Annotated[dict[str, Any], Field(max_length=0)]
     measured: Annotated[dict[str, Any], Field(max_length=0)]
@@ -216,12 +227,12 @@ class FailedBench(FailedRecord):
 
 
 class Header(TypedDict):
-    kind: Literal["fit", "baseline", "bench"]
+    kind: Literal["fit", "baseline", "bench", "stream"]
     status: Status
 
 
-DONE_TYPES = {"fit": FitRecord, "baseline": BaselineRecord, "bench": BenchRecord}
-FAILED_TYPES = {"fit": FailedFit, "baseline": FailedBaseline, "bench": FailedBench}
+DONE_TYPES = {"fit": FitRecord, "baseline": BaselineRecord, "bench": BenchRecord, "stream": StreamRecord}
+FAILED_TYPES = {"fit": FailedFit, "baseline": FailedBaseline, "bench": FailedBench, "stream": FailedBench}
 
 
 def check_record(record: Mapping[str, Any]) -> None:

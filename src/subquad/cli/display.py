@@ -19,7 +19,7 @@ from subquad.experiments.spec import AnySpec, Bench, DataSpec, Fit
 from subquad.records import Record
 
 LINE_INTERVAL_S = 15.0  # seconds between two lines of a run where there is no terminal
-NOUNS = {"fit": "fit", "baseline": "baseline", "bench": "bench cell"}  # a run of each kind
+NOUNS = {"fit": "fit", "baseline": "baseline", "bench": "bench cell", "stream": "stream"}  # runs by kind
 
 
 class Step(NamedTuple):
@@ -149,7 +149,7 @@ class ProgressDisplay(Observer):
     def outlook(self) -> str:
         """How long what is left will take, as far as runs of its kind have been timed."""
         untimed: Counter[str] = Counter()
-        seconds = {"fit": 0.0, "baseline": 0.0, "bench": 0.0}
+        seconds = dict.fromkeys(NOUNS, 0.0)
         for spec in self.remaining.values():
             expected = self.expected(spec)
             if expected is None:
@@ -157,7 +157,8 @@ class ProgressDisplay(Observer):
             else:
                 elapsed = time.monotonic() - self.started_at.get(spec.key, time.monotonic())
                 seconds[spec.kind] += max(0.0, expected - elapsed)
-        total = seconds["baseline"] + seconds["bench"] + seconds["fit"] / max(1, len(self.bars))
+        fits = seconds.pop("fit") / max(1, len(self.bars))
+        total = fits + sum(seconds.values())
         parts = [f"about {format_duration(total)} left"] if total or not untimed else []
         parts += [
             f"{count} {NOUNS[kind]}{'s' * (count > 1)} not timed yet" for kind, count in untimed.items()

@@ -1,6 +1,7 @@
 """What the commands' options share: how they are declared, grouped in a help, and read."""
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from functools import wraps
@@ -12,6 +13,8 @@ from subquad.bounds import AT_LEAST_ONE
 from subquad.config import Config, Help
 from subquad.experiments.presets import PRESETS, preset
 
+SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(MB|GB)", re.IGNORECASE)
+UNITS_MB = {"MB": 1.0, "GB": 1e3}
 MODEL, TRAINING, BENCH, RUNS = "Model", "Training", "Bench", "Runs"  # panels of a help
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
@@ -46,8 +49,8 @@ Preset = Annotated[
 ]
 
 
-def number(text: str, *, panel: str | None = None) -> Any:
-    return typer.Option(help=text, min=1, rich_help_panel=panel)
+def number(text: str, *, panel: str | None = None, least: int = 1) -> Any:
+    return typer.Option(help=text, min=least, rich_help_panel=panel)
 
 
 def option(text: str, panel: str) -> Any:
@@ -114,3 +117,11 @@ def whole_numbers(name: str, texts: Sequence[str]) -> tuple[int, ...]:
         if not (number.isdecimal() and int(number)):
             raise ValueError(f"{name} takes whole numbers of at least 1, not {number!r}")
     return tuple(map(int, numbers))
+
+
+def megabytes(name: str, text: str) -> float:
+    """A size such as "500MB" or "1.5 GB" in 10 ** 6 bytes. Raises `ValueError`."""
+    match = SIZE.fullmatch(text.strip())
+    if not match or not float(match[1]):
+        raise ValueError(f"{name} takes a size such as 500MB or 2GB, not {text!r}")
+    return float(match[1]) * UNITS_MB[match[2].upper()]

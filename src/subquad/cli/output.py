@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
 
 if TYPE_CHECKING:
     from subquad.mechanism import Mechanism
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from subquad.records import Record
     from subquad.report import ComparisonFindings, Findings
     from subquad.report.cost import Curve
+    from subquad.report.recommendation import Recommendation
     from subquad.task import Task
 
 
@@ -107,6 +110,45 @@ def show_bench(document: dict[str, Any], records: Sequence["Record"], *, as_json
     console = Console()
     for quantity in QUANTITIES:
         console.print(*tables.lengths(benched, quantity))
+
+
+def announce(document: Mapping[str, Any], seconds: float) -> None:
+    """What is going to be measured and how long that takes at most, on standard error."""
+    from subquad.report import formats
+
+    candidates = [row["label"] for row in document["rows"][1:]]
+    lengths = [f"{length:,}" for length in document["lengths"]]
+    exercises = [exercise["label"] for exercise in document["exercises"]]
+    timed = f"{formats.plural(len(candidates), 'candidate')} at {formats.listed(lengths)} tokens"
+    training = f", then the fast ones trained on {formats.listed(exercises)}" if exercises else ""
+    Console(stderr=True, highlight=False).print(
+        f"{timed}{training}: about {formats.duration(seconds)}, if nothing is on record",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def show_recommendation(recommendation: "Recommendation", *, as_json: bool) -> None:
+    from subquad.cli import tables
+
+    if as_json:
+        return print_json(asdict(recommendation))
+    console = Console()
+    console.print(f"{recommendation.paragraph}\n", markup=False, highlight=False)
+    console.print(tables.recommendation(recommendation))
+    others = {row.label: row.reason for row in recommendation.rows if row.reason} | {
+        **recommendation.refusals
+    }
+    for title, lines in (
+        ("the others", [f"{label}: {reason}" for label, reason in others.items()]),
+        ("what would change the answer", recommendation.changes),
+        ("what it rests on", recommendation.notes),
+    ):
+        if lines:
+            console.print(title, style="bold")
+            for line in lines:
+                console.print(Padding(Text(line), (0, 0, 0, 2)))
+            console.print()
 
 
 def cost_document(curve: "Curve") -> dict[str, Any]:

@@ -11,8 +11,10 @@ from rich.text import Text
 from subquad.report import formats
 from subquad.report.cost import QUANTITIES, Curve, Scaling
 from subquad.report.leaderboard import BoardRow
+from subquad.report.merits import DOES
 from subquad.report.overview import BEST_MARK, OF_THESE_MODELS, Overview, Place
 from subquad.report.question import Question
+from subquad.report.recommendation import Recommendation
 
 COLUMNS_OF_COST = {
     "forward_ms": "forward",
@@ -126,6 +128,34 @@ def _lengths(title: str, curves: Sequence[Curve], quantity: str) -> Table:
         "crossover", *(str(scaling.crossover or formats.ABSENT) if scaling else "" for scaling in scalings)
     )
     made.add_row("form", *(curve.form for curve in curves), style="dim")
+    return made
+
+
+def recommendation(result: Recommendation) -> Table:
+    """What was measured of each candidate at the length, the recommended first."""
+    wish = result.wish
+    timed = [name for name in DOES if any(name in row.candidate.speeds for row in result.rows)]
+    title = f"{wish.length:,} tokens: times as fast as fused softmax"
+    made = table(
+        title,
+        "attention",
+        *("next" if name == "step" else DOES[name] for name in timed),
+        "MB",
+        *wish.exercises,
+    )
+    made.add_column("", overflow="fold")
+    for row in result.rows:
+        candidate = row.candidate
+        speeds = [candidate.speeds.get(name) for name in timed]
+        reached = {each.exercise: formats.score(each.score.mean) for each in candidate.trained}
+        cells = [
+            candidate.label,
+            *(formats.times(speed.ratio) if speed else formats.ABSENT for speed in speeds),
+            formats.significant(candidate.state_mb if wish.streaming else candidate.memory_mb),
+            *(reached.get(exercise, formats.ABSENT) for exercise in wish.exercises),
+            row.status,
+        ]
+        made.add_row(*map(Text, cells), style="bold" if row.status == "recommended" else "")
     return made
 
 

@@ -6,9 +6,21 @@ No torch: `subquad compare --help` reads its defaults here.
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from subquad.bounds import Count, Positive, PositiveOrZero, one_of, require
+from subquad.bounds import Bound, Count, Positive, PositiveOrZero, one_of, require
 from subquad.config import Config, Help, ModelConfig
 
+# From the simplest: of equals the first is recommended. No more than 64 keys stand for all, or are near: a
+# probe of 256 tokens then shows what such a mechanism cannot do.
+CANDIDATES = (
+    "linear",
+    "performer:features=64",
+    "local:width=64",
+    "linformer:rank=64",
+    "nystromformer:landmarks=32",
+    "bigbird:block=16",
+    "gated-delta",
+)
+TASK_KINDS = ("any", "language", "text", "events", "image", "local")
 # At 512 events two segments at most are in long-term memory: 128 bumps hold what 512 would, in less time.
 ATTENTION = ("softmax", "linear", "performer", "infinity:basis=128,samples=128")
 # People's data, and a probe that is learnt within the steps below where a mechanism finds what it looks for.
@@ -119,6 +131,60 @@ class Benchmark(Config):
         if not self.lengths:
             raise ValueError("give at least one length")
         _each_once(self.lengths)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice(Config):
+    """What attention is wanted for, and how the candidates for it are measured.
+
+    The defaults take some minutes on two CPU cores.
+
+    length: tokens of a sequence. None: what the task reads at most.
+    causal: whether a token may see those before it alone.
+    streaming: whether tokens come one at a time, so that a mechanism needs a `step`; it is then causal.
+    bounded: whether the state of a stream may not grow with it; it is then streaming.
+    kind: what a model has to do, which says on which probes candidates are trained (`choice.PROBES`).
+    memory_mb: 10 ** 6 bytes that one layer may take in training, or the state of its stream. None: no limit.
+    attention: candidates, each "NAME" or "NAME:option=value,…", from the simplest.
+    task: "NAME" or "NAME:option=value,…", of which length and causality are taken. None: no task.
+    target: what is predicted on the task. None: its first target, or what the schema says.
+    fit: whether candidates are trained on the task, in the place of probes.
+    steps: of the optimiser, in each fit.
+    seeds: fits of each candidate.
+    inputs: the layer that is timed.
+    device: "cpu", "cuda" or "mps". "auto": CUDA where there is one, else the CPU.
+    timeout: seconds for one run.
+    """
+
+    length: int | None = None
+    causal: bool = False
+    streaming: bool = False
+    bounded: bool = False
+    kind: Annotated[str, one_of(*TASK_KINDS)] = "any"
+    memory_mb: float | None = None
+    attention: tuple[str, ...] = CANDIDATES
+    task: str | None = None
+    target: str | None = None
+    fit: bool = False
+    steps: Count = 300
+    seeds: Count = 1
+    inputs: InputsConfig = field(default_factory=InputsConfig)
+    device: str = "auto"
+    timeout: Positive = 900.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.length is not None:
+            require("length", self.length, Annotated[int, Bound("at least 4", lambda n: n >= 4)])
+        if self.memory_mb is not None:
+            require("memory_mb", self.memory_mb, Positive)
+        if self.task is None:
+            if self.length is None:
+                raise ValueError("give a length in tokens, or a task that has one")
+            if self.fit or self.target is not None:
+                raise ValueError("a fit and a target are those of a task: name one")
+        elif self.fit and self.kind != "any":
+            raise ValueError(f"with a fit the task itself is the test: leave the kind {self.kind!r} out")
 
 
 def _each_once(lengths: tuple[int, ...]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from subquad.executors import Tell
-from subquad.experiments.spec import Baseline, Bench, DataSpec, Fit
+from subquad.experiments.spec import Baseline, Bench, DataSpec, Fit, Stream
 from subquad.records import Store
 
 if TYPE_CHECKING:
@@ -60,6 +60,19 @@ def run_bench(spec: Bench) -> dict[str, Any]:
         **asdict(spec.inputs),
         length=spec.length,
         peers=spec.peers,
+        device=spec.place.device,
+    )
+    return {"result": {}, "measured": measured, "data": {}}
+
+
+def run_stream(spec: Stream) -> dict[str, Any]:
+    from subquad.measure.stream import stream_cost
+
+    measured = stream_cost(
+        attention=spec.mechanism.attention,
+        options=spec.mechanism.options,
+        **asdict(spec.inputs),
+        length=spec.length,
         device=spec.place.device,
     )
     return {"result": {}, "measured": measured, "data": {}}

@@ -165,7 +165,32 @@ class Bench(Spec):
         return run_bench(self)
 
 
-AnySpec = Fit | Baseline | Bench
+@dataclass(frozen=True, kw_only=True)
+class Stream(Spec):
+    """Time of the next token of a stream, and the size of its state, beside attention over a cache.
+
+    length: tokens that went before.
+    """
+
+    kind: ClassVar = "stream"
+    timed: ClassVar = True
+
+    mechanism: MechanismSpec
+    length: int
+    inputs: InputsConfig
+    place: Place
+
+    @property
+    def label(self) -> str:
+        return f"stream {self.mechanism.label} · {self.length:,} tokens"
+
+    def run(self, store: records.Store, tell: "Tell") -> dict[str, Any]:
+        from subquad.experiments.run import run_stream
+
+        return run_stream(self)
+
+
+AnySpec = Fit | Baseline | Bench | Stream
 
 
 def compared(spec: Any) -> dict[str, Any]:

@@ -85,9 +85,7 @@ def cost(
     seconds: that each timing takes, about; where calls are slow it has fewer rounds, as its `repeats` says.
     device: of inputs and weights.
     """
-    kind: object = getattr(torch, dtype, None)
-    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
-        raise ValueError(f"unknown dtype {dtype!r}; give 'float32', 'bfloat16', 'float16' or 'float64'")
+    kind = find_dtype(dtype)
     dims = Dims(heads=heads, head_dim=head_dim, max_len=length)
     mechanism = build(attention, dims, causal=causal, **options).to(device, kind)
     generator = torch.Generator().manual_seed(0)
@@ -143,6 +141,14 @@ def cost(
         result[name] = asdict(timed)
     memory = Memory(mb=peak.mb, reference_mb=reference_peak.mb, method=peak.method)
     return result | {"memory": asdict(memory)}
+
+
+def find_dtype(name: str) -> torch.dtype:
+    """The floating-point type of that name. Raises `ValueError` for another."""
+    kind: object = getattr(torch, name, None)
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        raise ValueError(f"unknown dtype {name!r}; give 'float32', 'bfloat16', 'float16' or 'float64'")
+    return kind
 
 
 Operation = Callable[["Candidate"], object]
