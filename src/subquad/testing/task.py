@@ -296,7 +296,7 @@ def marks(case: Case, split: Split) -> Iterator[bytes]:
     pieces: dict[int, list[tuple[int, bytes]]] = defaultdict(list)
     for batch in case.batches(split):
         for row in range(len(batch.valid)):
-            whole = b"".join(sorted(digest(side) for side in sequences(batch, row)))
+            whole = b"".join(sorted(mark_of(side) for side in sequences(batch, row)))
             if batch.offset is None:
                 yield whole
             else:
@@ -306,7 +306,7 @@ def marks(case: Case, split: Split) -> Iterator[bytes]:
         yield b"".join(part for _, part in sorted(parts))
 
 
-def digest(sequence: list[torch.Tensor]) -> bytes:
+def mark_of(sequence: list[torch.Tensor]) -> bytes:
     total = blake2b(digest_size=16)
     for part in sequence:
         total.update(part.numpy().tobytes())
