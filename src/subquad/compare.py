@@ -6,6 +6,7 @@ from subquad import report
 from subquad.experiments.comparison import plan, run
 from subquad.experiments.config import Comparison
 from subquad.experiments.grid import Observer
+from subquad.experiments.preparation import prepare
 from subquad.records import Store, comparison_key
 from subquad.report.findings import Findings, findings_in
 
@@ -26,6 +27,7 @@ def compare(
     record that says so.
     """
     config = config or Comparison()
+    prepare([config.task])
     planned = plan(config)
     run(planned, config, Store(Path(out)), observer=observer or Observer())
     key = comparison_key(planned.document)

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from subquad import __version__
+from subquad.cli import data as data_commands
 from subquad.cli.options import (
     BENCH,
     MODEL,
@@ -32,7 +33,7 @@ from subquad.cli.output import (
     show_comparison,
     show_pattern,
 )
-from subquad.cli.progress import watching, working
+from subquad.cli.progress import preparing, watching, working
 from subquad.config import ModelConfig
 from subquad.experiments.config import Benchmark, Comparison, InputsConfig, TrainingConfig
 from subquad.experiments.notation import written
@@ -48,6 +49,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(data_commands.app, name="data")
 
 FAILED = 1
 COMPARISON, BENCHMARK = Comparison(), Benchmark()  # their defaults
@@ -146,6 +149,10 @@ def compare(
         lengths=whole_numbers("--lengths", lengths),
         timeout=timeout,
     )
+    with preparing() as tell:
+        from subquad.experiments.preparation import prepare
+
+        prepare([config.task], tell=tell)
     with working("reading the task"):
         from subquad.experiments.comparison import plan, run
         from subquad.records import Store

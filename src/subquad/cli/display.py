@@ -13,12 +13,12 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 from rich.text import Text
 
+from subquad.cli.progress import LINE_INTERVAL_S
 from subquad.executors import Progress
 from subquad.experiments.grid import Observer
 from subquad.experiments.spec import AnySpec, Bench, Fit
 from subquad.records import Record
 
-LINE_INTERVAL_S = 15.0  # seconds between two lines of a run where there is no terminal
 NOUNS = {"fit": "fit", "baseline": "baseline", "bench": "bench cell"}  # a run of each kind
 
 

@@ -1,16 +1,19 @@
 """Progress on standard error, and what Ctrl-C says."""
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
     from subquad.cli.display import ProgressDisplay
     from subquad.experiments.spec import AnySpec
 
+LINE_INTERVAL_S = 15.0  # seconds between two lines where there is no terminal
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
@@ -30,6 +33,52 @@ def working(on: str) -> Iterator[None]:
     """On a terminal, a spinner for what takes a few seconds."""
     with interruptible() as console, console.status(on):
         yield
+
+
+@contextmanager
+def preparing() -> Iterator[Callable[[str, float | None], None]]:
+    """Bars for the data sets that are made: call it with the task, and the share that is made.
+
+    None for the share: another process is making it.
+    """
+    with interruptible() as console, PreparingDisplay(console) as display:
+        yield display.tell
+
+
+class PreparingDisplay:
+    """A bar for each data set on a terminal; elsewhere a line now and then, none for what takes no time."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bars = Progress(
+            TextColumn("making {task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.known: dict[str, TaskID] = {}
+        self.printed_at = time.monotonic()
+
+    def __enter__(self) -> "PreparingDisplay":
+        self.bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bars.stop()
+
+    def tell(self, task: str, share: float | None) -> None:
+        if share is None:
+            self.console.print(f"{task}: being made by another process: waiting for it", soft_wrap=True)
+            return
+        if task not in self.known:
+            self.known[task] = self.bars.add_task(task, total=1.0)
+        self.bars.update(self.known[task], completed=share)
+        if not self.console.is_terminal and time.monotonic() > self.printed_at + LINE_INTERVAL_S:
+            self.printed_at = time.monotonic()
+            self.console.print(f"making {task}: {share:.0%}", soft_wrap=True, markup=False)
 
 
 @contextmanager
