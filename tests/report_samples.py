@@ -10,10 +10,21 @@ from typing import Any
 
 from subquad.config import ModelConfig
 from subquad.experiments.config import InputsConfig, TrainingConfig
-from subquad.recorded import VERSION
+from subquad.recorded import COMPARISON_VERSION, VERSION
 from subquad.records import Record, Store, key
-from subquad.report import Findings, findings_of
+from subquad.report.findings import (
+    ComparisonFindings,
+    Findings,
+    comparison_findings,
+    findings_of,
+)
 
+Task = tuple[Mapping[str, Any], Sequence[Record]]  # the setting of one, and its records
+
+OF_A_TASK = (
+    *("label", "title", "task", "data", "summary", "unit", "objective", "metric", "metric_label"),
+    *("higher_is_better", "balanced", "rows", "refusals"),
+)
 MACHINE = {
     "cpu": "Made-up CPU @ 2.5 GHz",
     "cores": 2,
@@ -74,12 +85,12 @@ def comparison(
     target: str = "churn",
     **other: Any,
 ) -> dict[str, Any]:
-    """What comparison.json holds; the keys of the runs are added by `write`."""
+    """A comparison of one task as `settings_of` has it; the keys of the runs are added by `with_keys`."""
     return {
-        "version": VERSION,
+        "version": COMPARISON_VERSION,
+        "label": task,
         "title": "churn from transactions (made-up figures)",
-        "task": task,
-        "targets": ["churn", "spend"],
+        "task": f"{task}:target={target}",
         "data": {
             "task": task,
             "target": target,
@@ -95,6 +106,9 @@ def comparison(
         "higher_is_better": metric != "mae",
         "balanced": metric in ("auc", "macro_f1"),
         "rows": [dict(mechanism) for mechanism in rows],
+        "refusals": [],
+        "attention": [mechanism["label"] for mechanism in rows],
+        "length": None,
         "seeds": seeds,
         "model": asdict(ModelConfig()),
         "training": asdict(TrainingConfig(steps=400)),
@@ -318,24 +332,53 @@ def sample(
 
 
 def write(folder: Path, setting: Mapping[str, Any], records: Sequence[Record]) -> Path:
-    """The folder of a comparison with these records."""
+    """The folder of a comparison of one task with these records."""
+    return write_several(folder, [(setting, records)])
+
+
+def write_several(folder: Path, tasks: Sequence[Task]) -> Path:
+    """The folder of a comparison of several tasks."""
     store = Store(folder)
-    for record in records:
-        store.put(record)
-    store.put_comparison(with_keys(setting, records))
+    for _, records in tasks:
+        for record in records:
+            store.put(record)
+    store.put_comparison(document(tasks))
     return folder
 
 
 def with_keys(setting: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Any]:
-    """The comparison whose runs made these records."""
+    """The comparison of one task whose runs made these records."""
     keys: dict[str, list[str]] = {"baseline": [], "fit": [], "bench": []}
     for record in records:
         keys[record["kind"]].append(record["key"])
     return {**setting, "keys": keys}
 
 
+def document(tasks: Sequence[Task]) -> dict[str, Any]:
+    """What comparison.json holds of tasks that are compared together; the first has what they share."""
+    keyed = [with_keys(setting, records) for setting, records in tasks]
+    benches = [key for setting in keyed for key in setting["keys"]["bench"]]
+    rows = [row for setting in keyed for row in setting["rows"]]
+    return {
+        **{name: value for name, value in keyed[0].items() if name not in OF_A_TASK},
+        "tasks": [
+            {name: setting[name] for name in OF_A_TASK}
+            | {"keys": {kind: setting["keys"][kind] for kind in ("baseline", "fit")}}
+            for setting in keyed
+        ],
+        "rows": [row for place, row in enumerate(rows) if row not in rows[:place]],
+        "keys": {"bench": list(dict.fromkeys(benches))},
+    }
+
+
 def findings(setting: Mapping[str, Any], records: Sequence[Record]) -> Findings:
     return findings_of(with_keys(setting, records), records)
+
+
+def whole(*tasks: Task) -> ComparisonFindings:
+    """What is found on tasks that are compared together."""
+    records = {record["key"]: record for _, each in tasks for record in each}
+    return comparison_findings(document(tasks), list(records.values()))
 
 
 def changed(records: Sequence[Record], change: Callable[[Record], Record]) -> list[Record]:

@@ -102,11 +102,18 @@ def test_without_its_extra_the_command_says_what_to_install(missing):
         ("check listop", "unknown mechanism or task 'listop'; did you mean 'listops'?"),
         ("compare --attention performer:feature=3", "'performer' has no option 'feature'; did you mean"),
         ("compare --dim 30 --heads 4", "dim must be a multiple of heads, and 30 is none of 4"),
-        ("compare --target chrun", "'transactions' has no target 'chrun'; did you mean 'churn'?"),
+        (
+            "compare transactions --target chrun",
+            "'transactions' has no target 'chrun'; did you mean 'churn'?",
+        ),
         ("compare nothing", "unknown task 'nothing'"),
         ("compare custom", "give a schema file (--data schema.toml)"),
         ("compare --data no.toml", "no.toml: no such file"),
-        ("compare transactions --data no.toml", "'transactions' has no option 'schema'"),
+        ("compare transactions --data no.toml", "no.toml: no such file"),
+        (
+            "compare --target churn",
+            "target 'churn' is that of one task, and there are 2: name it with its task",
+        ),
         (
             "bench infinity --dtype int8",
             "dtype must be one of float32, bfloat16, float16, float64, not 'int8'",
@@ -179,8 +186,8 @@ def test_every_option_of_a_comparison_can_be_given_on_the_command_line(call, mon
     told = "--length 64 --seeds 2 --dim 16 --depth 1 --heads 2 --positions rotary --dropout 0.2 --steps 5"
     told += " --batch 3 --accumulate 2 --learning-rate 0.1 --weight-decay 0.2 --clip 2 --precision 64-true"
     told += " --lengths 8,16 --workers 2 --executor far --device cpu --timeout 9"
-    told += " --target spend --attention linear,softmax"
-    call("compare", *told.split())
+    told += " --attention linear,softmax"
+    call("compare", "transactions", "--target", "spend", *told.split())
     call("compare", "custom", "--data", "s.toml", "--no-bench")
     for part in ("model", "training", None):
         chosen = [getattr(config, part) if part else config for config in configs]
@@ -278,10 +285,14 @@ def compared(tmp_path_factory):
 def test_compare_ends_with_rows_an_answer_models_and_a_page(compared):
     _, _, told = compared
     written = json.loads(told.stdout)
-    assert {row["label"] for row in written["rows"]} == {"linear", "majority", "gradient boosting"}
+    assert {row["label"] for row in written["tasks"][0]["rows"]} == {
+        "linear",
+        "majority",
+        "gradient boosting",
+    }
     assert written["failed"] == 0
     assert written["answer"]["sentence"]
-    assert load_model(written["models"]["linear"][0]).fit["mechanism"]["attention"] == "linear"
+    assert load_model(written["tasks"][0]["models"]["linear"][0]).fit["mechanism"]["attention"] == "linear"
     assert Path(written["report"]).read_text().lower().startswith("<!doctype html>")
 
 
@@ -327,7 +338,7 @@ def test_page_terminal_and_json_tell_the_same_answer(call, tmp_path):
 def test_a_run_that_failed_is_shown_and_the_status_is_1(call, compared, tmp_path):
     shutil.copytree(compared[1], tmp_path / "runs")
     store = Store(tmp_path / "runs")
-    (fit,) = store.read(store.get_comparison()["keys"]["fit"])
+    (fit,) = store.read(store.get_comparison()["tasks"][0]["keys"]["fit"])
     store.put({**fit, "status": "out of memory", "reason": "killed", "result": {}, "measured": {}})
     status, out, _ = call("report", str(tmp_path / "runs"))
     assert status == 1

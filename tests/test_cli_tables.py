@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from report_samples import TWELVE, comparison, findings, row, sample
+from report_samples import TWELVE, comparison, findings, row, sample, whole
 from rich.console import Console
 
 from subquad.cli import tables
@@ -92,13 +92,13 @@ def test_two_lengths_have_no_exponent_and_the_table_says_why():
 
 def test_json_terminal_and_page_say_the_same(capsys):
     setting = comparison()
-    result = findings(setting, sample(setting))
+    result = whole((setting, sample(setting)))
     show_comparison(result, Path("runs"), Path("page.html"), as_json=True)
     document = json.loads(capsys.readouterr().out)
     show_comparison(result, Path("runs"), Path("page.html"), as_json=False)
     text, page = " ".join(capsys.readouterr().out.split()), render(result)
     assert document["answer"]["sentence"] in text
-    for each in document["rows"]:
+    for each in document["tasks"][0]["rows"]:
         if each["score"]:
             shown_score = f"{each['score']['mean']:.3f}"
             assert shown_score in text

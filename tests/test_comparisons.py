@@ -51,7 +51,7 @@ def commands(tmp_path, monkeypatch, capsys):
 
 def rows(told):
     """The mechanisms that a command told of, which must be those of the page that it names."""
-    labels = [row["label"] for row in told["rows"] if row["kind"] == "mechanism"]
+    labels = [row["label"] for row in told["tasks"][0]["rows"] if row["kind"] == "mechanism"]
     text = Path(told["report"]).read_text()
     assert [label for label in ("linear", "taylor") if f"--attention {label}" in text] == labels
     return labels

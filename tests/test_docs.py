@@ -104,7 +104,7 @@ def test_the_documented_task_keeps_the_contract(palindromes):
 
 def test_the_documented_task_is_compared_end_to_end(palindromes, tmp_path):
     config = Comparison(
-        task=f"{palindromes}:words=100",
+        tasks=(f"{palindromes}:words=100",),
         attention=("linear",),
         model=ModelConfig(dim=8, depth=1, heads=2),
         training=TrainingConfig(steps=2, batch=8),
@@ -119,7 +119,7 @@ def test_the_documented_task_is_compared_end_to_end(palindromes, tmp_path):
         ("baseline", "ok"),
         ("fit", "ok"),
     ], [record["reason"] for record in records]
-    assert planned.document["unit"] == "letter"
+    assert planned.document["tasks"][0]["unit"] == "letter"
     assert records[-1]["data"]["objective"] == "binary"
     assert "accuracy" in records[-1]["result"]["test"]
     assert report.write(store.folder, comparison_key(planned.document)).is_file()

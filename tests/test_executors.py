@@ -82,7 +82,7 @@ def package(tmp_path, monkeypatch):
 @pytest.fixture
 def config(tmp_path):
     return Comparison(
-        task=written("custom", {"schema": str(write(tmp_path / "own"))}),
+        tasks=(written("custom", {"schema": str(write(tmp_path / "own"))}),),
         attention=("linear",),
         model=ModelConfig(dim=8, depth=1, heads=2),
         training=TrainingConfig(steps=4),
@@ -110,7 +110,7 @@ def test_an_executor_of_another_package_runs_a_comparison_and_finds_what_ours_fi
 
 def test_an_unknown_executor_is_refused_before_anything_is_read(config):
     with pytest.raises(ValueError, match="unknown executor 'locl'; did you mean 'local'"):
-        plan(replace(config, task="custom:schema=none.toml", executor="locl"))
+        plan(replace(config, tasks=("custom:schema=none.toml",), executor="locl"))
 
 
 def test_where_a_comparison_ran_does_not_change_what_it_is(package, config):

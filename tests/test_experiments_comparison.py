@@ -20,7 +20,7 @@ def custom(schema):
 @pytest.fixture
 def config(tmp_path):
     return Comparison(
-        task=custom(write(tmp_path / "own")),
+        tasks=(custom(write(tmp_path / "own")),),
         attention=("linear", "infinity"),
         model=ModelConfig(dim=8, heads=2),
         device="cpu",
@@ -62,11 +62,11 @@ def test_more_seeds_or_rows_keep_the_runs_of_fewer(config):
 
 
 def test_where_own_data_lie_does_not_matter_and_what_they_hold_does(config, tmp_path):
-    moved = plan(replace(config, task=custom(write(tmp_path / "elsewhere"))))
+    moved = plan(replace(config, tasks=(custom(write(tmp_path / "elsewhere")),)))
     assert [fit.key for fit in moved.fits] == [fit.key for fit in plan(config).fits]
     events = tmp_path / "elsewhere" / "events.csv"
     events.write_text(events.read_text() + "a0,2024-12-31,in,3.0\n")
-    changed = plan(replace(config, task=custom(tmp_path / "elsewhere" / "schema.toml")))
+    changed = plan(replace(config, tasks=(custom(tmp_path / "elsewhere" / "schema.toml"),)))
     assert not {fit.key for fit in changed.fits} & {fit.key for fit in moved.fits}
 
 

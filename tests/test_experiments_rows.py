@@ -110,7 +110,7 @@ def test_the_report_shows_a_label_as_text_and_its_command_asks_for_the_same_row(
     page = report.write(made_up.write(tmp_path, setting, made_up.sample(setting))).read_text()
     assert html.escape(label) in page
     assert '"<b>"' not in page
-    assert label in shlex.split(command(setting))
+    assert label in shlex.split(command(made_up.document([(setting, [])])))
 
 
 def test_an_option_at_its_default_makes_no_other_row():

@@ -121,14 +121,14 @@ def test_every_name_of_subquad_in_the_docs_is_there(page):
 def test_a_comparison_from_python_is_that_of_the_command_line(tmp_path):
     config = subquad.Comparison(
         attention=("linear",),
-        task=written("custom", {"schema": str(own_sample.write(tmp_path / "own"))}),
+        tasks=(written("custom", {"schema": str(own_sample.write(tmp_path / "own"))}),),
         length=16,
         model=subquad.ModelConfig(dim=8, depth=1, heads=2),
         training=subquad.TrainingConfig(steps=2),
         bench=False,
     )
     findings = subquad.compare(config, out=tmp_path / "runs")
-    assert {row.label for row in findings.rows} >= {"linear", "majority"}
+    assert {row.label for row in findings.tasks[0].rows} >= {"linear", "majority"}
     assert not findings.missing
     assert findings.answer
     page = tmp_path / "runs" / "report.html"

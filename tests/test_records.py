@@ -58,7 +58,7 @@ def test_a_record_comes_back_by_its_key(store):
 def test_what_is_no_record_is_not_written(store):
     with pytest.raises(ValueError, match=r"result\.test\.auc: should be a finite number .*, not nan"):
         store.put({**RECORD, "result": {"test": {"auc": float("nan")}}})
-    with pytest.raises(ValueError, match=r"keys: is missing"):
+    with pytest.raises(ValueError, match=r"tasks: is missing"):
         store.put_comparison(SETTING)
     assert store.get(RECORD["key"]) is None
     assert not store.folder.exists()
@@ -95,9 +95,15 @@ def test_a_record_under_another_key_is_damaged(store):
 def test_a_record_of_another_metric_or_kind_than_the_comparison_is_damaged(store):
     comparison = store_with_one_record(store)
     with pytest.raises(Damaged, match="has no 'mae', by which the comparison judges"):
-        store.runs({**comparison, "metric": "mae"})
+        store.runs(with_task(comparison, metric="mae"))
     with pytest.raises(Damaged, match="the comparison has no such run"):
-        store.runs({**comparison, "keys": {"fit": [RECORD["key"]], "baseline": [], "bench": []}})
+        store.runs(with_task(comparison, keys={"fit": [RECORD["key"]], "baseline": []}))
+
+
+def with_task(comparison, **fields):
+    """The comparison, its one task otherwise."""
+    (task,) = comparison["tasks"]
+    return {**comparison, "tasks": [{**task, **fields}]}
 
 
 def store_with_one_record(store):
@@ -107,7 +113,7 @@ def store_with_one_record(store):
 
 def test_a_comparison_is_found_by_its_key_after_another_has_become_the_latest(store):
     first = store_with_one_record(store)
-    second = {**first, "keys": {**first["keys"], "baseline": []}}
+    second = with_task(first, keys={"fit": [], "baseline": []})
     store.put_comparison(second)
     assert store.get_comparison() == store.get_comparison(comparison_key(second)) == second
     assert store.get_comparison(comparison_key(first)) == first

@@ -26,7 +26,7 @@ def hostile() -> tuple[dict[str, Any], list[Record]]:
     """A comparison whose every text from outside tries to be markup."""
     rows = [dict(row) for row in made_up.ROWS]
     rows[2] |= {"options": {"features": HOSTILE}, "label": f"performer:features={HOSTILE}"}
-    setting = made_up.comparison(rows, title=HOSTILE, task=HOSTILE, target=HOSTILE, targets=[HOSTILE])
+    setting = made_up.comparison(rows, title=HOSTILE, task=HOSTILE, target=HOSTILE)
     setting["summary"] = {**made_up.SUMMARY, HOSTILE: [HOSTILE]}
     records = made_up.sample(setting)
     return setting, [{**r, "reason": HOSTILE} if r["status"] != "ok" else r for r in records]
@@ -85,7 +85,7 @@ def test_what_must_be_said_is_said_in_order(text: str) -> None:
         "equal in 18 runs",
         "+14 %",
         "Made-up CPU @ 2.5 GHz",
-        "subquad compare transactions --target churn --attention softmax",
+        "subquad compare transactions:target=churn --attention softmax",
     ):
         assert said in text
 

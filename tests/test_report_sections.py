@@ -8,7 +8,7 @@ import pytest
 import report_samples as made_up
 
 from subquad import report
-from subquad.report import Findings
+from subquad.report import ComparisonFindings
 from subquad.report.page import render
 
 SECTION = """
@@ -40,12 +40,12 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return install
 
 
-def findings(**other: Any) -> Findings:
+def findings(**other: Any) -> ComparisonFindings:
     setting = made_up.comparison(**other)
-    return made_up.findings(setting, made_up.sample(setting))
+    return made_up.whole((setting, made_up.sample(setting)))
 
 
-def titles(result: Findings) -> list[str]:
+def titles(result: ComparisonFindings) -> list[str]:
     return re.findall(r"<h2[^>]*>([^<]*)</h2>", render(result))
 
 
@@ -86,12 +86,12 @@ def test_a_section_that_fails_warns_and_the_page_is_without_it(
 def test_no_section_is_empty() -> None:
     setting = made_up.comparison(made_up.ROWS[:2])
     fits = [record for record in made_up.sample(setting) if record["kind"] == "fit"]
-    without_bench = made_up.findings(setting, fits)
+    without_bench = made_up.whole((setting, fits))
     assert titles(without_bench) == [
         *("The answer", "Leaderboard", "Quality against speed", "Learning curves"),
         *("Fairness", "Configuration and machine"),
     ]
-    nothing = made_up.findings(setting, [])
+    nothing = made_up.whole((setting, []))
     assert titles(nothing) == ["No answer", "Leaderboard", "Configuration and machine"]
 
 

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ import torch
 from published import jpeg, pictures, reviews, stored
 
 from subquad import tasks
-from subquad.experiments import preparation
+from subquad.experiments.comparison import plan
+from subquad.experiments.config import Comparison
+from subquad.experiments.preparation import prepare, quiet
+from subquad.experiments.rows import task_of
 from subquad.fields import SPLITS
 from subquad.task import Dataset
 from subquad.tasks import BUILTIN
@@ -256,9 +260,19 @@ def test_what_nobody_prepared_is_made_and_not_kept(cache: Path):
 
 def test_where_nothing_can_be_kept_a_warning_says_what_that_costs(cache: Path):
     cache.write_text("a file")
-    with pytest.warns(UserWarning, match="adding:train=50: every run makes its data anew, since they cannot"):
-        preparation.prepare(["adding:train=50"])
+    with pytest.warns(UserWarning, match="small: every run makes its data anew, since they cannot be"):
+        prepare({"small": task_of("adding:train=50")}, tell=quiet)
     tasks.load("adding", train=50)
+
+
+def test_a_comparison_prepares_its_data_once_what_can_be_refused_is_refused(cache: Path):
+    config = Comparison(tasks=("adding:train=50,tokens=24",), attention=("linformer:rank=0",), bench=False)
+    with pytest.raises(ValueError, match="rank"):
+        plan(config)
+    assert not cache.exists()
+    plan(replace(config, attention=("linear",)))
+    (entry,) = entries()
+    assert entry.described()["done"] == 1
 
 
 def test_a_task_that_reads_its_files_every_time_has_nothing_to_prepare():

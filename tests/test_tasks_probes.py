@@ -59,10 +59,10 @@ def test_a_size_stands_for_its_options_and_one_named_beside_it_goes_before(name:
     cls = tasks.find(name)
     assert set(cls.traits.sizes) == {"quick", "small", "full"}
     quick = cls.traits.sizes["quick"]
-    assert task_of(f"{name}:size=quick") == (name, quick)
+    assert task_of(f"{name}:size=quick") == (name, quick, None)
     default = tasks.options(cls)["train"]
     others = {option: value for option, value in quick.items() if option != "train"}
-    assert task_of(f"{name}:size=quick,train={default}") == (name, others)
+    assert task_of(f"{name}:size=quick,train={default}") == (name, others, None)
     assert vars(tasks.build(name, size="quick")) == vars(cls(**quick))
     tasks.build(name, size="full")
 

@@ -6,14 +6,13 @@ from subquad import report
 from subquad.experiments.comparison import plan, run
 from subquad.experiments.config import Comparison
 from subquad.experiments.grid import Observer
-from subquad.experiments.preparation import prepare
 from subquad.records import Store, comparison_key
-from subquad.report.findings import Findings, findings_in
+from subquad.report.findings import ComparisonFindings, findings_in
 
 
 def compare(
     config: Comparison | None = None, *, out: str | Path = "runs", observer: Observer | None = None
-) -> Findings:
+) -> ComparisonFindings:
     """Train and measure mechanisms side by side, write the report to `out`, and return what it says.
 
     Runs that `out` holds already are not done again, and a run that was interrupted goes on where it was.
@@ -27,7 +26,6 @@ def compare(
     record that says so.
     """
     config = config or Comparison()
-    prepare([config.task])
     planned = plan(config)
     run(planned, config, Store(Path(out)), observer=observer or Observer())
     key = comparison_key(planned.document)

@@ -3,7 +3,7 @@
 Only what is relied upon is named: other fields may stand beside it, such as those of a later version.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import AfterValidator, Field
@@ -11,7 +11,8 @@ from typing_extensions import TypedDict  # pydantic asks for it below Python 3.1
 
 from subquad.documents import validated
 
-VERSION = 4  # raise it when figures change their meaning or documents their shape: older ones then lapse
+VERSION = 4  # of records: raise it when figures change their meaning or records their shape; older ones lapse
+COMPARISON_VERSION = 5  # of comparison.json: raise it when that changes its shape; records stay
 MAX_NUMBER = 1e100  # a number: its square is one too
 
 
@@ -225,25 +226,35 @@ FAILED_TYPES = {"fit": FailedFit, "baseline": FailedBaseline, "bench": FailedBen
 
 def check_record(record: Mapping[str, Any]) -> None:
     """Raise `ValueError`, naming the field, for what is no record."""
-    require_version(record)
+    require_version(record, VERSION)
     header = validated(Header, record)
     types = DONE_TYPES if header["status"] == "ok" else FAILED_TYPES
     validated(types[header["kind"]], record)
 
 
-def require_version(document: Mapping[str, Any]) -> None:
+def require_version(document: Mapping[str, Any], expected: int) -> None:
     """Raise `ValueError` for a document whose shape is another version's."""
-    if (version := document.get("version")) != VERSION:
-        raise ValueError(f"it has version {version!r}, and this version of subquad reads {VERSION}")
+    if (version := document.get("version")) != expected:
+        raise ValueError(f"it has version {version!r}, and this version of subquad reads {expected}")
 
 
 class MechanismRow(MechanismFields):
     label: str
 
 
-class RunKeys(TypedDict):
+class Refusal(TypedDict):
+    """A mechanism that cannot take a task, and why."""
+
+    label: str
+    reason: str
+
+
+class TaskKeys(TypedDict):
     baseline: list[Key]
     fit: list[Key]
+
+
+class BenchKeys(TypedDict):
     bench: list[Key]
 
 
@@ -264,12 +275,12 @@ class DataSummary(TypedDict, total=False):
     splits: dict[str, SplitSummary]
 
 
-class Comparison(TypedDict):
-    """What comparison.json holds: the settings of a comparison, and the keys of its runs."""
+class ComparedTask(TypedDict):
+    """One task of a comparison: its data, and the runs on them."""
 
+    label: str  # what it is called among the comparison's tasks
     title: str
-    task: str  # with its options, as users type it
-    targets: NotRequired[list[str]]  # that --target may name
+    task: str  # with its options and its target, as users type it
     data: DataFields
     summary: NotRequired[DataSummary]
     unit: NotRequired[str]  # what a sequence is made of: "event", "token"; none: "event"
@@ -278,6 +289,16 @@ class Comparison(TypedDict):
     higher_is_better: bool
     balanced: NotRequired[bool]  # whether the metric weighs classes alike; none: it does not
     rows: list[MechanismRow]
+    refusals: list[Refusal]
+    keys: TaskKeys
+
+
+class Comparison(TypedDict):
+    """What comparison.json holds: tasks, the settings that they share, and the keys of all runs."""
+
+    tasks: Annotated[list[ComparedTask], Field(min_length=1)]
+    attention: list[str]  # as users type it
+    length: Positive | None  # that is asked for; None: each task's own
     seeds: Positive
     model: Options
     training: TrainingFields
@@ -285,13 +306,19 @@ class Comparison(TypedDict):
     workers: Positive
     bench: bool
     lengths: list[Positive]
-    keys: RunKeys
+    rows: list[MechanismRow]  # of the bench: every form that a task asks for
+    keys: BenchKeys
 
 
 def check_comparison(document: Mapping[str, Any]) -> None:
     """Raise `ValueError`, naming the field, for what is no comparison."""
-    require_version(document)
+    require_version(document, COMPARISON_VERSION)
     validated(Comparison, document)
-    labels = [row["label"] for row in document["rows"]]
+    require_once("tasks", [task["label"] for task in document["tasks"]])
+    for task in document["tasks"]:
+        require_once("rows", [row["label"] for row in (*task["rows"], *task["refusals"])])
+
+
+def require_once(field: str, labels: Sequence[str]) -> None:
     if repeated := [label for label in labels if labels.count(label) > 1]:
-        raise ValueError(f"rows: {repeated[0]!r} stands there twice")
+        raise ValueError(f"{field}: {repeated[0]!r} stands there twice")

@@ -37,7 +37,14 @@ def key(kind: str, version: int, spec: Mapping[str, Any]) -> str:
 
 def comparison_key(comparison: Mapping[str, Any]) -> str:
     """Sixteen hexadecimal digits that stand for the runs of a comparison."""
-    return key("comparison", 1, comparison["keys"])
+    return key("comparison", 1, run_keys(comparison))
+
+
+def run_keys(comparison: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The keys of a comparison's runs over all its tasks, by kind."""
+    kinds = ("baseline", "fit")
+    trained = {kind: [key for task in comparison["tasks"] for key in task["keys"][kind]] for kind in kinds}
+    return {**trained, "bench": comparison["keys"]["bench"]}
 
 
 def read_checked(path: Path, check: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
@@ -102,12 +109,19 @@ class Store:
 
     def runs(self, comparison: Mapping[str, Any]) -> list[Record]:
         """The records of a comparison's runs that exist."""
-        records = self.read(key for keys in comparison["keys"].values() for key in keys)
-        metric = comparison["metric"]
+        known = run_keys(comparison)
+        records = self.read(key for keys in known.values() for key in keys)
+        metrics = {
+            key: task["metric"]
+            for task in comparison["tasks"]
+            for keys in task["keys"].values()
+            for key in keys
+        }
         for record in records:
             path = str(self.record_path(record["key"]))
-            if record["key"] not in comparison["keys"][record["kind"]]:
+            if record["key"] not in known[record["kind"]]:
                 raise Damaged(f"{path!r} holds a {record['kind']}: the comparison has no such run")
+            metric = metrics.get(record["key"])
             if "test" in record["result"] and metric not in record["result"]["test"]:
                 raise Damaged(f"{path!r} has no {metric!r}, by which the comparison judges: one is damaged")
         return records

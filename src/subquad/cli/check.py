@@ -28,8 +28,10 @@ def named(text: str) -> Certificate:
 
     name, colon, rest = text.partition(":")
     if name in tasks.catalog() and (not colon or "=" in rest):
-        name, options = task_of(text)
-        return _certificate(tasks.build(name, **options), name=text)
+        request = task_of(text)
+        if request.target is not None:
+            raise ValueError(f"a task is certified with all its targets: leave target={request.target} out")
+        return _certificate(tasks.build(request.name, **request.options), name=text)
     if colon:
         return _certificate(_class(name, rest))
     if name not in registry.catalog():

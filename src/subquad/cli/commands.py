@@ -53,6 +53,7 @@ app = typer.Typer(
 app.add_typer(data_commands.app, name="data")
 
 FAILED = 1
+OWN = "custom"  # the task that a schema describes
 COMPARISON, BENCHMARK = Comparison(), Benchmark()  # their defaults
 
 
@@ -77,27 +78,31 @@ def whole(
     epilog=examples(
         "subquad compare",
         "subquad compare --data schema.toml --attention softmax,linear,performer:features=64 --seeds 3",
-        "subquad compare --length 128 --steps 50 --no-bench",
+        "subquad compare listops:size=quick recall:size=quick --attention softmax,linear,local --no-bench",
+        "subquad compare transactions --length 128 --steps 50 --no-bench",
     )
 )
 @with_options_of(model=MODEL, training=TRAINING)
 def compare(
-    task: Annotated[
-        str | None,
+    tasks: Annotated[
+        list[str],
         typer.Argument(
-            metavar="[NAME[:option=value,…]]",
-            help="One of `subquad list`: 'transactions' by default, with --data 'custom'.",
+            metavar="[NAME[:option=value,…]]…",
+            help=f"Of `subquad list`. [default: {' '.join(COMPARISON.tasks)}; with --data none but your own]",
             show_default=False,
         ),
-    ] = None,
+    ] = [],  # noqa: B006  # typer copies it
     attention: Attention = list(COMPARISON.attention),  # noqa: B006  # typer copies it
     target: Annotated[
         str | None,
-        typer.Option(help="What is predicted; by default the task's first target.", show_default=False),
+        typer.Option(
+            help="What is predicted; by default the task's first target. Of several tasks: NAME:target=….",
+            show_default=False,
+        ),
     ] = None,
     length: Annotated[
         int | None,
-        number("Tokens of a sequence at most, by default the task's; a large number keeps all whole."),
+        number("Tokens of a sequence at most, by default each task's; a large number keeps all whole."),
     ] = COMPARISON.length,
     seeds: Annotated[int, number("Fits of each row: seeds 0, 1, … .")] = COMPARISON.seeds,
     model: ModelConfig = COMPARISON.model,
@@ -108,12 +113,16 @@ def compare(
     ] = COMPARISON.bench,
     lengths: Annotated[
         list[str],
-        lengths_option("Tokens, in the place of 1, 2, 4, 8 and 16 times --length.", panel=BENCH),
+        lengths_option("Tokens, in the place of 1, 2, 4, 8 and 16 times the longest task's.", panel=BENCH),
     ] = [],  # noqa: B006  # typer copies it
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where records and the report go.")] = Path("runs"),
     data: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="A schema.toml that describes your own data.", show_default=False),
+        typer.Option(
+            metavar="FILE",
+            help="A schema.toml that describes your own data: one more task.",
+            show_default=False,
+        ),
     ] = None,
     workers: Annotated[
         int,
@@ -136,7 +145,7 @@ def compare(
     """
     config = Comparison(
         attention=tuple(attention),
-        task=task_text(task, data),
+        tasks=task_texts(tasks, data),
         target=target,
         length=length,
         seeds=seeds,
@@ -149,21 +158,17 @@ def compare(
         lengths=whole_numbers("--lengths", lengths),
         timeout=timeout,
     )
-    with preparing() as tell:
-        from subquad.experiments.preparation import prepare
-
-        prepare([config.task], tell=tell)
-    with working("reading the task"):
+    with preparing("reading the task") as tell:
         from subquad.experiments.comparison import plan, run
         from subquad.records import Store
-        from subquad.report import findings_of
+        from subquad.report import comparison_findings
         from subquad.report.page import write_page
 
-        planned = plan(config)
+        planned = plan(config, tell=tell)
     with watching(planned.specs) as observer:
         records = run(planned, config, Store(out), observer=observer)
     with working("writing the report"):
-        findings = findings_of(planned.document, records)
+        findings = comparison_findings(planned.document, records)
         page = write_page(findings, out)
     show_comparison(findings, out, page, as_json=as_json)
     end(records)
@@ -347,11 +352,12 @@ def folder(path: Path | None) -> Iterator[Path]:
         yield Path(temporary)
 
 
-def task_text(task: str | None, schema: Path | None) -> str:
-    """The task with its options as `Comparison` takes it; `schema` is that of one's own data."""
+def task_texts(named: Sequence[str], schema: Path | None) -> tuple[str, ...]:
+    """The tasks with their options as `Comparison` takes them; `schema` is that of one's own data."""
     if schema is None:
-        return task or COMPARISON.task
-    return written(task or "custom", {"schema": str(schema.absolute())})
+        return tuple(named) or COMPARISON.tasks
+    own = written(OWN, {"schema": str(schema.absolute())})
+    return (*(text for text in named if text != OWN), own)
 
 
 def end(records: Sequence["Record"], *, expected: int = 0) -> None:

@@ -1,6 +1,7 @@
 """`subquad data`: data sets made ahead, what there is of them, and no more of them."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ from rich.console import Console
 
 from subquad.cli.options import Json, examples
 from subquad.cli.output import print_json
-from subquad.cli.progress import preparing, working
+from subquad.cli.progress import preparing
 from subquad.documents import Damaged
 from subquad.experiments.notation import written
 
@@ -31,15 +32,14 @@ def prepare(
 
     Data are kept where SUBQUAD_CACHE says, or in the platform's folder for caches.
     """
-    with working("reading the request"):
+    found: list[dict[str, Any]] = []
+    with preparing("reading the request") as tell:
         from subquad import tasks
         from subquad.experiments.rows import task_of
 
-        asked = [(text, *task_of(text)[:2]) for text in task]
-    found: list[dict[str, Any]] = []
-    with preparing() as tell:
-        for text, name, options in asked:
-            path = tasks.prepare(name, tell=lambda share, text=text: tell(text, share), **options)
+        requests = {text: task_of(text) for text in task}
+        for text, request in requests.items():
+            path = tasks.prepare(request.name, tell=partial(tell, text), **request.options)
             found.append({**({"folder": None} if path is None else described(path)), "asked": text})
     if as_json:
         return print_json(found)

@@ -12,50 +12,63 @@ if TYPE_CHECKING:
     from subquad.mechanism import Mechanism
     from subquad.patterns.drawing import Drawing
     from subquad.records import Record
-    from subquad.report import Findings
+    from subquad.report import ComparisonFindings, Findings
     from subquad.report.cost import Curve
     from subquad.task import Task
 
 
-def show_comparison(findings: "Findings", folder: Path, page: Path, *, as_json: bool) -> None:
+def show_comparison(findings: "ComparisonFindings", folder: Path, page: Path, *, as_json: bool) -> None:
     from subquad.cli import tables
 
-    models = model_folders(findings, folder)
+    models = [model_folders(task, folder) for task in findings.tasks]
     if as_json:
         return print_json(
             {
                 "comparison": findings.comparison,
                 "answer": asdict(findings.answer),
-                "rows": [asdict(row) for row in findings.rows],
+                "tasks": [task_document(task, its) for task, its in zip(findings.tasks, models, strict=True)],
                 "costs": [cost_document(curve) for curve in findings.cost_curves],
-                "fairness": [asdict(equality) for equality in findings.equalities],
                 "failures": [asdict(run) for run in findings.failures],
                 "failed": len(findings.failures),
                 "missing": findings.missing,
-                "models": models,
                 "report": str(page),
             }
         )
-    console = Console()
-    console.print(tables.quality(findings.question, findings.rows))
-    console.print(tables.costs(findings.question, findings.rows))
-    for line in (findings.answer.sentence, *findings.answer.reasons):
-        console.print(line, markup=False, highlight=False)
-    last = [f"model: {path}" for path in models.get(findings.answer.label or "", [])[:1]]
+    console, last = Console(), []
+    for task, its in zip(findings.tasks, models, strict=True):
+        console.print(tables.quality(task.question, task.rows))
+        console.print(tables.costs(task.question, task.rows))
+        for line in (task.answer.sentence, *task.answer.reasons):
+            console.print(line, markup=False, highlight=False)
+        last += [f"model: {path}" for path in its.get(task.answer.label or "", [])[:1]]
+    if len(findings.tasks) > 1:
+        for line in ("", findings.answer.sentence, *findings.answer.reasons):
+            console.print(line, markup=False, highlight=False)
     last += [findings.incomplete] if findings.missing else []
     last += [f"report: {page}"]
     for line in ("", *last):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def model_folders(findings: "Findings", folder: Path) -> dict[str, list[str]]:
+def task_document(task: "Findings", models: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """What was found on one task, as JSON."""
+    return {
+        "label": task.question.label,
+        "answer": asdict(task.answer),
+        "rows": [asdict(row) for row in task.rows],
+        "fairness": [asdict(equality) for equality in task.equalities],
+        "models": models,
+    }
+
+
+def model_folders(task: "Findings", folder: Path) -> dict[str, list[str]]:
     """Where the trained models of each row are, by its label, in the order of the seeds."""
     from subquad.records import Store
     from subquad.report.question import identity
 
-    labels = {entry.identity: entry.label for entry in findings.question.entries}
+    labels = {entry.identity: entry.label for entry in task.question.entries}
     folders: dict[str, list[str]] = {}
-    for record in findings.records:
+    for record in task.records:
         if record["kind"] == "fit" and record["status"] == "ok":
             mechanism, path = record["spec"]["mechanism"], Store(folder).model_path(record["key"])
             label = labels.get(identity(mechanism)) or str(mechanism["attention"])

@@ -36,22 +36,22 @@ def working(on: str) -> Iterator[None]:
 
 
 @contextmanager
-def preparing() -> Iterator[Callable[[str, float | None], None]]:
-    """Bars for the data sets that are made: call it with the task, and the share that is made.
+def preparing(on: str) -> Iterator[Callable[[str, float | None], None]]:
+    """On a terminal, bars for what takes a few seconds, and for the data sets that are made meanwhile.
 
-    None for the share: another process is making it.
+    Call it with a task, and the share of its data that is made; None: another process is making them.
     """
-    with interruptible() as console, PreparingDisplay(console) as display:
+    with interruptible() as console, PreparingDisplay(on, console) as display:
         yield display.tell
 
 
 class PreparingDisplay:
     """A bar for each data set on a terminal; elsewhere a line now and then, none for what takes no time."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, on: str, console: Console) -> None:
         self.console = console
         self.bars = Progress(
-            TextColumn("making {task.description}", markup=False),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TaskProgressColumn(),
             TimeRemainingColumn(),
@@ -59,6 +59,7 @@ class PreparingDisplay:
             transient=True,
             disable=not console.is_terminal,
         )
+        self.bars.add_task(on, total=None)
         self.known: dict[str, TaskID] = {}
         self.printed_at = time.monotonic()
 
@@ -74,7 +75,7 @@ class PreparingDisplay:
             self.console.print(f"{task}: being made by another process: waiting for it", soft_wrap=True)
             return
         if task not in self.known:
-            self.known[task] = self.bars.add_task(task, total=1.0)
+            self.known[task] = self.bars.add_task(f"making {task}", total=1.0)
         self.bars.update(self.known[task], completed=share)
         if not self.console.is_terminal and time.monotonic() > self.printed_at + LINE_INTERVAL_S:
             self.printed_at = time.monotonic()

@@ -203,4 +203,6 @@ def _note(row: BoardRow) -> str:
         notes.append(f"{runs} of {formats.plural(row.planned, 'run')} {status}")
     if row.missing:
         notes.append(f"{formats.plural(row.missing, 'run')} missing")
+    if row.refusal:
+        notes.append(f"cannot: {row.refusal}")
     return ", ".join(notes)

@@ -11,8 +11,12 @@ from subquad.config import Config, Help, ModelConfig
 
 # At 512 events two segments at most are in long-term memory: 128 bumps hold what 512 would, in less time.
 ATTENTION = ("softmax", "linear", "performer", "infinity:basis=128,samples=128")
+TASKS = (
+    "transactions",
+    "recall:tokens=32,pairs=4,keys=8",
+)  # people's data, and a probe of what a memory holds
 LENGTHS = (512, 1024, 2048, 4096, 8192)
-MULTIPLES = (1, 2, 4, 8, 16)  # of a comparison's length: those of its bench unless it names others
+MULTIPLES = (1, 2, 4, 8, 16)  # of a comparison's greatest length: those of its bench unless it names others
 CELL = 300.0  # seconds for one cell of a comparison's bench: what takes longer has answered
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true")  # of Lightning Fabric
@@ -49,12 +53,12 @@ class Comparison(Config):
     """What is compared, on what, and how. The defaults take about ten minutes on two CPU cores.
 
     attention: mechanisms, each "NAME" or "NAME:option=value,…".
-    task: "NAME" or "NAME:option=value,…".
-    target: what is predicted. None: the task's first target, or what the schema says.
-    length: tokens of a sequence at most. None: what the task says.
+    tasks: each "NAME" or "NAME:option=value,…"; "target=NAME" is among the options.
+    target: what is predicted, where there is one task. None: its first target, or what the schema says.
+    length: tokens of a sequence at most, for all tasks. None: what each task says.
     seeds: fits of each mechanism.
     bench: whether time and memory by length are measured too.
-    lengths: of the bench. None given: 1, 2, 4, 8 and 16 times `length`.
+    lengths: of the bench. None given: 1, 2, 4, 8 and 16 times that of the longest task.
     workers: fits at a time, which share the threads.
     executor: what runs them: processes of this machine ("local"), or another package's by its name.
     device: "cpu", "cuda" or "mps". "auto": CUDA where there is one, else the CPU.
@@ -62,7 +66,7 @@ class Comparison(Config):
     """
 
     attention: tuple[str, ...] = ATTENTION
-    task: str = "transactions"
+    tasks: tuple[str, ...] = TASKS
     target: str | None = None
     length: int | None = None
     seeds: Count = 1
@@ -79,6 +83,14 @@ class Comparison(Config):
         super().__post_init__()
         if self.length is not None:
             require("length", self.length, Count)
+        if not self.tasks:
+            raise ValueError("no task is named")
+        if self.target is not None and len(self.tasks) > 1:
+            first = self.tasks[0].partition(":")[0]
+            raise ValueError(
+                f"target {self.target!r} is that of one task, and there are {len(self.tasks)}: "
+                f"name it with its task, as in '{first}:target={self.target}'"
+            )
         _each_once(self.lengths)
         if self.lengths and not self.bench:
             raise ValueError(f"lengths {list(self.lengths)} are those of the bench, which is left out")

@@ -1,24 +1,27 @@
 """Data sets made ahead: once, where otherwise every run's process would make them."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from subquad import tasks
-from subquad.experiments.rows import task_of
+from subquad.experiments.rows import TaskRequest
 
 TellTaskShare = Callable[[str, float | None], None]  # the task, and what `tasks.prepare` tells
 
 
-def prepare(texts: Sequence[str], *, tell: TellTaskShare = lambda task, share: None) -> None:
-    """Prepare tasks, each "NAME:option=value,…". Where one cannot be kept, a warning says what that costs."""
-    for text in texts:
-        name, options = task_of(text)[:2]
+def quiet(task: str, share: float | None) -> None:
+    """Tell nobody."""
+
+
+def prepare(requests: Mapping[str, TaskRequest], *, tell: TellTaskShare) -> None:
+    """Prepare tasks, by what they are called. Where one cannot be kept, a warning says what that costs."""
+    for label, request in requests.items():
         try:
-            tasks.prepare(name, tell=partial(tell, text), **options)
+            tasks.prepare(request.name, tell=partial(tell, label), **request.options)
         except OSError as error:
             warnings.warn(
-                f"{text}: every run makes its data anew, since they cannot be kept: {error}; SUBQUAD_CACHE "
+                f"{label}: every run makes its data anew, since they cannot be kept: {error}; SUBQUAD_CACHE "
                 "may name another folder",
                 stacklevel=2,
             )

@@ -5,11 +5,12 @@ the form that exists.
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import chain
 from math import inf
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from subquad import tasks
 from subquad.experiments.notation import Option, read, several
@@ -28,55 +29,69 @@ SPOKEN: dict[type, str] = {
 }
 
 
+class TaskRequest(NamedTuple):
+    """A task as users ask for it; `target` None: its first, or what the data say."""
+
+    name: str
+    options: dict[str, Option]  # those that are not at their defaults
+    target: str | None
+
+
 def rows(texts: Sequence[str], dims: Dims, *, causal: bool = False) -> tuple[MechanismSpec, ...]:
     """The rows that the texts name; `ValueError` for the first that cannot be built.
 
-    A text may name several, with commas between them. "all" names every known mechanism, at its defaults,
-    that has the form asked for.
+    "all" names every known mechanism that has the form asked for.
+    """
+    every = [name for name, cls in catalog().items() if cls.traits.causal or not causal]
+    chosen = tuple(in_form(mechanism, causal=causal) for mechanism in mechanisms(texts, every=every))
+    for row in chosen:
+        build(row.attention, dims, causal=row.causal, **row.options)
+    return chosen
+
+
+def mechanisms(texts: Sequence[str], *, every: Iterable[str]) -> list[MechanismSpec]:
+    """The mechanisms that the texts name, in no form yet: their names and options are known, none is built.
+
+    A text may name several, with commas between them. "all" names `every`, at its defaults. Options that
+    equal their defaults are left out, so that both ways to ask are one run.
     """
     if not texts:
         raise ValueError("no attention mechanism is named")
-    every = [name for name, cls in catalog().items() if cls.traits.causal or not causal]
     chosen: list[MechanismSpec] = []
     named = chain.from_iterable(map(several, texts))
     for text in chain.from_iterable(every if text == ALL else [text] for text in named):
-        row = parse(text, dims, causal=causal)
-        if row in chosen:
+        name, pairs = read(text)
+        cls = find(name)
+        chosen_options = read_options(cls, name, text, pairs, options(cls))
+        mechanism = MechanismSpec(attention=name, options=but_defaults(chosen_options, options(cls)))
+        if mechanism in chosen:
             raise ValueError(f"{text!r} is asked for twice")
-        chosen.append(row)
-    return tuple(chosen)
+        chosen.append(mechanism)
+    return chosen
 
 
-def task_of(text: str) -> tuple[str, dict[str, Option]]:
-    """The task that "NAME:option=value,…" names, and the options that are not at their defaults.
+def in_form(mechanism: MechanismSpec, *, causal: bool) -> MechanismSpec:
+    """The row of a mechanism: bidirectional unless causal forms are asked for or it has no other."""
+    return replace(mechanism, causal=causal or not find(mechanism.attention).traits.bidirectional)
+
+
+def task_of(text: str) -> TaskRequest:
+    """The task that "NAME:option=value,…" names.
 
     "size=NAME" stands for the options of one of the task's sizes; those that are named beside it go before.
+    "target=NAME" is one of its targets.
     """
     name, pairs = read(text)
     cls = tasks.find(name)
     sizes = [value for option, value in pairs if option == tasks.SIZE]
-    if len(sizes) > 1:
-        raise ValueError(f"{text!r} gives {tasks.SIZE!r} twice")
-    named = [(option, value) for option, value in pairs if option != tasks.SIZE]
+    targets = [value for option, value in pairs if option == tasks.TARGET]
+    for option, values in {tasks.SIZE: sizes, tasks.TARGET: targets}.items():
+        if len(values) > 1:
+            raise ValueError(f"{text!r} gives {option!r} twice")
+    named = [pair for pair in pairs if pair[0] not in (tasks.SIZE, tasks.TARGET)]
     defaults = tasks.options(cls)
     chosen = {**tasks.sized(cls, *sizes), **read_options(cls, name, text, named, defaults)}
-    return name, but_defaults(chosen, defaults)
-
-
-def parse(text: str, dims: Dims, *, causal: bool) -> MechanismSpec:
-    """One row. Where a mechanism has no bidirectional form, its row says that it is causal.
-
-    Options that equal their defaults are left out, so that both ways to ask are one run.
-    """
-    name, pairs = read(text)
-    cls = find(name)
-    row = MechanismSpec(
-        attention=name,
-        options=but_defaults(read_options(cls, name, text, pairs, options(cls)), options(cls)),
-        causal=causal or not cls.traits.bidirectional,
-    )
-    build(name, dims, causal=row.causal, **row.options)  # refuses what the mechanism cannot take
-    return row
+    return TaskRequest(name, but_defaults(chosen, defaults), next(iter(targets), None))
 
 
 def read_options(

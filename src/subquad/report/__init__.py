@@ -2,12 +2,24 @@
 
 from pathlib import Path
 
-from subquad.report.findings import Findings, findings_in, findings_of
+from subquad.report.findings import ComparisonFindings, Findings, comparison_findings, findings_in
 from subquad.report.markup import Markup, element, join
-from subquad.report.section import Section
+from subquad.report.section import Section, SharedSection
 from subquad.report.table import Table
 
-__all__ = ["Findings", "Markup", "Section", "Table", "element", "findings_in", "findings_of", "join", "write"]
+__all__ = [
+    "ComparisonFindings",
+    "Findings",
+    "Markup",
+    "Section",
+    "SharedSection",
+    "Table",
+    "comparison_findings",
+    "element",
+    "findings_in",
+    "join",
+    "write",
+]
 
 
 def write(folder: Path, comparison: str | None = None) -> Path:

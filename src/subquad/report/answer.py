@@ -5,7 +5,7 @@ difference they could. Fewer than three seeds carry no difference between mechan
 be told from the baseline carries no merit, and figures of two machines carry no ratio.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,6 +52,35 @@ def answer(question: Question, rows: Sequence[BoardRow], curves: Sequence[Curve]
     if not able:
         return _lead(whole, rows, metric, [*costs, *limits])
     return _take(able, rows, metric, curves, question, limits)
+
+
+def answer_by_task(answers: Mapping[str, Answer]) -> Answer:
+    """One sentence for several tasks, from the answer on each; that of a task alone is its own."""
+    if len(answers) == 1:
+        return next(iter(answers.values()))
+    clauses = [f"on {task} {_clause(each)}" for task, each in answers.items()]
+    sentence = "; ".join(clauses)
+    labels = {each.label for each in answers.values()}
+    taken = all(each.verdict == "take" for each in answers.values())
+    return Answer(
+        verdict="take"
+        if taken
+        else next(each.verdict for each in answers.values() if each.verdict != "take"),
+        label=labels.pop() if len(labels) == 1 else None,
+        sentence=f"{sentence[:1].upper()}{sentence[1:]}.",
+        reasons=(),
+    )
+
+
+def _clause(answer: Answer) -> str:
+    """What an answer says behind "on recall"."""
+    return {
+        "take": f"take {answer.label}",
+        "lead": f"{answer.label} leads, on too few seeds to decide",
+        "baseline": "none clears the baseline",
+        "open": "it cannot be told whether any clears the baseline",
+        "nothing": "there is no answer",
+    }[answer.verdict]
 
 
 def _tells(difference: Difference) -> str:

@@ -77,10 +77,13 @@ class Ratios:
 class BoardRow:
     kind: Literal["mechanism", "baseline"]
     label: str  # "performer:features=128", "gradient boosting"
-    form: Literal["bidirectional", "causal"] | None  # None: a baseline
+    form: (
+        Literal["bidirectional", "causal"] | None
+    )  # None: a baseline, or a mechanism that cannot take the task
     options: dict[str, Any] = field(default_factory=dict)  # all of them, defaults too, once a run is done
     planned: int  # runs, one a seed
     finished: int
+    refusal: str = ""  # why the mechanism cannot take the task
     failures: tuple[Failure, ...] = ()
     score: Summary | None = None  # of the metric on the test split
     stuck: int | None = None  # runs that did not get above the majority; None: there is no such baseline
@@ -122,6 +125,10 @@ def leaderboard(question: Question, records: Sequence[Record]) -> list[BoardRow]
     )
     groups = _groups(ranked)
     unscored = [row for row in (*rows, *alone) if row.score is None]
+    unscored += [
+        BoardRow(kind="mechanism", label=label, form=None, planned=0, finished=0, refusal=reason)
+        for label, reason in question.refusals.items()
+    ]
     return [replace(row, group=groups.get(row.label, "")) for row in ranked] + unscored
 
 

@@ -1,7 +1,11 @@
 """HTML that cannot be forged: text is escaped when it enters an element, and only markup is not text."""
 
+import re
 from collections.abc import Iterable
 from html import escape
+
+HEADING = re.compile(r"(</?h)([2-5])\b")  # text has no < and no quote that could be taken for either of these
+NAMING = re.compile(r' (id|for|aria-labelledby|download)="([^"]*)"')
 
 
 class Markup(str):
@@ -20,6 +24,12 @@ def element(name: str, *children: str, **attributes: Attribute) -> Markup:
     False none at all.
     """
     return Markup(f"<{name}{_written(attributes)}>{join(children)}</{name}>")
+
+
+def nested(content: Markup, prefix: str) -> Markup:
+    """The content as part of a section among others like it: headings a level deeper, ids of its own."""
+    deeper = HEADING.sub(lambda tag: f"{tag[1]}{int(tag[2]) + 1}", content)
+    return Markup(NAMING.sub(rf' \1="{prefix}-\2"', deeper))
 
 
 def join(parts: Iterable[str], *, by: str = "") -> Markup:

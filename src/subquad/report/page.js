@@ -81,8 +81,10 @@ tip.hidden = true;
 tip.setAttribute("aria-hidden", "true"); // the figures' descriptions say the same
 document.body.append(tip);
 
-const board = document.querySelector(".board");
-sortable(board);
-filterable(document.querySelector(".filter"), board);
+each(".filter", (box) => {
+  const board = box.parentNode.querySelector(".board");
+  sortable(board);
+  filterable(box, board);
+});
 each("button[data-hides]", hides);
 each(".plot title", (title) => explained(title, tip));

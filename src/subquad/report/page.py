@@ -6,7 +6,7 @@ sorts, filters, hides and explains. A policy in the page allows this script, by 
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -14,9 +14,11 @@ from string import Template
 from subquad.files import write_whole
 from subquad.records import Store, comparison_key
 from subquad.report import formats, sections
-from subquad.report.findings import Findings
+from subquad.report.answer import Answer
+from subquad.report.findings import ComparisonFindings
 from subquad.report.markup import Markup, element, join
-from subquad.report.section import Section
+from subquad.report.question import Question
+from subquad.report.sections import Shown, TaskSections
 
 VERDICTS = {
     "take": "The answer",
@@ -27,7 +29,7 @@ VERDICTS = {
 }
 
 
-def write_page(findings: Findings, folder: Path) -> Path:
+def write_page(findings: ComparisonFindings, folder: Path) -> Path:
     """Write DIR/reports/<key>.html; its path.
 
     That of the latest comparison is written as DIR/report.html too. The same records give the same bytes.
@@ -40,16 +42,16 @@ def write_page(findings: Findings, folder: Path) -> Path:
     return store.page_path(key)
 
 
-def render(findings: Findings) -> str:
+def render(findings: ComparisonFindings) -> str:
     """The page's text."""
     shown = sections.contents(findings)
-    main = element(
-        "main", _answer(findings), _contents([section for section, _ in shown]), *map(_section, shown)
-    )
+    heading = VERDICTS[findings.answer.verdict] if len(findings.tasks) == 1 else "The answer by task"
+    answer = element("section", _answer(findings.answer, "h2", heading), id="answer", tabindex=-1)
+    main = element("main", answer, _contents(shown), *map(_part, shown))
     script = _file("page.js")
     return Template(_file("page.html")).substitute(
         policy=policy(script),
-        title=join([findings.question.title]),
+        title=join([findings.title]),
         style=_file("page.css"),
         body=join((_header(findings), main, _footer(findings))),
         script=script,
@@ -70,70 +72,120 @@ def policy(script: str) -> str:
     return "; ".join(f"{name} {value}" for name, value in allowed.items())
 
 
-def _header(findings: Findings) -> Markup:
+def _header(findings: ComparisonFindings) -> Markup:
     """What was asked, in words and in numbers."""
-    question, splits = findings.question, findings.question.splits
-    stop = "" if question.text.endswith("?") else "."
-    text = f"{question.text[:1].upper()}{question.text[1:]}{stop} " if question.text else ""
-    text += (
-        f"{formats.plural(len(question.entries), 'attention mechanism')} in the same model, trained alike on "
-        f"sequences of at most {question.length:,} {question.units}, judged by {question.metric.label}"
-    )
-    if "test" in splits:
-        text += f" on {splits['test'].examples:,} examples that no choice was made on"
+    tasks = [task.question for task in findings.tasks]
+    first = tasks[0]  # what the tasks share stands in each
+    mechanisms = formats.plural(len(findings.comparison["attention"]), "attention mechanism")
+    if len(tasks) == 1:
+        text, about = _question(first, f"{mechanisms} in the same model"), _facts_of_data(first)
+    else:
+        text = f"{mechanisms} in the same model, on each of {len(tasks)} tasks trained alike."
+        about = {"Tasks": formats.count(len(tasks))}
     runs = len(findings.records)
     machines = [
         f"{machine.description.get('cpu')}, {machine.description.get('cores')} cores"
         for machine in findings.machines
     ]
     facts = {
-        "Target": question.target,
-        "Examples to train, validate, test": " · ".join(
-            formats.count(split.examples) for split in splits.values()
-        ),
-        "Budget": f"{question.steps:,} steps of {question.step_examples:,}",
-        "Seeds": formats.count(question.seeds),
+        **about,
+        "Budget": f"{first.steps:,} steps of {first.step_examples:,}",
+        "Seeds": formats.count(first.seeds),
         "Runs": f"{runs:,} of {runs + findings.missing:,}",
         "Machine": " | ".join(dict.fromkeys(machines)),
     }
-    pairs = (element("div", element("dt", name), element("dd", fact)) for name, fact in facts.items() if fact)
     return element(
         "header",
-        element("p", f"subquad compare · {question.task}", class_="eyebrow"),
-        element("h1", question.title),
-        element("p", f"{text}.", class_="question"),
-        element("dl", *pairs, class_="facts"),
+        element("p", f"subquad compare · {formats.listed([each.task for each in tasks])}", class_="eyebrow"),
+        element("h1", findings.title),
+        element("p", text, class_="question"),
+        _facts(facts),
     )
 
 
-def _answer(findings: Findings) -> Markup:
-    answer = findings.answer
+def _question(question: Question, who: str) -> str:
+    """What is asked on a task, of whom, and how it is judged."""
+    stop = "" if question.text.endswith("?") else "."
+    text = f"{question.text[:1].upper()}{question.text[1:]}{stop} " if question.text else ""
+    text += (
+        f"{who}, trained alike on sequences of at most {question.length:,} {question.units}, judged by "
+        f"{question.metric.label}"
+    )
+    if "test" in question.splits:
+        text += f" on {question.splits['test'].examples:,} examples that no choice was made on"
+    return f"{text}."
+
+
+def _facts_of_data(question: Question) -> dict[str, str]:
+    sizes = " · ".join(formats.count(split.examples) for split in question.splits.values())
+    return {"Target": question.target, "Examples to train, validate, test": sizes}
+
+
+def _facts(facts: Mapping[str, str]) -> Markup:
+    pairs = (element("div", element("dt", name), element("dd", fact)) for name, fact in facts.items() if fact)
+    return element("dl", *pairs, class_="facts")
+
+
+def _answer(answer: Answer, level: str, heading: str) -> Markup:
     before, label, after = (
         answer.sentence.partition(answer.label) if answer.label else (answer.sentence, "", "")
     )
-    box = element(
+    return element(
         "div",
-        element("h2", VERDICTS[answer.verdict]),
+        element(level, heading),
         element("p", before, element("strong", label) if label else "", after, class_="sentence"),
         element("ul", *(element("li", reason) for reason in answer.reasons)) if answer.reasons else "",
         class_=f"answer {answer.verdict}",
     )
-    return element("section", box, id="answer", tabindex=-1)
 
 
-def _contents(shown: Sequence[Section]) -> Markup:
-    links = (element("li", element("a", section.title, href=f"#{section.id}")) for section in shown)
+def _contents(shown: Sequence[Shown | TaskSections]) -> Markup:
+    links = (
+        _link(part.id, part.title)
+        if isinstance(part, Shown)
+        else element(
+            "li",
+            element("a", part.findings.question.label, href=f"#{part.id}"),
+            element("ul", *(_link(each.id, each.title) for each in part.sections)),
+            class_="task",
+        )
+        for part in shown
+    )
     return element("nav", element("ul", *links), aria_label="Contents")
 
 
-def _section(shown: tuple[Section, Markup]) -> Markup:
-    section, content = shown
-    title = f"{section.id}-title"
-    heading = element("h2", section.title, id=title)
-    return element("section", heading, content, id=section.id, aria_labelledby=title)
+def _link(to: str, title: str) -> Markup:
+    return element("li", element("a", title, href=f"#{to}"))
 
 
-def _footer(findings: Findings) -> Markup:
+def _part(part: Shown | TaskSections) -> Markup:
+    return _section(part) if isinstance(part, Shown) else _task(part)
+
+
+def _task(part: TaskSections) -> Markup:
+    """All about one task of several: its question, its answer and its sections."""
+    question, answer = part.findings.question, part.findings.answer
+    who = formats.plural(len(question.entries), "mechanism")
+    return element(
+        "section",
+        element("h2", question.title, id=f"{part.id}-title"),
+        element("p", _question(question, who), class_="question"),
+        _facts(_facts_of_data(question)),
+        _answer(answer, "h3", VERDICTS[answer.verdict]),
+        *(_section(each, level="h3") for each in part.sections),
+        id=part.id,
+        class_="task",
+        aria_labelledby=f"{part.id}-title",
+    )
+
+
+def _section(shown: Shown, *, level: str = "h2") -> Markup:
+    title = f"{shown.id}-title"
+    heading = element(level, shown.title, id=title)
+    return element("section", heading, shown.content, id=shown.id, aria_labelledby=title)
+
+
+def _footer(findings: ComparisonFindings) -> Markup:
     version = findings.versions.get("subquad")
     made = f"Made by subquad {version}" if version else "Made by subquad"
     records = formats.plural(len(findings.records), "record")

@@ -1,8 +1,8 @@
-"""What a comparison asks, as typed data: comparison.json is read here, and nowhere else in the report."""
+"""What a comparison asks on a task, as typed data: the report reads comparison.json here and nowhere else."""
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Identity = tuple[str, str, bool]  # mechanism, options and form: what makes runs one row
@@ -53,14 +53,18 @@ class Entry:
 class Question:
     """What is compared, on what, and how.
 
+    `label`: what the task is called among those of a comparison.
     `text`: the task's question in words; "" where it states none.
     `task`: its name, without options.
     `unit`: what a sequence is made of, in the singular: "event", "token", "byte".
     `length`: units of a sequence at most.
     `seeds`: fits of each mechanism.
     `steps`: of the optimiser, each of `step_examples`.
+    `entries`: the mechanisms that can take the task.
+    `refusals`: why the others cannot, by label.
     """
 
+    label: str
     title: str
     task: str
     target: str
@@ -73,6 +77,7 @@ class Question:
     step_examples: int
     splits: Mapping[str, Split]
     entries: tuple[Entry, ...]
+    refusals: Mapping[str, str]
 
     @property
     def units(self) -> str:
@@ -93,11 +98,19 @@ def identity(mechanism: Mapping[str, Any]) -> Identity:
     )
 
 
+def settings_of(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The tasks of a `recorded.Comparison`, each with all that it shares with the others."""
+    return [
+        {**comparison, **task, "keys": {**comparison["keys"], **task["keys"]}} for task in comparison["tasks"]
+    ]
+
+
 def question_of(comparison: Mapping[str, Any]) -> Question:
-    """What the document asks, which is a `recorded.Comparison`."""
+    """What is asked on one task, which is one of `settings_of`."""
     summary = comparison.get("summary", {})
     data, training = comparison["data"], comparison["training"]
     return Question(
+        label=comparison["label"],
         title=comparison["title"],
         task=data["task"],
         target=data["target"],
@@ -115,14 +128,25 @@ def question_of(comparison: Mapping[str, Any]) -> Question:
         step_examples=training["batch"] * training["accumulate"],
         splits={name: _split(split) for name, split in summary.get("splits", {}).items()},
         entries=entries_of(comparison["rows"]),
+        refusals={refusal["label"]: refusal["reason"] for refusal in comparison["refusals"]},
     )
 
 
 def entries_of(rows: Sequence[Mapping[str, Any]]) -> tuple[Entry, ...]:
-    """The rows of a comparison's or a benchmark's document, which are each a `recorded.BoardRow`."""
+    """The rows of a comparison's or a benchmark's document, which are each a `recorded.MechanismRow`."""
     return tuple(
         Entry(label=row["label"], identity=identity(row), options=row["options"], causal=row["causal"])
         for row in rows
+    )
+
+
+def benched_entries(rows: Sequence[Mapping[str, Any]]) -> tuple[Entry, ...]:
+    """Those of the bench: a mechanism that is there in both forms is told apart by the causal one's label."""
+    entries = entries_of(rows)
+    both = {entry.label for entry in entries if not entry.causal}
+    return tuple(
+        replace(entry, label=f"{entry.label} (causal)") if entry.causal and entry.label in both else entry
+        for entry in entries
     )
 
 

@@ -27,6 +27,7 @@ def costs(row: BoardRow, rows: Sequence[BoardRow], curves: Sequence[Curve], ques
 def limits(question: Question, rows: Sequence[BoardRow]) -> list[str]:
     """What the reader should hold against the answer."""
     mechanisms = [row for row in rows if row.kind == "mechanism"]
+    refused = [f"{label} ({reason})" for label, reason in question.refusals.items()]
     failed = [
         f"{row.label}, {len(row.failures)} of {formats.plural(row.planned, 'run')}{_kinds(row)}"
         for row in mechanisms
@@ -37,7 +38,8 @@ def limits(question: Question, rows: Sequence[BoardRow]) -> list[str]:
         for row in mechanisms
         if row.stuck
     ]
-    notes = [f"Failed: {formats.few(failed, by='; ')}."] if failed else []
+    notes = [f"Cannot take this task: {formats.few(refused, by='; ')}."] if refused else []
+    notes += [f"Failed: {formats.few(failed, by='; ')}."] if failed else []
     notes += [f"Not above the majority: {formats.few(stuck, by='; ')}."] if stuck else []
     notes += _cut_short(question, mechanisms)
     notes += _without_examples(mechanisms)

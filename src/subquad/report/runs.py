@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from subquad.records import Record
-from subquad.report.question import Question, identity
+from subquad.report.question import Entry, identity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +37,11 @@ def fingerprint(record: Record) -> str | None:
     return record.get("machine", {}).get("fingerprint")
 
 
-def failed_runs(question: Question, records: Sequence[Record]) -> list[FailedRun]:
+def failed_runs(entries: Sequence[Entry], records: Sequence[Record]) -> list[FailedRun]:
+    """Those of the records; `entries` has what their mechanisms are called."""
     return [
         FailedRun(
-            label=_label(question, record),
+            label=_label(entries, record),
             status=record["status"],
             reason=record.get("reason", ""),
             seconds=record.get("seconds", 0.0),
@@ -68,11 +69,11 @@ def versions(records: Sequence[Record]) -> dict[str, str]:
     return {package: ", ".join(several) for package, several in known.items()}
 
 
-def _label(question: Question, record: Record) -> str:
+def _label(entries: Sequence[Entry], record: Record) -> str:
     spec = record["spec"]
     if record["kind"] == "baseline":
         return f"baseline {spec['baseline']}, seed {spec['seed']}"
     mechanism = spec["mechanism"]
-    labels = {entry.identity: entry.label for entry in question.entries}
+    labels = {entry.identity: entry.label for entry in entries}
     where = f"seed {spec['seed']}" if record["kind"] == "fit" else f"{spec['length']:,} tokens"
     return f"{labels.get(identity(mechanism), mechanism['attention'])}, {where}"

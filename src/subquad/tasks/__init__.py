@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from subquad.task import Dataset, Task
     from subquad.tasks.prepared import TellShare
 
-__all__ = ["SIZE", "DataError", "build", "catalog", "find", "load", "options", "prepare", "sized"]
+__all__ = ["SIZE", "TARGET", "DataError", "build", "catalog", "find", "load", "options", "prepare", "sized"]
 
 SIZE = "size"  # the option that stands for others
+TARGET = "target"  # the option that is none of the data's: what is asked of them
 
 BUILTIN = {  # where the classes are, loaded when one is asked for
     "transactions": "Transactions",

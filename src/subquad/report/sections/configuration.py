@@ -7,18 +7,16 @@ from typing import Any
 
 from subquad.records import Record, comparison_key
 from subquad.report import formats
-from subquad.report.findings import Findings
-from subquad.report.leaderboard import BoardRow
+from subquad.report.findings import ComparisonFindings, Findings
 from subquad.report.markup import Markup, element, join
-from subquad.report.section import Section
+from subquad.report.section import SharedSection
 from subquad.report.table import Table, download
 
 LABELS = {"memory_gb": "memory, GB", "os": "system", "dim": "width"}
 
 
-def configuration_content(findings: Findings) -> Markup:
+def configuration_content(findings: ComparisonFindings) -> Markup:
     comparison = findings.comparison
-    data = {"fingerprint": comparison["data"]["fingerprint"], **_flat(comparison.get("summary", {}))}
     machines = (
         join(
             (
@@ -41,14 +39,13 @@ def configuration_content(findings: Findings) -> Markup:
                 " writes this page again from the records.",
             ),
             element("h3", "Mechanisms"),
-            _options(findings.rows).html(),
+            *(_options(task).html() for task in findings.tasks),
             element(
                 "div",
                 element("div", element("h3", "Settings"), _pairs(_labelled(_settings(comparison)))),
                 element(
                     "div",
-                    element("h3", "Data"),
-                    _pairs(_labelled(data)),
+                    *(_data(task, alone=len(findings.tasks) == 1) for task in findings.tasks),
                     *machines,
                     element("h3", "Versions"),
                     _pairs(findings.versions),
@@ -62,16 +59,14 @@ def configuration_content(findings: Findings) -> Markup:
 
 def command(comparison: Mapping[str, Any]) -> str:
     """What to type to do the same again."""
-    data = comparison["data"]
-    words = ["subquad", "compare", comparison["task"]]
-    if data["target"] in comparison.get("targets", ()):
-        words += ["--target", data["target"]]
-    for row in comparison["rows"]:
-        words += ["--attention", row["label"]]
-    options = {"length": data["length"], "seeds": comparison["seeds"], **comparison["model"]}
+    words = ["subquad", "compare", *(task["task"] for task in comparison["tasks"])]
+    for label in comparison["attention"]:
+        words += ["--attention", label]
+    options = {"length": _length(comparison), "seeds": comparison["seeds"], **comparison["model"]}
     options |= {**comparison["training"], "device": comparison["place"]["device"]}
     for name, value in options.items():
-        words += [f"--{name.replace('_', '-')}", str(value)]
+        if value is not None:
+            words += [f"--{name.replace('_', '-')}", str(value)]
     if not comparison["bench"]:
         words.append("--no-bench")
     elif comparison["lengths"]:
@@ -79,12 +74,16 @@ def command(comparison: Mapping[str, Any]) -> str:
     return shlex.join(words)
 
 
+def _length(comparison: Mapping[str, Any]) -> int | None:
+    """What is read of a sequence at most; None where each of several tasks has its own."""
+    (first, *others) = (task["data"]["length"] for task in comparison["tasks"])
+    return comparison["length"] if others else first
+
+
 def _settings(comparison: Mapping[str, Any]) -> dict[str, object]:
     """What other parts of the page do not show."""
-    data = comparison["data"]
     return {
-        "task": comparison["task"],
-        "length": data["length"],
+        "length": _length(comparison),
         "seeds": comparison["seeds"],
         **comparison["model"],
         **comparison["training"],
@@ -92,26 +91,42 @@ def _settings(comparison: Mapping[str, Any]) -> dict[str, object]:
         "workers": comparison["workers"],
         "bench": comparison["bench"],
         "lengths": comparison["lengths"] or None,
-        "task options": data["options"] or None,
-        "higher is better": comparison["higher_is_better"],
     }
 
 
-def _options(rows: Sequence[BoardRow]) -> Table:
+def _data(task: Findings, *, alone: bool) -> Markup:
+    settings = task.comparison
+    about = {
+        "task": settings["task"],
+        "task options": settings["data"]["options"] or None,
+        "length": None if alone else settings["data"]["length"],
+        "higher is better": settings["higher_is_better"],
+        "fingerprint": settings["data"]["fingerprint"],
+        **_flat(settings.get("summary", {})),
+    }
+    title = "Data" if alone else f"Data of {task.question.label}"
+    return join((element("h3", title), _pairs(_labelled(about))))
+
+
+def _options(task: Findings) -> Table:
     """Every option of every mechanism, defaults too."""
     cells = tuple(
         (
             row.label,
-            row.form or "",
+            row.form or "none",
             ", ".join(f"{name}={value}" for name, value in row.options.items()) or "none",
         )
-        for row in rows
+        for row in task.rows
         if row.kind == "mechanism"
     )
-    return Table(caption="Every option with its value", columns=("mechanism", "form", "options"), rows=cells)
+    return Table(
+        caption=f"Every option with its value, on {task.question.label}",
+        columns=("mechanism", "form", "options"),
+        rows=cells,
+    )
 
 
-def _records(findings: Findings) -> Markup:
+def _records(findings: ComparisonFindings) -> Markup:
     documents = {
         "comparison": findings.comparison,
         "records": [_without_examples(record) for record in findings.records],
@@ -172,4 +187,4 @@ def _flat(summary: Mapping[str, object]) -> dict[str, object]:
     return {**rest, **splits} if isinstance(splits, Mapping) else rest
 
 
-CONFIGURATION = Section(id="configuration", title="Configuration and machine", of=configuration_content)
+CONFIGURATION = SharedSection(id="configuration", title="Configuration and machine", of=configuration_content)

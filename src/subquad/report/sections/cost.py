@@ -8,9 +8,9 @@ from subquad.report import formats
 from subquad.report.cost import QUANTITIES, Curve, part, references
 from subquad.report.figures.figure import Axis, Figure, Line, Mark, Panel, Point, Sign, line, sign
 from subquad.report.figures.html import figure_html
-from subquad.report.findings import Findings
+from subquad.report.findings import ComparisonFindings
 from subquad.report.markup import Markup, element, join
-from subquad.report.section import Section
+from subquad.report.section import SharedSection
 from subquad.report.styles import Style
 from subquad.report.table import Cell, Table, scrolling
 
@@ -24,7 +24,7 @@ SCALED = ("exponent", "crossover", "ratio")
 Points = Sequence[Point]
 
 
-def cost_content(findings: Findings) -> Markup | None:
+def cost_content(findings: ComparisonFindings) -> Markup | None:
     figure = cost_by_length(findings.cost_curves, findings.styles)
     return join((figure_html(figure), _scaling(findings.cost_curves))) if figure else None
 
@@ -252,4 +252,4 @@ def _scaled(curve: Curve, quantity: str) -> list[str]:
     return [slope, str(scaling.crossover) if scaling.crossover else "none", formats.times(scaling.at_longest)]
 
 
-COST = Section(id="cost", title="Cost by length", of=cost_content)
+COST = SharedSection(id="cost", title="Cost by length", of=cost_content)

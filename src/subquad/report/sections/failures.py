@@ -1,15 +1,15 @@
 """Every run that ended without a result, and why."""
 
 from subquad.report import formats
-from subquad.report.findings import Findings
+from subquad.report.findings import ComparisonFindings
 from subquad.report.markup import Markup, element, join
-from subquad.report.section import Section
+from subquad.report.section import SharedSection
 from subquad.report.table import Table
 
 NOTE = "A run that exhausts memory, time or numbers is a result. The others went on without it."
 
 
-def failures_content(findings: Findings) -> Markup | None:
+def failures_content(findings: ComparisonFindings) -> Markup | None:
     if not findings.failures:
         return None
     table = Table(
@@ -22,4 +22,4 @@ def failures_content(findings: Findings) -> Markup | None:
     return join((element("p", NOTE), table.html()))
 
 
-FAILURES = Section(id="failures", title="Failures", of=failures_content)
+FAILURES = SharedSection(id="failures", title="Failures", of=failures_content)

@@ -105,8 +105,7 @@ def _name(row: BoardRow, styles: Mapping[str, Style]) -> list[str]:
     if row.kind == "baseline":
         return [element("span", row.label, class_="name"), _small("baseline")]
     name, _, options = row.label.partition(":")
-    under = [options] if options else []
-    under.append(row.form or "")
+    under = [part for part in (options, row.form) if part]
     if row.missing:
         under.append(f"{row.missing} of {formats.plural(row.planned, 'run')} missing")
     named = element("span", styles[row.label].drawn(line=False), element("span", name), class_="name")
@@ -178,8 +177,10 @@ def _costs(row: BoardRow) -> list[Markup]:
 
 def _unscored(row: BoardRow, lettered: bool) -> Markup:
     """One cell over the whole width: why there is no score."""
-    if not row.failures:
-        parts: list[str] = ["not run yet"]
+    if row.refusal:
+        parts: list[str] = [_mark("cannot take this task"), element("span", row.refusal, class_="reason")]
+    elif not row.failures:
+        parts = ["not run yet"]
     else:
         reasons = dict.fromkeys(failure.reason for failure in row.failures if failure.reason)
         parts = [_failure_mark(row), element("span", "; ".join(reasons), class_="reason")]
