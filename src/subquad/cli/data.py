@@ -39,7 +39,7 @@ def prepare(
 
         requests = {text: task_of(text) for text in task}
         for text, request in requests.items():
-            path = tasks.prepare(request.name, tell=partial(tell, text), **request.options)
+            path = tasks.prepare(request.name, tell=partial(tell, f"making {text}"), **request.options)
             found.append({**({"folder": None} if path is None else described(path)), "asked": text})
     if as_json:
         return print_json(found)

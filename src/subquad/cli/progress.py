@@ -37,16 +37,16 @@ def working(on: str) -> Iterator[None]:
 
 @contextmanager
 def preparing(on: str) -> Iterator[Callable[[str, float | None], None]]:
-    """On a terminal, bars for what takes a few seconds, and for the data sets that are made meanwhile.
+    """On a terminal, bars for what takes a few seconds, and for what takes longer meanwhile.
 
-    Call it with a task, and the share of its data that is made; None: another process is making them.
+    Call it with what is done, and the share of it that is; None: another process does it.
     """
     with interruptible() as console, PreparingDisplay(on, console) as display:
         yield display.tell
 
 
 class PreparingDisplay:
-    """A bar for each data set on a terminal; elsewhere a line now and then, none for what takes no time."""
+    """A bar for each thing on a terminal; elsewhere a line now and then, none for what takes no time."""
 
     def __init__(self, on: str, console: Console) -> None:
         self.console = console
@@ -70,16 +70,16 @@ class PreparingDisplay:
     def __exit__(self, *error: object) -> None:
         self.bars.stop()
 
-    def tell(self, task: str, share: float | None) -> None:
+    def tell(self, doing: str, share: float | None) -> None:
         if share is None:
-            self.console.print(f"{task}: being made by another process: waiting for it", soft_wrap=True)
+            self.console.print(f"{doing}: another process is at it: waiting", soft_wrap=True, markup=False)
             return
-        if task not in self.known:
-            self.known[task] = self.bars.add_task(f"making {task}", total=1.0)
-        self.bars.update(self.known[task], completed=share)
+        if doing not in self.known:
+            self.known[doing] = self.bars.add_task(doing, total=1.0)
+        self.bars.update(self.known[doing], completed=share)
         if not self.console.is_terminal and time.monotonic() > self.printed_at + LINE_INTERVAL_S:
             self.printed_at = time.monotonic()
-            self.console.print(f"making {task}: {share:.0%}", soft_wrap=True, markup=False)
+            self.console.print(f"{doing}: {share:.0%}", soft_wrap=True, markup=False)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from subquad.experiments.device import resolve
 from subquad.experiments.grid import Observer, run_missing
 from subquad.experiments.model import build_model
 from subquad.experiments.notation import several, written
-from subquad.experiments.preparation import TellTaskShare, prepare, quiet
+from subquad.experiments.preparation import TellProgress, prepare, quiet
 from subquad.experiments.rows import ALL, TaskRequest, in_form, mechanisms, task_of
 from subquad.experiments.spec import AnySpec, Baseline, Bench, DataSpec, Fit, MechanismSpec, Place
 from subquad.mechanism import Dims
@@ -71,7 +71,7 @@ class Plan:
         return (*self.baselines, *self.fits, *self.benches)
 
 
-def plan(config: Comparison, *, tell: TellTaskShare = quiet) -> Plan:
+def plan(config: Comparison, *, tell: TellProgress = quiet) -> Plan:
     """Resolve and check everything. Raises `ValueError`, one message, for whatever cannot be done.
 
     Data that take long to make are made once, for all runs; `tell` is told how far they are.
