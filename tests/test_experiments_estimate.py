@@ -145,7 +145,7 @@ def test_a_pass_is_reckoned_from_some_of_its_batches_by_their_number(split: Any,
 
 
 def test_a_trial_times_every_part_of_a_fit(planned: Plan):
-    times = fit_times(planned.fits[0])
+    times: dict[str, Any] = {**fit_times(planned.fits[0])}
     assert all(value > 0 for name, value in times.items() if name != "training_peak_mb")
     parts = sum(times[name] for name in ("step", "checkpoint", "measure"))
     assert times["after_start"] > parts
