@@ -180,6 +180,7 @@ class Block:
         size = self.width**2
         self.ink = np.zeros((count, size), np.float32)
         self.taken = np.zeros((count, size), np.uint8)  # NEAR, FAR or both
+        self.ink_pixels, self.taken_pixels = self.ink.reshape(-1), self.taken.reshape(-1)  # views
         self.phase = np.full(count, BEGIN)
         self.beginnings = np.zeros(count, np.int64)
         self.grown = np.zeros(count, np.int64)  # dashes after the first, of both long curves
@@ -327,20 +328,20 @@ class Block:
             found |= fits
         return found, later, new
 
-    def at(self, chosen: np.ndarray, turn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The pixels around where dashes turn."""
-        return chosen[:, None], turn[:, None] + self.patch
+    def at(self, chosen: np.ndarray, turn: np.ndarray) -> np.ndarray:
+        """The pixels around where dashes turn, on all canvases one behind the other."""
+        return (chosen * self.width**2 + turn)[:, None] + self.patch
 
     def collides(self, chosen: np.ndarray, turn: np.ndarray, direction: np.ndarray) -> np.ndarray:
-        return np.any(self.taken[self.at(chosen, turn)] & self.stamps.near[direction], axis=1)
+        return np.any(self.taken_pixels[self.at(chosen, turn)] & self.stamps.near[direction], axis=1)
 
     def occupy(self, chosen: np.ndarray, turn: np.ndarray, direction: np.ndarray) -> None:
         """Let no other dash come near this one."""
-        self.taken[self.at(chosen, turn)] |= self.stamps.taken[direction]
+        self.taken_pixels[self.at(chosen, turn)] |= self.stamps.taken[direction]
 
     def draw(self, chosen: np.ndarray, turn: np.ndarray, direction: np.ndarray, ink: float) -> None:
         place = self.at(chosen, turn)
-        self.ink[place] = np.maximum(self.ink[place], ink * self.stamps.ink[direction])
+        self.ink_pixels[place] = np.maximum(self.ink_pixels[place], ink * self.stamps.ink[direction])
 
     def finish(self, joined: Bool[np.ndarray, " n"]) -> UInt8[np.ndarray, "n s s"]:
         """Discs at the start of a curve and at the end of it or of the other; brightness in bytes."""
@@ -350,7 +351,9 @@ class Block:
         end = self.turn[:, :, -1] + self.heads[self.direction[:, :, -1]]
         for spot in (start[every, curve], end[every, np.where(joined, curve, 1 - curve)]):
             place = self.at(every, spot)
-            self.ink[place] = np.maximum(self.ink[place], self.style.disc_ink * self.stamps.disc)
+            self.ink_pixels[place] = np.maximum(
+                self.ink_pixels[place], self.style.disc_ink * self.stamps.disc
+            )
         canvas = self.ink.reshape(-1, self.width, self.width)[:, self.pad : -self.pad, self.pad : -self.pad]
         brightest = canvas.max((1, 2), keepdims=True)
         return np.floor(canvas * (255 / brightest) + 0.5).astype(np.uint8)
