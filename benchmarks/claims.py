@@ -1,6 +1,9 @@
-"""Claims that are no ratio at one length: crossovers, exponents, an endless stream, a very long sequence."""
+"""Claims that are no ratio at one length: crossovers, exponents, an endless stream, a very long sequence,
+and how fast tasks are made.
+"""
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,12 +12,14 @@ import torch
 
 from benchmarks import subjects
 from benchmarks.targets import FUSED, HEADS, WIDTH, Row, Target
+from subquad import tasks
 from subquad.measure.cost import Candidate
 from subquad.measure.memory import MB, peak_memory
 from subquad.measure.scaling import exponent
 from subquad.measure.timing import interleaved
 from subquad.mechanism import Dims
 from subquad.registry import build, catalog, find
+from subquad.tasks.generated import Generated
 
 GRID = (64, 128, 256, 512, 1024, 2048)
 CROSSOVERS = {  # features → tokens from which each tier is to be faster than the fused softmax
@@ -29,6 +34,9 @@ CHUNK = 4096
 LONG = 262_144
 STREAMED = {"performer": {"features": 256}, "linear": {}, "local": {"width": 256}}
 GROWTH_MB, EXTRA_MB = 8.0, 200.0
+# Examples a minute on one core, at the full size. A picture takes 0.77 s by the code of Pathfinder's authors.
+GENERATORS = {"listops": 100_000.0, "pathfinder": 100 * 60 / 0.77}
+GENERATED = {"listops": 5_000, "pathfinder": 2_048}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +63,16 @@ def measurements(*, quick: bool) -> Iterator[tuple[str, str, dict[str, Any]]]:
         yield f"a million tokens through {name}", "stream", {"attention": name, "heads": heads}
     for name in STREAMED:
         yield f"{LONG:,} tokens of {name}", "long", {"attention": name, "heads": heads}
+    for name, count in GENERATED.items():
+        yield f"generator of {name}", "generator", {"task": name, "count": count}
 
 
 def measure(kind: str, **options: Any) -> dict[str, Any]:
     """A dict, to become JSON: {"claims": [the fields of each `Claim`]}."""
-    measures = {"crossover": crossover, "exponents": exponents, "stream": stream, "long": long}
+    measures = {
+        **{"crossover": crossover, "exponents": exponents, "stream": stream, "long": long},
+        "generator": generator,
+    }
     return {"claims": [vars(claim) for claim in measures[kind](**options)]}
 
 
@@ -176,5 +189,25 @@ def long(attention: str, heads: int) -> list[Claim]:
             found=f"in these and {beyond:,.0f} MB",
             met=beyond <= EXTRA_MB,
             gate=True,
+        )
+    ]
+
+
+def generator(task: str, count: int) -> list[Claim]:
+    """Examples of a task's full size, drawn one block after the other, by processor time."""
+    full = tasks.sized(tasks.find(task), "full")
+    made = tasks.build(task, **{**full, "train": count, "validation": 1, "test": 1})
+    assert isinstance(made, Generated)
+    start = time.process_time()
+    for _ in made.parts():
+        pass
+    rate = 60 * count / (time.process_time() - start)
+    return [
+        Claim(
+            name=f"examples of {task} a minute, full size, one core",
+            claimed=f"at least {GENERATORS[task]:,.0f}",
+            found=f"{rate:,.0f}",
+            met=rate >= GENERATORS[task],
+            gate=False,
         )
     ]

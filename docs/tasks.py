@@ -58,8 +58,8 @@ def baselines() -> str:
 def measured(text: str) -> tuple[str, ...]:
     from subquad.experiments.rows import task_of
 
-    name, options = task_of(text)
-    data = tasks.build(name, **options).load(target=None, length=None)
+    request = task_of(text)
+    data = tasks.build(request.name, **request.options).load(target=request.target, length=None)
     reached = []
     for baseline in data.baselines():
         output = data.baseline(baseline.name, length=data.longest, seed=0)

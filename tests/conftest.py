@@ -21,3 +21,14 @@ os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/subqu
 @pytest.fixture(autouse=True)
 def same_random_numbers_at_every_run():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def a_cache_of_its_own(tmp_path_factory: pytest.TempPathFactory):
+    """Of prepared data sets: nobody's own is read or written."""
+    before = os.environ.get("SUBQUAD_CACHE")
+    os.environ["SUBQUAD_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    os.environ.pop("SUBQUAD_CACHE")
+    if before is not None:
+        os.environ["SUBQUAD_CACHE"] = before

@@ -74,7 +74,10 @@ def test_the_arenas_blocks_have_as_many_weights_as_theirs(name, millions):
 def test_the_name_is_recorded_where_the_skeleton_is_the_presets_in_full(tmp_path):
     schema = str(write(tmp_path))
     config = Comparison(
-        task=f"custom:schema={schema!r}", model=preset("lra-ports").model, attention=("linear",), bench=False
+        tasks=(f"custom:schema={schema!r}",),
+        model=preset("lra-ports").model,
+        attention=("linear",),
+        bench=False,
     )
     planned = plan(config)
     assert planned.document["preset"] == "lra-ports"
@@ -86,5 +89,5 @@ def test_the_name_is_recorded_where_the_skeleton_is_the_presets_in_full(tmp_path
 
 def test_the_page_names_the_preset():
     setting = made_up.comparison(preset="lra-ports")
-    assert "<dt>preset</dt><dd>lra-ports</dd>" in render(made_up.findings(setting, []))
-    assert "<dt>preset</dt>" not in render(made_up.findings(made_up.comparison(), []))
+    assert "<dt>preset</dt><dd>lra-ports</dd>" in render(made_up.whole((setting, [])))
+    assert "<dt>preset</dt>" not in render(made_up.whole((made_up.comparison(), [])))

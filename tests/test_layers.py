@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "measure": {"mechanism", "registry", "ops", "torch_internals"},
     "testing": {"mechanism", "measure", "ops", "patterns", "torch_internals", "fields", "task"},
     "files": set(),
-    "tasks": {"fields", "metrics", "objectives", "plugins", "task"},
+    "tasks": {"documents", "fields", "files", "metrics", "objectives", "plugins", "task"},
     "documents": {"files"},
     "recorded": {"documents"},
     "records": {"files", "documents", "recorded"},
@@ -49,7 +49,7 @@ MAY_IMPORT = {
     },
     "cli": {
         *("mechanism", "registry", "patterns", "testing", "tasks", "records", "report", "experiments"),
-        *("bounds", "config", "executors", "files", "measure", "plugins", "task"),
+        *("bounds", "config", "documents", "executors", "files", "measure", "plugins", "task"),
     },
     "compare": {"experiments", "records", "report"},
     "choose": {"experiments", "records", "report"},
@@ -62,7 +62,9 @@ THIRD_PARTY = {
     "objectives": CORE | {"numpy"},
     "task": CORE | {"numpy"},
     "nn": CORE | {"safetensors", "typing_extensions"},
-    "tasks": CORE | {"numpy", "polars", "sklearn", "threadpoolctl", "datasets", "tokenizers", "PIL"},
+    "tasks": CORE
+    | {"numpy", "polars", "sklearn", "threadpoolctl", "datasets", "tokenizers", "PIL"}
+    | {"filelock", "pydantic", "typing_extensions"},
     "experiments": CORE | {"lightning", "numpy", "polars", "safetensors", "typing_extensions"},
     "executors": CORE | {"typing_extensions"},
     "documents": {"pydantic"},

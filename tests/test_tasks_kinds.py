@@ -11,6 +11,7 @@ from subquad.task import baseline_result
 from subquad.tasks.adding import Adding
 from subquad.tasks.copying import Copying
 from subquad.tasks.custom import Custom
+from subquad.tasks.events import EventData
 from subquad.tasks.kinds import RANGES, each, ranges
 from subquad.tasks.listops import END, ListOps
 from subquad.tasks.needle import Needle
@@ -118,6 +119,7 @@ def test_a_recalled_value_stood_at_its_distance(joined):
 
 def test_histories_are_sorted_by_their_length(tmp_path):
     data = Custom(schema=str(write(tmp_path))).load()
+    assert isinstance(data, EventData)
     names, of = data.kinds("test")["length of the history"]
     lengths = data.test.stop - data.test.start
     assert all(lengths[of == place].min() == int(name.split(" ")[0]) for place, name in enumerate(names))

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from subquad.documents import validated
 from subquad.fields import IGNORED, SPLITS, Split, Tokens
+from subquad.task import SupervisedData
 from subquad.tasks import DataError
 from subquad.tasks.custom import Custom
 from subquad.tasks.custom.rows import chosen
@@ -187,9 +188,11 @@ def test_cheap_readers_read_what_there_is_to_read(cases: dict[str, Case]):
         ("labels", "token by token", 0.7),
     ):
         data = cases[name].data
+        assert isinstance(data, SupervisedData)
         output = data.baseline(baseline, length=99, seed=0)
         assert data.objective.judge(data.truth("test"), data.objective.choose(output))[0] > least
     data = cases["quantity"].data
+    assert isinstance(data, SupervisedData)
     truth = data.truth("test")
     errors = [
         data.objective.judge(truth, data.baseline(name, length=99, seed=0))[0]

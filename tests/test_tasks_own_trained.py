@@ -25,7 +25,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "own-data.md"
 
 def request(schema: Path, *, target: str | None = None) -> Comparison:
     return Comparison(
-        task=notation("custom", {"schema": str(schema)}),
+        tasks=(notation("custom", {"schema": str(schema)}),),
         target=target,
         attention=("linear",),
         model=ModelConfig(dim=8, depth=1, heads=2),
@@ -40,7 +40,9 @@ def untrained(schema: Path, folder: Path) -> Predictor:
     spec = plan(request(schema)).fits[0]
     data = tasks.load("custom", schema=str(schema))
     export(build_model(spec, data), data, spec, folder)
-    return subquad.load_model(folder)
+    predictor = subquad.load_model(folder)
+    assert isinstance(predictor, Predictor)
+    return predictor
 
 
 def test_a_model_of_own_texts_takes_texts(tmp_path: Path):

@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 
 from subquad import __version__
+from subquad.cli import data as data_commands
+from subquad.cli.estimates import estimated, show_estimate
 from subquad.cli.options import (
     BENCH,
     MODEL,
@@ -33,7 +35,7 @@ from subquad.cli.output import (
     show_comparison,
     show_pattern,
 )
-from subquad.cli.progress import watching, working
+from subquad.cli.progress import preparing, watching, working
 from subquad.config import ModelConfig
 from subquad.experiments.config import Benchmark, Comparison, InputsConfig, TrainingConfig
 from subquad.experiments.notation import written
@@ -49,6 +51,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(data_commands.app, name="data")
 
 FAILED = 1
 OWN = "custom"  # the task that a schema describes
@@ -135,6 +139,23 @@ def compare(
         str, option("cpu, cuda or mps; auto takes CUDA where it is.", RUNS)
     ] = COMPARISON.device,
     timeout: Annotated[float, option("Seconds that one run may take.", RUNS)] = COMPARISON.timeout,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Choose --steps so that all fits into 90s, 10m, 2h: the same for all rows, 20 at least.",
+            rich_help_panel=RUNS,
+            show_default=False,
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Say how long all will take, by a few steps, and stop.",
+            rich_help_panel=RUNS,
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train and measure mechanisms side by side, and write a report.
@@ -158,15 +179,20 @@ def compare(
         lengths=whole_numbers("--lengths", lengths),
         timeout=timeout,
     )
-    with working("reading the task"):
+    with preparing("reading the task") as tell:
         from subquad.experiments.comparison import plan, run
         from subquad.records import Store
         from subquad.report import comparison_findings
         from subquad.report.page import write_page
 
-        planned = plan(config)
+        store = Store(out)
+        if budget is not None or dry_run:
+            config, estimate = estimated(config, store, budget=budget, dry_run=dry_run, tell=tell)
+            if estimate is not None:
+                return show_estimate(estimate, config.training.steps, as_json=as_json)
+        planned = plan(config, tell=tell)
     with watching(planned.specs) as observer:
-        records = run(planned, config, Store(out), observer=observer)
+        records = run(planned, config, store, observer=observer)
     with working("writing the report"):
         findings = comparison_findings(planned.document, records)
         page = write_page(findings, out)

@@ -13,12 +13,12 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 from rich.text import Text
 
+from subquad.cli.progress import LINE_INTERVAL_S
 from subquad.executors import Progress
 from subquad.experiments.grid import Observer
-from subquad.experiments.spec import AnySpec, Bench, DataSpec, Fit
+from subquad.experiments.spec import AnySpec, Baseline, Bench, DataSpec, Fit
 from subquad.records import Record
 
-LINE_INTERVAL_S = 15.0  # seconds between two lines of a run where there is no terminal
 NOUNS = {"fit": "fit", "baseline": "baseline", "bench": "bench cell", "stream": "stream"}  # runs by kind
 
 
@@ -180,8 +180,8 @@ class ProgressDisplay(Observer):
 
 
 def data_of(spec: AnySpec) -> DataSpec | None:
-    """What it trains or judges on; None for the bench."""
-    return None if isinstance(spec, Bench) else spec.data
+    """What it trains or judges on; None where it measures alone."""
+    return spec.data if isinstance(spec, Fit | Baseline) else None
 
 
 def relative_length(spec: AnySpec, other: AnySpec) -> float:

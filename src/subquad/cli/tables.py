@@ -196,6 +196,15 @@ def tasks(known: Sequence[Mapping[str, Any]]) -> Table:
     return made
 
 
+def prepared(known: Sequence[Mapping[str, Any]]) -> Table:
+    """The data sets that are kept."""
+    made = table("data sets", "task", "MB", "made")
+    for each in known:
+        share = "damaged" if each["done"] is None else f"{each['done']:.0%}"
+        made.add_row(Text(each["asked"]), f"{each['bytes'] / 1e6:,.1f}", share)
+    return made
+
+
 def _add_peers(made: Table, curves: Sequence[Curve], quantity: str, lengths: Sequence[int]) -> None:
     """A row for each other package and length at which it was timed."""
     for name in dict.fromkeys(name for curve in curves for cell in curve.cells for name in cell.peers):

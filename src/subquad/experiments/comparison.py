@@ -18,6 +18,7 @@ from subquad.experiments.device import resolve
 from subquad.experiments.grid import Observer, run_missing
 from subquad.experiments.model import build_model
 from subquad.experiments.notation import several, written
+from subquad.experiments.preparation import TellProgress, prepare, quiet
 from subquad.experiments.presets import preset_of
 from subquad.experiments.rows import ALL, TaskRequest, in_form, mechanisms, task_of
 from subquad.experiments.spec import AnySpec, Baseline, Bench, DataSpec, Fit, MechanismSpec, Place
@@ -71,8 +72,11 @@ class Plan:
         return (*self.baselines, *self.fits, *self.benches)
 
 
-def plan(config: Comparison) -> Plan:
-    """Resolve and check everything. Raises `ValueError`, one message, for whatever cannot be done."""
+def plan(config: Comparison, *, tell: TellProgress = quiet) -> Plan:
+    """Resolve and check everything. Raises `ValueError`, one message, for whatever cannot be done.
+
+    Data that take long to make are made once, for all runs; `tell` is told how far they are.
+    """
     executors.find(config.executor)
     device, threads = resolve(config.device), torch.get_num_threads()
     whole = Place(device=device, threads=threads)
@@ -80,6 +84,7 @@ def plan(config: Comparison) -> Plan:
     chosen = mechanisms(config.attention, every=catalog())
     requests = requests_of(config)
     require_takers(config, chosen, built_without_data(config, chosen, requests))
+    prepare(requests, tell=tell)
     planned = [
         plan_task(config, request, label, chosen, whole=whole, shared=shared)
         for label, request in requests.items()

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from subquad.plugins import collect, hint
@@ -17,8 +18,9 @@ from subquad.tasks.errors import DataError
 
 if TYPE_CHECKING:
     from subquad.task import Dataset, Task
+    from subquad.tasks.prepared import TellShare
 
-__all__ = ["SIZE", "TARGET", "DataError", "build", "catalog", "find", "load", "options", "sized"]
+__all__ = ["SIZE", "TARGET", "DataError", "build", "catalog", "find", "load", "options", "prepare", "sized"]
 
 SIZE = "size"  # the option that stands for others
 TARGET = "target"  # the option that is none of the data's: what is asked of them
@@ -98,13 +100,53 @@ def load(name: str, *, target: str | None = None, length: int | None = None, **c
     length: tokens of a sequence that will be read, so that more need not be kept; None: all.
     chosen: the task's own options, such as `schema` of the task 'custom', or a size of its: `size="quick"`.
 
-    Raises `DataError` where the task is unknown or the data cannot be used as they are.
+    What `prepare` has kept is not made again. Raises `DataError` where the task is unknown or the data cannot
+    be used as they are.
     """
+    from subquad.tasks import prepared
+    from subquad.tasks.preparable import Preparable
+
     task = build(name, **chosen)
+    target = known_target(task, target)
+    if isinstance(task, Preparable):
+        return prepared.read_or_make(task, every_option(type(task), chosen), target=target, length=length)
+    return task.load(target=target, length=length)
+
+
+def prepare(name: str, *, tell: "TellShare" = lambda share: None, **chosen: Any) -> Path | None:
+    """Make a task's data ahead, and keep them for all processes in the folder that SUBQUAD_CACHE names.
+
+    name, chosen: as `load` takes them.
+    tell: is called with the share that is made, from 0 to 1, and with None while another process makes it.
+
+    A process that was interrupted is gone on from. Returns the folder of the data; None where the task reads
+    its files every time. Raises `DataError` where the task is unknown or the data cannot be had, and
+    `OSError` where they cannot be kept.
+    """
+    from subquad.tasks import prepared
+    from subquad.tasks.preparable import Preparable
+
+    task = build(name, **chosen)
+    if not isinstance(task, Preparable):
+        return None
+    options = every_option(type(task), chosen)
+    entry = prepared.Entry.of(task, options)
+    entry.prepare(task, options, tell)
+    return entry.path
+
+
+def every_option(cls: "type[Task]", chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """All options of a task, where those of `size` and others are chosen."""
+    named = {option: value for option, value in chosen.items() if option != SIZE}
+    return {**options(cls), **sized(cls, chosen.get(SIZE)), **named}
+
+
+def known_target(task: "Task", target: str | None) -> str | None:
+    """The target, or the first one. Raises `DataError` for one that the task has not."""
     targets = task.traits.targets
     if targets and target is not None and target not in targets:
-        raise DataError(f"{name!r} has no target {target!r}{hint(target, targets)}")
-    return task.load(target=target or next(iter(targets), None), length=length)
+        raise DataError(f"{task.traits.name!r} has no target {target!r}{hint(target, targets)}")
+    return target or next(iter(targets), None)
 
 
 def _builtin(module: str, name: str) -> "type[Task]":

@@ -31,6 +31,7 @@ class Adding(Probe):
         unit="symbol",
         length=16_384,
         source="https://doi.org/10.1162/neco.1997.9.8.1735, made by subquad",
+        revision=2,
         sizes={
             "quick": {"train": 8_000, "validation": 200, "test": 500, "tokens": 64},
             "small": {},

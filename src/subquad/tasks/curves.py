@@ -31,6 +31,8 @@ PLACES = 16  # for its first dash
 SUBPIXELS = 4  # of a pixel, each way
 HOPELESS = 300  # beginnings of one picture
 
+NEAR, FAR = np.uint8(1), np.uint8(2)  # around a dash: what no other may overlap, and where none may end
+
 
 @dataclass(frozen=True, kw_only=True)
 class Style:
@@ -111,8 +113,8 @@ class Stamps:
         self.ink = np.stack([dash(style, unit, pixels) for unit in style.units])
         distance = np.stack([from_dash(style, unit, pixels) for unit in style.units])
         clear = style.thickness / 2 + style.margin
-        self.near = distance <= clear  # no dash may overlap this
-        self.far = distance <= clear + style.margin  # and none may end in this
+        self.near = NEAR * (distance <= clear).astype(np.uint8)
+        self.taken = self.near + FAR * (distance <= clear + style.margin).astype(np.uint8)
         self.disc = np.zeros(len(pixels))
         for place, weight in subpixels():
             self.disc += weight * (((pixels + place) ** 2).sum(1) <= style.radius**2)
@@ -177,8 +179,8 @@ class Block:
         self.width = style.side + 2 * self.pad
         size = self.width**2
         self.ink = np.zeros((count, size), np.float32)
-        self.near = np.zeros((count, size), bool)
-        self.far = np.zeros((count, size), bool)
+        self.taken = np.zeros((count, size), np.uint8)  # NEAR, FAR or both
+        self.ink_pixels, self.taken_pixels = self.ink.reshape(-1), self.taken.reshape(-1)  # views
         self.phase = np.full(count, BEGIN)
         self.beginnings = np.zeros(count, np.int64)
         self.grown = np.zeros(count, np.int64)  # dashes after the first, of both long curves
@@ -186,7 +188,8 @@ class Block:
         self.turn = np.zeros((count, 2, style.dashes), np.int64)  # where dashes turn, by curve
         self.direction = np.zeros((count, 2, style.dashes), np.int64)
         self.shorts = np.zeros(count, np.int64)  # distractors that are done
-        self.empty = {margin: self.outside(style.border + margin) for margin in (0, style.margin)}
+        self.beyond = self.outside(style.border)
+        self.blank = NEAR * self.beyond.astype(np.uint8) + FAR * self.outside(style.border + style.margin)
         self.patch = self.flat(self.stamps.pixels)
         self.heads = self.flat(style.directions)
         self.advance = self.flat(style.advance)
@@ -232,7 +235,7 @@ class Block:
 
     def settle(self, chosen: Int[np.ndarray, " c"]) -> None:
         """What is occupied, anew: by all dashes of the long curves but the last of each."""
-        self.near[chosen], self.far[chosen] = self.empty[0], self.empty[self.style.margin]
+        self.taken[chosen] = self.blank
         for curve in range(2):
             dashes = (self.grown[chosen] + 1 - curve) // 2
             for place in range(int(dashes.max(initial=0))):
@@ -274,9 +277,9 @@ class Block:
         """A whole distractor, or none where none finds a place."""
         left = chosen
         for _ in range(RETRIES):
-            before = self.ink[left], self.near[left], self.far[left]
+            before = self.ink[left], self.taken[left]
             drawn = self.short(left)
-            for canvas, old in zip((self.ink, self.near, self.far), before, strict=True):
+            for canvas, old in zip((self.ink, self.taken), before, strict=True):
                 canvas[left[~drawn]] = old[~drawn]
             left = left[~drawn]
             if not len(left):
@@ -310,9 +313,9 @@ class Block:
     ) -> tuple[Bool[np.ndarray, " c"], Int[np.ndarray, " c"], Int[np.ndarray, " c"]]:
         """Where there is a next dash, where it turns, and its direction."""
         later = turn + self.advance[direction]
-        inside = ~self.empty[0][later]
+        inside = ~self.beyond[later]
         later = np.where(inside, later, turn)
-        free = ~self.far[chosen[:, None], later[:, None] + self.heads]
+        free = self.taken[chosen[:, None], later[:, None] + self.heads] & FAR == 0
         chance = np.cumsum(self.style.turns[direction] * free, 1)
         possible = inside & (chance[:, -1] > 0)
         found = np.zeros(len(chosen), bool)
@@ -325,22 +328,20 @@ class Block:
             found |= fits
         return found, later, new
 
-    def at(self, chosen: np.ndarray, turn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The pixels around where dashes turn."""
-        return chosen[:, None], turn[:, None] + self.patch
+    def at(self, chosen: np.ndarray, turn: np.ndarray) -> np.ndarray:
+        """The pixels around where dashes turn, on all canvases one behind the other."""
+        return (chosen * self.width**2 + turn)[:, None] + self.patch
 
     def collides(self, chosen: np.ndarray, turn: np.ndarray, direction: np.ndarray) -> np.ndarray:
-        return np.any(self.near[self.at(chosen, turn)] & self.stamps.near[direction], axis=1)
+        return np.any(self.taken_pixels[self.at(chosen, turn)] & self.stamps.near[direction], axis=1)
 
     def occupy(self, chosen: np.ndarray, turn: np.ndarray, direction: np.ndarray) -> None:
         """Let no other dash come near this one."""
-        place = self.at(chosen, turn)
-        self.near[place] |= self.stamps.near[direction]
-        self.far[place] |= self.stamps.far[direction]
+        self.taken_pixels[self.at(chosen, turn)] |= self.stamps.taken[direction]
 
     def draw(self, chosen: np.ndarray, turn: np.ndarray, direction: np.ndarray, ink: float) -> None:
         place = self.at(chosen, turn)
-        self.ink[place] = np.maximum(self.ink[place], ink * self.stamps.ink[direction])
+        self.ink_pixels[place] = np.maximum(self.ink_pixels[place], ink * self.stamps.ink[direction])
 
     def finish(self, joined: Bool[np.ndarray, " n"]) -> UInt8[np.ndarray, "n s s"]:
         """Discs at the start of a curve and at the end of it or of the other; brightness in bytes."""
@@ -350,7 +351,9 @@ class Block:
         end = self.turn[:, :, -1] + self.heads[self.direction[:, :, -1]]
         for spot in (start[every, curve], end[every, np.where(joined, curve, 1 - curve)]):
             place = self.at(every, spot)
-            self.ink[place] = np.maximum(self.ink[place], self.style.disc_ink * self.stamps.disc)
+            self.ink_pixels[place] = np.maximum(
+                self.ink_pixels[place], self.style.disc_ink * self.stamps.disc
+            )
         canvas = self.ink.reshape(-1, self.width, self.width)[:, self.pad : -self.pad, self.pad : -self.pad]
         brightest = canvas.max((1, 2), keepdims=True)
         return np.floor(canvas * (255 / brightest) + 0.5).astype(np.uint8)

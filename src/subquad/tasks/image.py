@@ -11,7 +11,7 @@ say "CIFAR-10, JPEG q75" with scores of theirs. Those from the Hugging Face hub 
 which they were.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from io import BytesIO
@@ -26,8 +26,9 @@ from torch import Tensor
 
 from subquad.fields import SPLITS, Inputs, Tokens
 from subquad.objectives import Classification
-from subquad.task import InputEncoding, Task, TaskTraits
+from subquad.task import InputEncoding, TaskTraits
 from subquad.tasks.errors import DataError
+from subquad.tasks.preparable import Part, Preparable, in_one_part, splits_of
 from subquad.tasks.published import INSTALL, Published, chosen, require_sizes
 from subquad.tasks.sequences import SequenceData, Sequences, require_length
 
@@ -72,7 +73,7 @@ class GreyPixels(InputEncoding):
         return pl.Series("picture", range(len(inputs))), (ids,), torch.ones(ids.shape, dtype=torch.bool)
 
 
-class Image(Task):
+class Image(Preparable):
     """See the module.
 
     `train`, `validation`, `test`: pictures of each split at most.
@@ -97,7 +98,10 @@ class Image(Task):
         self.sizes = dict(zip(SPLITS, (train, validation, test), strict=True))
         require_sizes("image", self.sizes)
 
-    def load(self, *, target: str | None = None, length: int | None = None) -> SequenceData:
+    def read_content(self) -> str:
+        return CIFAR.content()
+
+    def parts(self, before: Iterable[Part] = ()) -> Iterator[Part]:
         if find_spec("PIL") is None:
             raise DataError(f"the task 'image' reads pictures by Pillow, which is not installed: {INSTALL}")
         published = CIFAR.read()
@@ -111,8 +115,11 @@ class Image(Task):
             half, places = "test" if split == "test" else "train", choice.places[split]
             stop = np.arange(1, len(places) + 1) * SIDE**2
             splits[split] = Sequences(pixels[half][places].ravel(), stop, label[half][places])
+        yield in_one_part(splits, {"local": published.local, "left out": dict(choice.left_out)})
+
+    def dataset(self, made: Part, *, target: str | None, length: int | None) -> SequenceData:
         data = SequenceData(
-            splits=splits,
+            splits=splits_of(made),
             fields=Tokens(vocabulary=BRIGHTNESSES),
             target="class",
             objective=Classification(classes=CLASSES),
@@ -121,8 +128,8 @@ class Image(Task):
             about={
                 "task": self.traits.name,
                 "question": "what does the picture show?",
-                "data": "CIFAR-10, JPEG q75" if published.local else f"CIFAR-10, {CIFAR.hub}",
-                "training pictures left out": dict(choice.left_out),
+                "data": "CIFAR-10, JPEG q75" if made.facts["local"] else f"CIFAR-10, {CIFAR.hub}",
+                "training pictures left out": made.facts["left out"],
             },
         )
         require_length(data, length)

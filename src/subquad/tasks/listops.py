@@ -11,9 +11,8 @@ from raw bits of PCG64, in the order in which they are drawn, so that everybody'
 has to beat: the commonest digit gives 17 %; the first symbol alone, the outermost operator, gives 36 %.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,17 +23,17 @@ from torch import Tensor
 
 from subquad.fields import Inputs, Split, Tokens
 from subquad.objectives import Classification, Kinds
-from subquad.task import InputEncoding, Task, TaskTraits
+from subquad.task import InputEncoding, TaskTraits
 from subquad.tasks.errors import DataError
+from subquad.tasks.generated import Generated
 from subquad.tasks.random_bits import RandomBits
-from subquad.tasks.sequences import SequenceData, Sequences, by_length, require_length, slices
+from subquad.tasks.sequences import SequenceData, Sequences, by_length
 
 OPERATOR = 0.25  # probability
 ARGUMENTS = (2, 10)
 SYMBOLS = (*"0123456789", "[MIN", "[MAX", "[MED", "[SM", "]")
 MIN, MAX, MED, SM, END = range(10, 15)
 DRAW_SIZE = 4096  # expressions drawn at a time
-BARREN = 50  # blocks in a row without a new expression
 
 
 class Level(NamedTuple):
@@ -80,7 +79,7 @@ class Expressions(InputEncoding):
         return [place[word] for word in words]
 
 
-class ListOps(Task):
+class ListOps(Generated):
     """See the module.
 
     `train`, `validation`, `test`: expressions of each split.
@@ -126,12 +125,8 @@ class ListOps(Task):
             raise DataError(f"no length lies between {above} and {below}")
         self.depth, self.above, self.below, self.seed = depth, above, below, seed
 
-    def load(self, *, target: str | None = None, length: int | None = None) -> SequenceData:
-        every = self.expressions(sum(self.sizes.values()))
-        splits: dict[Split, Sequences] = {}
-        for split, here in slices(self.sizes).items():
-            splits[split] = every.take(here)
-        data = SequenceData(
+    def data(self, splits: dict[Split, Sequences]) -> SequenceData:
+        return SequenceData(
             splits=splits,
             fields=Tokens(vocabulary=len(SYMBOLS)),
             target="value",
@@ -148,42 +143,19 @@ class ListOps(Task):
                 "seed": self.seed,
             },
         )
-        require_length(data, length)
-        return data
 
-    def expressions(self, count: int) -> Sequences:
-        """The first so many different ones. Raises `DataError` where there seem to be no more."""
-        known: set[bytes] = set()
-        symbols, lengths, answers = [], [], []
-        barren = 0
-        for block in self.blocks():
-            before = len(known)
-            for place, (start, stop) in enumerate(zip(block.start, block.stop, strict=True)):
-                expression = block.symbols[start:stop]
-                mark = blake2b(expression.tobytes(), digest_size=16).digest()
-                if mark not in known:
-                    known.add(mark)
-                    symbols.append(expression)
-                    lengths.append(stop - start)
-                    answers.append(block.answer[place])
-                    if len(known) == count:
-                        return Sequences(np.concatenate(symbols), np.cumsum(lengths), np.array(answers))
-            barren = barren + 1 if len(known) == before else 0
-            if barren == BARREN:
-                raise DataError(
-                    f"only {len(known):,} expressions of {count:,} found that are {self.depth} deep at most "
-                    f"and between {self.above:,} and {self.below:,} long: ask for fewer or for others"
-                )
-        raise AssertionError
+    def block(self, bits: RandomBits, missing: int) -> Sequences:
+        """Expressions of fitting length."""
+        levels = drawn(bits, depth=self.depth)
+        sizes = measured(levels)
+        fits = (sizes[0] > self.above) & (sizes[0] < self.below)
+        return Sequences(*serialised(levels, sizes, fits), values(levels)[fits])
 
-    def blocks(self) -> Iterator[Sequences]:
-        """Expressions of fitting length as they are drawn, without end."""
-        bits = RandomBits(self.seed)
-        while True:
-            levels = drawn(bits, depth=self.depth)
-            sizes = measured(levels)
-            fits = (sizes[0] > self.above) & (sizes[0] < self.below)
-            yield Sequences(*serialised(levels, sizes, fits), values(levels)[fits])
+    def too_few(self, found: int, count: int) -> str:
+        return (
+            f"only {found:,} expressions of {count:,} found that are {self.depth} deep at most "
+            f"and between {self.above:,} and {self.below:,} long: ask for fewer or for others"
+        )
 
 
 def drawn(bits: RandomBits, *, depth: int) -> list[Level]:

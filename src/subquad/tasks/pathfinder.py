@@ -14,11 +14,12 @@ import numpy as np
 
 from subquad.fields import Split, Tokens
 from subquad.objectives import Classification
-from subquad.task import Task, TaskTraits
+from subquad.task import TaskTraits
 from subquad.tasks.curves import Style, pictures
 from subquad.tasks.errors import DataError
+from subquad.tasks.generated import Generated
 from subquad.tasks.random_bits import RandomBits
-from subquad.tasks.sequences import SequenceData, Sequences, require_length, slices
+from subquad.tasks.sequences import SequenceData, Sequences
 
 PIXELS = 2**20  # pixels that are drawn at a time
 STYLES: Mapping[int, dict[str, Any]] = {
@@ -35,7 +36,7 @@ MARGINS = {32: (1,), 64: (1,), 128: (2, 3), 256: (3,)}  # one of them for all pi
 BORDERS = {32: 1, 64: 1, 128: 1, 256: 22}
 
 
-class Pathfinder(Task):
+class Pathfinder(Generated):
     """See the module.
 
     `train`, `validation`, `test`: pictures of each split.
@@ -80,13 +81,8 @@ class Pathfinder(Task):
             raise DataError(f"pathfinder: contour must be at least 3, not {contour}")
         self.side, self.contour, self.seed = side, contour, seed
 
-    def load(self, *, target: str | None = None, length: int | None = None) -> SequenceData:
-        drawn, joined = self.distinct(sum(self.sizes.values()))
-        splits = {}
-        for split, here in slices(self.sizes).items():
-            stop = np.arange(1, self.sizes[split] + 1) * self.side**2
-            splits[split] = Sequences(drawn[here].ravel(), stop, joined[here])
-        data = SequenceData(
+    def data(self, splits: dict[Split, Sequences]) -> SequenceData:
+        return SequenceData(
             splits=splits,
             fields=Tokens(vocabulary=256),
             target="joined",
@@ -100,27 +96,17 @@ class Pathfinder(Task):
                 "seed": self.seed,
             },
         )
-        require_length(data, length)
-        return data
 
-    def distinct(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """The first so many different pictures, and of each whether the discs are joined."""
-        bits = RandomBits(self.seed)
+    def block(self, bits: RandomBits, missing: int) -> Sequences:
+        """Pictures, and of each whether the discs are joined."""
         size = self.side**2
-        drawn = np.empty((count, size), np.uint8)
-        joined = np.empty(count, np.int64)
-        known: set[bytes] = set()
-        while len(known) < count:
-            margin = MARGINS[self.side][bits.below(len(MARGINS[self.side]), 1)[0]]
-            answers = bits.below(2, min(count - len(known), max(1, PIXELS // size)))
-            more = pictures(self.style(margin), bits, answers == 1)
-            for picture, answer in zip(more, answers, strict=True):
-                flat = picture.ravel()
-                place = len(known)
-                known.add(flat.tobytes())
-                if len(known) > place:
-                    drawn[place], joined[place] = flat, answer
-        return drawn, joined
+        margin = MARGINS[self.side][bits.below(len(MARGINS[self.side]), 1)[0]]
+        joined = bits.below(2, min(missing, max(1, PIXELS // size)))
+        drawn = pictures(self.style(margin), bits, joined == 1)
+        return Sequences(drawn.ravel(), np.arange(1, len(joined) + 1) * size, joined)
+
+    def too_few(self, found: int, count: int) -> str:
+        return f"pathfinder: only {found:,} different pictures of {count:,} found: ask for fewer"
 
     def style(self, margin: int) -> Style:
         return Style(

@@ -14,12 +14,13 @@ from jaxtyping import Int
 
 from subquad.fields import IGNORED, Events, Split, Tokens
 from subquad.objectives import Kinds, TokenClassification
-from subquad.task import Task
 from subquad.tasks.errors import DataError
+from subquad.tasks.generated import Generated
 from subquad.tasks.random_bits import RandomBits
-from subquad.tasks.sequences import Reader, SequenceData, Sequences, require_length, slices
+from subquad.tasks.sequences import Reader, SequenceData, Sequences
 
-DRAWN = 4096  # sequences at a time
+DRAWN = 4096  # sequences at a time at most
+SYMBOLS = 2**22  # and symbols
 
 
 class Drawn(NamedTuple):
@@ -30,7 +31,7 @@ class Drawn(NamedTuple):
     answer: Int[np.ndarray, "n q"]  # classes
 
 
-class Probe(Task):
+class Probe(Generated):
     """The base of the probes. Options of all of them:
 
     `train`, `validation`, `test`: sequences of each split.
@@ -78,13 +79,9 @@ class Probe(Task):
         """In what the answers of a sequence differ, beside what the options set."""
         return {}
 
-    def load(self, *, target: str | None = None, length: int | None = None) -> SequenceData:
-        drawn = self.distinct(sum(self.sizes.values()))
-        data = SequenceData(
-            splits={
-                split: flat(Drawn(*(part[here] for part in drawn)))
-                for split, here in slices(self.sizes).items()
-            },
+    def data(self, splits: dict[Split, Sequences]) -> SequenceData:
+        return SequenceData(
+            splits=splits,
             fields=self.fields,
             target=self.traits.targets[0],
             objective=TokenClassification(classes=self.classes),
@@ -99,23 +96,19 @@ class Probe(Task):
                 "seed": self.seed,
             },
         )
-        require_length(data, length)
-        return data
 
-    def distinct(self, count: int) -> Drawn:
-        """The first so many different sequences. Raises `DataError` where there seem to be no more."""
-        bits = RandomBits(self.seed)
-        found = Drawn(*(part[:0] for part in self.draw(bits, 1)))
-        while len(found.symbols) < count:
-            before = len(found.symbols)
-            more = self.draw(bits, min(DRAWN, 2 * (count - before)))
-            found = Drawn(*(np.concatenate(pair) for pair in zip(found, more, strict=True)))
-            _, first = np.unique(found.symbols, axis=0, return_index=True)
-            found = Drawn(*(part[np.sort(first)] for part in found))
-            self.require(
-                len(found.symbols) > before, f"only {before:,} different sequences of {count:,} found"
-            )
-        return Drawn(*(part[:count] for part in found))
+    def stream(self) -> RandomBits:
+        """The first sequence of a seed is in no split."""
+        bits = super().stream()
+        self.draw(bits, 1)
+        return bits
+
+    def block(self, bits: RandomBits, missing: int) -> Sequences:
+        drawn = self.draw(bits, min(DRAWN, 2 * missing, SYMBOLS // self.tokens))
+        return flat(drawn, symbol_type(self.fields))
+
+    def too_few(self, found: int, count: int) -> str:
+        return f"{self.traits.name}: only {found:,} different sequences of {count:,} found"
 
     def require(self, holds: bool, complaint: str) -> None:
         """Raise `DataError` with what is wrong with the options."""
@@ -123,10 +116,16 @@ class Probe(Task):
             raise DataError(f"{self.traits.name}: {complaint}")
 
 
-def flat(drawn: Drawn) -> Sequences:
+def flat(drawn: Drawn, kind: np.dtype) -> Sequences:
     count, length = drawn.symbols.shape[:2]
     stop = np.arange(1, count + 1) * length
-    return Sequences(np.concatenate(drawn.symbols), stop, drawn.answer, asked=drawn.asked)
+    return Sequences(np.concatenate(drawn.symbols.astype(kind)), stop, drawn.answer, asked=drawn.asked)
+
+
+def symbol_type(fields: Tokens | Events) -> np.dtype:
+    """The smallest type that has all symbols."""
+    largest = fields.vocabulary if isinstance(fields, Tokens) else max(fields.vocabularies)
+    return np.min_scalar_type(largest - 1)
 
 
 def unasked(length: int) -> list[int]:

@@ -22,6 +22,7 @@ from jaxtyping import Int
 
 from subquad.fields import Split
 from subquad.tasks.errors import DataError
+from subquad.tasks.fingerprint import fingerprint
 from subquad.tasks.source import readable, scan_parquet
 
 INSTALL = 'pip install "subquad[published]"'
@@ -67,17 +68,27 @@ class Published:
 
     def read(self) -> Halves:
         """Raises `DataError`, which says how to get it, where the data set is not to be had."""
-        folder = os.environ.get("SUBQUAD_DATA")
-        path = Path(folder) / self.file if folder else None
-        if path is not None and path.is_file():
+        if path := self.local():
             return Halves(self.stored(path, "train"), self.stored(path, "test"), local=True)
         if find_spec("datasets") is None:
+            folder = os.environ.get("SUBQUAD_DATA")
             where = f"{folder!r} (SUBQUAD_DATA) has no {self.file}" if folder else "SUBQUAD_DATA is not set"
             raise DataError(
                 f"the task {self.task!r}: {where}, and the package datasets, which would download "
                 f"{self.hub!r}, is not installed: {INSTALL}, or name a folder with {self.file}"
             )
         return self.downloaded()
+
+    def local(self) -> Path | None:
+        """Where it lies below SUBQUAD_DATA, if it does."""
+        folder = os.environ.get("SUBQUAD_DATA")
+        path = Path(folder) / self.file if folder else None
+        return path if path is not None and path.is_file() else None
+
+    def content(self) -> str:
+        """Stands for what `read` gives; on the hub a data set is its name, since it is not changed there."""
+        path = self.local()
+        return f"hub: {self.hub}" if path is None else fingerprint([path], "file")
 
     def stored(self, path: Path, split: str) -> Labelled:
         rows = scan_parquet(path).filter(pl.col("split").cast(pl.String) == split)

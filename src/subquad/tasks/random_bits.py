@@ -4,6 +4,9 @@ NumPy promises that for the raw bits of a bit generator, and not for what a `Gen
 integers, and sums, products and quotients of floats, which IEEE 754 rounds alike everywhere, go in.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -13,6 +16,17 @@ class RandomBits:
 
     def __init__(self, seed: int) -> None:
         self.bits = np.random.PCG64(seed)
+
+    @property
+    def state(self) -> Mapping[str, str]:
+        """Where the stream stands, as JSON, which has no numbers of 128 bits; set, it goes on from there."""
+        state: Any = self.bits.state["state"]
+        return {name: hex(number) for name, number in state.items()}
+
+    @state.setter
+    def state(self, state: Mapping[str, str]) -> None:
+        numbers = {name: int(state[name], 16) for name in ("state", "inc")}
+        self.bits.state = {**self.bits.state, "state": numbers}  # pyright: ignore[reportAttributeAccessIssue]
 
     def uniform(self, *shape: int) -> Float[np.ndarray, "*shape"]:
         """Numbers from [0, 1), by the upper 53 bits."""

@@ -44,6 +44,7 @@ class Recall(Probe):
         unit="symbol",
         length=16_384,
         source="https://arxiv.org/abs/2312.04927, made by subquad",
+        revision=2,
         sizes={
             "quick": {"train": 8_000, "validation": 200, "test": 500, "tokens": 64, "pairs": 8, "keys": 32},
             "small": {},
@@ -122,5 +123,5 @@ class Recall(Probe):
 
     def first_value(self, train: Sequences, test: Sequences) -> np.ndarray:
         """The first pair's value, whatever is asked: right for one key of all."""
-        first = test.symbols[test.start + self.width - 1, 1] - 1
+        first = test.symbols[test.start + self.width - 1, 1].astype(np.int64) - 1
         return np.repeat(first[:, None], test.answer.shape[1], axis=1)

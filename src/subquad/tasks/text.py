@@ -13,7 +13,7 @@ bytes, so that no text is beyond it.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -26,8 +26,9 @@ from torch import Tensor
 
 from subquad.fields import SPLITS, Inputs, Tokens
 from subquad.objectives import Classification
-from subquad.task import InputEncoding, Task, TaskTraits
+from subquad.task import InputEncoding, TaskTraits
 from subquad.tasks.errors import DataError
+from subquad.tasks.preparable import Part, Preparable, in_one_part, splits_of
 from subquad.tasks.published import INSTALL, Published, chosen, require_sizes
 from subquad.tasks.sequences import Reader, SequenceData, Sequences, padded
 
@@ -94,7 +95,7 @@ class Reviews(InputEncoding):
         return [str(token) for token in ids.tolist()]
 
 
-class Text(Task):
+class Text(Preparable):
     """See the module.
 
     `train`, `validation`, `test`: reviews of each split at most.
@@ -133,8 +134,10 @@ class Text(Task):
         require_reading("text", cut=cut, tokens=tokens, vocabulary=vocabulary)
         self.cut, self.tokens, self.vocabulary = cut, tokens, vocabulary
 
-    def load(self, *, target: str | None = None, length: int | None = None) -> SequenceData:
-        """Cuts by its own option, so that whatever `length` a model reads, the data are the same ones."""
+    def read_content(self) -> str:
+        return IMDB.content()
+
+    def parts(self, before: Iterable[Part] = ()) -> Iterator[Part]:
         if self.tokens == "bpe":
             require_tokenizers()
         published = IMDB.read()
@@ -154,8 +157,20 @@ class Text(Task):
             rows = encoding.ids(texts[split], self.cut)
             answer = halves[split].label[choice.places[split]]
             splits[split] = Sequences(np.concatenate(rows), np.cumsum([len(row) for row in rows]), answer)
+        yield in_one_part(
+            splits,
+            {
+                "local": published.local,
+                "left out": dict(choice.left_out),
+                "tokenizer": encoding.tokenizer,
+            },
+        )
+
+    def dataset(self, made: Part, *, target: str | None, length: int | None) -> SequenceData:
+        """Cut by the task's own option, so that the data are the same whatever `length` a model reads."""
+        encoding = Reviews(tokenizer=made.facts["tokenizer"])
         return SequenceData(
-            splits=splits,
+            splits=splits_of(made),
             fields=encoding.fields,
             target="sentiment",
             objective=Classification(classes=("negative", "positive")),
@@ -164,11 +179,11 @@ class Text(Task):
             about={
                 "task": self.traits.name,
                 "question": "is the review favourable?",
-                "data": "IMDb" + (" from SUBQUAD_DATA" if published.local else f", {IMDB.hub}"),
+                "data": "IMDb" + (" from SUBQUAD_DATA" if made.facts["local"] else f", {IMDB.hub}"),
                 "tokens": self.tokens,
                 "vocabulary": encoding.fields.vocabulary,
                 "cut": self.cut,
-                "training reviews left out": dict(choice.left_out),
+                "training reviews left out": made.facts["left out"],
             },
         )
 
