@@ -182,11 +182,11 @@ def test_the_help_of_a_command_ends_with_examples_that_it_takes(call, command, m
 
 def test_every_option_of_a_comparison_can_be_given_on_the_command_line(call, monkeypatch):
     configs = []
-    monkeypatch.setattr("subquad.experiments.comparison.plan", lambda x: configs.append(x) or exit(0))
+    monkeypatch.setattr("subquad.experiments.comparison.plan", lambda x, **_: configs.append(x) or exit(0))
     told = "--length 64 --seeds 2 --dim 16 --depth 1 --heads 2 --positions rotary --dropout 0.2 --steps 5"
     told += " --batch 3 --accumulate 2 --learning-rate 0.1 --weight-decay 0.2 --clip 2 --precision 64-true"
     told += " --lengths 8,16 --workers 2 --executor far --device cpu --timeout 9"
-    told += " --attention linear,softmax"
+    told += " --attention linear,softmax --mlp-ratio 2"
     call("compare", "transactions", "--target", "spend", *told.split())
     call("compare", "custom", "--data", "s.toml", "--no-bench")
     for part in ("model", "training", None):

@@ -17,7 +17,7 @@ from subquad.experiments.comparison import Plan, plan
 from subquad.experiments.config import Comparison, TrainingConfig
 from subquad.experiments.estimate import (
     LEAST_STEPS,
-    Choice,
+    Budgeted,
     Cost,
     Estimate,
     cell_seconds,
@@ -136,7 +136,7 @@ def test_a_pass_is_reckoned_from_some_of_its_batches_by_their_number(split: Any,
     training.epoch = batches  # pyright: ignore[reportAttributeAccessIssue]
     training.config = TrainingConfig(batch=2)  # pyright: ignore[reportAttributeAccessIssue]
     training.data = Anything()  # pyright: ignore[reportAttributeAccessIssue]
-    training.data.truth = lambda split: range(199)  # pyright: ignore[reportAttributeAccessIssue]
+    training.data.count = lambda split: 199  # pyright: ignore[reportAttributeAccessIssue]
     training.data.objective = Anything()  # pyright: ignore[reportAttributeAccessIssue]
     training.data.objective.scorer = Anything  # pyright: ignore[reportAttributeAccessIssue]
     training.network = training  # pyright: ignore[reportAttributeAccessIssue]
@@ -217,7 +217,7 @@ def test_a_budget_is_resolved_once_and_the_same_request_has_the_same_runs(instan
     keys = [spec.key for spec in plan(first.config).specs]
     measured = len(instant)
     again = within_budget(TINY, 3600, store)
-    assert again == Choice(first.config, None)
+    assert again == Budgeted(first.config, None)
     assert len(instant) == measured
     assert [spec.key for spec in plan(again.config).specs] == keys
     assert within_budget(TINY, 1800, store).config.training.steps < first.config.training.steps

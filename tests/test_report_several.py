@@ -15,6 +15,7 @@ from subquad.cli.output import show_comparison
 from subquad.report.findings import ComparisonFindings
 from subquad.report.page import render
 
+SECTIONS = ("leaderboard", "quality", "parts", "learning")
 THREE = ("transactions", "recall", "text")
 
 
@@ -42,7 +43,8 @@ def test_ids_are_unique_and_every_link_leads_somewhere(page: str) -> None:
 def test_the_sections_of_a_task_stand_together_under_its_name(page: str) -> None:
     order = re.findall(r'<section id="([^"]*)"', page)
     groups = [
-        [name, *(f"{name}-{part}" for part in ("leaderboard", "quality", "learning"))] for name in THREE
+        [name, *(f"{name}-{part}" for part in ("leaderboard", "quality", "parts", "learning"))]
+        for name in THREE
     ]
     assert order == [
         *("answer", "overview"),

@@ -22,7 +22,7 @@ from subquad.tasks.custom.tokens import TokenLists, filled_up
 from subquad.tasks.encoding import RARE
 from subquad.tasks.sequences import SequenceData
 from subquad.tasks.splits import split_of
-from subquad.tasks.text import Reviews
+from subquad.tasks.text import TextEncoding
 from subquad.testing.task import Case, contract
 
 BPE = changed(TEXT, "text", tokens="bpe", vocabulary=280, cut=6)
@@ -229,7 +229,7 @@ def test_a_token_is_the_same_as_text_and_as_any_whole_number(tmp_path: Path):
 def test_new_inputs_are_read_as_those_of_training(name: str, cases: dict[str, Case]):
     table, schema = EVERY[name]
     data = cases[name].data
-    assert isinstance(data.encoding, TokenLists | Reviews)
+    assert isinstance(data.encoding, TokenLists | TextEncoding)
     again = validated(type(data.encoding), json.loads(json.dumps(asdict(data.encoding))))
     column = "review" if "text" in schema else "pages"
     content = table[column].to_list()

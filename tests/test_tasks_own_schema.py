@@ -15,7 +15,7 @@ BPE = changed(TEXT, "text", tokens="bpe")
     ("text", "said"),
     [
         ('kind = "texts"\n', "unknown kind 'texts'; did you mean 'text'?"),
-        ("kind = 3\n", "unknown kind 3; there are 'events', 'pairs', 'text', 'tokens'"),
+        ("kind = 3\n", "unknown kind 3; there are 'events', 'language', 'pairs', 'text', 'tokens'"),
         ('knd = "text"\n', "unknown key 'knd' above all sections; did you mean 'kind'?"),
         (
             '[text]\npath = "a.csv"\n',
@@ -28,6 +28,10 @@ BPE = changed(TEXT, "text", tokens="bpe")
             "the section out",
         ),
         ('kind = "text"\n[txt]\n', "unknown section [txt]; did you mean 'text'?"),
+        (
+            'kind = "language"\n[language]\npath = "letters"\n[target]\ncolumn = "stars"\n',
+            "[target] has no place beside [language], whose text is what is asked: take it out",
+        ),
         ('kind = "text"\n[text]\n', "[text] lacks the key 'path'"),
         ('kind = "text"\n[target]\n', "there is no section [text]"),
     ],

@@ -120,6 +120,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("documented")
     for name, table in tables().items():
         table.write_csv(path / name) if name.endswith(".csv") else table.write_parquet(path / name)
+    (path / "letters").mkdir()
+    for place, letter in enumerate(texts()["review"].to_list()[:40]):
+        (path / "letters" / f"{place}.txt").write_text(letter * (1 + place % 5))
     return path
 
 
@@ -132,8 +135,9 @@ def test_every_schema_of_the_page_is_trained_and_judged_for_every_target(
     task = tasks.build("custom", schema=str(path))
     for target in task.traits.targets:
         planned = plan(request(path, target=target))
-        assert planned.document["unit"] == task.traits.unit
+        (document,) = planned.document["tasks"]
+        assert document["unit"] == task.traits.unit
         for spec in (*planned.baselines, *planned.fits):
             done = spec.run(Store(tmp_path / target), lambda *_: None)
-            assert done["data"]["summary"]["target"] == target
+            assert spec.data.target == target
             assert np.isfinite(done["result"]["test"][done["data"]["metric"]])

@@ -1,4 +1,4 @@
-"""Reviews are read as they are, each by one split, from a file or from the hub."""
+"""Texts are read as they are, each by one split, from a file or from the hub."""
 
 import importlib.util
 import json
@@ -15,7 +15,7 @@ from subquad.fields import SPLITS, Split, Tokens
 from subquad.tasks import DataError
 from subquad.tasks.published import chosen, in_order
 from subquad.tasks.sequences import SequenceData
-from subquad.tasks.text import IMDB, Reviews, Text, trained_tokenizer
+from subquad.tasks.text import IMDB, Text, TextEncoding, trained_tokenizer
 from subquad.testing.task import Case, contract
 
 BPE: dict[str, Any] = {"tokens": "bpe", "vocabulary": 300}
@@ -99,7 +99,7 @@ def test_the_hub_gives_what_the_file_gives(imdb: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("options", [{}, BPE], ids=["bytes", "bpe"])
 def test_new_texts_are_read_as_those_of_training(options: dict[str, Any], imdb: Path):
     data = load(cut=60, **options)
-    encoding = Reviews(**json.loads(json.dumps(asdict(data.encoding))))
+    encoding = TextEncoding(**json.loads(json.dumps(asdict(data.encoding))))
     batch = next(data.batches("test", size=3, length=60, seed=0, epoch=0, shuffle=False))
     order = in_order([text.encode() for text in TEST["text"]])
     _, (ids,), valid = encoding.batch([TEST["text"][order[place]] for place in batch.example], 60)
@@ -110,7 +110,7 @@ def test_new_texts_are_read_as_those_of_training(options: dict[str, Any], imdb: 
 def test_no_text_is_beyond_a_tokenizer_and_training_it_again_gives_the_same():
     first, again = (trained_tokenizer(TRAIN["text"], 300) for _ in range(2))
     assert first == again
-    encoding = Reviews(tokenizer=first)
+    encoding = TextEncoding(tokenizer=first)
     strange = "ß→ 漢字 \x00"
     assert encoding.bpe.get_vocab_size() == encoding.fields.vocabulary == 300
     (ids,) = encoding.ids([strange], 99)
@@ -195,9 +195,9 @@ def test_reviews_of_imdb_are_the_same_everywhere(tokens: str):
 
 def test_no_moment_and_no_empty_text_is_read():
     with pytest.raises(DataError, match="texts have no moment"):
-        Reviews().batch(["a"], 5, until=1)
+        TextEncoding().batch(["a"], 5, until=1)
     with pytest.raises(DataError, match="text 1 is empty: leave it out"):
-        Reviews().batch(["a", ""], 5)
+        TextEncoding().batch(["a", ""], 5)
     with pytest.raises(DataError, match="tokenizer: cannot be read"):
-        _ = Reviews(tokenizer="{}").fields
-    assert np.array_equal(Reviews().batch(["é"], 1)[1][0], [[0xC3]])
+        _ = TextEncoding(tokenizer="{}").fields
+    assert np.array_equal(TextEncoding().batch(["é"], 1)[1][0], [[0xC3]])

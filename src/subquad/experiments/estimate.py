@@ -158,14 +158,16 @@ def estimate(
     )
 
 
-class Choice(NamedTuple):
+class Budgeted(NamedTuple):
     """A comparison whose steps fit into a time."""
 
     config: Comparison
     estimate: Estimate | None  # None where the steps were chosen before
 
 
-def within_budget(config: Comparison, seconds: float, store: Store, *, tell: TellProgress = quiet) -> Choice:
+def within_budget(
+    config: Comparison, seconds: float, store: Store, *, tell: TellProgress = quiet
+) -> Budgeted:
     """The comparison with as many steps a fit as fit into so many seconds, measuring included.
 
     The choice is kept in the store's folder: the same comparison with the same budget has the same steps
@@ -192,7 +194,7 @@ def within_budget(config: Comparison, seconds: float, store: Store, *, tell: Tel
                 "or fewer rows, tasks or seeds, or leave the bench out"
             )
         write_json(path, {"steps": steps, "seconds": seconds, "comparison": asdict(config)})
-    return Choice(replace(config, training=replace(config.training, steps=steps)), measured)
+    return Budgeted(replace(config, training=replace(config.training, steps=steps)), measured)
 
 
 def chosen_before(path: Path) -> int | None:

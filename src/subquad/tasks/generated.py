@@ -13,7 +13,7 @@ from jaxtyping import Bool
 
 from subquad.fields import Split
 from subquad.tasks.errors import DataError
-from subquad.tasks.preparable import Part, Preparable
+from subquad.tasks.preparable import DataPart, Preparable
 from subquad.tasks.random_bits import RandomBits
 from subquad.tasks.sequences import SequenceData, Sequences, require_length, slices
 
@@ -46,7 +46,7 @@ class Generated(Preparable):
         """Where the random numbers come from."""
         return RandomBits(self.seed)
 
-    def parts(self, before: Iterable[Part] = ()) -> Iterator[Part]:
+    def parts(self, before: Iterable[DataPart] = ()) -> Iterator[DataPart]:
         bits, count = self.stream(), sum(self.sizes.values())
         known: set[bytes] = set()
         for part in before:
@@ -60,9 +60,9 @@ class Generated(Preparable):
             if barren == BARREN:
                 raise DataError(self.too_few(found, count))
             if len(new):
-                yield Part(arrays_of(drawn, new), bits.state, done=(found + len(new)) / count)
+                yield DataPart(arrays_of(drawn, new), bits.state, done=(found + len(new)) / count)
 
-    def dataset(self, made: Part, *, target: str | None, length: int | None) -> SequenceData:
+    def dataset(self, made: DataPart, *, target: str | None, length: int | None) -> SequenceData:
         every = sequences_of(made)
         data = self.data({split: every.take(here) for split, here in slices(self.sizes).items()})
         require_length(data, length)
@@ -91,7 +91,7 @@ def arrays_of(part: Sequences, chosen: np.ndarray) -> dict[str, np.ndarray]:
     return arrays if part.asked is None else {**arrays, "asked": part.asked[kept]}
 
 
-def sequences_of(made: Part) -> Sequences:
+def sequences_of(made: DataPart) -> Sequences:
     """The sequences of which `arrays_of` made arrays."""
     arrays = made.arrays
     return Sequences(arrays["symbols"], np.cumsum(arrays["length"]), arrays["answer"], arrays.get("asked"))

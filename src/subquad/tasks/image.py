@@ -28,7 +28,7 @@ from subquad.fields import SPLITS, Inputs, Tokens
 from subquad.objectives import Classification
 from subquad.task import InputEncoding, TaskTraits
 from subquad.tasks.errors import DataError
-from subquad.tasks.preparable import Part, Preparable, in_one_part, splits_of
+from subquad.tasks.preparable import DataPart, Preparable, in_one_part, splits_of
 from subquad.tasks.published import INSTALL, Published, chosen, require_sizes
 from subquad.tasks.sequences import SequenceData, Sequences, require_length
 
@@ -101,7 +101,7 @@ class Image(Preparable):
     def read_content(self) -> str:
         return CIFAR.content()
 
-    def parts(self, before: Iterable[Part] = ()) -> Iterator[Part]:
+    def parts(self, before: Iterable[DataPart] = ()) -> Iterator[DataPart]:
         if find_spec("PIL") is None:
             raise DataError(f"the task 'image' reads pictures by Pillow, which is not installed: {INSTALL}")
         published = CIFAR.read()
@@ -117,7 +117,7 @@ class Image(Preparable):
             splits[split] = Sequences(pixels[half][places].ravel(), stop, label[half][places])
         yield in_one_part(splits, {"local": published.local, "left out": dict(choice.left_out)})
 
-    def dataset(self, made: Part, *, target: str | None, length: int | None) -> SequenceData:
+    def dataset(self, made: DataPart, *, target: str | None, length: int | None) -> SequenceData:
         data = SequenceData(
             splits=splits_of(made),
             fields=Tokens(vocabulary=BRIGHTNESSES),

@@ -27,7 +27,7 @@ from subquad.task import InputEncoding, Task, TaskTraits
 from subquad.tasks.errors import DataError
 from subquad.tasks.published import require_sizes
 from subquad.tasks.sequences import Reader, SequenceData, Sequences
-from subquad.tasks.text import Reviews, require_reading, require_tokenizers, reviews, trained_tokenizer
+from subquad.tasks.text import TextEncoding, require_reading, require_tokenizers, reviews, trained_tokenizer
 from subquad.tasks.text_pairs import SOURCES, Corpus, Pairs
 
 
@@ -41,9 +41,9 @@ class PairedTexts(InputEncoding):
     tokenizer: str | None = None
 
     @cached_property
-    def texts(self) -> Reviews:
+    def texts(self) -> TextEncoding:
         """How each of them does."""
-        return Reviews(tokenizer=self.tokenizer)
+        return TextEncoding(tokenizer=self.tokenizer)
 
     @property
     def fields(self) -> Pair:

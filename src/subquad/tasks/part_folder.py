@@ -21,7 +21,7 @@ from typing_extensions import TypedDict  # pydantic asks for it below Python 3.1
 
 from subquad.documents import Damaged, parsed, validated
 from subquad.files import read_whole
-from subquad.tasks.preparable import Part
+from subquad.tasks.preparable import DataPart
 
 PART_LINE = re.compile(rb"([0-9a-f]{8}) (.+)")
 
@@ -69,14 +69,14 @@ class PartFolder:
         """The share of the whole that is there."""
         return self.lines[-1]["done"] if self.lines else 0.0
 
-    def read(self) -> Part:
+    def read(self) -> DataPart:
         """All parts as one, held against their checksums. The arrays are mapped into memory, not copied."""
         arrays = self.mapped()
         for _ in self.pieces(arrays):
             pass
-        return Part(arrays, self.lines[-1]["facts"], self.done)
+        return DataPart(arrays, self.lines[-1]["facts"], self.done)
 
-    def parts(self) -> Iterator[Part]:
+    def parts(self) -> Iterator[DataPart]:
         """One after the other, held against their checksums."""
         return self.pieces(self.mapped()) if self.lines else iter(())
 
@@ -90,7 +90,7 @@ class PartFolder:
             (self.path / "parts").touch()
             os.truncate(self.path / "parts", self.size)
 
-    def append(self, part: Part) -> None:
+    def append(self, part: DataPart) -> None:
         """Write a part behind the others."""
         self.path.mkdir(parents=True, exist_ok=True)
         plain = {
@@ -136,7 +136,7 @@ class PartFolder:
                 raise self.damaged(f"{path.name}: {error}") from None
         return arrays
 
-    def pieces(self, arrays: dict[str, np.ndarray]) -> Iterator[Part]:
+    def pieces(self, arrays: dict[str, np.ndarray]) -> Iterator[DataPart]:
         start = dict.fromkeys(arrays, 0)
         for line in self.lines:
             here = {}
@@ -146,7 +146,7 @@ class PartFolder:
                 if crc32(here[name].data) != line["arrays"][name]["checksum"]:
                     raise self.damaged(f"{name}.bin is not as it was written")
                 start[name] = stop
-            yield Part(here, line["facts"], line["done"])
+            yield DataPart(here, line["facts"], line["done"])
 
     def damaged(self, what: str) -> Damaged:
         return Damaged(f"{str(self.path)!r} is damaged: {what}")

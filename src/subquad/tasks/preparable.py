@@ -15,7 +15,7 @@ from subquad.task import Task
 from subquad.tasks.sequences import SequenceData, Sequences
 
 
-class Part(NamedTuple):
+class DataPart(NamedTuple):
     """Some of what a task makes.
 
     `arrays`: numbers and truth values, by name; each has those of all parts one behind the other.
@@ -33,7 +33,7 @@ class Preparable(Task):
     """The base of tasks that are made in parts."""
 
     @abstractmethod
-    def parts(self, before: Iterable[Part] = ()) -> Iterator[Part]:
+    def parts(self, before: Iterable[DataPart] = ()) -> Iterator[DataPart]:
         """All parts, or those behind `before`, which an earlier process made. How often it was
         interrupted changes no byte.
 
@@ -41,7 +41,7 @@ class Preparable(Task):
         """
 
     @abstractmethod
-    def dataset(self, made: Part, *, target: str | None, length: int | None) -> SequenceData:
+    def dataset(self, made: DataPart, *, target: str | None, length: int | None) -> SequenceData:
         """The dataset of all parts, joined. Cheap. `target` and `length` are those of `load`."""
 
     def read_content(self) -> str:
@@ -52,14 +52,14 @@ class Preparable(Task):
         return self.dataset(concatenated(self.parts()), target=target, length=length)
 
 
-def concatenated(parts: Iterable[Part]) -> Part:
+def concatenated(parts: Iterable[DataPart]) -> DataPart:
     """All parts as one."""
     every = list(parts)
     arrays = {name: np.concatenate([part.arrays[name] for part in every]) for name in every[0].arrays}
     return every[-1]._replace(arrays=arrays)
 
 
-def in_one_part(splits: Mapping[Split, Sequences], facts: Mapping[str, Any]) -> Part:
+def in_one_part(splits: Mapping[Split, Sequences], facts: Mapping[str, Any]) -> DataPart:
     """Sequences that are made at once; see `splits_of`."""
     arrays = {
         f"{split}.{each.name}": values
@@ -67,10 +67,10 @@ def in_one_part(splits: Mapping[Split, Sequences], facts: Mapping[str, Any]) -> 
         for each in fields(part)
         if (values := getattr(part, each.name)) is not None
     }
-    return Part(arrays, facts, done=1.0)
+    return DataPart(arrays, facts, done=1.0)
 
 
-def splits_of(made: Part) -> dict[Split, Sequences]:
+def splits_of(made: DataPart) -> dict[Split, Sequences]:
     """The splits of which `in_one_part` made a part."""
     splits: dict[Split, dict[str, np.ndarray]] = {split: {} for split in SPLITS}
     for name, values in made.arrays.items():

@@ -28,7 +28,7 @@ from subquad.files import set_aside
 from subquad.task import Dataset, Task
 from subquad.tasks.errors import DataError
 from subquad.tasks.part_folder import PartFolder
-from subquad.tasks.preparable import Part, Preparable
+from subquad.tasks.preparable import DataPart, Preparable
 
 FORMAT = 1  # of the folder
 REQUEST = "request.json"
@@ -70,12 +70,12 @@ class Entry:
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
         return cls(folder() / f"{task.traits.name}-{key}")
 
-    def read(self) -> Part | None:
+    def read(self) -> DataPart | None:
         """What was prepared; None where it is not, or not to its end. Raises `Damaged`."""
         stored = PartFolder(self.path)
         return stored.read() if stored.done == 1 else None
 
-    def prepare(self, task: Preparable, options: Mapping[str, Any], tell: TellShare) -> Part:
+    def prepare(self, task: Preparable, options: Mapping[str, Any], tell: TellShare) -> DataPart:
         """What was prepared, or is now: from where an earlier process was interrupted.
 
         What is damaged is set aside with a warning and made anew. Raises `DataError` where the data cannot
@@ -90,7 +90,7 @@ class Entry:
                 warnings.warn(f"{damage}; it is made anew, and kept as {aside.name}", stacklevel=2)
                 return self.made(task, options, tell)
 
-    def made(self, task: Preparable, options: Mapping[str, Any], tell: TellShare) -> Part:
+    def made(self, task: Preparable, options: Mapping[str, Any], tell: TellShare) -> DataPart:
         stored = PartFolder(self.path)
         if stored.done < 1:
             write_json(self.path / REQUEST, request(task, options))

@@ -28,7 +28,7 @@ from subquad.fields import SPLITS, Inputs, Tokens
 from subquad.objectives import Classification
 from subquad.task import InputEncoding, TaskTraits
 from subquad.tasks.errors import DataError
-from subquad.tasks.preparable import Part, Preparable, in_one_part, splits_of
+from subquad.tasks.preparable import DataPart, Preparable, in_one_part, splits_of
 from subquad.tasks.published import INSTALL, Published, chosen, require_sizes
 from subquad.tasks.sequences import Reader, SequenceData, Sequences, padded
 
@@ -46,7 +46,7 @@ IMDB = Published(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reviews(InputEncoding):
+class TextEncoding(InputEncoding):
     """How texts become ids.
 
     `tokenizer`: a tokenizer of the package tokenizers, as its JSON. None: bytes.
@@ -117,7 +117,7 @@ class Text(Preparable):
             "full": {"cut": 4_000},
         },
     )
-    encoding = Reviews
+    encoding = TextEncoding
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class Text(Preparable):
     def read_content(self) -> str:
         return IMDB.content()
 
-    def parts(self, before: Iterable[Part] = ()) -> Iterator[Part]:
+    def parts(self, before: Iterable[DataPart] = ()) -> Iterator[DataPart]:
         if self.tokens == "bpe":
             require_tokenizers()
         published = IMDB.read()
@@ -149,9 +149,9 @@ class Text(Preparable):
             length=self.cut,  # as many tokens are no fewer bytes
         )
         texts = {split: [halves[split].inputs[place] for place in choice.places[split]] for split in SPLITS}
-        encoding = Reviews()
+        encoding = TextEncoding()
         if self.tokens == "bpe":
-            encoding = Reviews(tokenizer=trained_tokenizer(texts["train"], self.vocabulary))
+            encoding = TextEncoding(tokenizer=trained_tokenizer(texts["train"], self.vocabulary))
         splits = {}
         for split in SPLITS:
             rows = encoding.ids(texts[split], self.cut)
@@ -166,9 +166,9 @@ class Text(Preparable):
             },
         )
 
-    def dataset(self, made: Part, *, target: str | None, length: int | None) -> SequenceData:
+    def dataset(self, made: DataPart, *, target: str | None, length: int | None) -> SequenceData:
         """Cut by the task's own option, so that the data are the same whatever `length` a model reads."""
-        encoding = Reviews(tokenizer=made.facts["tokenizer"])
+        encoding = TextEncoding(tokenizer=made.facts["tokenizer"])
         return SequenceData(
             splits=splits_of(made),
             fields=encoding.fields,

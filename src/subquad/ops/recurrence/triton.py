@@ -15,7 +15,7 @@ from subquad.ops.recurrence.rows import Gradients
 from subquad.ops.triton.availability import why_not
 
 # the widest heads whose kernels take no more registers than there are: `python -m subquad.ops.triton`
-WIDEST = {torch.bfloat16: 128, torch.float16: 128, torch.float32: 64}
+WIDEST_HEADS = {torch.bfloat16: 128, torch.float16: 128, torch.float32: 64}
 
 
 def refuses(call: RecurrenceCall) -> str | None:
@@ -27,10 +27,10 @@ def refuses(call: RecurrenceCall) -> str | None:
         return f"it takes inputs that are all on {q.device}"
     if 0 in (*q.shape, *v.shape):
         return "it takes one token or more"
-    width, widest = max(q.shape[3], v.shape[3]), WIDEST[q.dtype]
+    width, widest = max(q.shape[3], v.shape[3]), WIDEST_HEADS[q.dtype]
     if width <= widest:
         return None
-    remedy = "take half precision or" if width <= max(WIDEST.values()) else "take"
+    remedy = "take half precision or" if width <= max(WIDEST_HEADS.values()) else "take"
     return f"it takes {widest} numbers of {q.dtype} a head, not {width}: {remedy} more, narrower heads"
 
 

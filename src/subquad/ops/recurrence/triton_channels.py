@@ -9,7 +9,7 @@ import torch
 
 from subquad.ops.recurrence.decay import Matrix, Values
 from subquad.ops.recurrence.rows import RecurrenceInputs
-from subquad.ops.recurrence.triton import WIDEST
+from subquad.ops.recurrence.triton import WIDEST_HEADS
 from subquad.ops.recurrence.triton_launches import SCAN, Launches, inputs
 from subquad.ops.triton.configs import Config, Configs, Family
 
@@ -54,7 +54,7 @@ def candidates(kernel: str, dtype: torch.dtype, width: int, architecture: int) -
 
 
 def calls(dtype: torch.dtype, width: int) -> Iterator[Callable[[], Any]]:
-    if width > WIDEST[dtype]:
+    if width > WIDEST_HEADS[dtype]:
         return
     tokens, state = inputs(dtype, width, channels=width)
     yield partial(forward, tokens, state, dtype=dtype)

@@ -15,7 +15,7 @@ from torch import Tensor
 from subquad.ops.recurrence.decay import Matrix, Queries, Values
 from subquad.ops.recurrence.delta_rule import Betas
 from subquad.ops.recurrence.rows import RecurrenceInputs
-from subquad.ops.recurrence.triton import WIDEST
+from subquad.ops.recurrence.triton import WIDEST_HEADS
 from subquad.ops.recurrence.triton_delta_backward import advance_back, of_keys, of_queries, solve_back
 from subquad.ops.recurrence.triton_delta_kernels import advance, solve
 from subquad.ops.recurrence.triton_launches import Launches, inputs
@@ -156,7 +156,7 @@ def candidates(kernel: str, dtype: torch.dtype, width: int, architecture: int) -
 
 
 def calls(dtype: torch.dtype, width: int) -> Iterator[Callable[[], Any]]:
-    if width > WIDEST[dtype]:
+    if width > WIDEST_HEADS[dtype]:
         return
     for shared in (False, True):
         tokens, state = inputs(dtype, width, channels=1, shared=shared)

@@ -10,7 +10,7 @@ import triton
 from torch import Tensor
 
 from subquad.ops.recurrence.rows import Fusion, Gates, RecurrenceInputs, Rows, Scale
-from subquad.ops.recurrence.triton import WIDEST
+from subquad.ops.recurrence.triton import WIDEST_HEADS
 from subquad.ops.recurrence.triton_launches import inputs
 from subquad.ops.recurrence.triton_row_kernels import after, after_backward, before, before_backward
 from subquad.ops.triton.configs import Config, Configs, Family
@@ -154,7 +154,7 @@ def candidates(kernel: str, dtype: torch.dtype, width: int, architecture: int) -
 
 def calls(dtype: torch.dtype, width: int) -> Iterator[Callable[[], Any]]:
     """As retention, gated linear attention and the delta rule have it."""
-    if width > WIDEST[dtype]:
+    if width > WIDEST_HEADS[dtype]:
         return
     tokens, _ = inputs(dtype, width, channels=width)
     raw, scale = torch.empty(tokens.v.shape, device="meta"), torch.empty(width, device="meta")

@@ -9,7 +9,7 @@ import torch
 
 from subquad.ops.recurrence.decay import Matrix, Values
 from subquad.ops.recurrence.rows import Fusion, RecurrenceInputs
-from subquad.ops.recurrence.triton import WIDEST
+from subquad.ops.recurrence.triton import WIDEST_HEADS
 from subquad.ops.recurrence.triton_launches import inputs
 from subquad.ops.recurrence.triton_rows import Changes, gate_of, turns_of
 from subquad.ops.recurrence.triton_step_kernel import recurrent_step
@@ -57,7 +57,7 @@ def candidates(kernel: str, dtype: torch.dtype, width: int, architecture: int) -
 
 def calls(dtype: torch.dtype, width: int) -> Iterator[Callable[[], Any]]:
     """As retention, gated linear attention and the gated delta rule have it."""
-    if width > WIDEST[dtype]:
+    if width > WIDEST_HEADS[dtype]:
         return
     (q, k, v, logits, _), state = inputs(dtype, width, channels=width, n=1)
     head, scale = torch.empty(*q.shape[:3], 1, device="meta"), torch.empty(width, device="meta")

@@ -8,13 +8,14 @@ import polars  # noqa: F401  # without it nothing here can be read, and the cata
 from subquad.task import Dataset, Task, TaskTraits
 from subquad.tasks.custom.events import load_events
 from subquad.tasks.custom.pairs import load_pairs
-from subquad.tasks.custom.schema import Examples, read_schema
+from subquad.tasks.custom.schema import Examples, PlainFiles, read_schema
 from subquad.tasks.custom.text import load_text
 from subquad.tasks.custom.tokens import TokenLists, load_tokens
 from subquad.tasks.encoding import Encoding
 from subquad.tasks.errors import DataError
+from subquad.tasks.language import Language
 from subquad.tasks.matching import PairedTexts
-from subquad.tasks.text import Reviews
+from subquad.tasks.text import TextEncoding
 
 
 class Custom(Task):
@@ -25,13 +26,13 @@ class Custom(Task):
 
     traits = TaskTraits(
         name="custom",
-        description="your own events, texts, pairs or tokens, as --data schema.toml describes them",
+        description="your own events, texts, pairs, tokens or files, as --data schema.toml describes them",
         targets=(),
         unit="event",
         length=512,
         source="the files that the schema names",
     )
-    encoding = Encoding | Reviews | PairedTexts | TokenLists
+    encoding = Encoding | TextEncoding | PairedTexts | TokenLists
 
     def __init__(self, *, schema: str = "") -> None:
         if not schema:
@@ -40,15 +41,20 @@ class Custom(Task):
             )
         self.schema = read_schema(Path(schema))
         table = self.schema.table
-        unit, length = self.traits.unit, self.traits.length
-        if isinstance(table, Examples):
+        targets, unit, length = tuple(self.schema.targets), self.traits.unit, self.traits.length
+        if isinstance(table, PlainFiles):
+            language = Language.traits
+            targets, unit, length = language.targets, language.unit, language.length
+        elif isinstance(table, Examples):
             unit = "byte" if getattr(table, "tokens", None) == "bytes" else "token"
             length = table.cut
-        self.traits = replace(self.traits, targets=tuple(self.schema.targets), unit=unit, length=length)
+        self.traits = replace(self.traits, targets=targets, unit=unit, length=length)
 
     def load(self, *, target: str | None = None, length: int | None = None) -> Dataset:
-        name = target or next(iter(self.schema.targets))
+        name = target or self.traits.targets[0]
         match self.schema.kind:
+            case "language":
+                return Language(path=str(self.schema.table.path)).load(target=name, length=length)
             case "events":
                 return load_events(self.schema, name, keep=length)
             case "text":

@@ -22,7 +22,7 @@ from subquad.tasks.source import Reading, Source, readable
 from subquad.tasks.splits import split_of
 
 
-class Choice(NamedTuple):
+class SplitRows(NamedTuple):
     """Which rows stand in which split."""
 
     places: Mapping[Split, list[int]]
@@ -42,7 +42,7 @@ def read_rows(source: Source, inputs: Sequence[Reading], table: Examples, *answe
         return rows.collect()
 
 
-def chosen(owners: Sequence[str | bytes], contents: Sequence[bytes]) -> Choice:
+def chosen(owners: Sequence[str | bytes], contents: Sequence[bytes]) -> SplitRows:
     """The rows of each split.
 
     `owners`: the entity of each row, or the content that takes its place: decides its split.
@@ -56,7 +56,7 @@ def chosen(owners: Sequence[str | bytes], contents: Sequence[bytes]) -> Choice:
             if split[place] == name and taken.setdefault(content, name) == name:
                 places[name].append(place)
     kept = sum(map(len, places.values()))
-    return Choice(
+    return SplitRows(
         places={name: places[name] for name in SPLITS},
         group={name: _numbered([owners[place] for place in places[name]]) for name in SPLITS},
         left_out=len(contents) - kept,
@@ -70,7 +70,7 @@ def _numbered(owners: Sequence[str | bytes]) -> Int[np.ndarray, " n"]:
 
 
 def answered(
-    rows: pl.DataFrame, choice: Choice, target: Target, *, place: str, asked: Asked
+    rows: pl.DataFrame, choice: SplitRows, target: Target, *, place: str, asked: Asked
 ) -> tuple[Supervised, dict[Split, Real[np.ndarray, " n"]]]:
     """What is asked, and the answers of each split's rows. Raises `DataError` as `encode_targets` does."""
     answers: dict[Split, pl.Series] = {split: rows[ANSWER][choice.places[split]] for split in SPLITS}
@@ -78,7 +78,7 @@ def answered(
 
 
 def about(
-    table: Examples, name: str, objective: Supervised, choice: Choice, *, cut: int, asked: Asked
+    table: Examples, name: str, objective: Supervised, choice: SplitRows, *, cut: int, asked: Asked
 ) -> dict[str, Any]:
     """What a reader should know of them, beside their splits."""
     return {

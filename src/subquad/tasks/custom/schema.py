@@ -17,7 +17,7 @@
     split = "entity"               # "entity" | "time": cut-offs of validation later than training's, …
 
 `kind` at the top of the file says what a row is: "events" (the default), "text", "pairs" or "tokens". Of the
-others inputs and answer stand in one row:
+last three inputs and answer stand in one row:
 
     kind = "text"                  kind = "pairs"                 kind = "tokens"
 
@@ -31,6 +31,9 @@ others inputs and answer stand in one row:
 
     [target]
     column = "stars"               # and kind and metric; kind = "tokens": a list, a label for each token
+
+With kind = "language" there are no rows: [language] has the path of a text file, of a folder of them, or of a
+Parquet table with a column `text`. The text itself is what is asked, and there is no [target].
 
 Several targets are sections [targets.NAME] in the place of [target]; NAME is what `--target` takes.
 
@@ -140,6 +143,13 @@ class TokensTable(Examples):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlainFiles:
+    """Text to model: a file, a folder of files, or a Parquet table."""
+
+    path: Path
+
+
+@dataclass(frozen=True, kw_only=True)
 class Target:
     """What is asked, of examples that stand in the same rows."""
 
@@ -162,20 +172,21 @@ class TargetTable(Target, File):
         return (self.entity, self.column, *([self.cutoff] if self.cutoff else []))
 
 
-TABLES: dict[str, type[EventsTable] | type[Examples]] = {
+TABLES: dict[str, type[EventsTable] | type[Examples] | type[PlainFiles]] = {
     "events": EventsTable,
     "text": TextTable,
     "pairs": PairsTable,
     "tokens": TokensTable,
+    "language": PlainFiles,
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schema:
-    """`targets`: by the names that users choose them by, the default first."""
+    """`targets`: by the names that users choose them by, the default first; none of plain files."""
 
     kind: str
-    table: EventsTable | Examples
+    table: EventsTable | Examples | PlainFiles
     targets: Mapping[str, Target]
 
     def definition(self, target: str) -> dict[str, Any]:
@@ -200,7 +211,14 @@ def read_schema(path: Path) -> Schema:
     kind = _kind(path, written)
     table = _section(path, written, kind, TABLES[kind])
     asked = TargetTable if kind == "events" else Target
-    if "targets" not in written:
+    if isinstance(table, PlainFiles):
+        if given := written.keys() & {"target", "targets"}:
+            raise DataError(
+                f"{path}: [{min(given)}] has no place beside [{kind}], whose text is what is asked: "
+                "take it out"
+            )
+        targets = {}
+    elif "targets" not in written:
         target = _target(path, written, "target", asked, table)
         targets = {target.column: target}
     elif "target" in written:

@@ -10,7 +10,7 @@ from subquad.tasks.custom.schema import Schema, TextTable
 from subquad.tasks.encoding import ENTITY
 from subquad.tasks.sequences import SequenceData, Sequences
 from subquad.tasks.source import open_table
-from subquad.tasks.text import Reviews, bag_of_words, require_tokenizers, trained_tokenizer
+from subquad.tasks.text import TextEncoding, bag_of_words, require_tokenizers, trained_tokenizer
 
 TEXT = "text"
 ASKED = Asked("text", "texts")
@@ -36,9 +36,9 @@ def load_text(schema: Schema, name: str, *, length: int | None) -> SequenceData:
     place = f"{table.path}: column {target.column!r}"
     objective, answers = answered(rows, choice, target, place=place, asked=ASKED)
     texts = {split: rows[TEXT][choice.places[split]].to_list() for split in SPLITS}
-    encoding = Reviews()
+    encoding = TextEncoding()
     if table.tokens == "bpe":
-        encoding = Reviews(tokenizer=trained_tokenizer(texts["train"], table.vocabulary))
+        encoding = TextEncoding(tokenizer=trained_tokenizer(texts["train"], table.vocabulary))
     splits = {}
     for split in SPLITS:
         ids = encoding.ids(texts[split], cut)
