@@ -33,6 +33,19 @@ def write_films(folder: Path) -> Path:
     return stored(rows, folder / FILMS)
 
 
+def write_archive(rows: pl.DataFrame, folder: Path) -> Path:
+    """Reviews with their films as the authors of the data set publish them; the folder of all."""
+    for (split, label), some in rows.sort("text").group_by("split", "label"):
+        judgement = ("neg", "pos")[int(str(label))]
+        here = folder / "aclImdb" / str(split)
+        (here / judgement).mkdir(parents=True, exist_ok=True)
+        films = [f"http://www.imdb.com/title/tt{movie:07}/usercomments" for movie in some["movie"]]
+        (here / f"urls_{judgement}.txt").write_text("\n".join(films) + "\n")
+        for number, text in enumerate(some["text"]):
+            (here / judgement / f"{number}_{9 if label else 2}.txt").write_text(text, encoding="utf-8")
+    return folder / "aclImdb"
+
+
 def write_papers(folder: Path) -> None:
     """Papers that cite others of their topic."""
     chance = np.random.default_rng(0)

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 from experiments_sample import QUICK, changed
-from pairs_of_texts import aan_lines, stored, write_aan, write_films, write_papers
+from pairs_of_texts import aan_lines, stored, write_aan, write_archive, write_films, write_papers
 from published import shared
 
 import subquad
@@ -317,6 +317,25 @@ def test_a_text_that_is_missing_or_empty_is_said_in_one_line(value: Any, fault: 
     third = pl.col("movie") == 3
     stored(rows.with_columns(text=pl.when(third).then(pl.lit(value)).otherwise("text")), data_folder / FILMS)
     with pytest.raises(DataError, match=rf"'text': {fault} in {rows.filter(third).height} rows; leave them"):
+        load("films")
+
+
+def test_the_archive_of_the_reviews_holds_the_same_pairs_as_the_table(data_folder: Path):
+    before = load("films")
+    archive = write_archive(pl.read_parquet(data_folder / FILMS), data_folder)
+    (data_folder / FILMS).unlink()
+    assert load("films").fingerprint == before.fingerprint
+    addresses = archive / "test" / "urls_pos.txt"
+    lines = addresses.read_text().splitlines()
+    addresses.write_text("\n".join(["about:blank", *lines[1:]]))
+    with pytest.raises(DataError, match="line 1: should be the address of a film, not 'about:blank'"):
+        load("films")
+    addresses.write_text(lines[0])
+    with pytest.raises(DataError, match=r"urls_pos\.txt has 1 lines, and none for its film"):
+        load("films")
+    for review in (archive / "test" / "pos").iterdir():
+        review.unlink()
+    with pytest.raises(DataError, match=r"holds no review, NUMBER_RATING\.txt: unpack https"):
         load("films")
 
 

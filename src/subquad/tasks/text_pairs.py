@@ -17,6 +17,7 @@ import polars as pl
 from jaxtyping import Int
 
 from subquad.fields import SPLITS, Split
+from subquad.tasks import acl_imdb
 from subquad.tasks.errors import DataError
 from subquad.tasks.published import HELD_OUT, in_order
 from subquad.tasks.source import readable, scan_parquet
@@ -170,7 +171,7 @@ def films(cut: int) -> Corpus:
     film that judges it alike, so that equal judgements are as frequent as in positives.
     A review that reads, as it is cut, like one of test or like another is left out.
     """
-    rows = table(FILMS, "split", "movie", "label", "text").cast({"split": pl.String, "movie": pl.Int64})
+    rows = film_reviews().cast({"split": pl.String, "movie": pl.Int64})
     film, label, texts = (rows[column].to_list() for column in ("movie", "label", "text"))
     marks = hashed(texts)
     tested = set(rows.filter(pl.col("split") == "test")["movie"])
@@ -200,6 +201,15 @@ def films(cut: int) -> Corpus:
     }
     about = {"question": "are both reviews of one film?", "data": "IMDb from SUBQUAD_DATA"}
     return Corpus(texts, splits, {**about, "reviews left out": left_out})
+
+
+def film_reviews() -> pl.DataFrame:
+    """IMDb's labelled reviews with their films: from a table, or from the folder that its authors publish."""
+    folder = data_folder(FILMS) / acl_imdb.FOLDER
+    if folder.is_dir() and not (folder.parent / FILMS).is_file():
+        return acl_imdb.read_reviews(folder)
+    remedy = f", nor the folder {acl_imdb.FOLDER} to which {acl_imdb.ARCHIVE} unpacks"
+    return table(FILMS, "split", "movie", "label", "text", remedy=remedy)
 
 
 SOURCES: dict[str, Callable[[int], Corpus]] = {"aan": aan, "aan_mini": aan_mini, "films": films}
@@ -279,11 +289,12 @@ def order(marks: Sequence[bytes], first: int, second: int) -> bytes:
     return blake2b(marks[first] + marks[second], digest_size=16, person=b"subquad order").digest()
 
 
-def table(file: str, *columns: str) -> pl.DataFrame:
+def table(file: str, *columns: str, remedy: str = "") -> pl.DataFrame:
     """Columns of a file below SUBQUAD_DATA. Raises `DataError` where they are not there, or have gaps."""
     path = data_folder(file) / file
     if not path.is_file():
-        raise DataError(f"the task 'matching': {str(path.parent.parent)!r} (SUBQUAD_DATA) has no {file}")
+        where = f"{str(path.parent.parent)!r} (SUBQUAD_DATA)"
+        raise DataError(f"the task 'matching': {where} has no {file}{remedy}")
     with readable(str(path)):
         rows = scan_parquet(path).select(columns).collect()
     for column in rows:
