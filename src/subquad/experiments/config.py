@@ -60,7 +60,7 @@ class InputsConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison(Config):
-    """What is compared, on what, and how. The defaults take about ten minutes on two CPU cores.
+    """What is compared, on what, and how. The defaults take six to ten minutes on two CPU cores.
 
     attention: mechanisms, each "NAME" or "NAME:option=value,…".
     tasks: each "NAME" or "NAME:option=value,…"; "target=NAME" is among the options.

@@ -58,6 +58,8 @@ def answer(question: Question, rows: Sequence[BoardRow], curves: Sequence[Curve]
 
 def _tells(difference: Difference) -> str:
     """How large a difference these examples and seeds can tell: "3 seeds tell differences above … apart"."""
+    if not difference.least:
+        return "they answer the test examples alike"
     least = formats.significant(difference.least, digits=2)
     return f"{_judges(difference)} differences above about {least} apart"
 
@@ -188,6 +190,8 @@ def _resolution(row: BoardRow, other: str) -> list[str]:
     if other not in row.against:
         return []
     difference = row.against[other]
+    if not difference.least:
+        return [f"{row.label} and {other} answer the test examples alike."]
     apart = formats.significant(abs(difference.value), digits=2)
     return [f"Between {row.label} and {other}, {_tells(difference)}; theirs is {apart}."]
 
