@@ -144,7 +144,7 @@ def load_exercise(text: str, *, target: str | None = None, length: int | None = 
     request = task_of(text)
     if request.target is not None and target is not None:
         raise ValueError(f"{text!r} names a target, and {target!r} is given beside it: leave one out")
-    longest = length or tasks.find(request.name).traits.length
+    longest = length or tasks.build(request.name, **request.options).traits.length
     dataset = tasks.load(request.name, target=request.target or target, length=longest, **request.options)
     data = DataSpec(
         task=request.name,
