@@ -105,6 +105,15 @@ def test_a_lead_says_which_differences_the_test_set_tells() -> None:
     assert "these two cannot be told apart" in found.sentence
 
 
+def test_rows_that_answer_every_example_alike_are_said_to() -> None:
+    setting = made_up.comparison(made_up.ROWS[:2], seeds=1)
+    records = made_up.sample(setting, baselines={"majority": 0.5})
+    first, second = (record for record in records if record["kind"] == "fit")
+    second["result"] = first["result"]
+    found = told(setting, records)
+    assert "they answer the test examples alike, so that these two cannot be told apart" in found.sentence
+
+
 def test_records_that_keep_no_examples_are_judged_by_seeds_and_it_says_so() -> None:
     setting = made_up.comparison()
     found = told(setting, made_up.older(made_up.sample(setting, quality={"linear": 0.75})))

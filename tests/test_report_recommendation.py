@@ -205,6 +205,13 @@ def test_where_softmax_is_ruled_out_the_least_loss_is_a_compromise_and_nothing_i
     assert (result.verdict, result.label) == ("nothing", None)
 
 
+@pytest.mark.parametrize(("ratio", "said"), [(0.5, "slower"), (1.02, "not clearly faster")])
+def test_what_is_not_faster_is_called_slower_where_it_is(ratio: float, said: str):
+    result = recommend(WISH, [softmax(), candidate("other", ratio)])
+    (other,) = (row for row in result.rows if row.label == "other")
+    assert other.reason.endswith(f", which is {said}")
+
+
 def test_a_bounded_state_rules_softmax_out_with_the_size_of_its_state():
     wish = replace(WISH, streaming=True, bounded=True)
     slow = candidate("linear", 0.9, state_mb=0.02)

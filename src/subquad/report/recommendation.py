@@ -119,7 +119,7 @@ def _fate(wish: Wish, candidate: Candidate, pick: Candidate | None, softmax: Can
         return "slower", f"{pick.label} {how_fast(pick, wish.decisive)}"
     speed, claim = candidate.speeds[wish.decisive], f"it {how_fast(candidate, wish.decisive)}"
     if not speed.clear and not ruled_out(wish, softmax):
-        return "not faster", f"{claim}, which is not clearly faster"
+        return "not faster", f"{claim}, which is {'slower' if speed.high < 1 else 'not clearly faster'}"
     if candidate.loses:
         return "loses", all_reached(candidate.loses)
     if speed.alike(pick.speeds[wish.decisive]) or speed.ratio > pick.speeds[wish.decisive].ratio:
