@@ -7,6 +7,7 @@ from dataclasses import fields
 import pytest
 import report_samples as made_up
 from own_sample import write
+from usage import assert_refused
 
 import subquad
 from subquad.__main__ import main
@@ -242,6 +243,8 @@ def test_every_kind_has_probes():
         ("--length 64 --dtype int8", "dtype must be one of float32"),
         ("--length 64 --device cuda:7", "no device 'cuda:7' here"),
         ("nothing --length 64", "unknown task 'nothing'"),
+        ("recall --data schema.toml", "a choice is made for one task: give 'recall' or --data, not both"),
+        ("recall:target=value --target value", "names a target, and 'value' is given beside it"),
         ("recall --fit --kind text", "with a fit the task itself is the test: leave the kind 'text' out"),
     ],
 )
@@ -249,12 +252,7 @@ def test_bad_usage_is_one_line_and_status_2_before_anything_runs(
     call, tmp_path, monkeypatch, arguments, message
 ):
     monkeypatch.chdir(tmp_path)
-    status, out, err = call(*arguments.split())
-    assert (status, out) == (2, "")
-    assert err.startswith("subquad: ")
-    assert err.count("\n") == 1
-    assert message in err
-    assert list(tmp_path.iterdir()) == []
+    assert_refused(call, tmp_path, arguments, message)
 
 
 def test_every_option_of_a_choice_can_be_given_on_the_command_line(call, monkeypatch):

@@ -18,6 +18,7 @@ import report_samples as made_up
 import typer
 from filelock import FileLock
 from own_sample import write
+from usage import assert_refused
 
 from subquad.__main__ import main
 from subquad.bounds import Count
@@ -136,12 +137,7 @@ def test_bad_usage_is_one_line_and_status_2_before_anything_runs(
     call, tmp_path, monkeypatch, arguments, message
 ):
     monkeypatch.chdir(tmp_path)
-    status, out, err = call(*arguments.split())
-    assert (status, out) == (2, "")
-    assert err.startswith("subquad: ")
-    assert err.count("\n") == 1
-    assert message in err
-    assert list(tmp_path.iterdir()) == []
+    assert_refused(call, tmp_path, arguments, message)
 
 
 def test_an_unknown_flag_or_a_number_out_of_range_is_bad_usage(call):

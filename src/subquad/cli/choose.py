@@ -5,12 +5,11 @@ from typing import Annotated
 
 import typer
 
-from subquad.cli.commands import app, end
+from subquad.cli.commands import OWN, app, end, own_task
 from subquad.cli.options import BENCH, RUNS, Json, examples, megabytes, number, option, with_options_of
 from subquad.cli.output import announce, show_recommendation
 from subquad.cli.progress import watching, working
 from subquad.experiments.config import TASK_KINDS, Choice, InputsConfig
-from subquad.experiments.notation import written
 
 __all__ = ["app"]
 
@@ -96,7 +95,7 @@ def choose_attention(
         kind=kind,
         memory_mb=None if memory is None else megabytes("--memory", memory),
         attention=tuple(attention),
-        task=task_with(data, task),
+        task=task_text(task, data),
         target=target,
         fit=with_fit,
         steps=steps,
@@ -123,6 +122,10 @@ def choose_attention(
     end(records)
 
 
-def task_with(schema: Path | None, task: str | None) -> str | None:
+def task_text(task: str | None, schema: Path | None) -> str | None:
     """The task with its options as `Choice` takes it; `schema` is that of one's own data."""
-    return task if schema is None else written(task or "custom", {"schema": str(schema.absolute())})
+    if schema is None:
+        return task
+    if task not in (None, OWN):
+        raise ValueError(f"a choice is made for one task: give {task!r} or --data, not both")
+    return own_task(schema)

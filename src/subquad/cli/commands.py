@@ -382,8 +382,12 @@ def task_texts(named: Sequence[str], schema: Path | None) -> tuple[str, ...]:
     """The tasks with their options as `Comparison` takes them; `schema` is that of one's own data."""
     if schema is None:
         return tuple(named) or COMPARISON.tasks
-    own = written(OWN, {"schema": str(schema.absolute())})
-    return (*(text for text in named if text != OWN), own)
+    return (*(text for text in named if text != OWN), own_task(schema))
+
+
+def own_task(schema: Path) -> str:
+    """The task that a schema describes, with its options."""
+    return written(OWN, {"schema": str(schema.absolute())})
 
 
 def end(records: Sequence["Record"], *, expected: int = 0) -> None:

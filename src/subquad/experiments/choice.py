@@ -18,7 +18,7 @@ from subquad import tasks
 from subquad.config import ModelConfig
 from subquad.executors import Local
 from subquad.experiments import benchmark
-from subquad.experiments.comparison import fit
+from subquad.experiments.comparison import data_of, fit
 from subquad.experiments.config import Choice, Comparison, InputsConfig, TrainingConfig
 from subquad.experiments.device import resolve
 from subquad.experiments.grid import Observer, run_missing
@@ -141,19 +141,9 @@ def run_specs(specs: Sequence[AnySpec], config: Choice, store: Store, *, observe
 
 def load_exercise(text: str, *, target: str | None = None, length: int | None = None) -> Exercise:
     """The task that "NAME:option=value,…" names, with at most `length` tokens of a sequence."""
-    request = task_of(text)
-    if request.target is not None and target is not None:
-        raise ValueError(f"{text!r} names a target, and {target!r} is given beside it: leave one out")
+    request = task_of(text, target=target)
     longest = length or tasks.build(request.name, **request.options).traits.length
-    dataset = tasks.load(request.name, target=request.target or target, length=longest, **request.options)
-    data = DataSpec(
-        task=request.name,
-        target=dataset.target,
-        options=request.options,
-        fingerprint=dataset.fingerprint,
-        length=min(longest, dataset.longest),
-    )
-    return Exercise(request.name, data, dataset)
+    return Exercise(request.name, *data_of(request, longest))
 
 
 def candidates(

@@ -123,17 +123,10 @@ def plan(config: Comparison, *, tell: TellProgress = quiet) -> Plan:
 
 def requests_of(config: Comparison) -> dict[str, TaskRequest]:
     """The tasks by what they are called: their names, or all that was typed where two share a name."""
-    requests = {text: task_of(text) for text in config.tasks}
+    requests = {text: task_of(text, target=config.target) for text in config.tasks}
     if len(requests) < len(config.tasks):
         twice = next(text for text in config.tasks if config.tasks.count(text) > 1)
         raise ValueError(f"{twice!r} is asked for twice")
-    if config.target is not None:
-        ((text, request),) = requests.items()
-        if request.target is not None:
-            raise ValueError(
-                f"{text!r} names a target, and {config.target!r} is given beside it: leave one out"
-            )
-        requests[text] = request._replace(target=config.target)
     names = [request.name for request in requests.values()]
     return {
         request.name if names.count(request.name) == 1 else text: request
@@ -152,15 +145,7 @@ def plan_task(
 ) -> TaskPlan:
     """The runs on one task. Raises `ValueError` where its data cannot be had or used as they are."""
     traits = tasks.build(request.name, **request.options).traits
-    longest = config.length or traits.length
-    dataset = dataset_of(request, longest)
-    data = DataSpec(
-        task=request.name,
-        target=dataset.target,
-        options=request.options,
-        fingerprint=dataset.fingerprint,
-        length=min(longest, dataset.longest),
-    )
+    data, dataset = data_of(request, config.length or traits.length)
     dims = Dims(heads=config.model.heads, head_dim=config.model.head_dim, max_len=data.length)
     rows: list[MechanismSpec] = []
     refusals: dict[str, str] = {}
@@ -204,14 +189,25 @@ def plan_task(
     )
 
 
-def dataset_of(request: TaskRequest, length: int) -> Dataset:
-    """The data of a task. Raises `DataError`, which names the task, where they cannot be had or used."""
+def data_of(request: TaskRequest, length: int) -> tuple[DataSpec, Dataset]:
+    """The data of a task, with at most `length` tokens of a sequence.
+
+    Raises `DataError`, which names the task, where they cannot be had or used.
+    """
     try:
-        return tasks.load(request.name, target=request.target, length=length, **request.options)
+        dataset = tasks.load(request.name, target=request.target, length=length, **request.options)
     except tasks.DataError as error:
         if request.name in str(error):
             raise
         raise tasks.DataError(f"{request.name}: {error}") from error
+    spec = DataSpec(
+        task=request.name,
+        target=dataset.target,
+        options=request.options,
+        fingerprint=dataset.fingerprint,
+        length=min(length, dataset.longest),
+    )
+    return spec, dataset
 
 
 def built_without_data(

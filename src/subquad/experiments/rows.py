@@ -76,11 +76,11 @@ def in_form(mechanism: MechanismSpec, *, causal: bool) -> MechanismSpec:
     return replace(mechanism, causal=causal or not find(mechanism.attention).traits.bidirectional)
 
 
-def task_of(text: str) -> TaskRequest:
+def task_of(text: str, *, target: str | None = None) -> TaskRequest:
     """The task that "NAME:option=value,…" names.
 
     "size=NAME" stands for the options of one of the task's sizes; those that are named beside it go before.
-    "target=NAME" is one of its targets.
+    "target=NAME" is one of its targets, unless `target` is given.
     """
     name, pairs = read(text)
     cls = tasks.find(name)
@@ -89,10 +89,12 @@ def task_of(text: str) -> TaskRequest:
     for option, values in {tasks.SIZE: sizes, tasks.TARGET: targets}.items():
         if len(values) > 1:
             raise ValueError(f"{text!r} gives {option!r} twice")
+    if targets and target is not None:
+        raise ValueError(f"{text!r} names a target, and {target!r} is given beside it: leave one out")
     named = [pair for pair in pairs if pair[0] not in (tasks.SIZE, tasks.TARGET)]
     defaults = tasks.options(cls)
     chosen = {**tasks.sized(cls, *sizes), **read_options(cls, name, text, named, defaults)}
-    return TaskRequest(name, but_defaults(chosen, defaults), next(iter(targets), None))
+    return TaskRequest(name, but_defaults(chosen, defaults), next(iter(targets), target))
 
 
 def read_options(

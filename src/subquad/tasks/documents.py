@@ -10,7 +10,6 @@ of their content does, on every machine the same: a twentieth, those that come f
 many that come next for test. Empty ones are left out, and of several with the same content one is kept.
 """
 
-import os
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from jaxtyping import Int, UInt8
 
 from subquad.fields import SPLITS, Split
 from subquad.tasks.errors import DataError
-from subquad.tasks.published import in_order
+from subquad.tasks.published import in_order, local_path, why_missing
 from subquad.tasks.source import readable, scan_parquet
 
 GUTENBERG = "gutenberg/books.parquet"
@@ -87,13 +86,10 @@ def read_corpus(path: str | None) -> Corpus:
 
 
 def gutenberg() -> Path:
-    folder = os.environ.get("SUBQUAD_DATA")
-    path = Path(folder) / GUTENBERG if folder else None
-    if path is None or not path.is_file():
-        where = f"{folder!r} (SUBQUAD_DATA) has no {GUTENBERG}" if folder else "SUBQUAD_DATA is not set"
+    if (path := local_path(GUTENBERG)) is None:
         raise DataError(
-            f"the task 'language': {where}: name a folder with {GUTENBERG}, or take texts of your own, "
-            "a file, a folder or a Parquet table: language:path=NAME"
+            f"the task 'language': {why_missing(GUTENBERG)}: name a folder with {GUTENBERG}, or take texts "
+            "of your own, a file, a folder or a Parquet table: language:path=NAME"
         )
     return path
 

@@ -27,7 +27,7 @@ from subquad.task import InputEncoding, Task, TaskTraits
 from subquad.tasks.errors import DataError
 from subquad.tasks.published import require_sizes
 from subquad.tasks.sequences import Reader, SequenceData, Sequences
-from subquad.tasks.text import TextEncoding, require_reading, require_tokenizers, reviews, trained_tokenizer
+from subquad.tasks.text import TextEncoding, require_reading, require_tokenizers, trained_encoding
 from subquad.tasks.text_pairs import SOURCES, Corpus, Pairs
 
 
@@ -115,10 +115,9 @@ class Matching(Task):
         for split, part in chosen.items():
             if not len(part.answer):
                 raise DataError(f"matching: no pair is left for {split}; {self.pairs!r} needs more texts")
-        encoding = PairedTexts()
-        if self.tokens == "bpe":
-            texts = [corpus.texts[place] for place in by_appearance(chosen["train"].side)[0]]
-            encoding = PairedTexts(tokenizer=trained_tokenizer(texts, self.vocabulary))
+        texts = [corpus.texts[place] for place in by_appearance(chosen["train"].side)[0]]
+        trained = trained_encoding(texts, tokens=self.tokens, vocabulary=self.vocabulary)
+        encoding = PairedTexts(tokenizer=trained.tokenizer)
         return SequenceData(
             splits={split: encoded(corpus, chosen[split], encoding, self.cut) for split in SPLITS},
             fields=encoding.fields,
@@ -142,9 +141,8 @@ def encoded(corpus: Corpus, part: Pairs, encoding: PairedTexts, cut: int) -> Seq
     """A split, with the texts that stand in it alone, as they come."""
     places, pair = by_appearance(part.side)
     _, group = by_appearance(part.group)
-    rows = encoding.texts.ids([corpus.texts[place] for place in places], cut)
-    stop = np.cumsum([len(row) for row in rows])
-    return Sequences(np.concatenate(rows), stop, part.answer, pair=pair, group=group)
+    ids = encoding.texts.ids([corpus.texts[place] for place in places], cut)
+    return Sequences.of(ids, part.answer, pair=pair, group=group)
 
 
 def by_appearance(values: Int[np.ndarray, "..."]) -> tuple[list[int], Int[np.ndarray, "..."]]:
@@ -171,7 +169,7 @@ def cosine(encoding: PairedTexts) -> Reader:
         from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 
         words = CountVectorizer(analyzer=encoding.texts.words)  # pyright: ignore[reportArgumentType]
-        counts = words.fit_transform([*reviews(train), *reviews(test)])
+        counts = words.fit_transform([*train.each, *test.each])
         ours, theirs = counts[: len(train.stop)], counts[len(train.stop) :]
         weights = TfidfTransformer(sublinear_tf=True).fit(ours)
 

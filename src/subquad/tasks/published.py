@@ -29,6 +29,24 @@ INSTALL = 'pip install "subquad[published]"'
 HELD_OUT = 10  # one in so many training examples is for validation
 
 
+def data_folder() -> Path | None:
+    """What SUBQUAD_DATA names; None where it is not set."""
+    folder = os.environ.get("SUBQUAD_DATA")
+    return Path(folder) if folder else None
+
+
+def local_path(file: str) -> Path | None:
+    """Where a file lies below SUBQUAD_DATA; None where it does not."""
+    folder = data_folder()
+    return folder / file if folder and (folder / file).is_file() else None
+
+
+def why_missing(file: str) -> str:
+    """Why there is no `local_path`, as the beginning of a message."""
+    folder = data_folder()
+    return f"{str(folder)!r} (SUBQUAD_DATA) has no {file}" if folder else "SUBQUAD_DATA is not set"
+
+
 class Labelled(NamedTuple):
     """Inputs, and the class of each."""
 
@@ -68,26 +86,18 @@ class Published:
 
     def read(self) -> Halves:
         """Raises `DataError`, which says how to get it, where the data set is not to be had."""
-        if path := self.local():
+        if path := local_path(self.file):
             return Halves(self.stored(path, "train"), self.stored(path, "test"), local=True)
         if find_spec("datasets") is None:
-            folder = os.environ.get("SUBQUAD_DATA")
-            where = f"{folder!r} (SUBQUAD_DATA) has no {self.file}" if folder else "SUBQUAD_DATA is not set"
             raise DataError(
-                f"the task {self.task!r}: {where}, and the package datasets, which would download "
-                f"{self.hub!r}, is not installed: {INSTALL}, or name a folder with {self.file}"
+                f"the task {self.task!r}: {why_missing(self.file)}, and the package datasets, which would "
+                f"download {self.hub!r}, is not installed: {INSTALL}, or name a folder with {self.file}"
             )
         return self.downloaded()
 
-    def local(self) -> Path | None:
-        """Where it lies below SUBQUAD_DATA, if it does."""
-        folder = os.environ.get("SUBQUAD_DATA")
-        path = Path(folder) / self.file if folder else None
-        return path if path is not None and path.is_file() else None
-
     def content(self) -> str:
         """Stands for what `read` gives; on the hub a data set is its name, since it is not changed there."""
-        path = self.local()
+        path = local_path(self.file)
         return f"hub: {self.hub}" if path is None else fingerprint([path], "file")
 
     def stored(self, path: Path, split: str) -> Labelled:

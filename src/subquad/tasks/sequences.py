@@ -59,6 +59,18 @@ class Sequences:
         lengths = self.lengths[self.of_example]
         return lengths if self.pair is None else lengths.max(1)
 
+    @property
+    def each(self) -> list[Integer[np.ndarray, "_ ..."]]:
+        """The symbols of each sequence."""
+        return [self.symbols[start:stop] for start, stop in zip(self.start, self.stop, strict=True)]
+
+    @classmethod
+    def of(
+        cls, each: Sequence[Integer[np.ndarray, "_ ..."]], answer: Real[np.ndarray, "e ..."], **other: Any
+    ) -> "Sequences":
+        """Those whose symbols are given one by one; `other` fields by name."""
+        return cls(np.concatenate(each), np.cumsum([len(one) for one in each]), answer, **other)
+
     def take(self, places: slice) -> "Sequences":
         """Some of the examples, that stand side by side."""
         asked, pair, group = (

@@ -24,7 +24,7 @@ import polars as pl
 from jaxtyping import Bool, Integer
 from torch import Tensor
 
-from subquad.fields import SPLITS, Inputs, Tokens
+from subquad.fields import SPLITS, Inputs, Split, Tokens
 from subquad.objectives import Classification
 from subquad.task import InputEncoding, TaskTraits
 from subquad.tasks.errors import DataError
@@ -149,14 +149,13 @@ class Text(Preparable):
             length=self.cut,  # as many tokens are no fewer bytes
         )
         texts = {split: [halves[split].inputs[place] for place in choice.places[split]] for split in SPLITS}
-        encoding = TextEncoding()
-        if self.tokens == "bpe":
-            encoding = TextEncoding(tokenizer=trained_tokenizer(texts["train"], self.vocabulary))
-        splits = {}
-        for split in SPLITS:
-            rows = encoding.ids(texts[split], self.cut)
-            answer = halves[split].label[choice.places[split]]
-            splits[split] = Sequences(np.concatenate(rows), np.cumsum([len(row) for row in rows]), answer)
+        encoding = trained_encoding(texts["train"], tokens=self.tokens, vocabulary=self.vocabulary)
+        splits: dict[Split, Sequences] = {
+            split: Sequences.of(
+                encoding.ids(texts[split], self.cut), halves[split].label[choice.places[split]]
+            )
+            for split in SPLITS
+        }
         yield in_one_part(
             splits,
             {
@@ -204,6 +203,11 @@ def require_tokenizers() -> None:
         raise DataError(f"tokens='bpe' needs the package tokenizers, which is not installed: {INSTALL}")
 
 
+def trained_encoding(texts: Iterable[str], *, tokens: str, vocabulary: int) -> TextEncoding:
+    """Bytes, or the tokens of a byte-pair encoding that is trained on the texts."""
+    return TextEncoding(tokenizer=trained_tokenizer(texts, vocabulary) if tokens == "bpe" else None)
+
+
 def trained_tokenizer(texts: Iterable[str], vocabulary: int) -> str:
     """A byte-pair encoding of so many tokens, fewer where the texts have no more, as JSON."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -242,12 +246,7 @@ def bag_of_words(words: Callable[[Any], list[str]], *, quantity: bool = False) -
     return read
 
 
-def reviews(part: Sequences) -> list[np.ndarray]:
-    """The ids of each."""
-    return [part.symbols[start:stop] for start, stop in zip(part.start, part.stop, strict=True)]
-
-
 def examples(part: Sequences) -> list[Any]:
     """The ids of each, or of a pair's two."""
-    texts = reviews(part)
+    texts = part.each
     return texts if part.pair is None else [(texts[first], texts[second]) for first, second in part.pair]

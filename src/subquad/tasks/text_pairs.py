@@ -4,7 +4,6 @@ Negatives that are made here are the positives' own texts, paired otherwise: eac
 as often in negatives as in positives, so that neither text alone says anything of the answer.
 """
 
-import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from jaxtyping import Int
 from subquad.fields import SPLITS, Split
 from subquad.tasks import acl_imdb
 from subquad.tasks.errors import DataError
-from subquad.tasks.published import HELD_OUT, in_order
+from subquad.tasks.published import HELD_OUT, data_folder, in_order, why_missing
 from subquad.tasks.source import readable, scan_parquet
 from subquad.tasks.splits import split_of
 
@@ -94,7 +93,7 @@ def aan(cut: int) -> Corpus:
 
 def aan_files() -> dict[Split, Path]:
     """The archive's, wherever below SUBQUAD_DATA it was unpacked."""
-    root = data_folder(AAN["train"])
+    root = root_of(AAN["train"])
     folders = sorted(path.parent for path in root.rglob(AAN["train"]))
     if not folders:
         raise DataError(
@@ -205,7 +204,7 @@ def films(cut: int) -> Corpus:
 
 def film_reviews() -> pl.DataFrame:
     """IMDb's labelled reviews with their films: from a table, or from the folder that its authors publish."""
-    folder = data_folder(FILMS) / acl_imdb.FOLDER
+    folder = root_of(FILMS) / acl_imdb.FOLDER
     if folder.is_dir() and not (folder.parent / FILMS).is_file():
         return acl_imdb.read_reviews(folder)
     remedy = f", nor the folder {acl_imdb.FOLDER} to which {acl_imdb.ARCHIVE} unpacks"
@@ -291,10 +290,9 @@ def order(marks: Sequence[bytes], first: int, second: int) -> bytes:
 
 def table(file: str, *columns: str, remedy: str = "") -> pl.DataFrame:
     """Columns of a file below SUBQUAD_DATA. Raises `DataError` where they are not there, or have gaps."""
-    path = data_folder(file) / file
+    path = root_of(file) / file
     if not path.is_file():
-        where = f"{str(path.parent.parent)!r} (SUBQUAD_DATA)"
-        raise DataError(f"the task 'matching': {where} has no {file}{remedy}")
+        raise DataError(f"the task 'matching': {why_missing(file)}{remedy}")
     with readable(str(path)):
         rows = scan_parquet(path).select(columns).collect()
     for column in rows:
@@ -305,8 +303,8 @@ def table(file: str, *columns: str, remedy: str = "") -> pl.DataFrame:
     return rows
 
 
-def data_folder(file: str) -> Path:
-    """What SUBQUAD_DATA names."""
-    if not (folder := os.environ.get("SUBQUAD_DATA")):
-        raise DataError(f"the task 'matching': SUBQUAD_DATA is not set: let it name a folder with {file}")
-    return Path(folder)
+def root_of(file: str) -> Path:
+    """The folder below which a file is looked for. Raises `DataError` where none is named."""
+    if (folder := data_folder()) is None:
+        raise DataError(f"the task 'matching': {why_missing(file)}: let it name a folder with {file}")
+    return folder

@@ -15,7 +15,7 @@ from subquad.tasks.encoding import ENTITY
 from subquad.tasks.matching import PairedTexts, cosine
 from subquad.tasks.sequences import SequenceData, Sequences
 from subquad.tasks.source import open_table
-from subquad.tasks.text import bag_of_words, require_tokenizers, trained_tokenizer
+from subquad.tasks.text import bag_of_words, require_tokenizers, trained_encoding
 
 SIDES = ("first", "second")
 ASKED = Asked("pair", "pairs")
@@ -50,9 +50,8 @@ def load_pairs(schema: Schema, name: str, *, length: int | None) -> SequenceData
         split: [pairs[place] for place in choice.places[split]] for split in SPLITS
     }
     texts = {split: dict.fromkeys(chain.from_iterable(part)) for split, part in parts.items()}
-    encoding = PairedTexts()
-    if table.tokens == "bpe":
-        encoding = PairedTexts(tokenizer=trained_tokenizer(texts["train"], table.vocabulary))
+    trained = trained_encoding(texts["train"], tokens=table.tokens, vocabulary=table.vocabulary)
+    encoding = PairedTexts(tokenizer=trained.tokenizer)
     words = encoding.texts.words
     both = bag_of_words(
         lambda pair: [f"{side} {word}" for side, ids in zip(SIDES, pair, strict=True) for word in words(ids)],
@@ -97,6 +96,4 @@ def encoded(
     """A split, each of whose texts stands there once."""
     numbers: dict[str, int] = {}
     pair = np.array([[numbers.setdefault(text, len(numbers)) for text in texts] for texts in pairs])
-    ids = encoding.texts.ids(list(numbers), cut)
-    stop = np.cumsum([len(row) for row in ids])
-    return Sequences(np.concatenate(ids), stop, answer, pair=pair, group=group)
+    return Sequences.of(encoding.texts.ids(list(numbers), cut), answer, pair=pair, group=group)

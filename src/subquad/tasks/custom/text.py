@@ -1,7 +1,5 @@
 """Texts with an answer each, read by bytes or by the tokens of a byte-pair encoding trained on them."""
 
-import numpy as np
-
 from subquad.fields import SPLITS
 from subquad.tasks.columns import reading_of_text
 from subquad.tasks.custom.answers import Asked, reading_of_answer
@@ -10,7 +8,7 @@ from subquad.tasks.custom.schema import Schema, TextTable
 from subquad.tasks.encoding import ENTITY
 from subquad.tasks.sequences import SequenceData, Sequences
 from subquad.tasks.source import open_table
-from subquad.tasks.text import TextEncoding, bag_of_words, require_tokenizers, trained_tokenizer
+from subquad.tasks.text import bag_of_words, require_tokenizers, trained_encoding
 
 TEXT = "text"
 ASKED = Asked("text", "texts")
@@ -36,20 +34,12 @@ def load_text(schema: Schema, name: str, *, length: int | None) -> SequenceData:
     place = f"{table.path}: column {target.column!r}"
     objective, answers = answered(rows, choice, target, place=place, asked=ASKED)
     texts = {split: rows[TEXT][choice.places[split]].to_list() for split in SPLITS}
-    encoding = TextEncoding()
-    if table.tokens == "bpe":
-        encoding = TextEncoding(tokenizer=trained_tokenizer(texts["train"], table.vocabulary))
-    splits = {}
-    for split in SPLITS:
-        ids = encoding.ids(texts[split], cut)
-        splits[split] = Sequences(
-            np.concatenate(ids),
-            np.cumsum([len(row) for row in ids]),
-            answers[split],
-            group=choice.group[split],
-        )
+    encoding = trained_encoding(texts["train"], tokens=table.tokens, vocabulary=table.vocabulary)
     return SequenceData(
-        splits=splits,
+        splits={
+            split: Sequences.of(encoding.ids(texts[split], cut), answers[split], group=choice.group[split])
+            for split in SPLITS
+        },
         fields=encoding.fields,
         target=name,
         objective=objective,
