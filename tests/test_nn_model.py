@@ -170,3 +170,28 @@ def test_a_pair_is_not_answered_token_by_token():
     config = paired().config
     with pytest.raises(ValueError, match="a pair is answered as a whole, and not per 'token'"):
         replace(config, readout=Readout(outputs=3, per="token"))
+
+
+STREAMING = [name for name, cls in catalog().items() if cls.traits.state]
+
+
+@pytest.mark.parametrize("attention", STREAMING)
+def test_chunks_of_a_stream_give_what_the_whole_gives(attention):
+    torch.manual_seed(0)
+    options = dict(catalog()[attention].traits.tiny)
+    encoder = EncoderConfig(attention=attention, causal=True, options=options, dim=8, heads=2, max_len=20)
+    model = SequenceModel(
+        SequenceModelConfig(fields=WORDS, readout=Readout(outputs=9, per="token"), encoder=encoder)
+    ).eval()
+    ids, valid = torch.randint(9, (2, 20)), torch.rand(2, 20) < 0.8
+    whole = model((ids,), valid)
+    outputs, state = [], None
+    for chunk in (slice(0, 1), slice(1, 12), slice(12, 20)):
+        out, state = model.step((ids[:, chunk],), valid[:, chunk], state=state)
+        outputs.append(out)
+    assert_close(torch.cat(outputs, 1)[valid], whole[valid], atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_that_answers_once_has_no_stream():
+    with pytest.raises(ValueError, match="answered per token"):
+        classifier().step(events())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from subquad.fields import Fields, Inputs, Pair, Readout, token_fields
 from subquad.mechanism import Valid
 from subquad.nn.embedding import embedding
-from subquad.nn.encoder import Encoder, EncoderConfig
+from subquad.nn.encoder import Encoder, EncoderConfig, EncoderState
 from subquad.nn.multihead import MultiheadAttention
 from subquad.nn.positions import HiddenStates
 from subquad.nn.sequence import zero_padded
@@ -69,6 +69,32 @@ class SequenceModel(nn.Module):
         tokens = self.encoder(self.embedding(inputs, valid), valid)
         read = self.norm(tokens if self.config.readout.per == "token" else mean(tokens, valid))
         return self.head(read.unflatten(0, (len(read) // 2, 2)) if self.pairs else read)
+
+    def step(
+        self,
+        inputs: Inputs,
+        valid: Valid | None = None,
+        *,
+        state: EncoderState | None = None,
+        in_place: bool = False,
+    ) -> tuple[Float[Tensor, "b t outputs"], EncoderState]:
+        """The next chunk of streams, one vector of outputs a token, and the state after it.
+
+        Chunks of any sizes give what `forward` gives on the whole. Raises `ValueError` where the model does
+        not answer per token, and where its mechanism cannot stream.
+
+        inputs, valid: as in `forward`, of the chunk alone.
+        state, in_place: as in `Encoder.step`.
+        """
+        if self.config.readout.per != "token":
+            raise ValueError(
+                f"a stream is answered per token, and this model answers per {self.config.readout.per!r}: "
+                "use `forward`"
+            )
+        tokens, state = self.encoder.step(
+            self.embedding(inputs, valid), valid=valid, state=state, in_place=in_place
+        )
+        return self.head(self.norm(tokens)), state
 
     def penalty(self) -> Float[Tensor, ""]:
         """The mechanisms' own loss terms; the trainer adds them."""
