@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 
+from markdown_tables import between_marks, markdown
+
 from subquad import options
 from subquad.mechanism import Mechanism, Traits
 from subquad.mechanisms import BUILTIN
@@ -17,7 +19,6 @@ from subquad.mechanisms import BUILTIN
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = ROOT / "docs" / "mechanisms"
-BEGIN, END = "<!-- mechanisms: made by docs/make.py -->", "<!-- end of mechanisms -->"
 OPTION = re.compile(r"[a-z_]+(, [a-z_]+)*: ")
 HEADINGS = ("name", "family", "bidirectional", "causal", "cross", "state", "cost", "paper")
 
@@ -39,6 +40,11 @@ def row(cls: type[Mechanism]) -> tuple[str, ...]:
         growth(traits),
         link(traits.paper),
     )
+
+
+def with_table(text: str) -> str:
+    """The README's text with the table of mechanisms made anew."""
+    return between_marks(text, "mechanisms", "docs/make.py", table(BUILTIN))
 
 
 def pages() -> dict[str, str]:
@@ -145,19 +151,6 @@ def stem(cls: type[Mechanism]) -> str:
 def link(paper: str) -> str:
     kind, _, number = paper.partition(":")
     return f"[{paper}](https://arxiv.org/abs/{number})" if kind == "arXiv" else paper
-
-
-def markdown(headings: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    lines = [headings, tuple("---" for _ in headings), *rows]
-    escaped = ((cell.replace("|", "\\|") for cell in cells) for cells in lines)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in escaped)
-
-
-def with_table(text: str) -> str:
-    """`text` with the table between the two marks made anew."""
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{table(BUILTIN)}\n{END}{after}"
 
 
 if __name__ == "__main__":

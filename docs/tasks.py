@@ -3,10 +3,10 @@
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from markdown_tables import between_marks, markdown
 from PIL import Image
 
 from subquad import tasks
@@ -35,6 +35,11 @@ MEASURED = (
     "needle",
     "adding",
 )
+
+
+def with_tasks(text: str) -> str:
+    """The page's text with the table of tasks made anew."""
+    return between_marks(text, "tasks", "docs/tasks.py", known())
 
 
 def known() -> str:
@@ -86,26 +91,11 @@ def column(side: int) -> np.ndarray:
     return np.concatenate([apart, np.full((GAP, SHOWN), 128, np.uint8), joined])
 
 
-def markdown(headings: Sequence[str], rows: Iterator[tuple[str, ...]]) -> str:
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join(
-        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |" for cells in lines
-    )
-
-
-def with_table(text: str, name: str, table: str) -> str:
-    """`text` with the table between the marks of that name made anew."""
-    begin, end = f"<!-- {name}: made by docs/tasks.py -->", f"<!-- end of {name} -->"
-    before, rest = text.split(begin)
-    _, after = rest.split(end)
-    return f"{before}{begin}\n{table}\n{end}{after}"
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--baselines", action="store_true")
-    text = with_table(PAGE.read_text(), "tasks", known())
+    text = with_tasks(PAGE.read_text())
     if parser.parse_args().baselines:
-        text = with_table(text, "baselines", baselines())
+        text = between_marks(text, "baselines", "docs/tasks.py", baselines())
     PAGE.write_text(text)
     Image.fromarray(sheet()).save(PICTURES, optimize=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import report_samples as made_up
 from PIL import Image
 
 from subquad import report, tasks
@@ -27,9 +28,16 @@ def blocks(path, language):
     return re.findall(rf"```{language}\n(.*?)```", path.read_text(), flags=re.DOTALL)
 
 
+def script(name):
+    """What a script of docs defines; it finds the modules beside it, as when it is run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "docs"))
+        return runpy.run_path(str(ROOT / "docs" / name))
+
+
 @pytest.fixture(scope="module")
 def make():
-    return runpy.run_path(str(ROOT / "docs" / "make.py"))
+    return script("make.py")
 
 
 def test_the_readmes_table_is_made_from_the_traits(make):
@@ -43,11 +51,22 @@ def test_the_mechanisms_pages_are_made_from_docstrings_and_traits(make):
 
 
 def test_the_page_of_tasks_is_made_from_their_traits():
-    made = runpy.run_path(str(ROOT / "docs" / "tasks.py"))
+    made = script("tasks.py")
     page = made["PAGE"].read_text()
-    assert made["with_table"](page, "tasks", made["known"]()) == page, "run: python docs/tasks.py"
+    assert made["with_tasks"](page) == page, "run: python docs/tasks.py"
     pictures = np.asarray(Image.open(made["PICTURES"]))
     assert np.array_equal(pictures, made["sheet"]()), "run: python docs/tasks.py"
+
+
+def test_a_page_of_results_has_a_line_for_each_row_of_a_report(tmp_path):
+    setting = made_up.comparison()
+    found = made_up.findings(setting, made_up.sample(setting))
+    folder = made_up.write(tmp_path, setting, made_up.sample(setting))
+    task = found.question.task
+    page = f"before\n<!-- {task}: made by docs/results.py -->\nold\n<!-- end of {task} -->\nafter"
+    lines = script("results.py")["with_results"](page, [folder]).splitlines()
+    assert (lines[0], lines[-1], len(lines)) == ("before", "after", len(found.rows) + 6)
+    assert all(f"`{row.label}`" in line for row, line in zip(found.rows, lines[4:-2], strict=True))
 
 
 def test_an_option_that_a_docstring_leaves_out_has_no_page(make):
