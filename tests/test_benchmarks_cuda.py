@@ -47,11 +47,15 @@ def test_every_work_is_checked_and_timed_to_its_end(name):
     assert found["missing"].keys().isdisjoint(found["ms"])
 
 
-def wrong(work):
-    """What is wrong with one backend's numbers."""
+def checked(work):
+    """What is found of one backend's numbers."""
     found = checks.numbers(Check(work=work, backend="parallel", dtype="bfloat16", width=64), REHEARSAL)
     assert "wrong" in found
-    return [what.split(" is off")[0] for what in found["wrong"]]
+    return found
+
+
+def wrong(work):
+    return [what.split(" is off")[0] for what in checked(work)["wrong"]]
 
 
 def test_a_wrong_output_is_found(monkeypatch):
@@ -90,7 +94,10 @@ def test_numbers_that_change_from_call_to_call_are_found(monkeypatch):
         return forward(*args, **inputs) * (1 + len(calls) % 2 / 128)
 
     monkeypatch.setattr(LinearAttention, "forward", unsteady)
-    assert "outputs differs between two calls" in wrong("linear")
+    assert wrong("linear") == []
+    assert "outputs" in checked("linear")["varies"]
+    monkeypatch.setattr(checks, "REPEATS", "parallel")
+    assert wrong("linear")[0] == "gradient of k differs between two calls"
 
 
 def test_numbers_that_are_not_finite_are_wrong():

@@ -3,6 +3,9 @@
 Once for FlexAttention and kernels (float32, heads of 32), once for what serves where they refuse (float64).
 """
 
+import gc
+
+import jaxtyping
 import pytest
 import torch
 from torch.testing import assert_close
@@ -15,7 +18,14 @@ from subquad.testing.mechanism.cases import forms, random_inputs, tensors
 if not torch.cuda.is_available():
     pytest.skip("there is no CUDA device", allow_module_level=True)
 
-pytestmark = pytest.mark.cuda
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode"),
+    pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream"),  # leaves are older than the graph
+    pytest.mark.filterwarnings(
+        "ignore:The .grad attribute of a Tensor that is not a leaf"
+    ),  # the compiler asks
+]
 
 DIMS, LENGTH = Dims(heads=2, head_dim=32, max_len=4096), 200
 CASES = [
@@ -43,8 +53,19 @@ def masks():
     return {"no padding": None, "holes": holes.cuda()}
 
 
+@pytest.fixture(autouse=True)
+def no_checks_of_types_in_graphs():
+    """FlexAttention compiles functions as users have them, and takes none that keep a record."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
 def captured(call):
-    """The graph of a call that has been made before, and the tensors in which its results will lie."""
+    """The graph of a call that has been made before, and the tensors in which its results will lie.
+
+    Nothing is freed meanwhile: an older graph that goes would end the capture.
+    """
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
@@ -52,8 +73,13 @@ def captured(call):
             call()
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = call()
+    gc.collect()
+    gc.disable()
+    try:
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            results = call()
+    finally:
+        gc.enable()
     return graph, results
 
 

@@ -28,8 +28,8 @@ softmax over the keys so far. Padded sequences end after all, half, 7/8 and 3/4 
 training step is that of {DEPTH} layers of {CARD.heads * CARD.width} by AdamW, under autocast; language
 models have as many tokens a step at all lengths. Recurrences are measured whole, with norms and gates,
 and so are those of flash-linear-attention. Packages that mix precisions run under autocast. Nothing is
-timed before outputs, streams and all gradients are near the definition in float64 and have the same
-bits twice. Memory is the peak of one call beyond its inputs. "Short" and "MISSED" are as above.
+timed before outputs, streams and all gradients are near the definition in float64; our kernels give the
+same bits twice. Memory is the peak of one call beyond its inputs. "Short" and "MISSED" are as above.
 """
 
 
@@ -104,7 +104,8 @@ def numbers(results: Results) -> str:
 def outcome(row: dict[str, Any]) -> str:
     if "errors" in row:
         streams = f"; no streams: {row['unstreamed']}" if row["unstreamed"] else ""
-        return f"**wrong**: {'; '.join(row['wrong'])}" if row["wrong"] else f"right{streams}"
+        varies = f"; from call to call varies the {', '.join(row['varies'])}" if row.get("varies") else ""
+        return f"**wrong**: {'; '.join(row['wrong'])}" if row["wrong"] else f"right{varies}{streams}"
     return row.get("failed") or row.get("unmeasured") or f"refuses: {row['refused']}"
 
 

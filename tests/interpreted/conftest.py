@@ -10,6 +10,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 collect_ignore_glob = [] if INTERPRETED else ["test_*.py"]
@@ -29,3 +30,43 @@ def rounds_as_cards_do(monkeypatch):
         return torch.from_numpy(np.ascontiguousarray(x)).bfloat16().view(torch.uint16).numpy()
 
     monkeypatch.setattr(interpreter, "_convert_float", rounded)
+
+
+@pytest.fixture(autouse=True)
+def stays_within_its_tensors(monkeypatch):
+    """The interpreter reads and writes wherever it is told to, as cards do until they fault."""
+    from triton.runtime import interpreter
+
+    executor, builder = interpreter.GridExecutor, interpreter.InterpreterBuilder
+    begin, load, store = executor._init_args_hst, builder.create_masked_load, builder.create_masked_store
+    lent: list[tuple[int, int]] = []  # the first byte of what the kernel was given, and that behind the last
+
+    def begun(self, args, kwargs):
+        given = begin(self, args, kwargs)
+        lent[:] = [
+            (storage.data_ptr(), storage.data_ptr() + storage.nbytes())
+            for x in tree_leaves(given)
+            if isinstance(x, torch.Tensor)
+            for storage in [x.untyped_storage()]
+        ]
+        return given
+
+    def require_lent(pointers, mask):
+        first = pointers.data[mask.data.astype(bool)].astype(np.int64)
+        size = pointers.get_element_ty().primitive_bitwidth // 8
+        inside = np.zeros(first.shape, dtype=bool)
+        for start, end in lent:
+            inside |= (first >= start) & (first + size <= end)
+        assert inside.all(), f"{(~inside).sum()} numbers lie outside the tensors that the kernel was given"
+
+    def loaded(self, pointers, mask, *rest):
+        require_lent(pointers, mask)
+        return load(self, pointers, mask, *rest)
+
+    def stored(self, pointers, value, mask, *rest):
+        require_lent(pointers, mask)
+        return store(self, pointers, value, mask, *rest)
+
+    monkeypatch.setattr(executor, "_init_args_hst", begun)
+    monkeypatch.setattr(builder, "create_masked_load", loaded)
+    monkeypatch.setattr(builder, "create_masked_store", stored)

@@ -81,7 +81,9 @@ def refusal(trial: Trial, backend: str, *, dtype: torch.dtype, device: str) -> s
     with using("reference"):
         expected = results(trial, tuple(x.double() for x in narrow))
     rounding = 1e-4 if dtype == torch.float32 else 8 * torch.finfo(dtype).eps
-    least = 0.2  # what cancels, as gradients of a single token do, is as exact as its terms of about one
+    least = (
+        0.5  # what cancels, as gradients of a single token do, is as exact as its terms, some of which are 3
+    )
     for n, (ours, theirs) in enumerate(zip(actual, expected, strict=True)):
         largest = theirs.abs().max().item() if theirs.numel() else 0.0
         try:

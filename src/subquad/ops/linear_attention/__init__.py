@@ -19,7 +19,7 @@ from torch import Tensor
 
 from subquad.ops.backends import Backends
 from subquad.ops.linear_attention.sums import ShiftedSums, Sums
-from subquad.ops.shared.operator import call_op, differentiable_once, dispatched
+from subquad.ops.shared.operator import call_op, differentiable_once, dispatched, followed
 from subquad.ops.shared.padding import require_mask
 from subquad.ops.shared.precision import wide, widened
 from subquad.ops.shared.scan import block_tokens
@@ -102,7 +102,7 @@ def linear_attention(
     """
     q, k, kind, W = inputs
     require_fit(inputs, v, valid, causal=causal)
-    if not dispatched(q, k, v, W):
+    if not followed(q, k, v, W):
         return BACKENDS.run("forward", LinearCall(q, k, v, W, valid, kind, causal))[1].out
     return call_op(_forward, q, k, v, W, valid, int(kind), causal)[0]
 

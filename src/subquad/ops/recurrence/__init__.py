@@ -13,7 +13,7 @@ from subquad.ops.backends import Backends
 from subquad.ops.recurrence.decay import LogDecays, Matrix, Queries, Values
 from subquad.ops.recurrence.delta_rule import Betas
 from subquad.ops.recurrence.rows import Fusion, Gradients, RecurrenceInputs
-from subquad.ops.shared.operator import call_op, differentiable_once, dispatched
+from subquad.ops.shared.operator import call_op, differentiable_once, followed
 from subquad.ops.shared.precision import widened
 from subquad.ops.shared.shapes import require_dtype, require_matching_inputs, require_shape
 
@@ -118,7 +118,7 @@ def require_fit(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tenso
 def recur(tokens: RecurrenceInputs, state: Matrix, fusion: Fusion, in_place: bool) -> tuple[Values, Matrix]:
     *numbers, rotary, scale, gate = fusion
     learnt = (*tokens, state, scale, gate)
-    if not dispatched(*learnt):
+    if not followed(*learnt):
         call = RecurrenceCall(tokens, state, fusion, needs_grad=False, in_place=in_place)
         out, _, last = run_forward(call)[1]
         return out, last

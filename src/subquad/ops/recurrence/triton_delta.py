@@ -119,7 +119,7 @@ class Chunks(NamedTuple):
         """A program for each chunk or, where it goes from chunk to chunk, for each part of the values."""
         (batch, heads, n, D), E = self.q.shape, self.v.shape[3]
         config = self.fading.configs.find(kernel, self.fading.like)
-        BD, BE = (min(config.blocks.get(name, 128), block(x)) for name, x in (("BD", D), ("BE", E)))
+        BD, BE = (min(config.blocks.get(name, 128), tile(x)) for name, x in (("BD", D), ("BE", E)))
         side_by_side = triton.cdiv(E, BE) if kernel in (advance, advance_back) else self.fading.blocks
         sizes = self.fading.constants(D=D, E=E, BD=BD, BE=BE, C=self.fading.size)
         grid, kind = (side_by_side, batch * heads), self.fading.kind
@@ -131,6 +131,14 @@ class Chunks(NamedTuple):
         return self.state.new_empty(
             batch * heads, self.fading.blocks, *(shape or state), dtype=self.fading.saved
         )
+
+
+def tile(width: int) -> int:
+    """Numbers of a key or value that a program takes at most.
+
+    With tiles of 16, `solve` in bfloat16 as Triton 3.6.0 compiles it faults on an H200, at some of its calls.
+    """
+    return max(32, block(width))
 
 
 def chunk(dtype: torch.dtype, width: int, architecture: int) -> int:

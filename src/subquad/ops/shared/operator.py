@@ -1,7 +1,8 @@
 """Calls of the operators that Python defines: past PyTorch's dispatcher where nobody listens there, and under
 the transforms of `torch.func`, which know no operators of this kind.
 
-A transform gets the operator as an `autograd.Function` with rules of its own:
+Gradients alone need no dispatcher: the operator's formula stands in an `autograd.Function`, whose way is much
+shorter. A transform gets the operator as an `autograd.Function` with rules of its own:
 
     gradients      the operator's own formula, as without a transform
     vmap           one call after the other, stacked: right for every operator, whatever its batch means
@@ -31,12 +32,16 @@ PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def call_op(operator: CustomOpDef, *inputs: Any) -> Any:
-    """What the operator gives; its body does it at once where there are no gradients, tracers or modes.
+    """What the operator gives; past the dispatcher where no tracer, transform or mode has to see it.
 
     The dispatcher's way to the body takes as long as attention among some sixty tokens.
     """
-    if not dispatched(*inputs):
-        return op_body(operator)(*inputs)
+    if not watched(*inputs):
+        if not learnt(*inputs):
+            return op_body(operator)(*inputs)
+        if op_autograd(operator).backward is not None:
+            return with_formula(operator).apply(*inputs)
+        return operator(*inputs)
     if not transformed():
         return operator(*inputs)
     if torch.compiler.is_compiling():  # which runs what raises without compiling it
@@ -44,19 +49,34 @@ def call_op(operator: CustomOpDef, *inputs: Any) -> Any:
     return under_transforms(operator).apply(*inputs)
 
 
+def followed(*inputs: Any) -> bool:
+    """Whether gradients, or anyone who has to see operators as such, follow a call with these inputs."""
+    return learnt(*inputs) or watched(*inputs)
+
+
 def dispatched(*inputs: Any) -> bool:
-    """Whether a call with these inputs goes through PyTorch's dispatcher, which would else cost time only."""
-    return needs_dispatcher() or not all(type(x) in PLAIN or not isinstance(x, Tensor) for x in inputs)
+    """`followed`, or gradients may be asked for of what else the call reads."""
+    return torch.is_grad_enabled() or watched(*inputs)
+
+
+def learnt(*inputs: Any) -> bool:
+    """Whether gradients will be asked for; nothing flows into lists."""
+    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
+
+
+def watched(*inputs: Any) -> bool:
+    """Whether anyone has to see operators as such: what goes past the dispatcher would be missing there."""
+    return is_watched() or not all(type(x) in PLAIN or not isinstance(x, Tensor) for x in inputs)
 
 
 def needs_dispatcher() -> bool:
-    """Whether anyone has to see operators as such."""
+    """Whether gradients may be asked for, or anyone has to see operators as such."""
+    return torch.is_grad_enabled() or is_watched()
+
+
+def is_watched() -> bool:
     return (
-        torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
-        or transformed()
-        or jit_tracing()
-        or current_dispatch_mode() is not None
+        torch.compiler.is_compiling() or transformed() or jit_tracing() or current_dispatch_mode() is not None
     )
 
 
@@ -87,6 +107,33 @@ class Context:
 
 
 @cache
+def with_formula(operator: CustomOpDef) -> type[Function]:
+    """The operator's body with its formula for gradients."""
+    body, (setup_context, backward) = op_body(operator), op_autograd(operator)
+    assert backward is not None
+
+    class Learnt(Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            output = body(*inputs)
+            if setup_context is not None:
+                setup_context(ctx=ctx, inputs=inputs, output=output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor | None) -> Any:
+            return without_lists(backward(ctx, *grads))
+
+    Learnt.__name__ = op_name(operator)
+    return Learnt
+
+
+def without_lists(gradients: tuple[Any, ...]) -> tuple[Any, ...]:
+    """As an `autograd.Function` gives them: lists of tensors are inputs that nothing flows into."""
+    return tuple(None if isinstance(x, list) else x for x in gradients)
+
+
+@cache
 def under_transforms(operator: CustomOpDef) -> type[Function]:
     """The operator with rules for the transforms of `torch.func`."""
 
@@ -105,8 +152,7 @@ def under_transforms(operator: CustomOpDef) -> type[Function]:
         def backward(ctx: Any, *grads: Tensor | None) -> Any:
             backward = op_autograd(operator).backward
             assert backward is not None
-            found = backward(Context(ctx), *grads)
-            return tuple(None if isinstance(x, list) else x for x in found)
+            return without_lists(backward(Context(ctx), *grads))
 
         @staticmethod
         def jvp(ctx: Any, *tangents: Tensor | None) -> Any:

@@ -80,7 +80,8 @@ def launch(kernel: Kernel, grid: Grid, *inputs: Any, config: "Config", **constan
         return
     device = (inputs[0][0] if isinstance(inputs[0], tuple) else inputs[0]).device
     options = {"num_warps": config.warps, "num_stages": config.stages, **OPTIONS}
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
+    with torch.cuda.device(device) if elsewhere else nullcontext():
         kernel[grid](*inputs, **constants, **options)
 
 
