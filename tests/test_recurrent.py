@@ -1,6 +1,4 @@
-"""The laws of the gated recurrences: retention, gated-linear, delta, gated-delta; the contract's are in
-test_contract.py, where sequences fit into one chunk.
-"""
+"""The laws of the gated recurrences; those of the contract are in test_contract.py, in one chunk each."""
 
 import pytest
 import torch
@@ -12,11 +10,20 @@ from subquad.mechanism import Dims
 from subquad.mechanisms.delta import DeltaAttention
 from subquad.mechanisms.gated_delta import GatedDeltaAttention
 from subquad.mechanisms.gated_linear import GatedLinearAttention
+from subquad.mechanisms.lightning import LightningAttention
 from subquad.mechanisms.retention import Retention, RetentionState
+from subquad.mechanisms.ssd import SsdAttention
 from subquad.ops.recurrence import blocks, decay, decayed_product, delta_product
 
 DIMS = Dims(heads=2, head_dim=4)
-ALL = (Retention, GatedLinearAttention, DeltaAttention, GatedDeltaAttention)
+ALL = (
+    Retention,
+    LightningAttention,
+    GatedLinearAttention,
+    SsdAttention,
+    DeltaAttention,
+    GatedDeltaAttention,
+)
 OPEN, SHUT = 1e4, -1e4  # as good as infinite for a sigmoid
 
 
@@ -111,7 +118,11 @@ def test_where_nothing_fades_gated_delta_is_delta():
 
 @pytest.mark.parametrize(
     ("cls", "gate", "value"),
-    [(GatedLinearAttention, "forget", 100 * SHUT), (GatedDeltaAttention, "alpha", OPEN)],
+    [
+        (GatedLinearAttention, "forget", 100 * SHUT),
+        (GatedDeltaAttention, "alpha", OPEN),
+        (SsdAttention, "dt", OPEN),
+    ],
 )
 def test_a_gate_can_make_it_forget_everything_at_once(cls, gate, value):
     mechanism = make(cls)
@@ -190,6 +201,55 @@ def test_gated_linear_refuses_a_root_that_is_none():
         GatedLinearAttention(DIMS, causal=True, tau=0)
 
 
+# lightning and ssd
+
+
+def test_lightning_fades_by_the_powers_of_two_of_linear_biases():
+    q, k, v, gate = torch.zeros(4, 1, 2, 9, 4).double()
+    k[:, :, 0, 0] = v[:, :, 0, 0] = 1
+    _, state = make(LightningAttention).step(q, k, v, gate)
+    rates = torch.tensor([1 / 16, 1 / 256]).double()  # of two heads
+    assert_close(state.S[0, :, 0, 0], (-8 * rates).exp() * F.silu(torch.ones(2).double()) ** 2)
+
+
+@pytest.mark.parametrize(("layer", "factor"), [(0, 1), (1, 2 / 3), (2, 1 / 3), (3, 0)])
+def test_later_layers_of_lightning_forget_more_slowly(layer, factor):
+    dims = Dims(heads=2, head_dim=4, layer=layer)
+    mechanism = LightningAttention(dims, causal=True, layers=4).double()
+    q, k, v, gate = torch.zeros(4, 1, 2, 9, 4).double()
+    k[:, :, 0, 0] = v[:, :, 0, 0] = 1
+    _, state = mechanism.step(q, k, v, gate)
+    rates = factor * torch.tensor([1 / 16, 1 / 256]).double()
+    expected = (-8 * rates).exp() * F.silu(torch.ones(2).double()) ** 2
+    assert_close(state.S[0, :, 0, 0], expected, rtol=2e-5, atol=0)
+
+
+def test_lightning_refuses_fewer_layers_than_there_are():
+    with pytest.raises(ValueError, match="'lightning' is built for layer 2, counted from 0, of layers=2"):
+        LightningAttention(Dims(heads=2, head_dim=4, layer=2), causal=True, layers=2)
+
+
+def test_ssd_is_the_dense_product_of_its_dual_form():
+    mechanism = make(SsdAttention)
+    inputs = sequence(mechanism, 40)
+    C, B, x, dt, z = inputs.values()
+    C, B, x = F.silu(C), F.silu(B), F.silu(x)
+    dt = F.softplus(dt + mechanism.b[:, None, None])
+    a = (-mechanism.log_A.exp()[:, None, None] * dt).cumsum(2)
+    L = (a - a.mT).exp().tril()
+    y = (L * (C @ B.mT) * dt.mT) @ x + mechanism.D[:, None, None] * x
+    assert_close(mechanism(**inputs), normed(y * F.silu(z)))
+
+
+def test_a_step_of_no_time_passes_ssd_by():
+    mechanism = make(SsdAttention)
+    inputs = sequence(mechanism, 40)
+    inputs["dt"][:, :, 10:20] = SHUT
+    keep = torch.arange(40)[(torch.arange(40) < 10) | (torch.arange(40) >= 20)]
+    without = mechanism(**{name: x[:, :, keep] for name, x in inputs.items()})
+    assert_close(mechanism(**inputs)[:, :, keep], without)
+
+
 # the delta rule
 
 
@@ -234,7 +294,7 @@ def test_a_rate_of_zero_writes_nothing():
 def test_extreme_gates_over_thousands_of_tokens_stay_exact(cls):
     mechanism = make(cls)
     inputs = sequence(mechanism, 4096, batch=1)
-    for name in {"forget", "alpha", "beta", "gate"} & inputs.keys():
+    for name in {"forget", "alpha", "beta", "dt", "gate"} & inputs.keys():
         inputs[name] = inputs[name] * 10.0 ** normal(*inputs[name].shape, seed=5).mul(2).clamp(max=4)
     inputs = {name: x.float() for name, x in inputs.items()}  # both see the same numbers
     exact = mechanism(**{name: x.double() for name, x in inputs.items()})

@@ -155,4 +155,28 @@ MUTANTS = [
         "grad.sub(normed.mul_((grad * normed).mean(-1, keepdim=True))).mul_(r)",
         "grad.mul_(r)",
     ),
+    Mutant(
+        "ssd",
+        "matches_definition",
+        "the skip is forgotten",
+        "SsdAttention._advance",
+        "torch.addcmul(o, D[:, None, None], v)",
+        "torch.addcmul(o, 0 * D[:, None, None], v)",
+    ),
+    Mutant(
+        "ssd",
+        "padding_is_invisible",
+        "time passes at padding",
+        "SsdAttention._advance",
+        "mask_decay(-log_A.exp()[:, None, None] * dt, valid)",
+        "mask_decay(-log_A.exp()[:, None, None] * dt, None)",
+    ),
+    Mutant(
+        "lightning",
+        "matches_definition",
+        "heads are counted from 0",
+        "LightningAttention._advance",
+        "torch.arange(1, heads + 1, ",
+        "torch.arange(0, heads, ",
+    ),
 ]

@@ -16,17 +16,13 @@ Departs from the second paper: there is no short convolution before q, k and v, 
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from subquad.mechanism import Dims, Keys, Outputs, Queries, Traits, Valid, Values
-from subquad.mechanisms.recurrent import RecurrentAttention, RecurrentState, initial
+from subquad.mechanisms.recurrent import Rates, Recurrence, RecurrentAttention, RecurrentState, initial
 from subquad.ops.recurrence import delta_product
 from subquad.ops.shared.precision import wide
 
 EPSILON = 1e-6  # under the length of queries and keys, in the authors' code
-
-Rates = Float[Tensor, "b h t 1"]
 
 
 class DeltaInputs(NamedTuple):
@@ -63,17 +59,14 @@ class DeltaAttention(RecurrentAttention):
         super().__init__(dims, causal=causal)
         self.swish_values = swish_values
 
-    def _recur(self, x: DeltaInputs) -> Outputs:
+    def _recurrence(self, x: DeltaInputs) -> Recurrence:
         q, k = (y * y.sigmoid() for y in (x.q, x.k))
         q, k = (y / (y.norm(dim=-1, keepdim=True) ** 2 + EPSILON).sqrt() for y in (q, k))
         v = x.v * x.v.sigmoid() if self.swish_values else x.v
-        I = torch.eye(k.shape[-1], dtype=k.dtype, device=k.device)
-        S, out = k.new_zeros(*k.shape[:2], k.shape[-1], v.shape[-1]), [v[:, :, :0]]
-        for i in range(k.shape[2]):
-            k_i, beta_i = k[:, :, i, :, None], x.beta[:, :, i, :, None].sigmoid()
-            S = (I - beta_i * k_i @ k_i.mT) @ S + beta_i * k_i @ v[:, :, i, None]
-            out.append(q[:, :, i, None] @ S)
-        return self._normed(torch.cat(out, 2))
+        return Recurrence(q, k, v, torch.ones_like(x.beta), x.beta.sigmoid())
+
+    def _outputs(self, o: Values, x: DeltaInputs) -> Outputs:
+        return self._normed(o)
 
     def _advance(
         self, x: DeltaInputs, *, valid: Valid | None, state: RecurrentState | None, in_place: bool

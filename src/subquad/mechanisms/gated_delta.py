@@ -15,16 +15,21 @@ is no short convolution before q, k and v, which is the layer's matter, and valu
 twice as wide.
 """
 
-import math
 from typing import NamedTuple
 
-import torch
-from torch import nn
 from torch.nn import functional as F
 
 from subquad.mechanism import Dims, Keys, Outputs, Queries, Traits, Valid, Values
-from subquad.mechanisms.delta import EPSILON, Rates
-from subquad.mechanisms.recurrent import RecurrentAttention, RecurrentState, initial, mask_decay
+from subquad.mechanisms.delta import EPSILON
+from subquad.mechanisms.recurrent import (
+    Rates,
+    Recurrence,
+    RecurrentAttention,
+    RecurrentState,
+    draw_rates,
+    initial,
+    mask_decay,
+)
 from subquad.ops.recurrence import delta_product
 from subquad.ops.shared.precision import wide
 
@@ -62,23 +67,16 @@ class GatedDeltaAttention(RecurrentAttention):
 
     def __init__(self, dims: Dims, *, causal: bool) -> None:
         super().__init__(dims, causal=causal)
-        step = torch.empty(dims.heads).uniform_(math.log(0.001), math.log(0.1)).exp()
-        self.log_A = nn.Parameter(torch.empty(dims.heads).uniform_(1, 16).log())
-        self.b = nn.Parameter(step.expm1().log())  # softplus(b) = step
+        self.log_A, self.b = draw_rates(dims.heads)
 
-    def _recur(self, x: GatedDeltaInputs) -> Outputs:
+    def _recurrence(self, x: GatedDeltaInputs) -> Recurrence:
         q, k, v = (y * y.sigmoid() for y in (x.q, x.k, x.v))
         q, k = (y / (y.norm(dim=-1, keepdim=True) ** 2 + EPSILON).sqrt() for y in (q, k))
-        beta = x.beta.sigmoid()
         alpha = (1 + (x.alpha + self.b[:, None, None]).exp()) ** -self.log_A.exp()[:, None, None]
-        I = torch.eye(k.shape[-1], dtype=k.dtype, device=k.device)
-        S, out = k.new_zeros(*k.shape[:2], k.shape[-1], v.shape[-1]), [v[:, :, :0]]
-        for i in range(k.shape[2]):
-            k_i, v_i = k[:, :, i, :, None], v[:, :, i, None]
-            beta_i, alpha_i = beta[:, :, i, :, None], alpha[:, :, i, :, None]
-            S = alpha_i * (I - beta_i * k_i @ k_i.mT) @ S + beta_i * k_i @ v_i
-            out.append(q[:, :, i, None] @ S)
-        return x.gate * x.gate.sigmoid() * self._normed(torch.cat(out, 2))
+        return Recurrence(q, k, v, alpha, x.beta.sigmoid())
+
+    def _outputs(self, o: Values, x: GatedDeltaInputs) -> Outputs:
+        return x.gate * x.gate.sigmoid() * self._normed(o)
 
     def _advance(
         self, x: GatedDeltaInputs, *, valid: Valid | None, state: RecurrentState | None, in_place: bool

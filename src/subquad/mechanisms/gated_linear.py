@@ -18,11 +18,9 @@ mechanism here. Departs from the paper:
 import math
 from typing import NamedTuple
 
-import torch
-
 from subquad.bounds import Positive
 from subquad.mechanism import Dims, Keys, Outputs, Queries, Traits, Valid, Values
-from subquad.mechanisms.recurrent import RecurrentAttention, RecurrentState, initial
+from subquad.mechanisms.recurrent import Recurrence, RecurrentAttention, RecurrentState, initial
 from subquad.ops.recurrence import decayed_product
 
 
@@ -61,14 +59,11 @@ class GatedLinearAttention(RecurrentAttention):
         super().__init__(dims, causal=causal)
         self.tau = tau
 
-    def _recur(self, x: GatedLinearInputs) -> Outputs:
-        q, k, v, forget, gate = x
-        alpha = forget.sigmoid() ** (1 / self.tau)
-        S, out = q.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1]), [v[:, :, :0]]
-        for i in range(q.shape[2]):
-            S = alpha[:, :, i, :, None] * S + k[:, :, i, :, None] * v[:, :, i, None]
-            out.append(q[:, :, i, None] @ S / q.shape[-1] ** 0.5)
-        return gate * gate.sigmoid() * self._normed(torch.cat(out, 2))
+    def _recurrence(self, x: GatedLinearInputs) -> Recurrence:
+        return Recurrence(x.q / x.q.shape[-1] ** 0.5, x.k, x.v, x.forget.sigmoid() ** (1 / self.tau))
+
+    def _outputs(self, o: Values, x: GatedLinearInputs) -> Outputs:
+        return x.gate * x.gate.sigmoid() * self._normed(o)
 
     def _advance(
         self, x: GatedLinearInputs, *, valid: Valid | None, state: RecurrentState | None, in_place: bool

@@ -2,9 +2,10 @@
 
     out_i = norm(q_i^T S_i),    S_i = (what is left of S_(i-1)) + k_i (what is new)^T
 
-A member says what is left and what is new. Its definition is that recurrence, one token after the other. Its
-fast form runs by chunks of matrix products, and what is done to tokens before and after runs with it
-(`ops/recurrence/`). A stream goes on from S.
+A member says what is left and what is new: the past fades by alpha, one for each channel of a key or one for
+all, and with beta the delta rule replaces what a key recalls. Its definition is that recurrence, one token
+after the other. Its fast form runs by chunks of matrix products, and what is done to tokens before and after
+runs with it (`ops/recurrence/`). A stream goes on from S.
 
 Weights may be of any sign, and nothing divides by their sum. Instead each head divides its output by the
 root mean square of its channels, and multiplies it by a scale for each channel, which most members learn.
@@ -12,6 +13,7 @@ root mean square of its channels, and multiplies it by a scale for each channel,
 Padding writes nothing and fades nothing, so that S is what it would be without it.
 """
 
+import math
 from abc import abstractmethod
 from typing import Any, NamedTuple
 
@@ -19,11 +21,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from subquad.mechanism import Dims, Mechanism, Outputs, State, Valid, Values
+from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, State, Valid, Values
 from subquad.ops.recurrence.rows import Fusion, Gates
 from subquad.ops.shared.precision import wide
 
 Matrix = Float[Tensor, "b h d e"]
+Rates = Float[Tensor, "b h t 1"]
+
+
+class Recurrence(NamedTuple):
+    """What the definition's recurrence takes of each token."""
+
+    q: Queries
+    k: Keys
+    v: Values
+    alpha: Float[Tensor, "#b h t #d"]  # what is left of the past
+    beta: Rates | None = None  # how much is overwritten, by the delta rule; None: keys and values are added
 
 
 class RecurrentState(NamedTuple):
@@ -31,7 +44,10 @@ class RecurrentState(NamedTuple):
 
 
 class RecurrentAttention(Mechanism):
-    """Owns streaming and the norm; a member names its `inputs` and writes `_recur` and `_advance`."""
+    """Owns the recurrence, streaming and the norm.
+
+    A member names its `inputs`, writes `_recurrence` and `_outputs` for the definition, and `_advance`.
+    """
 
     epsilon: float = 1e-5  # under the root mean square, in the layers of flash-linear-attention
     scale: nn.Parameter | None
@@ -42,8 +58,12 @@ class RecurrentAttention(Mechanism):
         self.register_parameter("scale", nn.Parameter(torch.ones(dims.head_dim)) if affine else None)
 
     @abstractmethod
-    def _recur(self, x: Any) -> Outputs:
-        """The recurrence for `inputs` without padding, token by token."""
+    def _recurrence(self, x: Any) -> Recurrence:
+        """What is made of `inputs` without padding, by the paper's formulas."""
+
+    @abstractmethod
+    def _outputs(self, o: Values, x: Any) -> Outputs:
+        """What is made of what queries read, by the paper's formulas."""
 
     @abstractmethod
     def _advance(self, x: Any, *, valid: Valid | None, state: Any, in_place: bool) -> tuple[Outputs, State]:
@@ -54,8 +74,8 @@ class RecurrentAttention(Mechanism):
         out = torch.zeros_like(inputs[2])
         for row in range(len(out)):
             real = slice(None) if valid is None else valid[row]
-            inputs_of_row = wide(*(x[row : row + 1, :, real] for x in inputs))
-            out[row : row + 1, :, real] = self._recur(self.inputs(*inputs_of_row)).to(out.dtype)
+            x = self.inputs(*wide(*(x[row : row + 1, :, real] for x in inputs)))
+            out[row : row + 1, :, real] = self._outputs(recur(self._recurrence(x)), x).to(out.dtype)
         return out
 
     def forward(self, *inputs: Tensor, valid: Valid | None = None) -> Outputs:
@@ -79,6 +99,34 @@ class RecurrentAttention(Mechanism):
         """The norm of outputs and their gate, and what is to be done to tokens before."""
         scale = S.new_ones(S.shape[3]) if self.scale is None else wide(self.scale)[0]
         return Fusion(rms_norm_eps=self.epsilon, scale=scale, gate=gate, **before)
+
+
+def recur(x: Recurrence) -> Values:
+    """What queries read, token by token."""
+    (q, k, v, alpha, beta), out = x, [x.v[:, :, :0]]
+    alpha = alpha.expand(*k.shape[:3], -1)
+    S = k.new_zeros(*k.shape[:2], k.shape[-1], v.shape[-1])
+    for i in range(k.shape[2]):
+        k_i, v_i = k[:, :, i, :, None], v[:, :, i, None]
+        S = alpha[:, :, i, :, None] * S
+        if beta is None:
+            S = S + k_i @ v_i
+        else:
+            beta_i = beta[:, :, i, :, None]
+            S = S - beta_i * k_i @ (k_i.mT @ S) + beta_i * k_i @ v_i
+        out.append(q[:, :, i, None] @ S)
+    return torch.cat(out, 2)
+
+
+def draw_rates(heads: int, *channels: int) -> tuple[nn.Parameter, nn.Parameter]:
+    """log A for each head, and b for each, or for each of its channels: alpha = exp(-A softplus(alpha' + b)).
+
+    As Mamba-2 draws them: A evenly between 1 and 16, and softplus(b) between 0.001 and 0.1, evenly in its
+    logarithm.
+    """
+    step = torch.empty(heads, *channels).uniform_(math.log(0.001), math.log(0.1)).exp()
+    log_A = torch.empty(heads).uniform_(1, 16).log()
+    return nn.Parameter(log_A), nn.Parameter(step.expm1().log())
 
 
 def initial(k: Float[Tensor, "b h t d"], v: Float[Tensor, "b h t e"]) -> Matrix:

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from subquad.bounds import one_of
 from subquad.mechanism import Dims, Keys, Outputs, Queries, Traits, Valid, Values
-from subquad.mechanisms.recurrent import RecurrentAttention, initial, mask_decay
+from subquad.mechanisms.recurrent import Recurrence, RecurrentAttention, initial, mask_decay
 from subquad.ops.recurrence import decayed_product
 from subquad.ops.shared.rotary import LONGEST_WAVE, turns
 
@@ -85,19 +85,19 @@ class Retention(RecurrentAttention):
                 f"'retention' turns pairs of channels: head_dim must be even, not {dims.head_dim}"
             )
 
-    def _recur(self, x: RetentionInputs) -> Outputs:
-        q, k, v, gate = x
-        b, h, t, d = q.shape
+    def _recurrence(self, x: RetentionInputs) -> Recurrence:
+        h, t, d = x.q.shape[1:]
         points = d // 2 + (self.form == "fla")  # rotary embeddings leave out the last
-        theta = LONGEST_WAVE ** -torch.linspace(0, 1, points, dtype=q.dtype, device=q.device)[: d // 2]
-        gamma = 1 - 2.0 ** -(5 + torch.arange(h, dtype=q.dtype, device=q.device))[:, None, None]
-        S, out = torch.zeros(b, h, d // 2, d, dtype=torch.complex(q, q).dtype, device=q.device), []
-        for n in range(t):
-            turn = torch.polar(torch.ones_like(theta), n * theta)
-            q_n, k_n = (torch.complex(*y[:, :, n].chunk(2, -1)) * turn for y in (q, k))
-            S = gamma * S + k_n.conj()[..., None] * v[:, :, n, None]
-            out.append((q_n[:, :, None] @ S).real / d**0.5)
-        return gate * gate.sigmoid() * self._normed(torch.cat([q[:, :, :0], *out], 2))
+        theta = LONGEST_WAVE ** -torch.linspace(0, 1, points, dtype=x.q.dtype, device=x.q.device)[: d // 2]
+        gamma = 1 - 2.0 ** -(5 + torch.arange(h, dtype=x.q.dtype, device=x.q.device))[:, None, None]
+        n = torch.arange(t, dtype=x.q.dtype, device=x.q.device)[:, None]
+        turn = torch.polar(torch.ones_like(n * theta), n * theta)
+        turned = (torch.complex(*y.chunk(2, -1)) * turn for y in (x.q, x.k))
+        q, k = (torch.cat([y.real, y.imag], -1) for y in turned)  # of whose products the real part is read
+        return Recurrence(q / d**0.5, k, x.v, gamma.expand(1, h, t, 1))
+
+    def _outputs(self, o: Values, x: RetentionInputs) -> Outputs:
+        return x.gate * x.gate.sigmoid() * self._normed(o)
 
     def _advance(
         self, x: RetentionInputs, *, valid: Valid | None, state: RetentionState | None, in_place: bool
