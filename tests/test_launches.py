@@ -10,6 +10,7 @@ from subquad.ops.shared import parallel
 GROWING = {  # form: why
     ("delta", True): "maps of chunks are multiplied by halves, in as many rounds as its logarithm",
     ("gated-delta", True): "likewise",
+    ("kda", True): "likewise",
     ("infinity", True): "a sticky write depends on where the one before was read",
     ("infinity-gpt2", True): "likewise",
     ("reformer", False): "more buckets are a product of more hashes",

@@ -10,6 +10,7 @@ from subquad.mechanism import Dims
 from subquad.mechanisms.delta import DeltaAttention
 from subquad.mechanisms.gated_delta import GatedDeltaAttention
 from subquad.mechanisms.gated_linear import GatedLinearAttention
+from subquad.mechanisms.kda import KdaAttention
 from subquad.mechanisms.lightning import LightningAttention
 from subquad.mechanisms.retention import Retention, RetentionState
 from subquad.mechanisms.ssd import SsdAttention
@@ -23,6 +24,7 @@ ALL = (
     SsdAttention,
     DeltaAttention,
     GatedDeltaAttention,
+    KdaAttention,
 )
 OPEN, SHUT = 1e4, -1e4  # as good as infinite for a sigmoid
 
@@ -101,11 +103,34 @@ def test_with_open_forget_gates_gated_linear_is_linear_attention():
     assert_close(mechanism(**inputs), F.silu(inputs["gate"]) * normed(o))
 
 
-def test_a_decay_for_all_channels_is_that_decay_in_each():
+@pytest.mark.parametrize("rule", ["decay", "delta"])
+def test_a_decay_for_all_channels_is_that_decay_in_each(rule):
     q, k, v = (normal(1, 2, 100, 4, seed=seed) for seed in range(3))
-    log_decay = -normal(1, 2, 100, 1, seed=3).square()
-    together, apart = decayed(q, k, v, log_decay), decayed(q, k, v, log_decay.expand(-1, -1, -1, 4))
-    assert_close(apart, together)
+    log_decay, beta = -normal(1, 2, 100, 1, seed=3).square(), normal(1, 2, 100, 1, seed=4).sigmoid()
+
+    def product(log_decay):
+        if rule == "decay":
+            return decayed(q, k, v, log_decay)
+        return delta(q, F.normalize(k, dim=-1), v, beta, log_decay)
+
+    assert_close(product(log_decay.expand(-1, -1, -1, 4)), product(log_decay))
+
+
+def test_where_channels_fade_alike_kda_is_gated_delta_with_another_gate():
+    kda, gated = make(KdaAttention), make(GatedDeltaAttention)
+    inputs = sequence(gated, 40)
+    torch.nn.init.ones_(kda.log_A), torch.nn.init.ones_(gated.log_A)
+    torch.nn.init.zeros_(kda.b), torch.nn.init.zeros_(gated.b)
+    one, gate = gated(**inputs), inputs["gate"]
+    each = kda(**{**inputs, "alpha": inputs["alpha"].expand(-1, -1, -1, 4)})
+    assert_close(gate * each, one)  # swish(x) = x sigmoid(x)
+
+
+def test_where_nothing_is_alike_kda_adds_as_gated_linear_does():
+    k = torch.eye(4).double().expand(1, 2, 4, 4)  # keys at right angles: nothing to overwrite
+    q, v = normal(1, 2, 4, 4), normal(1, 2, 4, 4, seed=1)
+    log_decay, one = -normal(1, 2, 4, 4, seed=2).square(), torch.ones(1, 2, 4, 1).double()
+    assert_close(delta(q, k, v, one, log_decay), decayed(q, k, v, log_decay))
 
 
 def test_where_nothing_fades_gated_delta_is_delta():
@@ -122,6 +147,7 @@ def test_where_nothing_fades_gated_delta_is_delta():
         (GatedLinearAttention, "forget", 100 * SHUT),
         (GatedDeltaAttention, "alpha", OPEN),
         (SsdAttention, "dt", OPEN),
+        (KdaAttention, "alpha", OPEN),
     ],
 )
 def test_a_gate_can_make_it_forget_everything_at_once(cls, gate, value):
@@ -304,14 +330,14 @@ def test_extreme_gates_over_thousands_of_tokens_stay_exact(cls):
     assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(out.sum(), [*single.values()]))
 
 
-@pytest.mark.parametrize("rule", ["one decay", "decay by channel", "delta"])
+@pytest.mark.parametrize("rule", ["one decay", "decay by channel", "delta", "delta by channel"])
 def test_a_slow_decay_after_a_fast_one_is_not_lost_by_rounding(rule):
     q, k, v = (normal(1, 1, 64, 4, seed=seed) for seed in range(3))
     k = F.normalize(k, dim=-1)
-    log_decay = torch.full((1, 1, 64, 4 if rule == "decay by channel" else 1), -0.01).double()
+    log_decay = torch.full((1, 1, 64, 4 if "by channel" in rule else 1), -0.01).double()
     log_decay[:, :, 8:40:8] = -1e6
     core, inputs = decayed, [q, k, v, log_decay]
-    if rule == "delta":
+    if "delta" in rule:
         core, inputs = delta, [q, k, v, torch.full((1, 1, 64, 1), 0.5).double(), log_decay]
     exact, _ = core(*inputs)
     single, _ = core(*[x.float() for x in inputs])

@@ -179,4 +179,28 @@ MUTANTS = [
         "torch.arange(1, heads + 1, ",
         "torch.arange(0, heads, ",
     ),
+    Mutant(
+        "kda",
+        "matches_definition",
+        "channels fade by the mean of their rates",
+        "KdaAttention._advance",
+        "F.softplus(alpha + b[:, None])",
+        "F.softplus(alpha + b[:, None]).mean(-1, keepdim=True).expand_as(alpha)",
+    ),
+    Mutant(
+        "kda",
+        "matches_definition",
+        "the gradient of what a key would recall leaves out its decays",
+        "delta_rule.backward",
+        "backward_by_halves(of_system, k, k, chunk.log_decay, dk, dk, flow)",
+        "backward_by_halves(of_system, k, k, chunk.log_decay, dk, dk, torch.zeros_like(flow))",
+    ),
+    Mutant(
+        "kda",
+        "stream_equals_sequence",
+        "the gradient of what a chunk found leaves out what keys recalled of it",
+        "delta_rule.backward",
+        "        dk -= recalled\n",
+        "",
+    ),
 ]

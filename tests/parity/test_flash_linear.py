@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 from subquad import Dims
 from subquad.mechanisms.delta import DeltaAttention
+from subquad.mechanisms.kda import KdaAttention
 from subquad.mechanisms.retention import Retention
 from subquad.ops.recurrence import decayed_product, delta_product, fla
 from subquad.ops.recurrence.rows import RecurrenceInputs
@@ -25,6 +26,8 @@ with warnings.catch_warnings():  # it warns that there is no GPU
     from fla.ops.delta_rule.naive import delta_rule_chunkwise, delta_rule_recurrence
     from fla.ops.gated_delta_rule.naive import naive_recurrent_gated_delta_rule
     from fla.ops.gla.naive import naive_recurrent_gla
+    from fla.ops.kda.gate import naive_kda_gate
+    from fla.ops.kda.naive import naive_chunk_kda, naive_recurrent_kda
     from fla.ops.retention.naive import naive_retention
     from fla.ops.simple_gla.naive import naive_recurrent_simple_gla
 
@@ -141,6 +144,40 @@ def test_the_delta_product_is_gated_delta_net(tokens, state):
     close(ours, (out.transpose(1, 2), last))
 
 
+def test_the_delta_product_with_decays_by_channel_is_kda(tokens, state):
+    q, k, v = tokens
+    beta, log_decay = rates(), decays(D)
+    ours = delta_product(q, k, v, beta, log_decay, state=state)
+    out, last = naive_recurrent_kda(
+        *theirs(SCALE * q, k, v, log_decay, beta[..., 0]), initial_state=state, output_final_state=True
+    )
+    close(ours, (out.transpose(1, 2), last))
+
+
+def test_their_chunks_of_kda_give_the_same(tokens, state):
+    q, k, v, beta, log_decay = (x[:, :, :128] for x in (*tokens, rates(), decays(D)))
+    ours = delta_product(q, k, v, beta, log_decay, state=state)
+    out, last = naive_chunk_kda(
+        *theirs(SCALE * q, k, v, log_decay, beta[..., 0]), initial_state=state, output_final_state=True
+    )
+    close(ours, (out.transpose(1, 2), last))
+
+
+def test_kimis_layer_is_kda(tokens):
+    """Without its convolutions and its scale, with the gate of decays that it has in its kernel."""
+    q, k, _ = tokens
+    v, gate, alpha = (normal(B, H, T, D, seed=seed) for seed in (2, 6, 7))
+    beta = normal(B, H, T, 1, seed=5)
+    mechanism = KdaAttention(Dims(heads=H, head_dim=D), causal=True)
+    scale = torch.nn.init.uniform_(mechanism.get_parameter("scale"))
+    unit_q, unit_k = (F.silu(x) * (F.silu(x).square().sum(-1, keepdim=True) + 1e-6).rsqrt() for x in (q, k))
+    log_decay = naive_kda_gate(alpha.transpose(1, 2), mechanism.log_A, mechanism.b.flatten())
+    inputs = theirs(SCALE * unit_q, unit_k, F.silu(v))
+    out, _ = naive_recurrent_kda(*inputs, log_decay, beta.sigmoid()[..., 0].transpose(1, 2))
+    expected = F.rms_norm(out.transpose(1, 2), (D,), scale, 1e-5) * gate.sigmoid()
+    close(mechanism(q, k, v, beta, alpha, gate), expected)
+
+
 def plain(name):
     """The plain functions behind the signatures of the kernels; those of `gla` have no scale."""
 
@@ -154,6 +191,7 @@ def plain(name):
         "gla": chunk_gla,
         "simple_gla": naive_recurrent_simple_gla,
         "gated_delta_rule": chunk_gated_delta_rule,
+        "kda": naive_recurrent_kda,
     }[name]
 
 
@@ -170,10 +208,10 @@ def test_the_wiring_to_their_kernels_of_decay_is_right(width, tokens, state, mon
     close(wired(tokens, log_decay, None, state), decayed_product(q, k, v, log_decay, state=state))
 
 
-def test_the_wiring_to_their_kernel_of_the_delta_rule_is_right(tokens, state, monkeypatch):
+def test_the_wiring_to_their_kernels_of_the_delta_rule_is_right(tokens, state, monkeypatch):
     monkeypatch.setattr(fla, "kernel", plain)
     q, k, v = tokens
-    for log_decay in (decays(1), torch.zeros(1, 1, T, 1)):
+    for log_decay in (decays(1), torch.zeros(1, 1, T, 1), decays(D)):
         ours = delta_product(q, k, v, rates(), log_decay, state=state)
         close(wired(tokens, log_decay, rates(), state), ours)
 
@@ -184,6 +222,7 @@ def test_the_wiring_to_their_kernel_of_the_delta_rule_is_right(tokens, state, mo
         ("gla", {"q", "k", "v", "g", "scale", "initial_state", "output_final_state"}),
         ("simple_gla", {"q", "k", "v", "g", "scale", "initial_state", "output_final_state"}),
         ("gated_delta_rule", {"q", "k", "v", "g", "beta", "scale", "initial_state", "output_final_state"}),
+        ("kda", {"q", "k", "v", "g", "beta", "scale", "initial_state", "output_final_state"}),
     ],
 )
 def test_their_kernels_take_what_we_hand_them(name, wanted):

@@ -16,6 +16,7 @@ from subquad.mechanisms.gated_linear import GatedLinearAttention
 from subquad.mechanisms.hedgehog import HedgehogAttention
 from subquad.mechanisms.infinity import InfinityAttention, InfinityGpt2Attention
 from subquad.mechanisms.informer import Informer
+from subquad.mechanisms.kda import KdaAttention
 from subquad.mechanisms.kernel import KernelAttention
 from subquad.mechanisms.lightning import LightningAttention
 from subquad.mechanisms.linear import LinearAttention
@@ -55,6 +56,7 @@ __all__ = [
     "InfinityAttention",
     "InfinityGpt2Attention",
     "Informer",
+    "KdaAttention",
     "KernelAttention",
     "LightningAttention",
     "LinearAttention",
@@ -109,6 +111,7 @@ RECURRENT = (
     SsdAttention,
     DeltaAttention,
     GatedDeltaAttention,
+    KdaAttention,
 )
 MEMORIES = (TransformerXL, CompressiveAttention, InfinityAttention, InfinityGpt2Attention)
 
