@@ -180,7 +180,7 @@ def test_another_dtype_is_refused_or_rounds_and_nothing_else(name, given, dtype)
 def test_decays_of_some_channels_are_refused(channels, dtype):
     inputs = in_precision(CASES["delta"].inputs, dtype)
     inputs["log_decay"] = inputs["log_decay"][..., :1].expand(B, H, N, channels).clone()
-    message = rf"decays of {channels} channels do not fit keys of {D}: give one|type-check"
+    message = rf"decays of {channels} channels do not fit keys of {D}: give one|Type-check"
     with pytest.raises(REFUSALS, match=message):
         CASES["delta"].run(**inputs)
 

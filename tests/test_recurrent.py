@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 from torch.nn import functional as F
 from torch.testing import assert_close
 
@@ -15,6 +16,8 @@ from subquad.mechanisms.lightning import LightningAttention
 from subquad.mechanisms.retention import Retention, RetentionState
 from subquad.mechanisms.ssd import SsdAttention
 from subquad.ops.recurrence import blocks, decay, decayed_product, delta_product
+from subquad.ops.recurrence.both_ways import both_ways
+from subquad.ops.recurrence.rows import RecurrenceInputs
 
 DIMS = Dims(heads=2, head_dim=4)
 ALL = (
@@ -33,9 +36,9 @@ def normal(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def make(cls, **options):
+def make(cls, *, causal=True, **options):
     torch.manual_seed(0)
-    return cls(DIMS, causal=True, **options).double()
+    return cls(DIMS, causal=causal, **options).double()
 
 
 def sequence(mechanism, length, batch=2):
@@ -62,10 +65,11 @@ def normed(o, epsilon=1e-5):
 
 @pytest.mark.parametrize("cls", ALL)
 @pytest.mark.parametrize("padded", [False, True])
-def test_what_a_chunk_or_a_block_leaves_is_what_the_next_one_finds(cls, padded, monkeypatch):
+@pytest.mark.parametrize("causal", [False, True])
+def test_what_a_chunk_or_a_block_leaves_is_what_the_next_one_finds(cls, padded, causal, monkeypatch):
     monkeypatch.setattr(decay, "CHUNK", 8)
     monkeypatch.setattr(blocks, "BLOCK", 24)
-    mechanism = make(cls)
+    mechanism = make(cls, causal=causal)
     inputs = sequence(mechanism, 61)
     valid = torch.rand(2, 61, generator=torch.Generator().manual_seed(9)) < (0.6 if padded else 2)
     fast, exact = mechanism(**inputs, valid=valid), mechanism.definition(**inputs, valid=valid)
@@ -119,8 +123,8 @@ def test_a_decay_for_all_channels_is_that_decay_in_each(rule):
 def test_where_channels_fade_alike_kda_is_gated_delta_with_another_gate():
     kda, gated = make(KdaAttention), make(GatedDeltaAttention)
     inputs = sequence(gated, 40)
-    torch.nn.init.ones_(kda.log_A), torch.nn.init.ones_(gated.log_A)
-    torch.nn.init.zeros_(kda.b), torch.nn.init.zeros_(gated.b)
+    for parameter in (kda.log_A, kda.b, gated.log_A, gated.b):
+        torch.nn.init.ones_(parameter)
     one, gate = gated(**inputs), inputs["gate"]
     each = kda(**{**inputs, "alpha": inputs["alpha"].expand(-1, -1, -1, 4)})
     assert_close(gate * each, one)  # swish(x) = x sigmoid(x)
@@ -225,6 +229,65 @@ def test_retention_names_the_remedy_for_an_odd_head():
 def test_gated_linear_refuses_a_root_that_is_none():
     with pytest.raises(ValueError, match="'gated-linear': tau must be a positive number, not 0"):
         GatedLinearAttention(DIMS, causal=True, tau=0)
+
+
+# both ways
+
+
+def flipped(inputs):
+    return {name: x.flip(2) for name, x in inputs.items()}
+
+
+@pytest.mark.parametrize("cls", [cls for cls in ALL if cls is not Retention])
+def test_a_reversed_sequence_has_reversed_outputs(cls):
+    mechanism = make(cls, causal=False)
+    inputs = sequence(mechanism, 40)
+    assert_close(mechanism(**flipped(inputs)), mechanism(**inputs).flip(2))
+
+
+def test_retention_tells_what_is_before_from_what_is_behind():
+    mechanism = make(Retention, causal=False)
+    inputs = sequence(mechanism, 40)
+    assert (mechanism(**flipped(inputs)) - mechanism(**inputs).flip(2)).abs().max() > 1e-2
+
+
+def test_where_nothing_fades_all_tokens_see_each_other_alike_and_themselves_once():
+    mechanism = make(GatedLinearAttention, causal=False)
+    inputs = sequence(mechanism, 150)
+    inputs["forget"] = torch.full_like(inputs["forget"], OPEN)
+    o = inputs["q"] @ inputs["k"].mT @ inputs["v"] / 2
+    assert_close(mechanism(**inputs), F.silu(inputs["gate"]) * normed(o))
+
+
+def test_retention_both_ways_fades_with_distance_and_turns_by_position():
+    mechanism = make(Retention, causal=False)
+    inputs = sequence(mechanism, 40)
+    q, k = (torch.complex(*inputs[name].chunk(2, -1)) for name in ("q", "k"))
+    n = torch.arange(40)[:, None]
+    turn = torch.polar(torch.ones(40, 1).double(), n * 10_000 ** -torch.linspace(0, 1, 2).double())
+    gamma = 1 - 2.0 ** -(5 + torch.arange(2).double())[:, None, None]
+    o = ((q * turn) @ (k * turn).mH).real / 2 * gamma ** (n - n.mT).abs() @ inputs["v"]
+    assert_close(mechanism(**inputs), F.silu(inputs["gate"]) * normed(o, 1e-6))
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_one_token_reads_both_ways_what_it_reads_one_way(cls):
+    inputs = sequence(make(cls), 1)
+    assert_close(make(cls, causal=False)(**inputs), make(cls)(**inputs))
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_the_last_token_reads_both_ways_what_it_reads_one_way(cls):
+    inputs = sequence(make(cls), 90)
+    both, one = make(cls, causal=False)(**inputs), make(cls)(**inputs)
+    assert_close(both[:, :, -1], one[:, :, -1])
+    assert (both[:, :, 0] - one[:, :, 0]).abs().max() > 1e-3
+
+
+def test_keys_and_values_of_both_directions_have_what_a_direction_must_have():
+    none = torch.zeros(1, 2, 5, 4)
+    with pytest.raises((ValueError, TypeCheckError), match=r"decays of 3 channels|Type-check"):
+        both_ways(RecurrenceInputs(none, none, none, none[..., :3]), state=torch.zeros(1, 2, 4, 4))
 
 
 # lightning and ssd
@@ -344,10 +407,11 @@ def test_a_slow_decay_after_a_fast_one_is_not_lost_by_rounding(rule):
     assert_close(single.double(), exact, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("cls", ALL)
-def test_training_keeps_no_matrix_for_each_token(cls):
+def test_training_keeps_no_matrix_for_each_token(cls, causal):
     d, length = 64, 128
-    mechanism = cls(Dims(heads=1, head_dim=d), causal=True)
+    mechanism = cls(Dims(heads=1, head_dim=d), causal=causal)
     inputs = {
         name: normal(1, 1, length, width, dtype=torch.float32).requires_grad_()
         for name, width in mechanism.projections().items()

@@ -18,6 +18,7 @@ from subquad.mechanisms.delta import DeltaAttention
 from subquad.mechanisms.kda import KdaAttention
 from subquad.mechanisms.retention import Retention
 from subquad.ops.recurrence import decayed_product, delta_product, fla
+from subquad.ops.recurrence.both_ways import both_ways
 from subquad.ops.recurrence.rows import RecurrenceInputs
 
 with warnings.catch_warnings():  # it warns that there is no GPU
@@ -172,10 +173,36 @@ def test_kimis_layer_is_kda(tokens):
     scale = torch.nn.init.uniform_(mechanism.get_parameter("scale"))
     unit_q, unit_k = (F.silu(x) * (F.silu(x).square().sum(-1, keepdim=True) + 1e-6).rsqrt() for x in (q, k))
     log_decay = naive_kda_gate(alpha.transpose(1, 2), mechanism.log_A, mechanism.b.flatten())
-    inputs = theirs(SCALE * unit_q, unit_k, F.silu(v))
-    out, _ = naive_recurrent_kda(*inputs, log_decay, beta.sigmoid()[..., 0].transpose(1, 2))
+    rows = theirs(SCALE * unit_q, unit_k, F.silu(v))
+    out, _ = naive_recurrent_kda(*rows, g=log_decay, beta=beta.sigmoid()[..., 0].transpose(1, 2))
     expected = F.rms_norm(out.transpose(1, 2), (D,), scale, 1e-5) * gate.sigmoid()
     close(mechanism(q, k, v, beta, alpha, gate), expected)
+
+
+@pytest.mark.parametrize("rule", ["simple_gla", "gla", "gated_delta_rule", "kda"])
+def test_both_ways_is_two_of_their_runs_of_which_one_is_flipped(rule, tokens):
+    """What a token writes itself stands in both runs, and comes off once."""
+    (q, k, v), beta = tokens, rates()
+    log_decay = decays(D if rule in ("gla", "kda") else 1)
+
+    def run(q, k, v, log_decay, beta):
+        q, k, v, log_decay, beta = theirs(SCALE * q, k, v, log_decay, beta)
+        if rule == "gla":
+            out, _ = naive_recurrent_gla(q, k, v, log_decay)
+        elif rule == "simple_gla":
+            out, _ = naive_recurrent_simple_gla(q, k, v, log_decay[..., 0])
+        elif rule == "kda":
+            out, _ = naive_recurrent_kda(q, k, v, log_decay, beta[..., 0])
+        else:
+            out, _ = naive_recurrent_gated_delta_rule(q, k, v, beta[..., 0], log_decay[..., 0])
+        return out.transpose(1, 2)
+
+    inputs = (q, k, v, log_decay, beta)
+    delta = rule in ("gated_delta_rule", "kda")
+    own = (q * k).sum(-1, keepdim=True) * v * (beta if delta else 1)
+    expected = run(*inputs) + run(*(x.flip(2) for x in inputs)).flip(2) - own
+    ours = RecurrenceInputs(q, k, v, log_decay, beta if delta else None)
+    close(both_ways(ours, state=torch.zeros(B, H, D, E)), expected)
 
 
 def plain(name):

@@ -7,7 +7,9 @@
 with q and k of length 1 after silu, v after silu, and inputs alpha' and beta' of width 1. A > 0 and b are
 learnt, a pair for each head, and drawn as in Mamba-2: A evenly between 1 and 16, and b such that softplus(b)
 lies between 0.001 and 0.1, evenly in its logarithm. At alpha = 1 it is the delta rule, at beta = 0 the past
-only fades, and at alpha = 0 it is forgotten at once, which the delta rule cannot do.
+only fades, and at alpha = 0 it is forgotten at once, which the delta rule cannot do. The
+bidirectional form, which the paper has not, reads S_i + S'_i - beta_i k_i v_i^T, where S' is made in the
+same way from the other end of the sequence.
 
 Yang, Kautz, Hatamizadeh: Gated Delta Networks: Improving Mamba2 with Delta Rule. ICLR 2025, arXiv:2412.06464,
 section 3. The norm of a head and the swish gate belong to the mechanism here. Departs from the paper: there
@@ -30,7 +32,7 @@ from subquad.mechanisms.recurrent import (
     initial,
     mask_decay,
 )
-from subquad.ops.recurrence import delta_product
+from subquad.ops.recurrence.rows import RecurrenceInputs
 from subquad.ops.shared.precision import wide
 
 
@@ -61,6 +63,7 @@ class GatedDeltaAttention(RecurrentAttention):
         name="gated-delta",
         paper="arXiv:2412.06464",
         family="recurrent",
+        bidirectional=True,
         causal="strict",
         state="bounded",
     )
@@ -85,7 +88,6 @@ class GatedDeltaAttention(RecurrentAttention):
         beta, alpha, log_A, b = wide(x.beta, x.alpha, self.log_A, self.b)
         log_decay = mask_decay(-log_A.exp()[:, None, None] * F.softplus(alpha + b[:, None, None]), valid)
         fusion = self._fusion(S, x.gate, qk_l2norm_eps=EPSILON, swish_values=True)
-        out, S = delta_product(
-            x.q, x.k, x.v, beta.sigmoid(), log_decay, state=S, fusion=fusion, in_place=in_place
-        )
+        tokens = RecurrenceInputs(x.q, x.k, x.v, log_decay, beta.sigmoid())
+        out, S = self._product(tokens, state=S, fusion=fusion, in_place=in_place)
         return out, RecurrentState(S)

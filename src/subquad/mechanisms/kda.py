@@ -6,7 +6,9 @@
 
 with q and k of length 1 after silu, and v after silu. alpha' is as wide as a key, beta' of width 1. A > 0 is
 learnt for each head, b for each of its channels; they are drawn as in `gated-delta`, which is this with one
-alpha' and b for all channels. Where there is nothing to overwrite, it adds as `gated-linear` does.
+alpha' and b for all channels. Where there is nothing to overwrite, it adds as `gated-linear` does. The
+bidirectional form, which the paper has not, reads S_i + S'_i - beta_i k_i v_i^T, where S' is made in the
+same way from the other end of the sequence.
 
 Kimi Team: Kimi Linear: An Expressive, Efficient Attention Architecture. arXiv:2510.26692; details as in
 flash-linear-attention (layers/kda.py) and Hugging Face's Kimi Linear. The norm of a head and the sigmoid gate
@@ -34,7 +36,7 @@ from subquad.mechanisms.recurrent import (
     initial,
     mask_decay,
 )
-from subquad.ops.recurrence import delta_product
+from subquad.ops.recurrence.rows import RecurrenceInputs
 from subquad.ops.shared.precision import wide
 
 
@@ -66,6 +68,7 @@ class KdaAttention(RecurrentAttention):
         name="kda",
         paper="arXiv:2510.26692",
         family="recurrent",
+        bidirectional=True,
         causal="strict",
         state="bounded",
     )
@@ -90,7 +93,6 @@ class KdaAttention(RecurrentAttention):
         beta, alpha, log_A, b = wide(x.beta, x.alpha, self.log_A, self.b)
         log_decay = mask_decay(-log_A.exp()[:, None, None] * F.softplus(alpha + b[:, None]), valid)
         fusion = self._fusion(S, qk_l2norm_eps=EPSILON, swish_values=True)
-        out, S = delta_product(
-            x.q, x.k, x.v, beta.sigmoid(), log_decay, state=S, fusion=fusion, in_place=in_place
-        )
-        return x.gate.sigmoid() * out, RecurrentState(S)
+        tokens = RecurrenceInputs(x.q, x.k, x.v, log_decay, beta.sigmoid())
+        out, S = self._product(tokens, state=S, fusion=fusion, in_place=in_place)
+        return wide(x.gate)[0].sigmoid() * out, RecurrentState(S)

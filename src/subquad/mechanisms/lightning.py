@@ -5,6 +5,7 @@
 
 with q, k and v after silu. There are no rotations and no scale, which is what sets it apart from `retention`,
 and the rates reach further: of eight heads the first forgets within some two tokens, the last within 256.
+The bidirectional form, which the papers have not, weighs by exp(-s_h |i-j|).
 
 Qin, Sun, Li, Shen, Sun, Zhong: Lightning Attention-2: A Free Lunch for Handling Unlimited Sequence Lengths in
 Large Language Models. arXiv:2401.04658, which is how it is computed: inside a block by products, between
@@ -22,7 +23,8 @@ from torch.nn import functional as F
 from subquad.bounds import CountOrZero
 from subquad.mechanism import Dims, Keys, Outputs, Queries, Traits, Valid, Values
 from subquad.mechanisms.recurrent import Recurrence, RecurrentAttention, RecurrentState, initial, mask_decay
-from subquad.ops.recurrence import decayed_product
+from subquad.ops.recurrence.rows import RecurrenceInputs
+from subquad.ops.shared.precision import wide
 
 
 class LightningInputs(NamedTuple):
@@ -52,6 +54,7 @@ class LightningAttention(RecurrentAttention):
         name="lightning",
         paper="arXiv:2401.04658",
         family="recurrent",
+        bidirectional=True,
         causal="strict",
         state="bounded",
     )
@@ -78,18 +81,12 @@ class LightningAttention(RecurrentAttention):
     def _advance(
         self, x: LightningInputs, *, valid: Valid | None, state: RecurrentState | None, in_place: bool
     ) -> tuple[Outputs, RecurrentState]:
-        q, k, v, gate = x
+        q, k, v, gate = wide(*x)  # a rounding of silu would not be one of the inputs
         S = initial(k, v) if state is None else state.S
         heads, length = q.shape[1:3]
         h = torch.arange(1, heads + 1, device=q.device, dtype=S.dtype)
         log_decay = (-self.factor * torch.exp2(h * (-8 / heads)))[:, None, None].expand(1, heads, length, 1)
-        out, S = decayed_product(
-            F.silu(q),
-            F.silu(k),
-            v,
-            mask_decay(log_decay, valid),
-            state=S,
-            fusion=self._fusion(S, swish_values=True),
-            in_place=in_place,
-        )
+        tokens = RecurrenceInputs(F.silu(q), F.silu(k), v, mask_decay(log_decay, valid))
+        fusion = self._fusion(S, swish_values=True)
+        out, S = self._product(tokens, state=S, fusion=fusion, in_place=in_place)
         return gate.sigmoid() * out, RecurrentState(S)

@@ -7,6 +7,19 @@ all, and with beta the delta rule replaces what a key recalls. Its definition is
 after the other. Its fast form runs by chunks of matrix products, and what is done to tokens before and after
 runs with it (`ops/recurrence/`). A stream goes on from S.
 
+The bidirectional form reads two such matrices: one has read the tokens up to i, the other those from i on, by
+the same rule from the other end of the sequence, with the same weights. What i writes itself, which stands in
+both, counts once (`ops/recurrence/both_ways.py`):
+
+    out_i = norm(q_i^T (S_i + S'_i - k_i (what is new)^T))
+
+so that where nothing fades all tokens see each other alike, and a reversed sequence has reversed outputs (but
+for retention, whose turns tell what is before from what is behind). Weights and inputs are those of the
+causal form. Hydra has two triangles and one diagonal, too (Hwang, Lahoti, Dao, Gu: Bidirectional State Space
+Models Through Generalized Matrix Mixers. NeurIPS 2024, arXiv:2407.09941); but in the authors' code each
+direction has keys, queries and decays of its own, what a query reads is handed to its neighbour, and the
+diagonal is a factor that the text sets, and nothing else.
+
 Weights may be of any sign, and nothing divides by their sum. Instead each head divides its output by the
 root mean square of its channels, and multiplies it by a scale for each channel, which most members learn.
 
@@ -22,7 +35,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, State, Valid, Values
-from subquad.ops.recurrence.rows import Fusion, Gates
+from subquad.ops.recurrence import NOTHING, decayed_product, delta_product
+from subquad.ops.recurrence.both_ways import both_ways
+from subquad.ops.recurrence.rows import Fusion, Gates, RecurrenceInputs
 from subquad.ops.shared.precision import wide
 
 Matrix = Float[Tensor, "b h d e"]
@@ -37,6 +52,11 @@ class Recurrence(NamedTuple):
     v: Values
     alpha: Float[Tensor, "#b h t #d"]  # what is left of the past
     beta: Rates | None = None  # how much is overwritten, by the delta rule; None: keys and values are added
+
+    def reversed(self) -> "Recurrence":
+        q, k, v, alpha, beta = self
+        other = None if beta is None else beta.flip(2)
+        return Recurrence(q.flip(2), k.flip(2), v.flip(2), alpha.flip(2), other)
 
 
 class RecurrentState(NamedTuple):
@@ -75,7 +95,11 @@ class RecurrentAttention(Mechanism):
         for row in range(len(out)):
             real = slice(None) if valid is None else valid[row]
             x = self.inputs(*wide(*(x[row : row + 1, :, real] for x in inputs)))
-            out[row : row + 1, :, real] = self._outputs(recur(self._recurrence(x)), x).to(out.dtype)
+            tokens = self._recurrence(x)
+            o = recur(tokens)
+            if not self.causal:
+                o = o + recur(tokens.reversed(), own=False).flip(2)
+            out[row : row + 1, :, real] = self._outputs(o, x).to(out.dtype)
         return out
 
     def forward(self, *inputs: Tensor, valid: Valid | None = None) -> Outputs:
@@ -90,6 +114,22 @@ class RecurrentAttention(Mechanism):
     ) -> tuple[Outputs, State]:
         return self._advance(self.inputs(*inputs), valid=valid, state=state, in_place=in_place)
 
+    def _product(
+        self,
+        tokens: RecurrenceInputs,
+        *,
+        state: Matrix,
+        in_place: bool,
+        fusion: Fusion = NOTHING,
+    ) -> tuple[Outputs, Matrix]:
+        """What queries read, with what is done to rows around that; and the state after, if causal."""
+        if not self.causal:
+            return both_ways(tokens, state=state, fusion=fusion), state
+        q, k, v, log_decay, beta = tokens
+        if beta is None:
+            return decayed_product(q, k, v, log_decay, state=state, fusion=fusion, in_place=in_place)
+        return delta_product(q, k, v, beta, log_decay, state=state, fusion=fusion, in_place=in_place)
+
     def _normed(self, o: Values) -> Values:
         """The norm of outputs, for the definition."""
         o = o / (o.square().mean(-1, keepdim=True) + self.epsilon).sqrt()
@@ -101,20 +141,21 @@ class RecurrentAttention(Mechanism):
         return Fusion(rms_norm_eps=self.epsilon, scale=scale, gate=gate, **before)
 
 
-def recur(x: Recurrence) -> Values:
-    """What queries read, token by token."""
+def recur(x: Recurrence, *, own: bool = True) -> Values:
+    """What queries read, token by token; without `own`, each before its token is written."""
     (q, k, v, alpha, beta), out = x, [x.v[:, :, :0]]
     alpha = alpha.expand(*k.shape[:3], -1)
     S = k.new_zeros(*k.shape[:2], k.shape[-1], v.shape[-1])
     for i in range(k.shape[2]):
         k_i, v_i = k[:, :, i, :, None], v[:, :, i, None]
-        S = alpha[:, :, i, :, None] * S
+        before = alpha[:, :, i, :, None] * S
         if beta is None:
-            S = S + k_i @ v_i
+            S = before + k_i @ v_i
         else:
             beta_i = beta[:, :, i, :, None]
-            S = S - beta_i * k_i @ (k_i.mT @ S) + beta_i * k_i @ v_i
-        out.append(q[:, :, i, None] @ S)
+            before = before - beta_i * k_i @ (k_i.mT @ before)
+            S = before + beta_i * k_i @ v_i
+        out.append(q[:, :, i, None] @ (S if own else before))
     return torch.cat(out, 2)
 
 

@@ -5,7 +5,8 @@
 
 so that out_i sums gamma^(i-j) (q_i . k_j) v_j over j <= i: the first head remembers some 32 tokens, each
 further head twice as many. Pairs of channels are complex numbers that turn with the position (xPos, its decay
-being gamma), and products see differences of positions only.
+being gamma), and products see differences of positions only. The bidirectional form, which the paper has not,
+sums gamma^|i-j| (q_i . k_j) v_j over all j.
 
 Sun, Dong, Huang, Ma, Xia, Xue, Wang, Wei: Retentive Network: A Successor to Transformer for Large Language
 Models. arXiv:2307.08621, sections 2.1 and 2.2. The norm of a head and the swish gate belong to the mechanism
@@ -32,7 +33,7 @@ from torch import Tensor
 from subquad.bounds import one_of
 from subquad.mechanism import Dims, Keys, Outputs, Queries, Traits, Valid, Values
 from subquad.mechanisms.recurrent import Recurrence, RecurrentAttention, initial, mask_decay
-from subquad.ops.recurrence import decayed_product
+from subquad.ops.recurrence.rows import RecurrenceInputs
 from subquad.ops.shared.rotary import LONGEST_WAVE, turns
 
 FORMS = {"torchscale": 1e-6, "fla": 1e-5}  # and their epsilons
@@ -73,6 +74,7 @@ class Retention(RecurrentAttention):
         name="retention",
         paper="arXiv:2307.08621",
         family="recurrent",
+        bidirectional=True,
         causal="strict",
         state="bounded",
     )
@@ -114,7 +116,6 @@ class Retention(RecurrentAttention):
         log_gamma = torch.log1p(-torch.exp2(-5 - h))[:, None, None].expand(1, heads, length, 1)
         turn = turns(position, d // 2, dtype=state.S.dtype, closed=self.form == "torchscale")
         fusion = self._fusion(state.S, gate, q_scale=d**-0.5, rotary=turn)
-        out, S = decayed_product(
-            q, k, v, mask_decay(log_gamma, valid), state=state.S, fusion=fusion, in_place=in_place
-        )
+        tokens = RecurrenceInputs(q, k, v, mask_decay(log_gamma, valid))
+        out, S = self._product(tokens, state=state.S, fusion=fusion, in_place=in_place)
         return out, RetentionState(S, state.seen + new)

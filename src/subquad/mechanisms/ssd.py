@@ -6,7 +6,8 @@
 with q, k and v after silu: C, B and x in the paper. dt', of width 1, is the logit of a step in time, over
 which the system x -> -A x + input is discretised: a long step forgets, and writes what is new with as much
 weight. A > 0, b and D are learnt for each head, and drawn as in the authors' code: A evenly between 1 and 16,
-softplus(b) between 0.001 and 0.1, evenly in its logarithm, and D = 1.
+softplus(b) between 0.001 and 0.1, evenly in its logarithm, and D = 1. The bidirectional form reads
+S_i + S'_i - dt_i k_i v_i^T, where S' is made in the same way from the other end of the sequence.
 
 Dao, Gu: Transformers are SSMs: Generalized Models and Efficient Algorithms Through Structured State Space
 Duality. ICML 2024, arXiv:2405.21060; details as in the authors' code (state-spaces/mamba, mamba2_simple.py).
@@ -14,6 +15,8 @@ The norm behind the gate, and the skip D, belong to the mechanism here. Departs 
 
 - There is no short convolution before q, k and v, which is the layer's matter; their silu stays.
 - The norm is that of a head, where the block's goes over all channels.
+- The bidirectional form is not that of Hydra, arXiv:2407.09941, where each direction has projections of its
+  own, and D is set by the text (`recurrent.py` says more).
 - Each head has keys and queries of its own, where the block has one B and one C for all (`ngroups=1`), and
   they are as wide as values, not 64 or 128.
 """
@@ -34,7 +37,7 @@ from subquad.mechanisms.recurrent import (
     initial,
     mask_decay,
 )
-from subquad.ops.recurrence import decayed_product
+from subquad.ops.recurrence.rows import RecurrenceInputs
 from subquad.ops.shared.precision import wide
 
 
@@ -65,6 +68,7 @@ class SsdAttention(RecurrentAttention):
         name="ssd",
         paper="arXiv:2405.21060",
         family="recurrent",
+        bidirectional=True,
         causal="strict",
         state="bounded",
     )
@@ -88,9 +92,10 @@ class SsdAttention(RecurrentAttention):
     ) -> tuple[Outputs, RecurrentState]:
         q, k, v = F.silu(x.q), F.silu(x.k), F.silu(x.v)
         S = initial(k, v) if state is None else state.S
-        dt, log_A, b, D, scale = wide(x.dt, self.log_A, self.b, self.D, self.scale)
+        dt, log_A, b, D, scale = wide(x.dt, self.log_A, self.b, self.D, self.get_parameter("scale"))
         dt = F.softplus(dt + b[:, None, None])
         log_decay = mask_decay(-log_A.exp()[:, None, None] * dt, valid)
-        o, S = decayed_product(q, (dt * k).to(k.dtype), v, log_decay, state=S, in_place=in_place)
+        tokens = RecurrenceInputs(q, (dt * k).to(k.dtype), v, log_decay)
+        o, S = self._product(tokens, state=S, in_place=in_place)
         o = torch.addcmul(o, D[:, None, None], v) * F.silu(wide(x.gate)[0])
         return F.rms_norm(o, o.shape[-1:], scale, self.epsilon), RecurrentState(S)
