@@ -11,6 +11,7 @@ OPTIONS = [
     ("hedgehog", {"normalise": True}),
     ("hedgehog", {"halves": True}),
     ("retention", {"form": "fla"}),
+    ("lightning", {"layers": 2}),
     ("delta", {"swish_values": False}),
 ]
 CASES = [

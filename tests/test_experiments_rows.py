@@ -118,6 +118,12 @@ def test_an_option_at_its_default_makes_no_other_row():
     assert rows(["performer:seed=0"], DIMS) == rows(["performer"], DIMS)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_recurrences_run_in_the_form_that_is_asked_for(causal):
+    names = ["retention", "lightning", "gated-linear", "ssd", "delta", "gated-delta", "kda"]
+    assert {row.causal for row in rows(names, DIMS, causal=causal)} == {causal}
+
+
 def test_a_mechanism_without_a_bidirectional_form_says_that_it_is_causal():
     causal, bidirectional = rows(["infinity", "linear"], DIMS)
     assert (causal.causal, bidirectional.causal) == (True, False)

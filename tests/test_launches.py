@@ -8,8 +8,12 @@ from subquad.measure.launches import count_launches
 from subquad.ops.shared import parallel
 
 GROWING = {  # form: why
-    ("delta", True): "maps of chunks are multiplied by halves, in as many rounds as its logarithm",
+    ("delta", False): "maps of chunks are multiplied by halves, in as many rounds as its logarithm",
+    ("delta", True): "likewise",
+    ("gated-delta", False): "likewise",
     ("gated-delta", True): "likewise",
+    ("kda", False): "likewise",
+    ("kda", True): "likewise",
     ("infinity", True): "a sticky write depends on where the one before was read",
     ("infinity-gpt2", True): "likewise",
     ("reformer", False): "more buckets are a product of more hashes",

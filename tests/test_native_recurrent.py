@@ -18,7 +18,7 @@ from subquad.ops.recurrence import NOTHING, blocks, decayed_product, delta_produ
 from subquad.ops.recurrence.rows import Fusion
 from subquad.ops.shared.rotary import turns
 
-RULES = ("one decay", "decay by channel", "delta")
+RULES = ("one decay", "decay by channel", "delta", "delta by channel")
 B, H = 2, 3
 
 
@@ -38,9 +38,9 @@ def inputs(rule, length, d, e, *, fade=0.1, rows=B, heads=H):
     """Numbers that float32 holds, in float64."""
     q, v = normal(B, length, H, d, seed=0).transpose(1, 2), normal(B, H, length, e, seed=2)
     k = F.normalize(normal(B, H, length, d, seed=1), dim=-1)
-    width = d if rule == "decay by channel" else 1
+    width = d if "by channel" in rule else 1
     log_decay = -fade * normal(rows, heads, length, width, seed=3).square()
-    beta = normal(B, H, length, 1, seed=4).sigmoid() if rule == "delta" else None
+    beta = normal(B, H, length, 1, seed=4).sigmoid() if "delta" in rule else None
     state = normal(B, H, d, e, seed=5)
     return [None if x is None else x.float().double() for x in (q, k, v, log_decay, beta, state)]
 

@@ -108,6 +108,7 @@ def cases() -> dict[str, Case]:
                 delta_product(q, k, v, beta, log_decay, state=state)
             ),
             tokens(**rates),
+            {"log_decay": {3}},
         ),
         "relative": Case(
             relative,
@@ -175,10 +176,12 @@ def test_another_dtype_is_refused_or_rounds_and_nothing_else(name, given, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_the_delta_rule_refuses_decays_by_channel_and_names_what_takes_them(dtype):
+@pytest.mark.parametrize("channels", [2, D + 1])
+def test_decays_of_some_channels_are_refused(channels, dtype):
     inputs = in_precision(CASES["delta"].inputs, dtype)
-    inputs["log_decay"] = inputs["log_decay"].expand(B, H, N, D).clone()
-    with pytest.raises(ValueError, match=r"one decay for each token and head.*`decayed_product`"):
+    inputs["log_decay"] = inputs["log_decay"][..., :1].expand(B, H, N, channels).clone()
+    message = rf"decays of {channels} channels do not fit keys of {D}: give one|Type-check"
+    with pytest.raises(REFUSALS, match=message):
         CASES["delta"].run(**inputs)
 
 

@@ -156,19 +156,22 @@ def test_a_stream_and_its_gradients_are_those_of_the_reference_at_every_cut(kind
         assert_close(x, y, rtol=1e-9, atol=1e-9)
 
 
+RULES = ("one decay", "one decay for all tokens", "decay by channel", "delta", "delta by channel")
+
+
 @pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize("rule", ["one decay", "one decay for all tokens", "decay by channel", "delta"])
+@pytest.mark.parametrize("rule", RULES)
 def test_recurrences_and_their_gradients_are_those_of_the_reference(rule, length, cuts):
     q, k, v, _ = tokens(length)
     k, state = torch.nn.functional.normalize(k, dim=-1), drawn(B, H, D, E, seed=5)
-    log_decay = -drawn(1, H, length, D if rule == "decay by channel" else 1, seed=6).square()
+    log_decay = -drawn(1, H, length, D if "by channel" in rule else 1, seed=6).square()
     log_decay[:, 0, length // 2] = -300
     if rule == "one decay for all tokens":
         log_decay = log_decay[:, :, :1].expand(-1, -1, length, -1)
     beta = drawn(B, H, length, 1, seed=7).sigmoid()
 
     def recur(q, k, v, log_decay, state, beta):
-        if rule == "delta":
+        if "delta" in rule:
             return delta_product(q, k, v, beta, log_decay, state=state)
         out, last = decayed_product(q, k, v, log_decay, state=state)
         return out, last + 0 * beta.sum()

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from subquad.ops.backends import using
-from subquad.ops.recurrence import NOTHING, RecurrenceCall, decayed_product, fla, triton
+from subquad.ops.native import library
+from subquad.ops.recurrence import NOTHING, RecurrenceCall, cpu, decayed_product, fla, triton
 from subquad.ops.recurrence.rows import RecurrenceInputs
 from subquad.ops.triton import availability
 
@@ -44,12 +45,10 @@ def test_without_triton_the_remedy_is_named(unsound):
     assert "pip install" in unsound("Triton cannot be loaded: pip install it", 8, gradients=False)
 
 
-def call(dtype=torch.float32, width=8, n=4, *, delta=False, needs_grad=False):
+def call(dtype=torch.float32, width=8, n=4, *, delta=False, channels=1, needs_grad=False):
     q, state = torch.zeros(1, 1, n, width, dtype=dtype), torch.zeros(1, 1, width, width)
-    log_decay = torch.zeros(1, 1, n, 1)
-    return RecurrenceCall(
-        RecurrenceInputs(q, q, q, log_decay, log_decay if delta else None), state, NOTHING, needs_grad
-    )
+    log_decay, beta = torch.zeros(1, 1, n, channels), torch.zeros(1, 1, n, 1) if delta else None
+    return RecurrenceCall(RecurrenceInputs(q, q, q, log_decay, beta), state, NOTHING, needs_grad)
 
 
 def test_kernels_do_not_serve_a_cpu():
@@ -68,10 +67,11 @@ def on_a_card(monkeypatch):
         ({"width": 65}, {"width": 64}),
         ({"width": 65, "delta": True}, {"width": 64, "delta": True}),
         ({"n": 0}, {"n": 1}),
+        ({"delta": True, "channels": 8}, {"channels": 8}),
     ],
 )
 @pytest.mark.parametrize("needs_grad", [False, True])
-def test_kernels_refuse_what_registers_do_not_hold(refused, taken, needs_grad, on_a_card):
+def test_kernels_refuse_what_they_do_not_hold(refused, taken, needs_grad, on_a_card):
     assert triton.refuses(call(**refused, needs_grad=needs_grad)) is not None
     assert triton.refuses(call(**taken, needs_grad=needs_grad)) is None
 
@@ -79,6 +79,13 @@ def test_kernels_refuse_what_registers_do_not_hold(refused, taken, needs_grad, o
 def test_a_refusal_of_wide_heads_names_what_would_be_served(on_a_card):
     assert "take half precision or more, narrower heads" in str(triton.refuses(call(width=65)))
     assert "half precision" not in str(triton.refuses(call(width=129)))
+
+
+@pytest.mark.skipif(library.missing() is not None, reason=str(library.missing()))
+def test_no_kernel_of_the_cpu_has_the_delta_rule_with_a_decay_for_each_channel():
+    assert "one decay for all channels" in str(cpu.refuses(call(delta=True, channels=8)))
+    assert cpu.refuses(call(delta=True)) is None
+    assert cpu.refuses(call(channels=8)) is None
 
 
 def test_a_call_of_no_token_is_served_whichever_backend_is_asked_for():

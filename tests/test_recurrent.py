@@ -1,9 +1,8 @@
-"""The laws of the gated recurrences: retention, gated-linear, delta, gated-delta; the contract's are in
-test_contract.py, where sequences fit into one chunk.
-"""
+"""The laws of the gated recurrences; those of the contract are in test_contract.py, in one chunk each."""
 
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 from torch.nn import functional as F
 from torch.testing import assert_close
 
@@ -12,11 +11,24 @@ from subquad.mechanism import Dims
 from subquad.mechanisms.delta import DeltaAttention
 from subquad.mechanisms.gated_delta import GatedDeltaAttention
 from subquad.mechanisms.gated_linear import GatedLinearAttention
+from subquad.mechanisms.kda import KdaAttention
+from subquad.mechanisms.lightning import LightningAttention
 from subquad.mechanisms.retention import Retention, RetentionState
+from subquad.mechanisms.ssd import SsdAttention
 from subquad.ops.recurrence import blocks, decay, decayed_product, delta_product
+from subquad.ops.recurrence.both_ways import both_ways
+from subquad.ops.recurrence.rows import RecurrenceInputs
 
 DIMS = Dims(heads=2, head_dim=4)
-ALL = (Retention, GatedLinearAttention, DeltaAttention, GatedDeltaAttention)
+ALL = (
+    Retention,
+    LightningAttention,
+    GatedLinearAttention,
+    SsdAttention,
+    DeltaAttention,
+    GatedDeltaAttention,
+    KdaAttention,
+)
 OPEN, SHUT = 1e4, -1e4  # as good as infinite for a sigmoid
 
 
@@ -24,9 +36,9 @@ def normal(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def make(cls, **options):
+def make(cls, *, causal=True, **options):
     torch.manual_seed(0)
-    return cls(DIMS, causal=True, **options).double()
+    return cls(DIMS, causal=causal, **options).double()
 
 
 def sequence(mechanism, length, batch=2):
@@ -53,10 +65,11 @@ def normed(o, epsilon=1e-5):
 
 @pytest.mark.parametrize("cls", ALL)
 @pytest.mark.parametrize("padded", [False, True])
-def test_what_a_chunk_or_a_block_leaves_is_what_the_next_one_finds(cls, padded, monkeypatch):
+@pytest.mark.parametrize("causal", [False, True])
+def test_what_a_chunk_or_a_block_leaves_is_what_the_next_one_finds(cls, padded, causal, monkeypatch):
     monkeypatch.setattr(decay, "CHUNK", 8)
     monkeypatch.setattr(blocks, "BLOCK", 24)
-    mechanism = make(cls)
+    mechanism = make(cls, causal=causal)
     inputs = sequence(mechanism, 61)
     valid = torch.rand(2, 61, generator=torch.Generator().manual_seed(9)) < (0.6 if padded else 2)
     fast, exact = mechanism(**inputs, valid=valid), mechanism.definition(**inputs, valid=valid)
@@ -94,11 +107,34 @@ def test_with_open_forget_gates_gated_linear_is_linear_attention():
     assert_close(mechanism(**inputs), F.silu(inputs["gate"]) * normed(o))
 
 
-def test_a_decay_for_all_channels_is_that_decay_in_each():
+@pytest.mark.parametrize("rule", ["decay", "delta"])
+def test_a_decay_for_all_channels_is_that_decay_in_each(rule):
     q, k, v = (normal(1, 2, 100, 4, seed=seed) for seed in range(3))
-    log_decay = -normal(1, 2, 100, 1, seed=3).square()
-    together, apart = decayed(q, k, v, log_decay), decayed(q, k, v, log_decay.expand(-1, -1, -1, 4))
-    assert_close(apart, together)
+    log_decay, beta = -normal(1, 2, 100, 1, seed=3).square(), normal(1, 2, 100, 1, seed=4).sigmoid()
+
+    def product(log_decay):
+        if rule == "decay":
+            return decayed(q, k, v, log_decay)
+        return delta(q, F.normalize(k, dim=-1), v, beta, log_decay)
+
+    assert_close(product(log_decay.expand(-1, -1, -1, 4)), product(log_decay))
+
+
+def test_where_channels_fade_alike_kda_is_gated_delta_with_another_gate():
+    kda, gated = make(KdaAttention), make(GatedDeltaAttention)
+    inputs = sequence(gated, 40)
+    for parameter in (kda.log_A, kda.b, gated.log_A, gated.b):
+        torch.nn.init.ones_(parameter)
+    one, gate = gated(**inputs), inputs["gate"]
+    each = kda(**{**inputs, "alpha": inputs["alpha"].expand(-1, -1, -1, 4)})
+    assert_close(gate * each, one)  # swish(x) = x sigmoid(x)
+
+
+def test_where_nothing_is_alike_kda_adds_as_gated_linear_does():
+    k = torch.eye(4).double().expand(1, 2, 4, 4)  # keys at right angles: nothing to overwrite
+    q, v = normal(1, 2, 4, 4), normal(1, 2, 4, 4, seed=1)
+    log_decay, one = -normal(1, 2, 4, 4, seed=2).square(), torch.ones(1, 2, 4, 1).double()
+    assert_close(delta(q, k, v, one, log_decay), decayed(q, k, v, log_decay))
 
 
 def test_where_nothing_fades_gated_delta_is_delta():
@@ -111,7 +147,12 @@ def test_where_nothing_fades_gated_delta_is_delta():
 
 @pytest.mark.parametrize(
     ("cls", "gate", "value"),
-    [(GatedLinearAttention, "forget", 100 * SHUT), (GatedDeltaAttention, "alpha", OPEN)],
+    [
+        (GatedLinearAttention, "forget", 100 * SHUT),
+        (GatedDeltaAttention, "alpha", OPEN),
+        (SsdAttention, "dt", OPEN),
+        (KdaAttention, "alpha", OPEN),
+    ],
 )
 def test_a_gate_can_make_it_forget_everything_at_once(cls, gate, value):
     mechanism = make(cls)
@@ -190,6 +231,114 @@ def test_gated_linear_refuses_a_root_that_is_none():
         GatedLinearAttention(DIMS, causal=True, tau=0)
 
 
+# both ways
+
+
+def flipped(inputs):
+    return {name: x.flip(2) for name, x in inputs.items()}
+
+
+@pytest.mark.parametrize("cls", [cls for cls in ALL if cls is not Retention])
+def test_a_reversed_sequence_has_reversed_outputs(cls):
+    mechanism = make(cls, causal=False)
+    inputs = sequence(mechanism, 40)
+    assert_close(mechanism(**flipped(inputs)), mechanism(**inputs).flip(2))
+
+
+def test_retention_tells_what_is_before_from_what_is_behind():
+    mechanism = make(Retention, causal=False)
+    inputs = sequence(mechanism, 40)
+    assert (mechanism(**flipped(inputs)) - mechanism(**inputs).flip(2)).abs().max() > 1e-2
+
+
+def test_where_nothing_fades_all_tokens_see_each_other_alike_and_themselves_once():
+    mechanism = make(GatedLinearAttention, causal=False)
+    inputs = sequence(mechanism, 150)
+    inputs["forget"] = torch.full_like(inputs["forget"], OPEN)
+    o = inputs["q"] @ inputs["k"].mT @ inputs["v"] / 2
+    assert_close(mechanism(**inputs), F.silu(inputs["gate"]) * normed(o))
+
+
+def test_retention_both_ways_fades_with_distance_and_turns_by_position():
+    mechanism = make(Retention, causal=False)
+    inputs = sequence(mechanism, 40)
+    q, k = (torch.complex(*inputs[name].chunk(2, -1)) for name in ("q", "k"))
+    n = torch.arange(40)[:, None]
+    turn = torch.polar(torch.ones(40, 1).double(), n * 10_000 ** -torch.linspace(0, 1, 2).double())
+    gamma = 1 - 2.0 ** -(5 + torch.arange(2).double())[:, None, None]
+    o = ((q * turn) @ (k * turn).mH).real / 2 * gamma ** (n - n.mT).abs() @ inputs["v"]
+    assert_close(mechanism(**inputs), F.silu(inputs["gate"]) * normed(o, 1e-6))
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_one_token_reads_both_ways_what_it_reads_one_way(cls):
+    inputs = sequence(make(cls), 1)
+    assert_close(make(cls, causal=False)(**inputs), make(cls)(**inputs))
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_the_last_token_reads_both_ways_what_it_reads_one_way(cls):
+    inputs = sequence(make(cls), 90)
+    both, one = make(cls, causal=False)(**inputs), make(cls)(**inputs)
+    assert_close(both[:, :, -1], one[:, :, -1])
+    assert (both[:, :, 0] - one[:, :, 0]).abs().max() > 1e-3
+
+
+def test_keys_and_values_of_both_directions_have_what_a_direction_must_have():
+    none = torch.zeros(1, 2, 5, 4)
+    with pytest.raises((ValueError, TypeCheckError), match=r"decays of 3 channels|Type-check"):
+        both_ways(RecurrenceInputs(none, none, none, none[..., :3]), state=torch.zeros(1, 2, 4, 4))
+
+
+# lightning and ssd
+
+
+def test_lightning_fades_by_the_powers_of_two_of_linear_biases():
+    q, k, v, gate = torch.zeros(4, 1, 2, 9, 4).double()
+    k[:, :, 0, 0] = v[:, :, 0, 0] = 1
+    _, state = make(LightningAttention).step(q, k, v, gate)
+    rates = torch.tensor([1 / 16, 1 / 256]).double()  # of two heads
+    assert_close(state.S[0, :, 0, 0], (-8 * rates).exp() * F.silu(torch.ones(2).double()) ** 2)
+
+
+@pytest.mark.parametrize(("layer", "factor"), [(0, 1), (1, 2 / 3), (2, 1 / 3), (3, 0)])
+def test_later_layers_of_lightning_forget_more_slowly(layer, factor):
+    dims = Dims(heads=2, head_dim=4, layer=layer)
+    mechanism = LightningAttention(dims, causal=True, layers=4).double()
+    q, k, v, gate = torch.zeros(4, 1, 2, 9, 4).double()
+    k[:, :, 0, 0] = v[:, :, 0, 0] = 1
+    _, state = mechanism.step(q, k, v, gate)
+    rates = factor * torch.tensor([1 / 16, 1 / 256]).double()
+    expected = (-8 * rates).exp() * F.silu(torch.ones(2).double()) ** 2
+    assert_close(state.S[0, :, 0, 0], expected, rtol=2e-5, atol=0)
+
+
+def test_lightning_refuses_fewer_layers_than_there_are():
+    with pytest.raises(ValueError, match="'lightning' is built for layer 2, counted from 0, of layers=2"):
+        LightningAttention(Dims(heads=2, head_dim=4, layer=2), causal=True, layers=2)
+
+
+def test_ssd_is_the_dense_product_of_its_dual_form():
+    mechanism = make(SsdAttention)
+    inputs = sequence(mechanism, 40)
+    C, B, x, dt, z = inputs.values()
+    C, B, x = F.silu(C), F.silu(B), F.silu(x)
+    dt = F.softplus(dt + mechanism.b[:, None, None])
+    a = (-mechanism.log_A.exp()[:, None, None] * dt).cumsum(2)
+    L = (a - a.mT).exp().tril()
+    y = (L * (C @ B.mT) * dt.mT) @ x + mechanism.D[:, None, None] * x
+    assert_close(mechanism(**inputs), normed(y * F.silu(z)))
+
+
+def test_a_step_of_no_time_passes_ssd_by():
+    mechanism = make(SsdAttention)
+    inputs = sequence(mechanism, 40)
+    inputs["dt"][:, :, 10:20] = SHUT
+    keep = torch.arange(40)[(torch.arange(40) < 10) | (torch.arange(40) >= 20)]
+    without = mechanism(**{name: x[:, :, keep] for name, x in inputs.items()})
+    assert_close(mechanism(**inputs)[:, :, keep], without)
+
+
 # the delta rule
 
 
@@ -234,7 +383,7 @@ def test_a_rate_of_zero_writes_nothing():
 def test_extreme_gates_over_thousands_of_tokens_stay_exact(cls):
     mechanism = make(cls)
     inputs = sequence(mechanism, 4096, batch=1)
-    for name in {"forget", "alpha", "beta", "gate"} & inputs.keys():
+    for name in {"forget", "alpha", "beta", "dt", "gate"} & inputs.keys():
         inputs[name] = inputs[name] * 10.0 ** normal(*inputs[name].shape, seed=5).mul(2).clamp(max=4)
     inputs = {name: x.float() for name, x in inputs.items()}  # both see the same numbers
     exact = mechanism(**{name: x.double() for name, x in inputs.items()})
@@ -244,24 +393,25 @@ def test_extreme_gates_over_thousands_of_tokens_stay_exact(cls):
     assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(out.sum(), [*single.values()]))
 
 
-@pytest.mark.parametrize("rule", ["one decay", "decay by channel", "delta"])
+@pytest.mark.parametrize("rule", ["one decay", "decay by channel", "delta", "delta by channel"])
 def test_a_slow_decay_after_a_fast_one_is_not_lost_by_rounding(rule):
     q, k, v = (normal(1, 1, 64, 4, seed=seed) for seed in range(3))
     k = F.normalize(k, dim=-1)
-    log_decay = torch.full((1, 1, 64, 4 if rule == "decay by channel" else 1), -0.01).double()
+    log_decay = torch.full((1, 1, 64, 4 if "by channel" in rule else 1), -0.01).double()
     log_decay[:, :, 8:40:8] = -1e6
     core, inputs = decayed, [q, k, v, log_decay]
-    if rule == "delta":
+    if "delta" in rule:
         core, inputs = delta, [q, k, v, torch.full((1, 1, 64, 1), 0.5).double(), log_decay]
     exact, _ = core(*inputs)
     single, _ = core(*[x.float() for x in inputs])
     assert_close(single.double(), exact, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("cls", ALL)
-def test_training_keeps_no_matrix_for_each_token(cls):
+def test_training_keeps_no_matrix_for_each_token(cls, causal):
     d, length = 64, 128
-    mechanism = cls(Dims(heads=1, head_dim=d), causal=True)
+    mechanism = cls(Dims(heads=1, head_dim=d), causal=causal)
     inputs = {
         name: normal(1, 1, length, width, dtype=torch.float32).requires_grad_()
         for name, width in mechanism.projections().items()

@@ -15,8 +15,10 @@ from torch.testing import assert_close
 
 from subquad import Dims
 from subquad.mechanisms.delta import DeltaAttention
+from subquad.mechanisms.kda import KdaAttention
 from subquad.mechanisms.retention import Retention
 from subquad.ops.recurrence import decayed_product, delta_product, fla
+from subquad.ops.recurrence.both_ways import both_ways
 from subquad.ops.recurrence.rows import RecurrenceInputs
 
 with warnings.catch_warnings():  # it warns that there is no GPU
@@ -25,6 +27,8 @@ with warnings.catch_warnings():  # it warns that there is no GPU
     from fla.ops.delta_rule.naive import delta_rule_chunkwise, delta_rule_recurrence
     from fla.ops.gated_delta_rule.naive import naive_recurrent_gated_delta_rule
     from fla.ops.gla.naive import naive_recurrent_gla
+    from fla.ops.kda.gate import naive_kda_gate
+    from fla.ops.kda.naive import naive_chunk_kda, naive_recurrent_kda
     from fla.ops.retention.naive import naive_retention
     from fla.ops.simple_gla.naive import naive_recurrent_simple_gla
 
@@ -141,6 +145,66 @@ def test_the_delta_product_is_gated_delta_net(tokens, state):
     close(ours, (out.transpose(1, 2), last))
 
 
+def test_the_delta_product_with_decays_by_channel_is_kda(tokens, state):
+    q, k, v = tokens
+    beta, log_decay = rates(), decays(D)
+    ours = delta_product(q, k, v, beta, log_decay, state=state)
+    out, last = naive_recurrent_kda(
+        *theirs(SCALE * q, k, v, log_decay, beta[..., 0]), initial_state=state, output_final_state=True
+    )
+    close(ours, (out.transpose(1, 2), last))
+
+
+def test_their_chunks_of_kda_give_the_same(tokens, state):
+    q, k, v, beta, log_decay = (x[:, :, :128] for x in (*tokens, rates(), decays(D)))
+    ours = delta_product(q, k, v, beta, log_decay, state=state)
+    out, last = naive_chunk_kda(
+        *theirs(SCALE * q, k, v, log_decay, beta[..., 0]), initial_state=state, output_final_state=True
+    )
+    close(ours, (out.transpose(1, 2), last))
+
+
+def test_kimis_layer_is_kda(tokens):
+    """Without its convolutions and its scale, with the gate of decays that it has in its kernel."""
+    q, k, _ = tokens
+    v, gate, alpha = (normal(B, H, T, D, seed=seed) for seed in (2, 6, 7))
+    beta = normal(B, H, T, 1, seed=5)
+    mechanism = KdaAttention(Dims(heads=H, head_dim=D), causal=True)
+    scale = torch.nn.init.uniform_(mechanism.get_parameter("scale"))
+    unit_q, unit_k = (F.silu(x) * (F.silu(x).square().sum(-1, keepdim=True) + 1e-6).rsqrt() for x in (q, k))
+    log_decay = naive_kda_gate(alpha.transpose(1, 2), mechanism.log_A, mechanism.b.flatten())
+    rows = theirs(SCALE * unit_q, unit_k, F.silu(v))
+    out, _ = naive_recurrent_kda(*rows, g=log_decay, beta=beta.sigmoid()[..., 0].transpose(1, 2))
+    expected = F.rms_norm(out.transpose(1, 2), (D,), scale, 1e-5) * gate.sigmoid()
+    close(mechanism(q, k, v, beta, alpha, gate), expected)
+
+
+@pytest.mark.parametrize("rule", ["simple_gla", "gla", "gated_delta_rule", "kda"])
+def test_both_ways_is_two_of_their_runs_of_which_one_is_flipped(rule, tokens):
+    """What a token writes itself stands in both runs, and comes off once."""
+    (q, k, v), beta = tokens, rates()
+    log_decay = decays(D if rule in ("gla", "kda") else 1)
+
+    def run(q, k, v, log_decay, beta):
+        q, k, v, log_decay, beta = theirs(SCALE * q, k, v, log_decay, beta)
+        if rule == "gla":
+            out, _ = naive_recurrent_gla(q, k, v, log_decay)
+        elif rule == "simple_gla":
+            out, _ = naive_recurrent_simple_gla(q, k, v, log_decay[..., 0])
+        elif rule == "kda":
+            out, _ = naive_recurrent_kda(q, k, v, log_decay, beta[..., 0])
+        else:
+            out, _ = naive_recurrent_gated_delta_rule(q, k, v, beta[..., 0], log_decay[..., 0])
+        return out.transpose(1, 2)
+
+    inputs = (q, k, v, log_decay, beta)
+    delta = rule in ("gated_delta_rule", "kda")
+    own = (q * k).sum(-1, keepdim=True) * v * (beta if delta else 1)
+    expected = run(*inputs) + run(*(x.flip(2) for x in inputs)).flip(2) - own
+    ours = RecurrenceInputs(q, k, v, log_decay, beta if delta else None)
+    close(both_ways(ours, state=torch.zeros(B, H, D, E)), expected)
+
+
 def plain(name):
     """The plain functions behind the signatures of the kernels; those of `gla` have no scale."""
 
@@ -154,6 +218,7 @@ def plain(name):
         "gla": chunk_gla,
         "simple_gla": naive_recurrent_simple_gla,
         "gated_delta_rule": chunk_gated_delta_rule,
+        "kda": naive_recurrent_kda,
     }[name]
 
 
@@ -170,10 +235,10 @@ def test_the_wiring_to_their_kernels_of_decay_is_right(width, tokens, state, mon
     close(wired(tokens, log_decay, None, state), decayed_product(q, k, v, log_decay, state=state))
 
 
-def test_the_wiring_to_their_kernel_of_the_delta_rule_is_right(tokens, state, monkeypatch):
+def test_the_wiring_to_their_kernels_of_the_delta_rule_is_right(tokens, state, monkeypatch):
     monkeypatch.setattr(fla, "kernel", plain)
     q, k, v = tokens
-    for log_decay in (decays(1), torch.zeros(1, 1, T, 1)):
+    for log_decay in (decays(1), torch.zeros(1, 1, T, 1), decays(D)):
         ours = delta_product(q, k, v, rates(), log_decay, state=state)
         close(wired(tokens, log_decay, rates(), state), ours)
 
@@ -184,6 +249,7 @@ def test_the_wiring_to_their_kernel_of_the_delta_rule_is_right(tokens, state, mo
         ("gla", {"q", "k", "v", "g", "scale", "initial_state", "output_final_state"}),
         ("simple_gla", {"q", "k", "v", "g", "scale", "initial_state", "output_final_state"}),
         ("gated_delta_rule", {"q", "k", "v", "g", "beta", "scale", "initial_state", "output_final_state"}),
+        ("kda", {"q", "k", "v", "g", "beta", "scale", "initial_state", "output_final_state"}),
     ],
 )
 def test_their_kernels_take_what_we_hand_them(name, wanted):

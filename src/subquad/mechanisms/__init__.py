@@ -16,7 +16,9 @@ from subquad.mechanisms.gated_linear import GatedLinearAttention
 from subquad.mechanisms.hedgehog import HedgehogAttention
 from subquad.mechanisms.infinity import InfinityAttention, InfinityGpt2Attention
 from subquad.mechanisms.informer import Informer
+from subquad.mechanisms.kda import KdaAttention
 from subquad.mechanisms.kernel import KernelAttention
+from subquad.mechanisms.lightning import LightningAttention
 from subquad.mechanisms.linear import LinearAttention
 from subquad.mechanisms.linformer import Linformer
 from subquad.mechanisms.local import LocalAttention
@@ -33,6 +35,7 @@ from subquad.mechanisms.softmax import SoftmaxAttention
 from subquad.mechanisms.sparse import SparseAttention
 from subquad.mechanisms.sparse_transformer import SparseTransformer
 from subquad.mechanisms.spectral import SpectralAttention
+from subquad.mechanisms.ssd import SsdAttention
 from subquad.mechanisms.star import StarAttention
 from subquad.mechanisms.svd import SvdAttention
 from subquad.mechanisms.taylor import TaylorAttention
@@ -53,7 +56,9 @@ __all__ = [
     "InfinityAttention",
     "InfinityGpt2Attention",
     "Informer",
+    "KdaAttention",
     "KernelAttention",
+    "LightningAttention",
     "LinearAttention",
     "Linformer",
     "LocalAttention",
@@ -70,6 +75,7 @@ __all__ = [
     "SparseAttention",
     "SparseTransformer",
     "SpectralAttention",
+    "SsdAttention",
     "StarAttention",
     "SvdAttention",
     "TaylorAttention",
@@ -98,7 +104,15 @@ SPARSE = (
 )
 LOW_RANK = (Linformer, Nystromformer, Poolingformer, SvdAttention)
 BY_CONTENT = (Reformer, RoutingAttention, Informer)
-RECURRENT = (Retention, GatedLinearAttention, DeltaAttention, GatedDeltaAttention)
+RECURRENT = (
+    Retention,
+    LightningAttention,
+    GatedLinearAttention,
+    SsdAttention,
+    DeltaAttention,
+    GatedDeltaAttention,
+    KdaAttention,
+)
 MEMORIES = (TransformerXL, CompressiveAttention, InfinityAttention, InfinityGpt2Attention)
 
 BUILTIN: tuple[type[Mechanism], ...] = (

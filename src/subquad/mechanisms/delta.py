@@ -4,7 +4,9 @@
 
 with q and k of length 1 after silu, v after silu, and beta = sigmoid of an input. S_(i-1)^T k_i is what the
 key recalls; a share beta of it is taken out and as much of the new value put in: one step of gradient descent
-on |S^T k_i - v_i|^2 / 2, with beta for its rate. The fast form is in `ops/recurrence/delta_rule.py`.
+on |S^T k_i - v_i|^2 / 2, with beta for its rate. The fast form is in `ops/recurrence/delta_rule.py`. The
+bidirectional form, which the papers have not, reads S_i + S'_i - beta_i k_i v_i^T, where S' is made in the
+same way from the other end of the sequence.
 
 Schlag, Irie, Schmidhuber: Linear Transformers Are Secretly Fast Weight Programmers. ICML 2021,
 arXiv:2102.11174, section 4.2. In the form of Yang, Wang, Zhang, Shen, Kim: Parallelizing Linear Transformers
@@ -16,17 +18,13 @@ Departs from the second paper: there is no short convolution before q, k and v, 
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from subquad.mechanism import Dims, Keys, Outputs, Queries, Traits, Valid, Values
-from subquad.mechanisms.recurrent import RecurrentAttention, RecurrentState, initial
-from subquad.ops.recurrence import delta_product
+from subquad.mechanisms.recurrent import Rates, Recurrence, RecurrentAttention, RecurrentState, initial
+from subquad.ops.recurrence.rows import RecurrenceInputs
 from subquad.ops.shared.precision import wide
 
 EPSILON = 1e-6  # under the length of queries and keys, in the authors' code
-
-Rates = Float[Tensor, "b h t 1"]
 
 
 class DeltaInputs(NamedTuple):
@@ -55,6 +53,7 @@ class DeltaAttention(RecurrentAttention):
         name="delta",
         paper="arXiv:2406.06484",
         family="recurrent",
+        bidirectional=True,
         causal="strict",
         state="bounded",
     )
@@ -63,17 +62,14 @@ class DeltaAttention(RecurrentAttention):
         super().__init__(dims, causal=causal)
         self.swish_values = swish_values
 
-    def _recur(self, x: DeltaInputs) -> Outputs:
+    def _recurrence(self, x: DeltaInputs) -> Recurrence:
         q, k = (y * y.sigmoid() for y in (x.q, x.k))
         q, k = (y / (y.norm(dim=-1, keepdim=True) ** 2 + EPSILON).sqrt() for y in (q, k))
         v = x.v * x.v.sigmoid() if self.swish_values else x.v
-        I = torch.eye(k.shape[-1], dtype=k.dtype, device=k.device)
-        S, out = k.new_zeros(*k.shape[:2], k.shape[-1], v.shape[-1]), [v[:, :, :0]]
-        for i in range(k.shape[2]):
-            k_i, beta_i = k[:, :, i, :, None], x.beta[:, :, i, :, None].sigmoid()
-            S = (I - beta_i * k_i @ k_i.mT) @ S + beta_i * k_i @ v[:, :, i, None]
-            out.append(q[:, :, i, None] @ S)
-        return self._normed(torch.cat(out, 2))
+        return Recurrence(q, k, v, torch.ones_like(x.beta), x.beta.sigmoid())
+
+    def _outputs(self, o: Values, x: DeltaInputs) -> Outputs:
+        return self._normed(o)
 
     def _advance(
         self, x: DeltaInputs, *, valid: Valid | None, state: RecurrentState | None, in_place: bool
@@ -82,5 +78,6 @@ class DeltaAttention(RecurrentAttention):
         nothing_fades = S.new_zeros(1).expand(1, 1, x.k.shape[2], 1)
         fusion = self._fusion(S, qk_l2norm_eps=EPSILON, swish_values=self.swish_values)
         beta = wide(x.beta)[0].sigmoid()
-        out, S = delta_product(x.q, x.k, x.v, beta, nothing_fades, state=S, fusion=fusion, in_place=in_place)
+        tokens = RecurrenceInputs(x.q, x.k, x.v, nothing_fades, beta)
+        out, S = self._product(tokens, state=S, fusion=fusion, in_place=in_place)
         return out, RecurrentState(S)

@@ -7,7 +7,9 @@
 with q and k of length 1 after silu, v after silu, and inputs alpha' and beta' of width 1. A > 0 and b are
 learnt, a pair for each head, and drawn as in Mamba-2: A evenly between 1 and 16, and b such that softplus(b)
 lies between 0.001 and 0.1, evenly in its logarithm. At alpha = 1 it is the delta rule, at beta = 0 the past
-only fades, and at alpha = 0 it is forgotten at once, which the delta rule cannot do.
+only fades, and at alpha = 0 it is forgotten at once, which the delta rule cannot do. The
+bidirectional form, which the paper has not, reads S_i + S'_i - beta_i k_i v_i^T, where S' is made in the
+same way from the other end of the sequence.
 
 Yang, Kautz, Hatamizadeh: Gated Delta Networks: Improving Mamba2 with Delta Rule. ICLR 2025, arXiv:2412.06464,
 section 3. The norm of a head and the swish gate belong to the mechanism here. Departs from the paper: there
@@ -15,17 +17,22 @@ is no short convolution before q, k and v, which is the layer's matter, and valu
 twice as wide.
 """
 
-import math
 from typing import NamedTuple
 
-import torch
-from torch import nn
 from torch.nn import functional as F
 
 from subquad.mechanism import Dims, Keys, Outputs, Queries, Traits, Valid, Values
-from subquad.mechanisms.delta import EPSILON, Rates
-from subquad.mechanisms.recurrent import RecurrentAttention, RecurrentState, initial, mask_decay
-from subquad.ops.recurrence import delta_product
+from subquad.mechanisms.delta import EPSILON
+from subquad.mechanisms.recurrent import (
+    Rates,
+    Recurrence,
+    RecurrentAttention,
+    RecurrentState,
+    draw_rates,
+    initial,
+    mask_decay,
+)
+from subquad.ops.recurrence.rows import RecurrenceInputs
 from subquad.ops.shared.precision import wide
 
 
@@ -56,29 +63,23 @@ class GatedDeltaAttention(RecurrentAttention):
         name="gated-delta",
         paper="arXiv:2412.06464",
         family="recurrent",
+        bidirectional=True,
         causal="strict",
         state="bounded",
     )
 
     def __init__(self, dims: Dims, *, causal: bool) -> None:
         super().__init__(dims, causal=causal)
-        step = torch.empty(dims.heads).uniform_(math.log(0.001), math.log(0.1)).exp()
-        self.log_A = nn.Parameter(torch.empty(dims.heads).uniform_(1, 16).log())
-        self.b = nn.Parameter(step.expm1().log())  # softplus(b) = step
+        self.log_A, self.b = draw_rates(dims.heads)
 
-    def _recur(self, x: GatedDeltaInputs) -> Outputs:
+    def _recurrence(self, x: GatedDeltaInputs) -> Recurrence:
         q, k, v = (y * y.sigmoid() for y in (x.q, x.k, x.v))
         q, k = (y / (y.norm(dim=-1, keepdim=True) ** 2 + EPSILON).sqrt() for y in (q, k))
-        beta = x.beta.sigmoid()
         alpha = (1 + (x.alpha + self.b[:, None, None]).exp()) ** -self.log_A.exp()[:, None, None]
-        I = torch.eye(k.shape[-1], dtype=k.dtype, device=k.device)
-        S, out = k.new_zeros(*k.shape[:2], k.shape[-1], v.shape[-1]), [v[:, :, :0]]
-        for i in range(k.shape[2]):
-            k_i, v_i = k[:, :, i, :, None], v[:, :, i, None]
-            beta_i, alpha_i = beta[:, :, i, :, None], alpha[:, :, i, :, None]
-            S = alpha_i * (I - beta_i * k_i @ k_i.mT) @ S + beta_i * k_i @ v_i
-            out.append(q[:, :, i, None] @ S)
-        return x.gate * x.gate.sigmoid() * self._normed(torch.cat(out, 2))
+        return Recurrence(q, k, v, alpha, x.beta.sigmoid())
+
+    def _outputs(self, o: Values, x: GatedDeltaInputs) -> Outputs:
+        return x.gate * x.gate.sigmoid() * self._normed(o)
 
     def _advance(
         self, x: GatedDeltaInputs, *, valid: Valid | None, state: RecurrentState | None, in_place: bool
@@ -87,7 +88,6 @@ class GatedDeltaAttention(RecurrentAttention):
         beta, alpha, log_A, b = wide(x.beta, x.alpha, self.log_A, self.b)
         log_decay = mask_decay(-log_A.exp()[:, None, None] * F.softplus(alpha + b[:, None, None]), valid)
         fusion = self._fusion(S, x.gate, qk_l2norm_eps=EPSILON, swish_values=True)
-        out, S = delta_product(
-            x.q, x.k, x.v, beta.sigmoid(), log_decay, state=S, fusion=fusion, in_place=in_place
-        )
+        tokens = RecurrenceInputs(x.q, x.k, x.v, log_decay, beta.sigmoid())
+        out, S = self._product(tokens, state=S, fusion=fusion, in_place=in_place)
         return out, RecurrentState(S)

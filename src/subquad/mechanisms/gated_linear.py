@@ -3,7 +3,9 @@
     out_i = swish(gate_i) * norm(q_i^T S_i),    S_i = diag(alpha_i) S_(i-1) + k_i v_i^T
     alpha_i = sigmoid(forget_i)^(1/tau)
 
-with tau = 16, so that gates drawn at random keep some 96 % a token, and q scaled by 1 / sqrt(d).
+with tau = 16, so that gates drawn at random keep some 96 % a token, and q scaled by 1 / sqrt(d). The
+bidirectional form, which the paper has not, reads S_i + S'_i - k_i v_i^T, where S' is made in the same way
+from the other end of the sequence.
 
 Yang, Wang, Shen, Panda, Kim: Gated Linear Attention Transformers with Hardware-Efficient Training. ICML 2024,
 arXiv:2312.06635, section 4, whose 4.4 is the layer. The norm of a head and the swish gate belong to the
@@ -18,12 +20,10 @@ mechanism here. Departs from the paper:
 import math
 from typing import NamedTuple
 
-import torch
-
 from subquad.bounds import Positive
 from subquad.mechanism import Dims, Keys, Outputs, Queries, Traits, Valid, Values
-from subquad.mechanisms.recurrent import RecurrentAttention, RecurrentState, initial
-from subquad.ops.recurrence import decayed_product
+from subquad.mechanisms.recurrent import Recurrence, RecurrentAttention, RecurrentState, initial
+from subquad.ops.recurrence.rows import RecurrenceInputs
 
 
 class GatedLinearInputs(NamedTuple):
@@ -53,6 +53,7 @@ class GatedLinearAttention(RecurrentAttention):
         name="gated-linear",
         paper="arXiv:2312.06635",
         family="recurrent",
+        bidirectional=True,
         causal="strict",
         state="bounded",
     )
@@ -61,14 +62,11 @@ class GatedLinearAttention(RecurrentAttention):
         super().__init__(dims, causal=causal)
         self.tau = tau
 
-    def _recur(self, x: GatedLinearInputs) -> Outputs:
-        q, k, v, forget, gate = x
-        alpha = forget.sigmoid() ** (1 / self.tau)
-        S, out = q.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1]), [v[:, :, :0]]
-        for i in range(q.shape[2]):
-            S = alpha[:, :, i, :, None] * S + k[:, :, i, :, None] * v[:, :, i, None]
-            out.append(q[:, :, i, None] @ S / q.shape[-1] ** 0.5)
-        return gate * gate.sigmoid() * self._normed(torch.cat(out, 2))
+    def _recurrence(self, x: GatedLinearInputs) -> Recurrence:
+        return Recurrence(x.q / x.q.shape[-1] ** 0.5, x.k, x.v, x.forget.sigmoid() ** (1 / self.tau))
+
+    def _outputs(self, o: Values, x: GatedLinearInputs) -> Outputs:
+        return x.gate * x.gate.sigmoid() * self._normed(o)
 
     def _advance(
         self, x: GatedLinearInputs, *, valid: Valid | None, state: RecurrentState | None, in_place: bool
@@ -78,5 +76,6 @@ class GatedLinearAttention(RecurrentAttention):
             forget = forget.masked_fill(~valid[:, None, :, None], math.inf)  # nothing fades at padding
         S = initial(k, v) if state is None else state.S
         fusion = self._fusion(S, gate, q_scale=q.shape[-1] ** -0.5, gate_normalizer=self.tau)
-        out, S = decayed_product(q, k, v, forget, state=S, fusion=fusion, in_place=in_place)
+        tokens = RecurrenceInputs(q, k, v, forget)
+        out, S = self._product(tokens, state=S, fusion=fusion, in_place=in_place)
         return out, RecurrentState(S)

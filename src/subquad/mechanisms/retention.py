@@ -5,7 +5,8 @@
 
 so that out_i sums gamma^(i-j) (q_i . k_j) v_j over j <= i: the first head remembers some 32 tokens, each
 further head twice as many. Pairs of channels are complex numbers that turn with the position (xPos, its decay
-being gamma), and products see differences of positions only.
+being gamma), and products see differences of positions only. The bidirectional form, which the paper has not,
+sums gamma^|i-j| (q_i . k_j) v_j over all j.
 
 Sun, Dong, Huang, Ma, Xia, Xue, Wang, Wei: Retentive Network: A Successor to Transformer for Large Language
 Models. arXiv:2307.08621, sections 2.1 and 2.2. The norm of a head and the swish gate belong to the mechanism
@@ -31,8 +32,8 @@ from torch import Tensor
 
 from subquad.bounds import one_of
 from subquad.mechanism import Dims, Keys, Outputs, Queries, Traits, Valid, Values
-from subquad.mechanisms.recurrent import RecurrentAttention, initial, mask_decay
-from subquad.ops.recurrence import decayed_product
+from subquad.mechanisms.recurrent import Recurrence, RecurrentAttention, initial, mask_decay
+from subquad.ops.recurrence.rows import RecurrenceInputs
 from subquad.ops.shared.rotary import LONGEST_WAVE, turns
 
 FORMS = {"torchscale": 1e-6, "fla": 1e-5}  # and their epsilons
@@ -73,6 +74,7 @@ class Retention(RecurrentAttention):
         name="retention",
         paper="arXiv:2307.08621",
         family="recurrent",
+        bidirectional=True,
         causal="strict",
         state="bounded",
     )
@@ -85,19 +87,19 @@ class Retention(RecurrentAttention):
                 f"'retention' turns pairs of channels: head_dim must be even, not {dims.head_dim}"
             )
 
-    def _recur(self, x: RetentionInputs) -> Outputs:
-        q, k, v, gate = x
-        b, h, t, d = q.shape
+    def _recurrence(self, x: RetentionInputs) -> Recurrence:
+        h, t, d = x.q.shape[1:]
         points = d // 2 + (self.form == "fla")  # rotary embeddings leave out the last
-        theta = LONGEST_WAVE ** -torch.linspace(0, 1, points, dtype=q.dtype, device=q.device)[: d // 2]
-        gamma = 1 - 2.0 ** -(5 + torch.arange(h, dtype=q.dtype, device=q.device))[:, None, None]
-        S, out = torch.zeros(b, h, d // 2, d, dtype=torch.complex(q, q).dtype, device=q.device), []
-        for n in range(t):
-            turn = torch.polar(torch.ones_like(theta), n * theta)
-            q_n, k_n = (torch.complex(*y[:, :, n].chunk(2, -1)) * turn for y in (q, k))
-            S = gamma * S + k_n.conj()[..., None] * v[:, :, n, None]
-            out.append((q_n[:, :, None] @ S).real / d**0.5)
-        return gate * gate.sigmoid() * self._normed(torch.cat([q[:, :, :0], *out], 2))
+        theta = LONGEST_WAVE ** -torch.linspace(0, 1, points, dtype=x.q.dtype, device=x.q.device)[: d // 2]
+        gamma = 1 - 2.0 ** -(5 + torch.arange(h, dtype=x.q.dtype, device=x.q.device))[:, None, None]
+        n = torch.arange(t, dtype=x.q.dtype, device=x.q.device)[:, None]
+        turn = torch.polar(torch.ones_like(n * theta), n * theta)
+        turned = (torch.complex(*y.chunk(2, -1)) * turn for y in (x.q, x.k))
+        q, k = (torch.cat([y.real, y.imag], -1) for y in turned)  # of whose products the real part is read
+        return Recurrence(q / d**0.5, k, x.v, gamma.expand(1, h, t, 1))
+
+    def _outputs(self, o: Values, x: RetentionInputs) -> Outputs:
+        return x.gate * x.gate.sigmoid() * self._normed(o)
 
     def _advance(
         self, x: RetentionInputs, *, valid: Valid | None, state: RetentionState | None, in_place: bool
@@ -114,7 +116,6 @@ class Retention(RecurrentAttention):
         log_gamma = torch.log1p(-torch.exp2(-5 - h))[:, None, None].expand(1, heads, length, 1)
         turn = turns(position, d // 2, dtype=state.S.dtype, closed=self.form == "torchscale")
         fusion = self._fusion(state.S, gate, q_scale=d**-0.5, rotary=turn)
-        out, S = decayed_product(
-            q, k, v, mask_decay(log_gamma, valid), state=state.S, fusion=fusion, in_place=in_place
-        )
+        tokens = RecurrenceInputs(q, k, v, mask_decay(log_gamma, valid))
+        out, S = self._product(tokens, state=state.S, fusion=fusion, in_place=in_place)
         return out, RetentionState(S, state.seen + new)

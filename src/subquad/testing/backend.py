@@ -31,6 +31,7 @@ from subquad.patterns import CAUSAL, Blocks, Columns, Global, Local, PerHead, Ra
 B, H, D, E = 2, 3, 8, 6
 LENGTHS = (0, 1, 65)
 STREAM = 130
+RULES = ("one decay", "decay by channel", "delta", "delta by channel")  # of recurrences
 TRIAL_DTYPES = (torch.float32, *NARROW)
 
 Function = Callable[..., tuple[Tensor, ...]]
@@ -184,10 +185,10 @@ def recurrence_trials() -> Iterator[Trial]:
         "normed": Fusion(rms_norm_eps=1e-5),
         "of length one": Fusion(qk_l2norm_eps=1e-6, swish_values=True, rms_norm_eps=1e-5),
     }
-    for rule, length in product(("one decay", "decay by channel", "delta"), LENGTHS):
+    for rule, length in product(RULES, LENGTHS):
         for name, fusion in around.items():
             q, k, v = tokens(length)
-            decay = -drawn(B, H, length, D if rule == "decay by channel" else 1, seed=3).square()
+            decay = -drawn(B, H, length, D if "by channel" in rule else 1, seed=3).square()
             beta, state = drawn(B, H, length, 1, seed=4), drawn(B, H, D, E, seed=5)
             learnt = (q, F.normalize(k, dim=-1), v, decay, beta, state, 1 + 0.1 * drawn(E, seed=7))
             inputs = (*learnt, drawn(B, H, length, E, seed=8))
@@ -199,7 +200,7 @@ def recurrence(rule: str, fusion: Fusion) -> Function:
         q, k, v, decay, beta, state, scale, gate = inputs
         wide = widened(q.dtype)
         whole = fusion._replace(scale=scale.to(wide), gate=gate) if fusion.rms_norm_eps else fusion
-        if rule == "delta":
+        if "delta" in rule:
             return delta_product(q, k, v, beta.sigmoid(), decay, state=state.to(wide), fusion=whole)
         return decayed_product(q, k, v, decay, state=state.to(wide), fusion=whole)
 

@@ -31,6 +31,13 @@ class RecurrenceCall(NamedTuple):
     in_place: bool = False  # whether the state after the last token may be written over the one before
 
 
+def why_not_one_decay(call: RecurrenceCall) -> str | None:
+    """Why kernels of a delta rule with one decay a head do not serve a call."""
+    if call.tokens.beta is None or call.tokens.log_decay.shape[3] == 1:
+        return None
+    return "its delta rule takes one decay for all channels of a token, not one for each"
+
+
 class RecurrenceResult(NamedTuple):
     """Outputs, and the state after the last token. The backward pass is given `raw` in its place."""
 
@@ -59,13 +66,6 @@ def decayed_product(
     in_place: the state after may be written over the one before, where no gradients flow
     """
     require_fit(q, k, v, log_decay, state, fusion)
-    channels = log_decay.shape[3]
-    widths = (q.shape[3],) if fusion.gate_normalizer else (1, q.shape[3])  # logits are one for each channel
-    if channels not in widths:
-        raise ValueError(
-            f"decays of {channels} channels do not fit keys of {q.shape[3]}: give one for each channel"
-            f"{'' if fusion.gate_normalizer else ', or one for all'}"
-        )
     return recur(RecurrenceInputs(q, k, v, log_decay, None), state, fusion, in_place)
 
 
@@ -80,13 +80,8 @@ def delta_product(
     fusion: Fusion = NOTHING,
     in_place: bool = False,
 ) -> tuple[Values, Matrix]:
-    """The same by the delta rule: see `delta_rule.py`; decays are one for all channels of a token."""
+    """The same by the delta rule: see `delta_rule.py`."""
     require_fit(q, k, v, log_decay, state, fusion)
-    if log_decay.shape[3] != 1:
-        raise ValueError(
-            f"the delta rule takes one decay for each token and head, not {log_decay.shape[3]}: give them "
-            f"shape {(*log_decay.shape[:3], 1)}, or take `decayed_product`, which has one for each channel"
-        )
     require_shape("rates", beta, *q.shape[:3], 1)
     require_dtype("rates", beta, q.dtype, widened(q.dtype))
     return recur(RecurrenceInputs(q, k, v, log_decay, beta), state, fusion, in_place)
@@ -110,9 +105,15 @@ def require_fit(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tenso
         require_shape("turns", fusion.rotary, rows_of_turns, *q.shape[2:])
         require_dtype("turns", fusion.rotary, wider)
     require_dtype("decays", log_decay, q.dtype, wider)
-    batch, heads, length, _ = log_decay.shape
+    batch, heads, length, channels = log_decay.shape
     if batch not in (1, q.shape[0]) or heads not in (1, q.shape[1]) or length != q.shape[2]:
         raise ValueError(f"decays of shape {tuple(log_decay.shape)} do not fit queries of {tuple(q.shape)}")
+    widths = (q.shape[3],) if fusion.gate_normalizer else (1, q.shape[3])  # logits are one for each channel
+    if channels not in widths:
+        raise ValueError(
+            f"decays of {channels} channels do not fit keys of {q.shape[3]}: give one for each channel"
+            f"{'' if fusion.gate_normalizer else ', or one for all'}"
+        )
 
 
 def recur(tokens: RecurrenceInputs, state: Matrix, fusion: Fusion, in_place: bool) -> tuple[Values, Matrix]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from subquad.ops.native.library import PRECISIONS, KernelCall, rows, why_not_float32, why_not_half
-from subquad.ops.recurrence import RecurrenceCall, RecurrenceResult, blocks
+from subquad.ops.recurrence import RecurrenceCall, RecurrenceResult, blocks, why_not_one_decay
 from subquad.ops.recurrence.rows import Gradients, RecurrenceInputs
 from subquad.ops.shared.allocation import empty_result
 
@@ -38,7 +38,7 @@ def refuses(call: RecurrenceCall) -> str | None:
         why_not_half(q, k, v, fusion.gate)
         or why_not_half(log_decay)
         or why_not_float32(state, fusion.scale, fusion.rotary)
-        or (None if beta is None else why_not_half(beta))
+        or (None if beta is None else why_not_half(beta) or why_not_one_decay(call))
     )
 
 

@@ -37,7 +37,8 @@ def refuses(call: RecurrenceCall) -> str | None:
     if q.shape[2] == 0 or q.shape[3] > WIDEST:
         return f"it takes one token or more, of keys no wider than {WIDEST}"
     major, _ = torch.cuda.get_device_capability(q.device)
-    return missing() or unsound(major, gradients=call.needs_grad)
+    by_channel = call.tokens.beta is not None and call.tokens.log_decay.shape[3] > 1
+    return missing() or (missing_kda() if by_channel else None) or unsound(major, gradients=call.needs_grad)
 
 
 @cache
@@ -51,6 +52,14 @@ def missing() -> str | None:
         installed = "0"
     if tuple(int(part) for part in installed.split(".")[:2] if part.isdigit()) < OLDEST:
         return f"fla-core {installed} is too old ({UPGRADE})"
+    return None
+
+
+@cache
+def missing_kda() -> str | None:
+    """Why it has no delta rule with a decay for each channel, or none."""
+    if find_spec("fla.ops.kda") is None:
+        return f"fla-core {version('fla-core')} has no delta rule with a decay for each channel ({UPGRADE})"
     return None
 
 
@@ -113,7 +122,8 @@ def product(tokens: RecurrenceInputs, state: Tensor, dtype: torch.dtype) -> tupl
     options = {"scale": 1.0, "initial_state": state, "output_final_state": True}
     if beta is not None:
         beta = beta[..., 0].transpose(1, 2).to(dtype)
-        out, state = kernel("gated_delta_rule")(q, k, v, g[..., 0], beta, **options)
+        rule, g = ("gated_delta_rule", g[..., 0]) if g.shape[-1] == 1 else ("kda", g)
+        out, state = kernel(rule)(q, k, v, g, beta, **options)
     elif g.shape[-1] == 1:
         out, state = kernel("simple_gla")(q, k, v, g=g[..., 0], **options)
     else:

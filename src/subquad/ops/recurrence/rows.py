@@ -50,7 +50,7 @@ class RecurrenceInputs(NamedTuple):
     k: Rows
     v: Gates
     log_decay: Float[Tensor, "#b #h t #d"]
-    beta: Float[Tensor, "b h t 1"] | None  # of the delta rule
+    beta: Float[Tensor, "b h t 1"] | None = None  # of the delta rule
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "RecurrenceInputs":
         q, k, v, log_decay, beta = self

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from subquad.ops.recurrence import RecurrenceCall, RecurrenceResult
+from subquad.ops.recurrence import RecurrenceCall, RecurrenceResult, why_not_one_decay
 from subquad.ops.recurrence.rows import Gradients
 from subquad.ops.triton.availability import why_not
 
@@ -27,6 +27,8 @@ def refuses(call: RecurrenceCall) -> str | None:
         return f"it takes inputs that are all on {q.device}"
     if 0 in (*q.shape, *v.shape):
         return "it takes one token or more"
+    if reason := why_not_one_decay(call):
+        return reason
     width, widest = max(q.shape[3], v.shape[3]), WIDEST_HEADS[q.dtype]
     if width <= widest:
         return None
