@@ -29,6 +29,7 @@ from subquad.mechanisms.recurrent import RecurrentAttention
 from subquad.mechanisms.reformer import Reformer
 from subquad.mechanisms.retention import Retention
 from subquad.mechanisms.routing import RoutingAttention
+from subquad.mechanisms.sinks import SinkAttention
 from subquad.mechanisms.softmax import SoftmaxAttention
 from subquad.mechanisms.sparse import SparseAttention
 from subquad.mechanisms.sparse_transformer import SparseTransformer
@@ -66,6 +67,7 @@ __all__ = [
     "Reformer",
     "Retention",
     "RoutingAttention",
+    "SinkAttention",
     "SoftmaxAttention",
     "SparseAttention",
     "SparseTransformer",
@@ -90,6 +92,7 @@ KERNELS = (
 )
 SPARSE = (
     LocalAttention,
+    SinkAttention,
     LongformerAttention,
     BigBird,
     SparseTransformer,
