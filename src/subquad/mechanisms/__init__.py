@@ -11,6 +11,7 @@ from subquad.mechanisms.delta import DeltaAttention
 from subquad.mechanisms.dpfp import DpfpAttention
 from subquad.mechanisms.favor_plus_plus import FavorPlusPlus
 from subquad.mechanisms.feedforward import PAPERS_KERNELS, FeedForwardKernel
+from subquad.mechanisms.forgetting import ForgettingAttention
 from subquad.mechanisms.gated_delta import GatedDeltaAttention
 from subquad.mechanisms.gated_linear import GatedLinearAttention
 from subquad.mechanisms.hedgehog import HedgehogAttention
@@ -48,6 +49,7 @@ __all__ = [
     "DpfpAttention",
     "FavorPlusPlus",
     "FeedForwardKernel",
+    "ForgettingAttention",
     "GatedDeltaAttention",
     "GatedLinearAttention",
     "HedgehogAttention",
@@ -106,6 +108,7 @@ MEMORIES = (TransformerXL, CompressiveAttention, InfinityAttention, InfinityGpt2
 
 BUILTIN: tuple[type[Mechanism], ...] = (
     SoftmaxAttention,
+    ForgettingAttention,
     *KERNELS,
     *SPARSE,
     *LOW_RANK,
