@@ -22,6 +22,7 @@ from subquad.mechanisms.linear import LinearAttention
 from subquad.mechanisms.linformer import Linformer
 from subquad.mechanisms.local import LocalAttention
 from subquad.mechanisms.longformer import LongformerAttention
+from subquad.mechanisms.moba import MobaAttention
 from subquad.mechanisms.nystromformer import Nystromformer
 from subquad.mechanisms.pattern import PatternAttention
 from subquad.mechanisms.performer import Performer
@@ -61,6 +62,7 @@ __all__ = [
     "Linformer",
     "LocalAttention",
     "LongformerAttention",
+    "MobaAttention",
     "Nystromformer",
     "PatternAttention",
     "Performer",
@@ -102,7 +104,7 @@ SPARSE = (
     PatternAttention,
 )
 LOW_RANK = (Linformer, Nystromformer, Poolingformer, SvdAttention)
-BY_CONTENT = (Reformer, RoutingAttention, Informer)
+BY_CONTENT = (Reformer, RoutingAttention, Informer, MobaAttention)
 RECURRENT = (Retention, GatedLinearAttention, DeltaAttention, GatedDeltaAttention)
 MEMORIES = (TransformerXL, CompressiveAttention, InfinityAttention, InfinityGpt2Attention)
 
