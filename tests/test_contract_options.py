@@ -12,12 +12,14 @@ OPTIONS = [
     ("hedgehog", {"halves": True}),
     ("retention", {"form": "fla"}),
     ("lightning", {"layers": 2}),
+    ("sinks", {"learnt": True, "normalised": False}),
+    ("sinks", {"learnt": True, "normalised": False, "sinks": 0}),
     ("delta", {"swish_values": False}),
 ]
 CASES = [
     (name, options, check)
     for name, options in OPTIONS
-    for check in contract(catalog()[name])
+    for check in contract(variant(catalog()[name], **options))
     if not hasattr(check, "slow") and check.__module__ != cost.__name__  # costs are those of the defaults
 ]
 

@@ -11,6 +11,7 @@ from subquad.mechanisms.delta import DeltaAttention
 from subquad.mechanisms.dpfp import DpfpAttention
 from subquad.mechanisms.favor_plus_plus import FavorPlusPlus
 from subquad.mechanisms.feedforward import PAPERS_KERNELS, FeedForwardKernel
+from subquad.mechanisms.forgetting import ForgettingAttention
 from subquad.mechanisms.gated_delta import GatedDeltaAttention
 from subquad.mechanisms.gated_linear import GatedLinearAttention
 from subquad.mechanisms.hedgehog import HedgehogAttention
@@ -23,6 +24,7 @@ from subquad.mechanisms.linear import LinearAttention
 from subquad.mechanisms.linformer import Linformer
 from subquad.mechanisms.local import LocalAttention
 from subquad.mechanisms.longformer import LongformerAttention
+from subquad.mechanisms.moba import MobaAttention
 from subquad.mechanisms.nystromformer import Nystromformer
 from subquad.mechanisms.pattern import PatternAttention
 from subquad.mechanisms.performer import Performer
@@ -31,6 +33,7 @@ from subquad.mechanisms.recurrent import RecurrentAttention
 from subquad.mechanisms.reformer import Reformer
 from subquad.mechanisms.retention import Retention
 from subquad.mechanisms.routing import RoutingAttention
+from subquad.mechanisms.sinks import SinkAttention
 from subquad.mechanisms.softmax import SoftmaxAttention
 from subquad.mechanisms.sparse import SparseAttention
 from subquad.mechanisms.sparse_transformer import SparseTransformer
@@ -50,6 +53,7 @@ __all__ = [
     "DpfpAttention",
     "FavorPlusPlus",
     "FeedForwardKernel",
+    "ForgettingAttention",
     "GatedDeltaAttention",
     "GatedLinearAttention",
     "HedgehogAttention",
@@ -63,6 +67,7 @@ __all__ = [
     "Linformer",
     "LocalAttention",
     "LongformerAttention",
+    "MobaAttention",
     "Nystromformer",
     "PatternAttention",
     "Performer",
@@ -71,6 +76,7 @@ __all__ = [
     "Reformer",
     "Retention",
     "RoutingAttention",
+    "SinkAttention",
     "SoftmaxAttention",
     "SparseAttention",
     "SparseTransformer",
@@ -96,6 +102,7 @@ KERNELS = (
 )
 SPARSE = (
     LocalAttention,
+    SinkAttention,
     LongformerAttention,
     BigBird,
     SparseTransformer,
@@ -103,7 +110,7 @@ SPARSE = (
     PatternAttention,
 )
 LOW_RANK = (Linformer, Nystromformer, Poolingformer, SvdAttention)
-BY_CONTENT = (Reformer, RoutingAttention, Informer)
+BY_CONTENT = (Reformer, RoutingAttention, Informer, MobaAttention)
 RECURRENT = (
     Retention,
     LightningAttention,
@@ -117,6 +124,7 @@ MEMORIES = (TransformerXL, CompressiveAttention, InfinityAttention, InfinityGpt2
 
 BUILTIN: tuple[type[Mechanism], ...] = (
     SoftmaxAttention,
+    ForgettingAttention,
     *KERNELS,
     *SPARSE,
     *LOW_RANK,

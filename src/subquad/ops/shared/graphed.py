@@ -35,6 +35,7 @@ def graphed(
                 leaves = [x.detach().requires_grad_() for x in inputs[:learnt]]
                 out = function(*leaves, *inputs[learnt:])
                 gradients = torch.autograd.grad(out, leaves, grad, materialize_grads=True)
+            gradients = tuple(x.contiguous() for x in gradients)  # as the graph expects them, and none a view
             return gradients if learnt > 1 else gradients[0]
 
         def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
