@@ -73,7 +73,7 @@ def test_help_loads_nothing_heavy_and_names_every_command():
     )
     assert told.returncode == 0
     assert told.stdout.endswith("set()\n")
-    for command in ("compare", "choose", "bench", "pattern", "check", "list", "report"):
+    for command in ("compare", "choose", "generate", "bench", "pattern", "check", "list", "report"):
         assert re.search(rf"^\W*{command} ", told.stdout, re.MULTILINE)
 
 
@@ -162,7 +162,9 @@ def test_the_version_is_that_of_the_package(call):
     assert call("--version") == (0, f"subquad {version('subquad')}\n", "")
 
 
-@pytest.mark.parametrize("command", ["compare", "choose", "bench", "check", "pattern", "list", "report"])
+@pytest.mark.parametrize(
+    "command", ["compare", "choose", "generate", "bench", "check", "pattern", "list", "report"]
+)
 def test_the_help_of_a_command_ends_with_examples_that_it_takes(call, command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     status, out, _ = call(command, "--help")

@@ -10,8 +10,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from subquad.config import SamplingConfig
+from subquad.fields import Readout, Tokens
 from subquad.mechanism import Dims
 from subquad.nn.encoder import Encoder, EncoderConfig
+from subquad.nn.generation import Decoder
+from subquad.nn.model import SequenceModel, SequenceModelConfig
 from subquad.registry import catalog
 from subquad.testing.mechanism.cases import forms, random_inputs, tensors
 
@@ -193,3 +197,31 @@ def test_a_models_decoding_can_be_captured():
         token.copy_(x[:, n : n + 1])
         graph.replay()
         assert_close(out, expected[:, n : n + 1], **TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("attention", ["softmax", "linear", "local", "gated-delta", "transformer-xl"])
+def test_generation_can_be_captured_and_waits_for_nothing(attention, no_synchronisation):
+    torch.manual_seed(0)
+    encoder = EncoderConfig(dim=64, depth=2, heads=2, attention=attention, causal=True, max_len=LENGTH)
+    fields, readout = Tokens(vocabulary=9), Readout(outputs=8, per="token")
+    model = SequenceModel(SequenceModelConfig(fields=fields, readout=readout, encoder=encoder)).cuda().eval()
+
+    def decoder():
+        sampling = SamplingConfig(top_k=5, top_p=0.9, repetition_penalty=1.2)
+        return Decoder(model, [[8, 1, 2], [8]], tokens=40, sampling=sampling, stop=[[3, 3]], samples=2)
+
+    expected, own = torch.stack([step.ids for step in decoder()], 1), decoder()
+    own.refill()
+    found, aside = [own.pick().ids], decoder()
+    next(aside)
+    with no_synchronisation:
+        for _ in range(3):  # rehearsals
+            next(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        own.read()
+        step = own.pick()
+    for _ in range(expected.shape[1] - 1):
+        graph.replay()
+        found.append(step.ids.clone())
+    assert_close(torch.stack(found, 1), expected)

@@ -7,7 +7,7 @@ from subquad.exports import export_lazily
 if TYPE_CHECKING:
     from subquad.choose import choose
     from subquad.compare import compare
-    from subquad.config import ModelConfig
+    from subquad.config import ModelConfig, SamplingConfig
     from subquad.experiments.config import Choice, Comparison, TrainingConfig
     from subquad.experiments.predictor import load_model
     from subquad.mechanism import Dims, Mechanism, Traits
@@ -25,6 +25,7 @@ __all__ = [
     "Mechanism",
     "ModelConfig",
     "MultiheadAttention",
+    "SamplingConfig",
     "TrainingConfig",
     "Traits",
     "backend",
@@ -43,7 +44,7 @@ export_lazily(
     {
         "choose": ["choose"],
         "compare": ["compare"],
-        "config": ["ModelConfig"],
+        "config": ["ModelConfig", "SamplingConfig"],
         "experiments.config": ["Choice", "Comparison", "TrainingConfig"],
         "experiments.predictor": ["load_model"],
         "mechanism": ["Dims", "Mechanism", "Traits"],

@@ -40,6 +40,7 @@ Positive = Annotated[float, Bound("a positive number", lambda x: 0 < x < math.in
 PositiveOrZero = Annotated[float, Bound("zero or a positive number", lambda x: 0 <= x < math.inf)]
 Share = Annotated[float, Bound("between 0 and 1", lambda x: 0 <= x <= 1)]
 ShareBelowOne = Annotated[float, Bound("at least 0 and below 1", lambda x: 0 <= x < 1)]
+ShareAboveZero = Annotated[float, Bound("above 0 and at most 1", lambda x: 0 < x <= 1)]
 OpenShare = Annotated[float, Bound("between 0 and 1, both excluded", lambda x: 0 < x < 1)]
 
 TYPES = {

@@ -9,7 +9,15 @@ The checks, the command line, the specs of runs and the report read them from th
 from dataclasses import dataclass, fields
 from typing import Annotated
 
-from subquad.bounds import Count, Positive, ShareBelowOne, require
+from subquad.bounds import (
+    Count,
+    CountOrZero,
+    Positive,
+    PositiveOrZero,
+    ShareAboveZero,
+    ShareBelowOne,
+    require,
+)
 
 
 @dataclass(frozen=True)
@@ -52,3 +60,24 @@ class ModelConfig(Config):
     def head_dim(self) -> int:
         """The width of each head."""
         return self.dim // self.heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig(Config):
+    """How the next token follows from a model's logits.
+
+    Those of tokens that were there are penalised, all are divided by the temperature, the likeliest `top_k`
+    are kept, of these the likeliest that together have the probability `top_p`, and one of them is drawn.
+    """
+
+    temperature: Annotated[
+        PositiveOrZero, Help("Below 1 the likely becomes likelier; 0 takes the likeliest token always.")
+    ] = 1.0
+    top_k: Annotated[CountOrZero, Help("So many of the likeliest tokens are drawn from; 0: all.")] = 0
+    top_p: Annotated[
+        ShareAboveZero, Help("The likeliest tokens that together have this probability are drawn from.")
+    ] = 1.0
+    repetition_penalty: Annotated[
+        Positive, Help("Above 1, tokens that were there become less likely; 1: not.")
+    ] = 1.0
+    seed: Annotated[CountOrZero, Help("The same seed and prompt give the same tokens.")] = 0

@@ -1,5 +1,5 @@
 """The command line of subquad. It starts without torch."""
 
-from subquad.cli.choose import app
+from subquad.cli.generate import app
 
 __all__ = ["app"]

@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING
 from subquad.exports import export_lazily
 
 if TYPE_CHECKING:
+    from subquad.nn.beams import beam_search
     from subquad.nn.blocks import TransformerBlock
     from subquad.nn.encoder import Encoder, EncoderConfig, EncoderState
+    from subquad.nn.generation import Decoder, generate
     from subquad.nn.initialise import initialise
     from subquad.nn.multihead import MultiheadAttention
     from subquad.nn.redraw import redraw
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from subquad.nn.state import Stream, detach, reorder, reset_rows
 
 __all__ = [
+    "Decoder",
     "Encoder",
     "EncoderConfig",
     "EncoderState",
@@ -22,7 +25,9 @@ __all__ = [
     "Sequence",
     "Stream",
     "TransformerBlock",
+    "beam_search",
     "detach",
+    "generate",
     "initialise",
     "make_sequence",
     "redraw",
@@ -34,8 +39,10 @@ __all__ = [
 export_lazily(
     __name__,
     {
+        "beams": ["beam_search"],
         "blocks": ["TransformerBlock"],
         "encoder": ["Encoder", "EncoderConfig", "EncoderState"],
+        "generation": ["Decoder", "generate"],
         "initialise": ["initialise"],
         "multihead": ["MultiheadAttention"],
         "redraw": ["redraw"],

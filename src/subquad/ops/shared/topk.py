@@ -13,7 +13,7 @@ from subquad.ops.shared.operator import call_op
 from subquad.ops.shared.waiting import may_wait
 
 
-def stable_topk(x: Float[Tensor, "b h c n"], count: int) -> Int[Tensor, "b h c k"]:
+def stable_topk(x: Float[Tensor, "*rows n"], count: int) -> Int[Tensor, "*rows k"]:
     """The places of each row's `count` largest numbers; those of -inf come in no particular order."""
     return call_op(_largest, x, count)
 
