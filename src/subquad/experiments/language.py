@@ -1,13 +1,16 @@
 """A trained model of texts, and how well it predicts new ones."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
+from torch import Tensor
 
+from subquad.experiments.streams import StreamReader
+from subquad.fields import Batch
 from subquad.nn.model import SequenceModel
 from subquad.tasks import DataError
 from subquad.tasks.documents import Documents
@@ -23,7 +26,7 @@ class LanguageModel:
 
     model: SequenceModel
     question: LanguageQuestion
-    length: int  # bytes that it reads at once
+    length: int  # bytes that it reads at once, of texts of any length where its state is carried
     fit: dict[str, Any]  # the spec of the run that trained it
 
     def predict(self, inputs: Any) -> pl.DataFrame:
@@ -44,11 +47,19 @@ class LanguageModel:
         scorer = self.question.objective.scorer()
         self.model.eval()
         with torch.inference_mode():
-            for batch in windows.batches(
-                self.question.ask, size=BATCH_SIZE, length=self.length, seed=0, epoch=0, shuffle=False
-            ):
-                valid = None if batch.valid.all() else batch.valid
-                scorer.add(self.model(batch.inputs, valid).float(), batch)
+            for output, batch in self.read(windows):
+                scorer.add(output.float(), batch)
         bits, count = (np.bincount(windows.document, each) for each in scorer.totals())
         label = self.question.objective.metric_label
         return pl.DataFrame({"text": texts, "bytes": count.astype(np.int64), label: bits / count})
+
+    def read(self, windows: Windows) -> Iterator[tuple[Tensor, Batch]]:
+        """What the model gives out for all windows, batch by batch, read as in training."""
+        order = {"size": BATCH_SIZE, "seed": 0, "epoch": 0, "shuffle": False}
+        if self.fit["training"].get("carry"):
+            stream = StreamReader(self.model)
+            for batch in windows.streams(self.question.ask, **order):
+                yield stream(batch), batch
+        else:
+            for batch in windows.batches(self.question.ask, length=self.length, **order):
+                yield self.model(batch.inputs, None if batch.valid.all() else batch.valid), batch
