@@ -191,5 +191,5 @@ def test_the_size_of_a_state_has_a_column_where_one_was_carried() -> None:
         assert {row.count("<td") for row in body if "colspan" not in row} == spans
         page = io.StringIO()
         Console(file=page, width=80).print(tables.costs(result.question, result.rows))
-        assert page.getvalue().count("0.250 MB") == (4 if state else 0)
+        assert page.getvalue().count("0.250 MB") == (5 if state else 0)
         assert max(map(len, page.getvalue().splitlines())) <= 80
