@@ -1,15 +1,20 @@
+import io
 import json
 import math
+import re
 from dataclasses import asdict
 from typing import Any
 
 import pytest
 import report_samples as made_up
+from rich.console import Console
 
+from subquad.cli import tables
 from subquad.records import Record
 from subquad.report.leaderboard import BoardRow, near_baselines
 from subquad.report.question import question_of
 from subquad.report.scores import independent
+from subquad.report.sections.leaderboard import leaderboard_content
 from subquad.report.success import Success
 
 
@@ -165,3 +170,26 @@ def test_a_baseline_far_below_is_not_drawn() -> None:
     assert [row.label for row in near_baselines(list(rows().values()))] == ["gradient boosting"]
     near = rows(baselines={"majority": 0.66, "boosting": 0.672})
     assert len(near_baselines(list(near.values()))) == 2
+
+
+def test_the_size_of_a_state_has_a_column_where_one_was_carried() -> None:
+    def carrying(record: Record) -> Record:
+        measured = record["measured"]
+        return {
+            **record,
+            "measured": {**measured, "state_mb": 0.25} if "latency_ms" in measured else measured,
+        }
+
+    setting = made_up.comparison()
+    records = made_up.sample(setting)
+    for state, made in (("0.25", made_up.changed(records, carrying)), ("", records)):
+        result = made_up.findings(setting, made)
+        board = leaderboard_content(result)
+        assert ("MB a row" in board) == ("<dt>State</dt>" in board) == bool(state)
+        body = board.split("<tr")[2:]
+        spans = {int(span) for row in body for span in re.findall(r'colspan="(\d+)"', row)}
+        assert {row.count("<td") for row in body if "colspan" not in row} == spans
+        page = io.StringIO()
+        Console(file=page, width=80).print(tables.costs(result.question, result.rows))
+        assert page.getvalue().count("0.250 MB") == (5 if state else 0)
+        assert max(map(len, page.getvalue().splitlines())) <= 80

@@ -108,5 +108,6 @@ class Batch(NamedTuple):
     inputs: Inputs  # as the dataset's fields say, batch first
     valid: Bool[Tensor, "b *sides t"]  # False at padding; a pair has two sides
     target: Tensor  # as the dataset's objective says, batch first
-    example: Int[Tensor, " b"]  # places in the split
+    example: Int[Tensor, " b"]  # places in the split; -1: a row of padding alone
     offset: Int[Tensor, " b"] | None = None  # tokens of its document before it; None: it is whole
+    begins: Bool[Tensor, " b"] | None = None  # rows that are new streams; None: no stream, or none is new

@@ -54,6 +54,7 @@ class TrainingFields(TypedDict):
     steps: Positive
     batch: Positive
     accumulate: Positive
+    carry: NotRequired[Count]  # none in records of before it: 0
 
 
 class PlaceFields(TypedDict):
@@ -143,6 +144,7 @@ class FitMeasured(TypedDict):
     peak_mb: NotRequired[Amount | None]
     latency_ms: NotRequired[Latency | None]
     training_peak_mb: NotRequired[Amount | None]
+    state_mb: NotRequired[Amount | None]  # of one row, where it is carried
 
 
 class Timed(TypedDict):
@@ -283,7 +285,7 @@ class SplitSummary(TypedDict):
 
 class DataSummary(TypedDict, total=False):
     question: str
-    splits: dict[str, SplitSummary]
+    splits: Annotated[dict[Literal["train", "validation", "test"], SplitSummary], Field(min_length=3)]
 
 
 class ComparedTask(TypedDict):

@@ -77,6 +77,7 @@ class Dataset(ABC):
     `summary`: what a reader should know of the data, as JSON.
     `encoding`: how new inputs become a model's, of the type `Task.encoding`; None where a
     trained model takes no new ones.
+    `windowed`: whether its examples are windows of longer documents, which `streams` reads.
     """
 
     fields: Fields
@@ -85,6 +86,7 @@ class Dataset(ABC):
     fingerprint: str
     summary: Mapping[str, Any]
     encoding: InputEncoding | None
+    windowed: bool = False
 
     @property
     @abstractmethod
@@ -103,6 +105,16 @@ class Dataset(ABC):
 
         The order depends on `seed` and `epoch` alone. Padding stands last.
         """
+
+    def streams(self, split: Split, *, size: int, seed: int, epoch: int, shuffle: bool) -> Iterator[Batch]:
+        """Every example of a split once, where examples are windows of documents: each row of a batch goes on
+        where that of the batch before ended, unless `Batch.begins` says that another document begins there.
+
+        There are `size` rows at most, in all batches as many. A row that has nothing left is padding, and its
+        `Batch.example` -1. Shuffled, a stream may begin within a document. Order and padding are as those of
+        `batches`. Raises `ValueError` where examples are whole.
+        """
+        raise ValueError("its sequences are whole, and there is no document along which to carry a state")
 
     @abstractmethod
     def baselines(self) -> tuple[Baseline, ...]:

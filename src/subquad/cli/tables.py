@@ -10,7 +10,7 @@ from rich.text import Text
 
 from subquad.report import formats
 from subquad.report.cost import QUANTITIES, Curve, Scaling
-from subquad.report.leaderboard import BoardRow
+from subquad.report.leaderboard import BoardRow, carried
 from subquad.report.merits import DOES
 from subquad.report.overview import BEST_MARK, OF_THESE_MODELS, Overview, Place
 from subquad.report.question import Question
@@ -78,7 +78,8 @@ def quality(question: Question, rows: Sequence[BoardRow]) -> Table:
 def costs(question: Question, rows: Sequence[BoardRow]) -> Table:
     """What each row takes at the comparison's length."""
     title = f"cost at {question.length:,} {question.units}"
-    made = table(title, "attention", "training", "latency", "memory", "weights")
+    states = carried(rows)
+    made = table(title, "attention", "training", "latency", "memory", *["state"] * states, "weights")
     for row in rows:
         if row.costs and row.parameters:
             made.add_row(
@@ -86,6 +87,7 @@ def costs(question: Question, rows: Sequence[BoardRow]) -> Table:
                 f"{formats.significant(row.costs.units_per_second)} {question.units}/s",
                 f"{formats.significant(row.costs.latency_ms)} ms",
                 f"{formats.significant(row.costs.training_peak_mb)} MB",
+                *[f"{formats.significant(row.costs.state_mb)} MB"] * states,
                 formats.count(row.parameters.total),
             )
     return made

@@ -149,8 +149,14 @@ def plan_task(
     dims = Dims(heads=config.model.heads, head_dim=config.model.head_dim, max_len=data.length)
     rows: list[MechanismSpec] = []
     refusals: dict[str, str] = {}
+    carried = config.training.carry > 0
+    if carried and not dataset.windowed:
+        raise ValueError(
+            f"{label}: its sequences are whole, and there is no document along which to carry a state: leave "
+            "carry out, or compare on texts, the task 'language'"
+        )
     for mechanism in chosen:
-        row = in_form(mechanism, causal=dataset.objective.causal)
+        row = in_form(mechanism, causal=dataset.objective.causal or carried)
         spec = fit(config, data, row, seed=0, place=shared)
         if reason := refusal(row, dims) or refused(build_model, spec, dataset):
             refusals[row.label] = reason

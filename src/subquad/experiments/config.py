@@ -6,7 +6,7 @@ No torch: `subquad compare --help` reads its defaults here.
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from subquad.bounds import Bound, Count, Positive, PositiveOrZero, one_of, require
+from subquad.bounds import Bound, Count, CountOrZero, Positive, PositiveOrZero, one_of, require
 from subquad.config import Config, Help, ModelConfig
 
 # From the simplest: of equals the first is recommended. No more than 64 keys stand for all, or are near: a
@@ -46,6 +46,21 @@ class TrainingConfig(Config):
     weight_decay: Annotated[PositiveOrZero, Help("Of AdamW.")] = 0.01
     clip: Annotated[Positive, Help("The largest norm of a gradient.")] = 1.0
     precision: Annotated[str, one_of(*PRECISIONS), Help(f"{', '.join(PRECISIONS)}.")] = "32-true"
+    carry: Annotated[
+        CountOrZero,
+        Help(
+            "Carry each row's state from window to window of a document, in training and in tests, and stop "
+            "gradients every so many windows. 0: each window by itself."
+        ),
+    ] = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.carry and self.accumulate % self.carry:
+            raise ValueError(
+                f"carry={self.carry} lets gradients flow through {self.carry} windows of a step, and a step "
+                f"has accumulate={self.accumulate} batches: let accumulate be a multiple of carry"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +115,11 @@ class Comparison(Config):
             raise ValueError(
                 f"target {self.target!r} is that of one task, and there are {len(self.tasks)}: "
                 f"name it with its task, as in '{first}:target={self.target}'"
+            )
+        if self.training.carry and self.model.positions == "learnt":
+            raise ValueError(
+                "carry: a document is longer than its windows, and learnt positions end with them: take "
+                "positions 'none', 'sinusoidal' or 'rotary'"
             )
         _each_once(self.lengths)
         if self.lengths and not self.bench:

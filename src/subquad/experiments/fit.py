@@ -9,7 +9,7 @@ import torch
 
 from subquad.experiments.spec import Fit
 from subquad.experiments.training import Note, Tell, Training
-from subquad.measure.memory import peak_memory, process_peak_mb
+from subquad.measure.memory import MB, peak_memory, process_peak_mb
 from subquad.measure.timing import interleaved
 from subquad.nn.model import SequenceModel
 from subquad.registry import find, options
@@ -33,7 +33,7 @@ def fit(spec: Fit, data: Dataset, *, checkpoint_path: Path, tell: Tell, note: No
     training.run()
     course = training.course
     tell("test", spec.training.steps, None)
-    judged = training.evaluate("test")
+    judged, row_bytes = training.evaluate("test"), training.row_bytes
     result = {
         **test_result(data, judged),
         "validation": course.best,
@@ -49,6 +49,7 @@ def fit(spec: Fit, data: Dataset, *, checkpoint_path: Path, tell: Tell, note: No
         "train_units_per_second": rate(course.timed_tokens, course.seconds),
         "train_seconds": course.seconds,
         "peak_mb": process_peak_mb(),
+        "state_mb": row_bytes / MB if spec.training.carry else None,
         **cost(training),
     }
     return Fitted(training.model, result, measured)
@@ -60,20 +61,26 @@ def rate(amount: int, seconds: float) -> float | None:
 
 
 def cost(training: Training) -> dict[str, Any]:
-    """Latency of one sequence at full length, and the memory that a training step at full length takes."""
+    """Latency of one sequence at full length, and the memory that a training step at full length takes.
+
+    Where a state is carried, both are of windows behind others as long.
+    """
     batch, length = training.spec.training.batch, training.spec.data.length
     device = training.fabric.device
     one = training.fabric.to_device(training.data.synthetic(size=1, length=length))
     many = training.fabric.to_device(training.data.synthetic(size=batch, length=length))
+    stream, training.stream = training.new_stream(), training.new_stream()
 
     @torch.no_grad()
     def classify() -> None:
-        training.output(one)
+        before = stream.state if stream else None
+        training.output(one, stream)
+        if stream and before:
+            stream.state = before
 
     def train() -> None:
         training.optimiser.zero_grad()
-        loss = training.data.objective.loss(training.output(many), many)
-        training.fabric.backward(loss + training.model.penalty())
+        training.learn([many] * training.span)
 
     training.network.eval()
     latency = interleaved({"latency": classify}, device=device)["latency"]

@@ -1,12 +1,13 @@
 """A trained model of texts: how well it predicts new ones, and those that it generates."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
+from torch import Tensor
 
 from subquad.config import SamplingConfig
 from subquad.experiments.generation import (
@@ -17,6 +18,8 @@ from subquad.experiments.generation import (
     as_text,
     prompt_ids,
 )
+from subquad.experiments.streams import StreamReader
+from subquad.fields import Batch
 from subquad.nn.beams import beam_search
 from subquad.nn.generation import SAMPLING, Decoder
 from subquad.nn.model import SequenceModel
@@ -34,7 +37,7 @@ class LanguageModel:
 
     model: SequenceModel
     question: LanguageQuestion
-    length: int  # bytes that it reads at once
+    length: int  # bytes that it reads at once, of texts of any length where its state is carried
     fit: dict[str, Any]  # the spec of the run that trained it
 
     def predict(self, inputs: Any) -> pl.DataFrame:
@@ -55,14 +58,22 @@ class LanguageModel:
         scorer = self.question.objective.scorer()
         self.model.eval()
         with torch.inference_mode():
-            for batch in windows.batches(
-                self.question.ask, size=BATCH_SIZE, length=self.length, seed=0, epoch=0, shuffle=False
-            ):
-                valid = None if batch.valid.all() else batch.valid
-                scorer.add(self.model(batch.inputs, valid).float(), batch)
+            for output, batch in self.read(windows):
+                scorer.add(output.float(), batch)
         bits, count = (np.bincount(windows.document, each) for each in scorer.totals())
         label = self.question.objective.metric_label
         return pl.DataFrame({"text": texts, "bytes": count.astype(np.int64), label: bits / count})
+
+    def read(self, windows: Windows) -> Iterator[tuple[Tensor, Batch]]:
+        """What the model gives out for all windows, batch by batch, read as in training."""
+        order = {"size": BATCH_SIZE, "seed": 0, "epoch": 0, "shuffle": False}
+        if self.fit["training"].get("carry"):
+            stream = StreamReader(self.model)
+            for batch in windows.streams(self.question.ask, **order):
+                yield stream(batch), batch
+        else:
+            for batch in windows.batches(self.question.ask, length=self.length, **order):
+                yield self.model(batch.inputs, None if batch.valid.all() else batch.valid), batch
 
     def stream(
         self,

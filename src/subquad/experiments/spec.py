@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 S = TypeVar("S")
 
+ADDED = ("carry",)  # options that earlier versions lacked: at its default, one leaves a run the name it had
+
 
 @dataclass(frozen=True, kw_only=True)
 class MechanismSpec:
@@ -195,7 +197,11 @@ AnySpec = Fit | Baseline | Bench | Stream
 
 def compared(spec: Any) -> dict[str, Any]:
     """The fields by which specs are equal or not, and those of the parts within."""
-    values = {each.name: getattr(spec, each.name) for each in fields(spec) if each.compare}
+    values = {
+        each.name: value
+        for each in fields(spec)
+        if each.compare and not ((value := getattr(spec, each.name)) == each.default and each.name in ADDED)
+    }
     return {name: compared(value) if is_dataclass(value) else value for name, value in values.items()}
 
 

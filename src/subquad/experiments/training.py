@@ -3,6 +3,9 @@
 Rows of a comparison differ in the mechanism alone: the same data order, the same initial weights
 elsewhere, the same optimiser, schedule and budget.
 
+With `carry`, rows of a batch are streams, and what the model remembers goes from batch to batch: training is
+truncated back-propagation through time, and validation and test read whole documents.
+
 A checkpoint every few steps holds all that the rest of the training depends on, so that a run killed at
 any moment and started again ends as if nothing had happened: bit for bit on a CPU.
 """
@@ -11,7 +14,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,8 +28,11 @@ from subquad.documents import validated
 from subquad.experiments import checkpoint
 from subquad.experiments.model import build_model
 from subquad.experiments.spec import Fit
+from subquad.experiments.streams import StreamReader
 from subquad.fields import Batch, Split
 from subquad.files import set_aside
+from subquad.nn import state as states
+from subquad.nn.encoder import EncoderState
 from subquad.nn.redraw import redraw
 from subquad.objectives import Judged
 from subquad.task import Dataset
@@ -88,6 +94,8 @@ class Training:
         self.network, self.optimiser = self.fabric.setup(self.model, optimiser)
         self.course = Course()
         self.best: checkpoint.Tensors = {}  # weights
+        self.stream = self.new_stream()  # of the training split
+        self.row_bytes = 0.0  # of the state that was carried when a split was last evaluated, at most
         torch.manual_seed(spec.seed)  # dropout
         self.resume()
 
@@ -113,23 +121,22 @@ class Training:
         self.model.load_state_dict(self.best)
 
     def step(self, batches: Iterator[Batch]) -> Step:
-        """One step of the optimiser over `accumulate` batches."""
+        """One step of the optimiser over `accumulate` batches; gradients flow through `carry` in turn."""
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.spec, self.course.step)
         self.network.train()
-        redraw(self.model, step=self.course.step, seed=self.spec.seed)
+        if redraw(self.model, step=self.course.step, seed=self.spec.seed):
+            self.stream = self.new_stream()  # the state is of features that are gone
         self.optimiser.zero_grad()
         examples = tokens = 0
         total = 0.0
-        for part in range(self.config.accumulate):
-            batch = next(batches)
-            last = part == self.config.accumulate - 1
+        for done in range(0, self.config.accumulate, self.span):
+            seen = [next(batches) for _ in range(self.span)]
+            last = done + self.span == self.config.accumulate
             with self.fabric.no_backward_sync(self.network, enabled=not last):
-                loss = self.data.objective.loss(self.output(batch), batch)
-                self.fabric.backward((loss + self.model.penalty()) / self.config.accumulate)
-            total += loss.item()
-            examples += len(batch.valid)
-            tokens += int(batch.valid.sum())
+                total += self.learn(seen)
+            examples += sum(int((batch.example >= 0).sum()) for batch in seen)
+            tokens += sum(int(batch.valid.sum()) for batch in seen)
         mean = total / self.config.accumulate
         if not math.isfinite(mean):
             raise FloatingPointError(f"the training loss is {mean} at step {self.course.step + 1}")
@@ -141,9 +148,32 @@ class Training:
         self.course.losses.append(mean)
         return Step(mean, examples, tokens)
 
-    def output(self, batch: Batch) -> Tensor:
+    @property
+    def span(self) -> int:
+        """Batches through which gradients flow."""
+        return max(1, self.config.carry)
+
+    def learn(self, batches: Sequence[Batch]) -> float:
+        """Add the gradients of batches that are read one after the other; the sum of their losses."""
+        losses, total = [], 0.0
+        for batch in batches:
+            loss = self.data.objective.loss(self.output(batch, self.stream), batch)
+            losses.append((loss + self.model.penalty()) / self.config.accumulate)
+            total += loss.item()
+        self.fabric.backward(torch.stack(losses).sum())
+        if self.stream:
+            self.stream.stop_gradients()
+        return total
+
+    def output(self, batch: Batch, stream: StreamReader | None = None) -> Tensor:
+        if stream:
+            return stream(batch)
         padded = None if batch.valid.all() else batch.valid
         return self.network(batch.inputs, padded)
+
+    def new_stream(self) -> StreamReader | None:
+        """A reader that remembers nothing yet; None where each batch is read by itself."""
+        return StreamReader(self.model, context=self.fabric.autocast) if self.config.carry else None
 
     def log(self) -> None:
         """Add the curve's next point where one is due, and remember the best weights."""
@@ -178,24 +208,23 @@ class Training:
         Raises `FloatingPointError` when the loss is nan or infinite.
         """
         self.network.eval()
-        scorer = self.data.objective.scorer()
+        scorer, stream = self.data.objective.scorer(), self.new_stream()
         for batch in self.epoch(split, number=0, shuffle=False):
-            scorer.add(self.output(batch).float(), batch)
+            scorer.add(self.output(batch, stream).float(), batch)
+        self.row_bytes = stream.row_bytes if stream else 0.0
         if not math.isfinite(scorer.loss):
             raise FloatingPointError(f"the {split} loss is {scorer.loss} after step {self.course.step}")
         judged = scorer.result()
         return judged._replace(breakdown={**judged.breakdown, **scorer.breakdown(self.data.kinds(split))})
 
     def epoch(self, split: Split, *, number: int, shuffle: bool) -> Iterator[Batch]:
-        spec = self.spec
-        for batch in self.data.batches(
-            split,
-            size=self.config.batch,
-            length=spec.data.length,
-            seed=spec.seed,
-            epoch=number,
-            shuffle=shuffle,
-        ):
+        order = {"size": self.config.batch, "seed": self.spec.seed, "epoch": number, "shuffle": shuffle}
+        batches = (
+            self.data.streams(split, **order)
+            if self.config.carry
+            else self.data.batches(split, length=self.spec.data.length, **order)
+        )
+        for batch in batches:
             yield self.fabric.to_device(batch)
 
     def batches(self) -> Iterator[Batch]:
@@ -217,6 +246,7 @@ class Training:
                 "best": self.best,
                 "moments": checkpoint.moments(self.optimiser.optimizer),
                 "generators": checkpoint.generators(self.fabric.device.type),
+                "state": self.carried(),
             },
             {"course": asdict(self.course), "precision": self.fabric.strategy.precision.state_dict()},
         )
@@ -237,6 +267,19 @@ class Training:
         checkpoint.load_generators(tensors["generators"])
         self.fabric.strategy.precision.load_state_dict(numbers["precision"])
         self.course = numbers["course"]
+        if self.stream and (state := tensors.get("state")):
+            self.stream.state = self.restored(state)
+
+    def carried(self) -> checkpoint.Tensors:
+        """What the rows of the training split remember, a tensor by its place in the state."""
+        if not self.stream or not self.stream.state:
+            return {}
+        return {str(place): leaf for place, leaf in enumerate(states.leaves(self.stream.state))}
+
+    def restored(self, tensors: checkpoint.Tensors) -> EncoderState:
+        """The state of which `carried` gave the tensors."""
+        ordered = [tensors[str(place)].to(self.fabric.device) for place in range(len(tensors))]
+        return states.rebuild(self.model.encoder.initial_state(len(ordered[0])), ordered)
 
     def stored(self) -> tuple[dict[str, checkpoint.Tensors], Numbers] | None:
         """What the checkpoint holds; `ValueError` where that is not of this training."""
@@ -247,6 +290,10 @@ class Training:
         for name in ("weights", "best"):
             if name == "weights" or name in tensors:
                 checkpoint.check_alike(tensors.get(name, {}), own, name=name)
+        held = len(tensors.get("state", {}))
+        carried = len(states.leaves(self.model.encoder.initial_state(1))) if self.stream else 0
+        if held != carried:
+            raise ValueError(f"state: holds {held} tensors, and in this version {carried}")
         return tensors, validated(Numbers, numbers, extra="forbid")
 
 

@@ -117,15 +117,17 @@ def pass_seconds(training: "Training", split: Split) -> float:
     """Of judging a whole split, by some of its batches, evenly from the shortest to the longest."""
     import torch
 
-    count = -(-training.data.count(split) // training.config.batch)
+    count = sum(1 for _ in training.epoch(split, number=0, shuffle=False))
     chosen = set(range(0, count, -(-count // BATCHES)))
     training.network.eval()
-    scorer = training.data.objective.scorer()
+    scorer, stream = training.data.objective.scorer(), training.new_stream()
     judging, start = 0.0, time.perf_counter()
     for place, batch in enumerate(training.epoch(split, number=0, shuffle=False)):
         if place in chosen:
             with torch.no_grad():
-                judging += seconds_of(lambda batch=batch: scorer.add(training.output(batch).float(), batch))
+                judging += seconds_of(
+                    lambda batch=batch: scorer.add(training.output(batch, stream).float(), batch)
+                )
     return time.perf_counter() - start + judging * (count / len(chosen) - 1)
 
 

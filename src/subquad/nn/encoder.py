@@ -184,8 +184,11 @@ class Encoder(nn.Module):
 
         rows: True for the rows that begin anew.
         """
-        nothing = self.norm.weight.new_zeros(len(rows), 0, self.config.dim)
-        return states.reset_rows(state, rows, initial=self.step(nothing)[1])
+        return states.reset_rows(state, rows, initial=self.initial_state(len(rows)))
+
+    def initial_state(self, rows: int) -> EncoderState:
+        """The state before the first token of each row."""
+        return self.step(self.norm.weight.new_zeros(rows, 0, self.config.dim))[1]
 
     def penalty(self) -> Float[Tensor, ""]:
         """The sum of the mechanisms' own loss terms from their latest use; the trainer adds it."""

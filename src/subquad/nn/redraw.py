@@ -23,8 +23,9 @@ class Redrawn(Protocol):
     def redraw(self, *, generator: torch.Generator) -> None: ...
 
 
-def redraw(model: nn.Module, *, step: int, seed: int) -> None:
-    """Draw anew what is due before step `step`, counted from 0; a training loop calls it before every step.
+def redraw(model: nn.Module, *, step: int, seed: int) -> bool:
+    """Draw anew what is due before step `step`, counted from 0, and say whether anything was; a training loop
+    calls it before every step.
 
     Due is what a mechanism draws at multiples of its `redraw_every`, but not at 0. Layers in eval mode keep
     what they have, and so does every mechanism without a schedule. A stream's state belongs to the features
@@ -35,9 +36,12 @@ def redraw(model: nn.Module, *, step: int, seed: int) -> None:
     seed: of the training.
     """
     layers = (module for module in model.modules() if isinstance(module, MultiheadAttention))
+    drawn = False
     for place, layer in enumerate(layers):
         mechanism = layer.mechanism
         if not isinstance(mechanism, Redrawn) or not layer.training or not mechanism.redraw_every:
             continue
         if step > 0 and step % mechanism.redraw_every == 0:
             mechanism.redraw(generator=seeded(seed, "redraw", step, place))
+            drawn = True
+    return drawn

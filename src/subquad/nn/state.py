@@ -4,7 +4,7 @@ A state is a nested tuple or NamedTuple of tensors, batch first. States that gro
 remember how many tokens of each row that is, so that zeros stand for nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
 from jaxtyping import Bool, Int
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from subquad.mechanism import State
+from subquad.ops.shared.slots import KVCache
 
 S = TypeVar("S")  # the state of any mechanism, layer or encoder
 
@@ -62,6 +63,29 @@ def reset_rows(state: S, rows: Bool[Tensor, " b"], *, initial: S) -> S:
     return _map(pick, state, initial)
 
 
+def trim(state: S) -> S:
+    """The same state without the room behind the longest row, which rows that are reset leave; looks at
+    numbers.
+    """
+    if isinstance(state, KVCache):
+        longest = max(state.count.tolist(), default=0)
+        return state._replace(k=state.k[:, :, :longest], v=state.v[:, :, :longest])
+    if not isinstance(state, tuple):
+        return state
+    return _like(state, map(trim, state))
+
+
+def leaves(state: State) -> list[Tensor]:
+    """The tensors of a state, always in the same order."""
+    return [state] if isinstance(state, Tensor) else [leaf for part in state for leaf in leaves(part)]
+
+
+def rebuild(state: S, tensors: Iterable[Tensor]) -> S:
+    """A state like that one, of the tensors that `leaves` gave."""
+    following = iter(tensors)
+    return _map(lambda _: next(following), state)
+
+
 def padded_to(x: Tensor, like: Tensor) -> Tensor:
     """`x`, with zeros (False) up to the size of `like`."""
     missing = [wanted - had for wanted, had in zip(like.shape, x.shape, strict=True)]
@@ -73,5 +97,9 @@ def _map(change: Callable[..., Tensor], state: S, *others: S) -> S:
         return change(state, *others)
     if not isinstance(state, tuple):
         raise TypeError(f"a state is a nested tuple of tensors, and holds no {type(state).__name__}")
-    parts = (_map(change, *leaves) for leaves in zip(state, *others, strict=True))
+    return _like(state, (_map(change, *parts) for parts in zip(state, *others, strict=True)))
+
+
+def _like(state: Any, parts: Iterable[Any]) -> Any:
+    """A tuple of the same type."""
     return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)

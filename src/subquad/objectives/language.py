@@ -91,7 +91,9 @@ class ByteScorer(Scorer):
         """The bits that each token needs, of which those count that are asked for."""
         asked = (batch.target != IGNORED).cpu().numpy()
         bits = np.where(asked, bits, 0.0)
-        self.parts.append((batch.example.cpu().numpy(), bits.sum(1), asked.sum(1)))
+        example = batch.example.cpu().numpy()
+        real = example >= 0
+        self.parts.append((example[real], bits[real].sum(1), asked[real].sum(1)))
         position = np.broadcast_to(np.arange(asked.shape[1]), asked.shape)
         offset = 0 if batch.offset is None else batch.offset.cpu().numpy()[:, None]
         for sums, where in zip(self.by_position.values(), (position + offset, position), strict=True):

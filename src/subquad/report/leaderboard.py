@@ -61,6 +61,7 @@ class Costs:
     latency_high_ms: float | None
     latency_length: int | None
     training_peak_mb: float | None  # of one training step
+    state_mb: float | None  # of one row, the most on test; None: none was carried
     peak_mb: float | None  # of the whole process, libraries included
     machines: tuple[str, ...]  # fingerprints; figures of different machines give no ratio
 
@@ -132,6 +133,11 @@ def leaderboard(question: Question, records: Sequence[Record]) -> list[BoardRow]
         for label, reason in question.refusals.items()
     ]
     return [replace(row, group=groups.get(row.label, "")) for row in ranked] + unscored
+
+
+def carried(rows: Sequence[BoardRow]) -> bool:
+    """Whether any row's state was carried from window to window, so that it has a size."""
+    return any(row.costs is not None and row.costs.state_mb is not None for row in rows)
 
 
 def near_baselines(rows: Sequence[BoardRow]) -> list[BoardRow]:
@@ -262,6 +268,7 @@ def _costs(records: Sequence[Record]) -> Costs:
         latency_high_ms=middle([latency["high"] for latency in latencies]),
         latency_length=latencies[0]["length"] if latencies else None,
         training_peak_mb=max(known("training_peak_mb"), default=None),
+        state_mb=max(known("state_mb"), default=None),
         peak_mb=max(known("peak_mb"), default=None),
         machines=tuple(sorted({str(fingerprint(record)) for record in records})),
     )

@@ -2,7 +2,8 @@
 
 The texts are a file, a folder or a Parquet table (`subquad.tasks.documents`), by default 156 books of Project
 Gutenberg below the folder that SUBQUAD_DATA names. A byte's number is its value. Documents are read in
-windows (`subquad.tasks.windows`) of as many bytes as the length of a comparison says.
+windows (`subquad.tasks.windows`) of as many bytes as the length of a comparison says, each by itself or, with
+`carry`, one after the other.
 
 A score is in bits per byte: those of the whole split over its bytes. Asked for the next one, every byte
 counts, the first of a document and of a window too, so that compressors of the same bytes can be held against
@@ -66,6 +67,7 @@ class LanguageData(Dataset):
 
     fields = Tokens(vocabulary=OUTSIDE + 1)
     encoding = None
+    windowed = True
 
     @property
     def question(self) -> LanguageQuestion:
@@ -120,6 +122,13 @@ class LanguageData(Dataset):
             seed = epoch = 0
         return self.windows[split].batches(
             self.question.ask, size=size, length=length, seed=seed, epoch=epoch, shuffle=shuffle
+        )
+
+    def streams(self, split: Split, *, size: int, seed: int, epoch: int, shuffle: bool) -> Iterator[Batch]:
+        if split != "train":
+            seed = epoch = 0
+        return self.windows[split].streams(
+            self.question.ask, size=size, seed=seed, epoch=epoch, shuffle=shuffle
         )
 
     def baselines(self) -> tuple[Baseline, ...]:

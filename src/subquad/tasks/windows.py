@@ -6,6 +6,9 @@ holds bytes of two documents. `Batch.offset` says where in its document a window
 Asked for the next byte, a model reads at each token the byte before it: at the first of a window that of the
 window before, and at the first of a document `OUTSIDE`. So every byte is asked for once. Asked for masked
 bytes, it reads `OUTSIDE` in place of those.
+
+Windows are read in any order, or document by document, where what a model remembers is carried from window to
+window (`subquad.tasks.streams`).
 """
 
 from collections.abc import Callable, Iterator
@@ -20,6 +23,7 @@ from subquad.fields import IGNORED, Batch
 from subquad.objectives import BYTES
 from subquad.tasks.batching import batched
 from subquad.tasks.documents import Documents
+from subquad.tasks.streams import NONE, shuffled_documents, whole_documents
 
 OUTSIDE = BYTES  # the id that is no byte
 MASKED = 0.15  # of the bytes of a window
@@ -36,10 +40,14 @@ class Windows:
         return len(self.document)
 
     @cached_property
+    def counts(self) -> Int[np.ndarray, " d"]:
+        """Windows of each document."""
+        return -(-np.diff(self.documents.stop, prepend=0) // self.length)
+
+    @cached_property
     def document(self) -> Int[np.ndarray, " w"]:
         """Which one each window is of."""
-        counts = -(-np.diff(self.documents.stop, prepend=0) // self.length)
-        return np.arange(len(counts)).repeat(counts)
+        return np.arange(len(self.counts)).repeat(self.counts)
 
     @cached_property
     def offset(self) -> Int[np.ndarray, " w"]:
@@ -62,16 +70,46 @@ class Windows:
         """Every window once, of each its first `length` bytes. What `ask` draws goes by seed and epoch."""
         lengths = np.minimum(self.lengths, length)
         for chosen in batched(lengths, size=size, seed=seed, epoch=epoch, shuffle=shuffle):
-            valid = np.arange(lengths[chosen].max()) < lengths[chosen][:, None]
-            ids, asked = ask(self, chosen, valid, (seed, epoch))
-            target = np.where(asked, self.bytes_at(self.places(chosen, valid)), IGNORED)
-            yield Batch(
-                inputs=(torch.from_numpy(np.where(valid, ids, 0)),),
-                valid=torch.from_numpy(valid),
-                target=torch.from_numpy(target),
-                example=torch.from_numpy(chosen),
-                offset=torch.from_numpy(self.offset[chosen]),
-            )
+            yield self.batch(chosen, lengths[chosen], ask=ask, draw=(seed, epoch))
+
+    def streams(self, ask: "Ask", *, size: int, seed: int, epoch: int, shuffle: bool) -> Iterator[Batch]:
+        """Every window once, whole and in the order of its document, in at most `size` rows.
+
+        Shuffled, documents come in an order drawn by seed and epoch, and long ones are cut into several
+        streams. A row that has nothing left is padding, and its `example` -1.
+        """
+        if size < 1:
+            raise ValueError(f"size must be at least 1, not {size!r}")
+        generator = np.random.default_rng([seed, epoch])
+        window, begins = (
+            shuffled_documents(self.counts, rows=size, generator=generator)
+            if shuffle
+            else whole_documents(self.counts, rows=size)
+        )
+        for chosen, new in zip(window, begins, strict=True):
+            lengths = np.where(chosen == NONE, 0, self.lengths[chosen])
+            batch = self.batch(np.maximum(chosen, 0), lengths, ask=ask, draw=(seed, epoch))
+            yield batch._replace(example=torch.from_numpy(chosen), begins=torch.from_numpy(new))
+
+    def batch(
+        self,
+        chosen: Int[np.ndarray, " b"],
+        lengths: Int[np.ndarray, " b"],
+        *,
+        ask: "Ask",
+        draw: tuple[int, int],
+    ) -> Batch:
+        """The first so many bytes of each of these windows."""
+        valid = np.arange(lengths.max()) < lengths[:, None]
+        ids, asked = ask(self, chosen, valid, draw)
+        target = np.where(asked, self.bytes_at(self.places(chosen, valid)), IGNORED)
+        return Batch(
+            inputs=(torch.from_numpy(np.where(valid, ids, 0)),),
+            valid=torch.from_numpy(valid),
+            target=torch.from_numpy(target),
+            example=torch.from_numpy(chosen),
+            offset=torch.from_numpy(self.offset[chosen]),
+        )
 
     def places(self, chosen: Int[np.ndarray, " b"], valid: Bool[np.ndarray, "b t"]) -> Int[np.ndarray, "b t"]:
         """Where each token of these windows stands among all bytes; 0 for padding."""

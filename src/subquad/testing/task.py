@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from hashlib import blake2b
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,7 @@ def contract() -> tuple[Check, ...]:
         check_padding_is_no_symbol,
         check_length_is_a_bound,
         check_order_goes_by_seed_and_epoch,
+        check_streams_read_documents_in_order,
         check_splits_are_disjoint,
         check_loading_again_gives_the_same,
         check_baselines_are_between_chance_and_one,
@@ -190,6 +192,35 @@ def check_order_goes_by_seed_and_epoch(case: Case) -> None:
     if case.data.count("train") > 8:
         assert order(seed=1, epoch=2) != order(seed=1, epoch=3), "another epoch has the same order"
         assert order(seed=1, epoch=2) != order(seed=2, epoch=2), "another seed has the same order"
+
+
+def check_streams_read_documents_in_order(case: Case) -> None:
+    """Where examples are windows of documents, streams have each once, behind the one before it."""
+    data = case.data
+    if not data.windowed:
+        return
+    for split, shuffle in product(SPLITS, (True, False)):
+        batches = list(data.streams(split, size=7, seed=0, epoch=0, shuffle=shuffle))
+        group, every = data.group(split), torch.cat([batch.example for batch in batches])
+        assert every[every >= 0].sort().values.tolist() == list(range(data.count(split))), (
+            f"{split}: streams have not every example once"
+        )
+        ends: dict[int, tuple[int, int] | None] = {}  # of a row: its document, and the tokens read of it
+        for batch in batches:
+            assert batch.offset is not None, f"{split}: a window does not say where it begins"
+            assert batch.begins is not None, f"{split}: a batch does not say which streams begin"
+            assert torch.equal(batch.valid.any(1), batch.example >= 0), f"{split}: an example without a token"
+            places = (batch.example, batch.offset, batch.begins, batch.valid.sum(1))
+            for row, (place, offset, new, tokens) in enumerate(
+                zip(*(x.tolist() for x in places), strict=True)
+            ):
+                if place < 0:
+                    ends[row] = None
+                    continue
+                document = int(group[place])
+                assert shuffle or new == (offset == 0), f"{split}: a document is not read as a whole"
+                assert new or ends.get(row) == (document, offset), f"{split}: a stream has a gap"
+                ends[row] = document, offset + tokens
 
 
 def check_splits_are_disjoint(case: Case) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from subquad.report import formats
 from subquad.report.findings import Findings
-from subquad.report.leaderboard import REFERENCE, BoardRow, extent, near_baselines
+from subquad.report.leaderboard import REFERENCE, BoardRow, carried, extent, near_baselines
 from subquad.report.markup import Markup, element, join
 from subquad.report.question import Question
 from subquad.report.section import Section
@@ -14,7 +14,17 @@ from subquad.report.success import Success
 from subquad.report.table import scrolling
 
 WIDTH, HEIGHT = 200, 26  # of the drawing of a score, in pixels
-COSTS = 4  # columns: training speed, latency, memory, parameters
+COSTS = {  # columns, and the units of their numbers
+    "Training": "{units}/s",
+    "Latency": "ms a sequence",
+    "Memory": "MB in training",
+    "State": "MB a row",  # where one is carried
+    "Parameters": "in all",
+}
+STATE = (
+    "what is carried of one row from window to window, the most while test was read. A state that grows is "
+    "that of the longest document."
+)
 SEVERAL_MACHINES = (
     "The runs come from different machines. Scores can be compared; speeds and memory cannot, and no ratio "
     "of them is given."
@@ -46,6 +56,7 @@ def _filter() -> Markup:
 def _board(question: Question, rows: Sequence[BoardRow], styles: Mapping[str, Style]) -> Markup:
     metric = question.metric.label
     lettered = any(row.group for row in rows)
+    costs = [name for name in COSTS if name != "State" or carried(rows)]
     drawn = [row for row in rows if row.kind == "mechanism"] + near_baselines(rows)
     across = _scale(drawn)
     baselines = [row.score.mean for row in near_baselines(rows) if row.score]
@@ -67,19 +78,23 @@ def _board(question: Question, rows: Sequence[BoardRow], styles: Mapping[str, St
         ),
         element("th", "Alike", _small("share a letter"), scope="col", class_="letters") if lettered else "",
         _head("Above baseline", "the best one", first="descending"),
-        _head("Training", f"{question.units}/s", first="descending"),
-        _head("Latency", "ms a sequence", first="ascending"),
-        _head("Memory", "MB in training", first="ascending"),
-        _head("Parameters", "in all", first="ascending"),
+        *(
+            _head(
+                name,
+                COSTS[name].format(units=question.units),
+                first="descending" if name == "Training" else "ascending",
+            )
+            for name in costs
+        ),
     ]
     body = [
         element(
             "tr",
             element("th", *_name(row, styles), scope="row", data_value=row.label),
             *(
-                _cells(row, styles, across if row in drawn else None, baselines, lettered=lettered)
+                _cells(row, styles, across if row in drawn else None, baselines, costs, lettered=lettered)
                 if row.score
-                else [_unscored(row, lettered)]
+                else [_unscored(row, columns=3 + len(costs) + lettered)]
             ),
             class_=row.kind,
         )
@@ -129,6 +144,7 @@ def _cells(
     styles: Mapping[str, Style],
     across: Callable[[float], float] | None,
     baselines: Sequence[float],
+    costs: Sequence[str],
     *,
     lettered: bool,
 ) -> list[Markup]:
@@ -142,8 +158,9 @@ def _cells(
     strip = element("td", picture, _interval(row), class_="strip")
     letters = [element("td", row.group or formats.ABSENT, class_="letters")] if lettered else []
     if row.kind == "baseline":
-        return [score, strip, *letters, *[element("td", class_="number")] * (1 + COSTS)]
-    return [score, strip, *letters, _against_baseline(row), *_costs(row)]
+        return [score, strip, *letters, *[element("td", class_="number")] * (1 + len(costs))]
+    cells = _costs(row)
+    return [score, strip, *letters, _against_baseline(row), *(cells[name] for name in costs)]
 
 
 def _against_baseline(row: BoardRow) -> Markup:
@@ -155,7 +172,8 @@ def _against_baseline(row: BoardRow) -> Markup:
     )
 
 
-def _costs(row: BoardRow) -> list[Markup]:
+def _costs(row: BoardRow) -> dict[str, Markup]:
+    """A cell for each of `COSTS`."""
     costs, parameters, ratios = row.costs, row.parameters, row.ratios
     assert costs
     assert parameters
@@ -174,15 +192,17 @@ def _costs(row: BoardRow) -> list[Markup]:
     grown = ""
     if parameters.beyond_reference is not None and row.label != REFERENCE:
         grown = _mark(formats.percent(parameters.beyond_reference)) if parameters.marked else ""
-    return [
-        cell(costs.units_per_second, beside(ratios and ratios.units_per_second)),
-        cell(costs.latency_ms, quartiles),
-        cell(costs.training_peak_mb, beside(ratios and ratios.training_peak_mb)),
-        element("td", formats.count(parameters.total), grown, class_="number", data_value=parameters.total),
-    ]
+    total = parameters.total
+    return {
+        "Training": cell(costs.units_per_second, beside(ratios and ratios.units_per_second)),
+        "Latency": cell(costs.latency_ms, quartiles),
+        "Memory": cell(costs.training_peak_mb, beside(ratios and ratios.training_peak_mb)),
+        "State": cell(costs.state_mb),
+        "Parameters": element("td", formats.count(total), grown, class_="number", data_value=total),
+    }
 
 
-def _unscored(row: BoardRow, lettered: bool) -> Markup:
+def _unscored(row: BoardRow, *, columns: int) -> Markup:
     """One cell over the whole width: why there is no score."""
     if row.refusal:
         parts: list[str] = [_mark("cannot take this task"), element("span", row.refusal, class_="reason")]
@@ -191,7 +211,7 @@ def _unscored(row: BoardRow, lettered: bool) -> Markup:
     else:
         reasons = dict.fromkeys(failure.reason for failure in row.failures if failure.reason)
         parts = [_failure_mark(row), element("span", "; ".join(reasons), class_="reason")]
-    return element("td", *parts, colspan=3 + COSTS + lettered, class_="unscored")
+    return element("td", *parts, colspan=columns, class_="unscored")
 
 
 def _failure_mark(row: BoardRow) -> Markup:
@@ -299,6 +319,7 @@ def _key(question: Question, rows: Sequence[BoardRow]) -> Markup:
         "step.",
         "Latency": "one sequence of full length through the trained model, with quartiles.",
         "Memory": "what one training step takes beyond what was in use before it.",
+        **({"State": STATE} if carried(rows) else {}),
         "Parameters": "marked where they are over 10 % more than those of softmax: the score may be theirs.",
     }
     notes = claims | notes
