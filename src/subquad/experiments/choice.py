@@ -28,9 +28,9 @@ from subquad.experiments.spec import AnySpec, Baseline, Bench, DataSpec, Fit, Me
 from subquad.measure.cost import find_dtype
 from subquad.measure.timing import interleaved
 from subquad.mechanism import Dims, Traits
-from subquad.notation import read, several
+from subquad.notation import several
 from subquad.records import Record, Store
-from subquad.registry import catalog, find
+from subquad.registry import catalog, traits
 from subquad.task import Dataset
 
 SOFTMAX = "softmax"
@@ -156,10 +156,10 @@ def candidates(
     possible: list[MechanismSpec] = []
     for text in chain.from_iterable(map(several, config.attention)):
         for name in catalog() if text == ALL else [text]:
-            traits = find(read(name)[0]).traits
-            if traits.name == SOFTMAX:
+            claimed = traits(name)
+            if claimed.name == SOFTMAX:
                 continue  # it stands beside every candidate
-            if reason := why_unfit(traits, causal=causal, streaming=streaming, bounded=config.bounded):
+            if reason := why_unfit(claimed, causal=causal, streaming=streaming, bounded=config.bounded):
                 refusals[name] = reason
                 continue
             try:

@@ -25,7 +25,7 @@ from subquad.mechanism import Dims
 from subquad.notation import several, written
 from subquad.recorded import COMPARISON_VERSION
 from subquad.records import Record, Store
-from subquad.registry import build, catalog
+from subquad.registry import build, catalog, network
 from subquad.task import Dataset
 
 VALIDATIONS = 4  # in a fit
@@ -225,8 +225,10 @@ def built_without_data(
 
 
 def refusal(row: MechanismSpec, dims: Dims) -> str | None:
-    """Why a mechanism cannot be built by itself; None where it can."""
-    return refused(build, row.attention, dims, causal=row.causal, **row.options)
+    """Why a mechanism cannot be built by itself, or one of a mixture's; None where they can."""
+    members = network(row.attention, row.options)
+    reasons = (refused(build, name, dims, causal=row.causal, **options) for name, options, _ in members)
+    return next(filter(None, reasons), None)
 
 
 def refused(make: Callable[..., object], *inputs: object, **options: Any) -> str | None:

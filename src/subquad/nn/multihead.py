@@ -6,7 +6,6 @@ weights; `subquad.replace_attention` puts it there. What most mechanisms cannot 
 attention maps, dropout on them, arbitrary masks.
 """
 
-import math
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 
 from subquad.mechanism import Dims, Mechanism, Outputs, State, Valid
 from subquad.nn.positions import HiddenStates
+from subquad.nn.scores import require_scaling, require_turning
 from subquad.nn.sequence import Sequence, finite_queries, make_sequence, zero_padded
 from subquad.nn.sources import require_one
 from subquad.nn.state import Stream, require_own
@@ -124,13 +124,13 @@ class MultiheadAttention(nn.Module):
             )
         self.widths = self.mechanism.projections()
         if rotary:
-            self._check_rotary()
+            require_turning(self.mechanism)
         if self.kv_heads != num_heads and "k" not in self.widths:
             raise ValueError(
                 f"{attention!r} makes its keys of queries, and cannot share them: leave out kv_heads"
             )
         if scale is not None:
-            self._check_scale(scale)
+            require_scaling(self.mechanism, scale)
         rows = sum(self._rows())
         self.in_proj_weight = nn.Parameter(torch.empty(rows, embed_dim))
         if bias:
@@ -363,27 +363,6 @@ class MultiheadAttention(nn.Module):
 
     def _rows(self) -> list[int]:
         return [self._heads(name) * width for name, width in self.widths.items()]
-
-    def _check_rotary(self) -> None:
-        if list(self.widths) != list("qkv"):
-            raise ValueError(
-                f"{self.attention!r} takes {', '.join(self.widths)}, and rotary positions would turn q "
-                "against inputs that do not turn: choose other positions"
-            )
-        if self.widths["q"] % 2:
-            raise ValueError(
-                f"rotary positions turn pairs, and heads are {self.widths['q']} wide: choose an even "
-                "embed_dim / num_heads, or other positions"
-            )
-
-    def _check_scale(self, scale: float) -> None:
-        if isinstance(scale, bool) or not 0 < scale < math.inf:
-            raise ValueError(f"scale multiplies scores, and is a positive number or None, not {scale!r}")
-        if not self.mechanism.score_inputs():
-            raise ValueError(
-                f"{self.attention!r} with these options does not weigh keys by scores q . k, which a scale "
-                "would multiply: leave out scale, or take a mechanism that does, such as 'softmax'"
-            )
 
     def _check_sources(self, query: HiddenStates, key: Keyed, value: Keyed) -> None:
         """Refuse a second sequence where there can be only one, whatever objects that one comes in."""
