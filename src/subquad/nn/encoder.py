@@ -14,6 +14,7 @@ from subquad.config import ModelConfig
 from subquad.mechanism import Mechanism, State, Valid
 from subquad.nn import state as states
 from subquad.nn.blocks import TransformerBlock
+from subquad.nn.documents import Documents, by_document
 from subquad.nn.multihead import Causal, MultiheadAttention
 from subquad.nn.positions import HiddenStates, positional_encoding
 from subquad.nn.sequence import Sequence, make_sequence
@@ -119,11 +120,18 @@ class Encoder(nn.Module):
     def _tie(self, _: Any) -> None:
         self.tie()
 
-    def forward(self, x: HiddenStates, valid: Valid | None = None) -> HiddenStates:
+    def forward(
+        self, x: HiddenStates, valid: Valid | None = None, *, documents: Documents | None = None
+    ) -> HiddenStates:
         """Encode whole sequences: `(b t m) -> (b t m)`.
 
         valid: True at real tokens; padding may stand anywhere. None: all are real.
+        documents: a number for each token, the same for all of a document, where several are packed into a
+            row: each is encoded as if it were alone (`nn.documents`), and `penalty` is then that of the
+            longest. None: a row is one.
         """
+        if documents is not None:
+            return by_document(self.forward, x, valid=valid, documents=documents)
         sequence, _ = self._begin(x, valid, None)
         with one_pass():
             for block in self.blocks:

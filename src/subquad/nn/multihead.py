@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from subquad.mechanism import Dims, Mechanism, Outputs, State, Valid
+from subquad.nn.documents import by_document
 from subquad.nn.positions import HiddenStates
 from subquad.nn.scores import require_scaling, require_turning
 from subquad.nn.sequence import Sequence, finite_queries, make_sequence, zero_padded
@@ -228,6 +229,8 @@ class MultiheadAttention(nn.Module):
         attn_mask: Tensor | None = None,
         average_attn_weights: bool = True,
         is_causal: bool = False,
+        *,
+        documents: Int[Tensor, "*b s"] | None = None,
     ) -> tuple[Tensor, None]:
         """Attend from `query` to `key` and `value`: `(b t m), (b s m), (b s m) -> (b t m), None`.
 
@@ -238,27 +241,37 @@ class MultiheadAttention(nn.Module):
             keys are real.
         need_weights: must be False: there are no weights to return, nor for average_attn_weights to average.
         attn_mask, is_causal: the causal mask, and True, for a causal layer only; they change nothing.
+        documents: `(b s)` always, in self-attention: a number for each token, the same for all of a document,
+            where several are packed into a row and do not see one another (`nn.documents`). None: it is one.
         """
         if need_weights:
             raise ValueError("attention weights are never formed: call with need_weights=False")
         if is_causal and not self.causal:
             raise ValueError("this layer sees the future: for is_causal=True build it with causal=True")
         if query.is_nested:
-            if attn_mask is not None or key_padding_mask is not None:
-                raise ValueError("nested tensors take no mask: pad them, or leave the mask out")
+            if any(x is not None for x in (attn_mask, key_padding_mask, documents)):
+                raise ValueError("nested tensors take no mask and no documents: pad them, or leave these out")
             return self._attend_nested(query, key, value), None
         valid = None if key_padding_mask is None else ~blocked(key_padding_mask, name="key_padding_mask")
         unbatched = query.ndim == 2
         if unbatched:
             query, key, value = map_inputs(lambda x: x[None], query, key, value)
             valid = None if valid is None else valid[None]
+            documents = None if documents is None else documents[None]
         elif not self.batch_first:
             query, key, value = map_inputs(axes_swapped, query, key, value)
         if attn_mask is not None:
             require_causal_mask(attn_mask, causal=self.causal, length=query.shape[1])
         if valid is not None and valid.shape != key.shape[:2]:
             raise ValueError(f"padding of shape {tuple(valid.shape)} for keys of {tuple(key.shape[:2])}")
-        out = self._attend(query, key, value, valid)
+        if documents is None:
+            out = self._attend(query, key, value, valid)
+        else:
+            for x in (key, value):
+                require_one(query, x, otherwise=f"documents are packed in self-attention alone: {ONE}")
+            out = by_document(
+                lambda x, real: self._attend(x, x, x, real), query, valid=valid, documents=documents
+            )
         if unbatched:
             return out[0], None
         return (out if self.batch_first else axes_swapped(out)), None
