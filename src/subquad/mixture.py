@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, reduce
 from math import gcd
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -18,9 +18,6 @@ from torch import Tensor, nn
 
 from subquad.mechanism import Dims, Mechanism, Outputs, State, Traits, Valid
 from subquad.notation import Option, repeated, written
-
-CAUSAL: tuple[Literal["strict", "values"] | None, ...] = (None, "values", "strict")  # from the weakest
-STATES: tuple[Literal["bounded", "growing"] | None, ...] = (None, "growing", "bounded")
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,14 @@ class Mixture(Mechanism):
         return tuple(name for name in widths if name in scored)
 
     def definition(self, *inputs: Tensor, valid: Valid | None = None) -> Outputs:
-        return torch.cat([m.definition(**x, valid=valid) for m, x in self._split(inputs)], 1)
+        counts = [member.dims.heads for member in self.members()]
+        split = zip(*(x.split(counts, 1) for x in inputs), strict=True)
+        outputs = []
+        for member, heads in zip(self.members(), split, strict=True):
+            named = dict(zip(self.projections(), heads, strict=True))
+            own = [named[name][..., :width] for name, width in member.projections().items()]
+            outputs.append(member.definition(*own, valid=valid))
+        return torch.cat(outputs, 1)
 
     def forward(self, *inputs: Tensor, valid: Valid | None = None) -> Outputs:
         return torch.cat([m(**x, valid=valid) for m, x in self._split(inputs)], 1)
@@ -178,9 +182,9 @@ def common_traits(name: str, every: Sequence[Traits]) -> Traits:
     Raises `ValueError` where there is no form that all have.
     """
     bidirectional = all(traits.bidirectional for traits in every)
-    causal = next(claim for claim in CAUSAL if claim in {traits.causal for traits in every})
-    state = next(claim for claim in STATES if claim in {traits.state for traits in every})
-    if not bidirectional and causal is None:
+    causal = {traits.causal for traits in every}
+    states = {traits.state for traits in every}
+    if not bidirectional and None in causal:
         one = next(traits.name for traits in every if not traits.bidirectional)
         other = next(traits.name for traits in every if traits.causal is None)
         raise ValueError(
@@ -193,9 +197,9 @@ def common_traits(name: str, every: Sequence[Traits]) -> Traits:
         paper=", ".join(dict.fromkeys(traits.paper for traits in every)),
         family=family,
         bidirectional=bidirectional,
-        causal=causal,
+        causal=None if None in causal else "values" if "values" in causal else "strict",
         cross=all(traits.cross for traits in every),
-        state=None if causal is None else state,
+        state=None if None in causal | states else "growing" if "growing" in states else "bounded",
         cost=max(traits.cost for traits in every),
         normalised=all(traits.normalised for traits in every),
         limit={} if all(traits.limit == {} for traits in every) else None,
