@@ -114,6 +114,7 @@ class Mechanism(nn.Module, ABC):
 
     traits: ClassVar[Traits]
     inputs: ClassVar[type[tuple[Tensor, ...]]] = QueriesKeysValues  # a NamedTuple of shapes
+    heads_multiple: ClassVar[int] = 1  # a number that divides the heads that it is built for
     zeros_padding: bool = True  # False: a form gets padding as it comes, and packs or masks it
     _widths: ClassVar[dict[str, int | None]] = declared_widths(QueriesKeysValues)
 
@@ -145,6 +146,10 @@ class Mechanism(nn.Module, ABC):
         As `inputs` has them: that of a head, unless the last axis of the shape is a number.
         """
         return {name: width or self.dims.head_dim for name, width in self._widths.items()}
+
+    def members(self) -> Sequence["Mechanism"]:
+        """The mechanisms among which its heads are split: itself alone, unless it is a mixture."""
+        return [self]
 
     def score_inputs(self) -> tuple[str, ...]:
         """The inputs in which scores q . k / sqrt(d) are linear on the side of queries.

@@ -1,12 +1,18 @@
-"""Mechanisms by name: those that come with the package, and those that others register (`plugins.py`)."""
+"""Mechanisms by name: those that come with the package, those of others (`plugins.py`), and mixtures.
+
+What splits the heads of a layer among mechanisms goes by a name, too, "local:width=64&taylor", which stands
+wherever a mechanism's does. A network whose layers differ is no mechanism; `network` reads it.
+"""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
-from subquad.mechanism import Dims, Mechanism
+from subquad.mechanism import Dims, Mechanism, Traits
 from subquad.mechanisms import BUILTIN
+from subquad.mixture import Share, common_traits, mix_heads
+from subquad.notation import Option, but_defaults, heads, layers, mixes, read, read_options, repeated, written
 from subquad.plugins import collect, hint, look_up
 
 
@@ -20,9 +26,90 @@ def is_mechanism(thing: object) -> TypeGuard[type[Mechanism]]:
     return isinstance(thing, type) and issubclass(thing, Mechanism)
 
 
+class Member(NamedTuple):
+    """A mechanism with its options, and how many layers in a row have it."""
+
+    attention: str
+    options: Mapping[str, Option]
+    layers: int = 1
+
+
 def find(name: str) -> type[Mechanism]:
-    """The mechanism called `name`, or `ValueError` with the nearest known."""
+    """The mechanism called `name`, or the one that splits heads as it says; `ValueError` otherwise."""
+    if len(heads(name)) > 1:
+        return mix_heads(shares(name))
+    if len(layers(name)) > 1:
+        raise ValueError(
+            f"{name!r} names mechanisms for the layers of a network: a layer takes one of them, or several "
+            "with & between them, which share its heads"
+        )
     return look_up("mechanism", name, catalog())
+
+
+def shares(layer: str, chosen: Mapping[str, Option] | None = None) -> tuple[Share, ...]:
+    """Among which mechanisms a layer splits its heads: one, with its options, where it does not."""
+    parts = [Member(layer, chosen)] if chosen else [_member(*part) for part in heads(layer)]
+    return tuple(Share(find(name), tuple(options.items()), count) for name, options, count in parts)
+
+
+def network(attention: str, options: Mapping[str, Any] | None = None) -> list[Member]:
+    """The members of a network in their order: several where `attention` mixes them by layer, else one.
+
+    options: those of a mechanism that is named alone. Raises `ValueError` beside the notation's own, and for
+    what is not known.
+    """
+    if not mixes(attention) and ":" not in attention:
+        return [Member(attention, dict(options or {}))]
+    if options:
+        raise ValueError(
+            f"{attention!r} has its options within it, and {', '.join(options)} beside it: write them behind "
+            "the member that they are of, as in 'local:width=64*3+softmax'"
+        )
+    return _shortest([_member(text, count) for text, count in layers(attention)])
+
+
+def network_name(members: Sequence[Member]) -> str:
+    """What users type for it."""
+    texts = [(written(name, options), count) for name, options, count in members]
+    return texts[0][0] if len(texts) == 1 else "+".join(repeated(*text) for text in texts)
+
+
+def traits(attention: str, options: Mapping[str, Any] | None = None) -> Traits:
+    """Of a mechanism, or what all members of a mixture claim."""
+    members = network(attention, options)
+    every = [find(member.attention).traits for member in members]
+    return every[0] if len(every) == 1 else common_traits(network_name(members), every)
+
+
+def every_option(attention: str, chosen: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """All options with their values, defaults too; in a mixture behind the name and place of their member."""
+    every = [share for name, own, _ in network(attention, chosen) for share in shares(name, own)]
+    values = [{**options(share.mechanism), **dict(share.options)} for share in every]
+    if len(every) == 1:
+        return values[0]
+    return {
+        f"{share.mechanism.traits.name} {place}.{option}": value
+        for place, (share, own) in enumerate(zip(every, values, strict=True), 1)
+        for option, value in own.items()
+    }
+
+
+def layer_by_layer(
+    attention: str, options: Mapping[str, Any] | None = None, *, depth: int
+) -> list[tuple[str, Mapping[str, Any]]]:
+    """The mechanism and the options of each of `depth` layers, over which a mixture's own repeat.
+
+    Raises `ValueError` unless that is a whole number of times.
+    """
+    members = network(attention, options)
+    period = sum(member.layers for member in members)
+    if depth % period:
+        raise ValueError(
+            f"{attention!r} is a network of {period} layers, and {depth} are asked for: take a depth of "
+            f"{period}, {2 * period} or another multiple, or name the members of all {depth}"
+        )
+    once = [(name, options) for name, options, count in members for _ in range(count)]
+    return once * (depth // period)
 
 
 def options(cls: type[Mechanism]) -> dict[str, Any]:
@@ -42,3 +129,24 @@ def build(name: str, dims: Dims, *, causal: bool, **chosen: Any) -> Mechanism:
         if option not in options(cls):
             raise ValueError(f"{name!r} has no option {option!r}{hint(option, options(cls))}")
     return cls(dims, causal=causal, **chosen)
+
+
+def _member(text: str, count: int) -> Member:
+    """A member as it is written, by its proper name and without options that are at their defaults."""
+    if len(heads(text)) > 1:
+        return Member(find(text).traits.name, {}, count)
+    name, pairs = read(text)
+    defaults = options(find(name))
+    return Member(name, but_defaults(read_options(find(name), name, text, pairs, defaults), defaults), count)
+
+
+def _shortest(members: Sequence[Member]) -> list[Member]:
+    """The same network in the fewest layers that repeat, neighbours that are alike as one member."""
+    once = [member._replace(layers=1) for member in members for _ in range(member.layers)]
+    period = next(n for n in range(1, len(once) + 1) if once == once[:n] * (len(once) // n))
+    runs: list[Member] = []
+    for member in once[:period]:
+        if runs and runs[-1][:2] == member[:2]:
+            member = member._replace(layers=runs.pop().layers + 1)
+        runs.append(member)
+    return runs

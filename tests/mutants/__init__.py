@@ -6,6 +6,7 @@ from mutants import (
     kernel,
     low_rank,
     memory,
+    mixtures,
     performer,
     recurrent,
     relatives,
@@ -18,7 +19,7 @@ from mutants import (
 
 FAMILIES = (
     *(exact, kernel, performer, relatives, sparse, low_rank, content, recurrent, memory),
-    *(setups, transforms, waiting),
+    *(mixtures, setups, transforms, waiting),
 )
 MUTANTS = [mutant for family in FAMILIES for mutant in family.MUTANTS]
 KERNEL_MUTANTS = triton.MUTANTS

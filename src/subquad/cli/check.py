@@ -1,14 +1,15 @@
 """What `subquad check` certifies, and how it prints a certificate."""
 
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 if TYPE_CHECKING:
+    from subquad.mechanism import Mechanism
     from subquad.testing import Outcome
 
 Certificate = tuple[str, Callable[[], "Iterator[Outcome]"]]  # of whom, and its lines
@@ -20,10 +21,14 @@ def all_mechanisms() -> list[Certificate]:
     return [_certificate(cls) for cls in catalog().values()]
 
 
-def named(text: str) -> Certificate:
-    """Of a known mechanism or task ("listops:train=100"), or of the class that PACKAGE:CLASS names."""
+def named(text: str) -> list[Certificate]:
+    """Of a known task ("listops:train=100") or mechanism, one for each layer that a mixture may have.
+
+    Or of the class that PACKAGE:CLASS names.
+    """
     from subquad import registry, tasks
     from subquad.experiments.rows import task_of
+    from subquad.notation import mixes
     from subquad.plugins import hint
 
     name, colon, rest = text.partition(":")
@@ -31,13 +36,16 @@ def named(text: str) -> Certificate:
         request = task_of(text)
         if request.target is not None:
             raise ValueError(f"a task is certified with all its targets: leave target={request.target} out")
-        return _certificate(tasks.build(request.name, **request.options), name=text)
+        return [_certificate(tasks.build(request.name, **request.options), name=text)]
+    if mixes(text) or "=" in rest:
+        layers = (_layer(name, options) for name, options, _ in registry.network(text))
+        return [_certificate(cls) for cls in dict.fromkeys(layers)]
     if colon:
-        return _certificate(_class(name, rest))
+        return [_certificate(_class(name, rest))]
     if name not in registry.catalog():
         known = [*registry.catalog(), *tasks.catalog()]
         raise ValueError(f"unknown mechanism or task {name!r}{hint(name, known)}")
-    return _certificate(registry.find(name))
+    return [_certificate(registry.find(name))]
 
 
 def show(certificates: list[Certificate], *, as_json: bool) -> tuple[dict[str, list[dict[str, Any]]], int]:
@@ -73,6 +81,20 @@ def _certificate(subject: Any, *, name: str = "") -> Certificate:
         return f"{where} ({subject.traits.name})", lambda: certify_task(subject())
     assert issubclass(subject, Mechanism)
     return f"{where} ({subject.traits.name})", lambda: certify(subject)
+
+
+def _layer(attention: str, options: Mapping[str, Any]) -> "type[Mechanism]":
+    """A mechanism with these options, and else with those that suit the checks; each of a mixture's, too."""
+    from subquad.mixture import mix_heads
+    from subquad.registry import shares
+
+    every = shares(attention, options)
+    small = [{**share.mechanism.traits.tiny, **dict(share.options)} for share in every]
+    if not options and len(every) == 1:
+        return every[0].mechanism
+    return mix_heads(
+        tuple(replace(share, options=tuple(own.items())) for share, own in zip(every, small, strict=True))
+    )
 
 
 def _class(package: str, name: str) -> type:

@@ -38,8 +38,8 @@ from subquad.cli.output import (
 from subquad.cli.progress import preparing, watching, working
 from subquad.config import ModelConfig
 from subquad.experiments.config import Benchmark, Comparison, InputsConfig, TrainingConfig
-from subquad.experiments.notation import written
 from subquad.files import write_whole
+from subquad.notation import written
 
 if TYPE_CHECKING:
     from subquad.records import Record
@@ -262,7 +262,7 @@ def bench(
 
 @app.command(
     epilog=examples(
-        "subquad check my_package:MyAttention", "subquad check performer", "subquad check listops:train=500"
+        "subquad check my_package:Mine", "subquad check 'local:width=8&softmax'", "subquad check listops"
     )
 )
 def check(
@@ -277,12 +277,12 @@ def check(
     everything: Annotated[bool, typer.Option("--all", help="All known mechanisms.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Certify a mechanism or a task: a line for each check, what failed and by how much."""
+    """Certify a mechanism, a mixture or a task: a line for each check, what failed and by how much."""
     if (name is None) != everything:
         raise ValueError("name one mechanism or task, PACKAGE:CLASS, or give --all")
     from subquad.cli.check import all_mechanisms, named, show
 
-    certificates, failed = show(all_mechanisms() if name is None else [named(name)], as_json=as_json)
+    certificates, failed = show(all_mechanisms() if name is None else named(name), as_json=as_json)
     if as_json:
         print_json({"certificates": certificates, "failed": failed})
     raise typer.Exit(FAILED if failed else 0)

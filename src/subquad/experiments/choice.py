@@ -23,14 +23,14 @@ from subquad.experiments.config import Choice, Comparison, InputsConfig, Trainin
 from subquad.experiments.device import resolve
 from subquad.experiments.grid import Observer, run_missing
 from subquad.experiments.model import build_model
-from subquad.experiments.notation import read, several
 from subquad.experiments.rows import ALL, rows, task_of
 from subquad.experiments.spec import AnySpec, Baseline, Bench, DataSpec, Fit, MechanismSpec, Place, Stream
 from subquad.measure.cost import find_dtype
 from subquad.measure.timing import interleaved
 from subquad.mechanism import Dims, Traits
+from subquad.notation import several
 from subquad.records import Record, Store
-from subquad.registry import catalog, find
+from subquad.registry import catalog, traits
 from subquad.task import Dataset
 
 SOFTMAX = "softmax"
@@ -156,10 +156,10 @@ def candidates(
     possible: list[MechanismSpec] = []
     for text in chain.from_iterable(map(several, config.attention)):
         for name in catalog() if text == ALL else [text]:
-            traits = find(read(name)[0]).traits
-            if traits.name == SOFTMAX:
+            claimed = traits(name)
+            if claimed.name == SOFTMAX:
                 continue  # it stands beside every candidate
-            if reason := why_unfit(traits, causal=causal, streaming=streaming, bounded=config.bounded):
+            if reason := why_unfit(claimed, causal=causal, streaming=streaming, bounded=config.bounded):
                 refusals[name] = reason
                 continue
             try:

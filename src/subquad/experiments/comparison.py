@@ -17,15 +17,15 @@ from subquad.experiments.config import CELL, MULTIPLES, Comparison, InputsConfig
 from subquad.experiments.device import resolve
 from subquad.experiments.grid import Observer, run_missing
 from subquad.experiments.model import build_model
-from subquad.experiments.notation import several, written
 from subquad.experiments.preparation import TellProgress, prepare, quiet
 from subquad.experiments.presets import preset_of
 from subquad.experiments.rows import ALL, TaskRequest, in_form, mechanisms, task_of
 from subquad.experiments.spec import AnySpec, Baseline, Bench, DataSpec, Fit, MechanismSpec, Place
 from subquad.mechanism import Dims
+from subquad.notation import several, written
 from subquad.recorded import COMPARISON_VERSION
 from subquad.records import Record, Store
-from subquad.registry import build, catalog
+from subquad.registry import build, catalog, network
 from subquad.task import Dataset
 
 VALIDATIONS = 4  # in a fit
@@ -231,8 +231,10 @@ def built_without_data(
 
 
 def refusal(row: MechanismSpec, dims: Dims) -> str | None:
-    """Why a mechanism cannot be built by itself; None where it can."""
-    return refused(build, row.attention, dims, causal=row.causal, **row.options)
+    """Why a mechanism cannot be built by itself, or one of a mixture's; None where they can."""
+    members = network(row.attention, row.options)
+    reasons = (refused(build, name, dims, causal=row.causal, **options) for name, options, _ in members)
+    return next(filter(None, reasons), None)
 
 
 def refused(make: Callable[..., object], *inputs: object, **options: Any) -> str | None:

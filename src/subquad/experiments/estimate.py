@@ -26,7 +26,7 @@ from subquad.experiments.trial import CellTimes, CellTrial, FitTimes, FitTrial
 from subquad.measure.cost import LIMIT
 from subquad.recorded import Count
 from subquad.records import Record, Store
-from subquad.registry import find
+from subquad.registry import traits
 
 S = TypeVar("S", Fit, Bench)
 
@@ -249,7 +249,7 @@ class Trials:
         label = f"bench {shortest.mechanism.label}"
         if record["status"] != "ok":
             return untimed(label, len(cells), record)
-        power = find(shortest.mechanism.attention).traits.cost
+        power = traits(shortest.mechanism.attention).cost
         each = [
             min(limit, cell_seconds(record["measured"], record["seconds"], longer, power))
             for longer in (cell.length / shortest.length for cell in cells)

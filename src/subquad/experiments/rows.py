@@ -4,29 +4,18 @@ Everything is checked here, before anything runs: the name, each option, its typ
 the form that exists.
 """
 
-import inspect
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
-from math import inf
-from typing import Any, NamedTuple, get_args
+from typing import NamedTuple
 
 from subquad import tasks
-from subquad.experiments.notation import Option, read, several, swept
 from subquad.experiments.spec import MechanismSpec
 from subquad.mechanism import Dims
-from subquad.plugins import hint
-from subquad.registry import build, catalog, find, options
+from subquad.notation import Option, but_defaults, read, read_options, several, swept
+from subquad.registry import Member, build, catalog, network, network_name, traits
 
 ALL = "all"
-
-SPOKEN: dict[type, str] = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a finite number",
-    str: "a word",
-}
 
 
 class TaskRequest(NamedTuple):
@@ -45,7 +34,8 @@ def rows(texts: Sequence[str], dims: Dims, *, causal: bool = False) -> tuple[Mec
     every = [name for name, cls in catalog().items() if cls.traits.causal or not causal]
     chosen = tuple(in_form(mechanism, causal=causal) for mechanism in mechanisms(texts, every=every))
     for row in chosen:
-        build(row.attention, dims, causal=row.causal, **row.options)
+        for member in network(row.attention, row.options):
+            build(member.attention, dims, causal=row.causal, **member.options)
     return chosen
 
 
@@ -61,10 +51,9 @@ def mechanisms(texts: Sequence[str], *, every: Iterable[str]) -> list[MechanismS
     chosen: list[MechanismSpec] = []
     named = chain.from_iterable(map(swept, chain.from_iterable(map(several, texts))))
     for text in chain.from_iterable(every if text == ALL else [text] for text in named):
-        name, pairs = read(text)
-        cls = find(name)
-        chosen_options = read_options(cls, name, text, pairs, options(cls))
-        mechanism = MechanismSpec(attention=name, options=but_defaults(chosen_options, options(cls)))
+        members = network(text)
+        alone = members[0] if len(members) == 1 else Member(network_name(members), {})
+        mechanism = MechanismSpec(attention=alone.attention, options=alone.options)
         if mechanism in chosen:
             raise ValueError(f"{text!r} is asked for twice")
         chosen.append(mechanism)
@@ -73,7 +62,7 @@ def mechanisms(texts: Sequence[str], *, every: Iterable[str]) -> list[MechanismS
 
 def in_form(mechanism: MechanismSpec, *, causal: bool) -> MechanismSpec:
     """The row of a mechanism: bidirectional unless causal forms are asked for or it has no other."""
-    return replace(mechanism, causal=causal or not find(mechanism.attention).traits.bidirectional)
+    return replace(mechanism, causal=causal or not traits(mechanism.attention).bidirectional)
 
 
 def task_of(text: str, *, target: str | None = None) -> TaskRequest:
@@ -95,39 +84,3 @@ def task_of(text: str, *, target: str | None = None) -> TaskRequest:
     defaults = tasks.options(cls)
     chosen = {**tasks.sized(cls, *sizes), **read_options(cls, name, text, named, defaults)}
     return TaskRequest(name, but_defaults(chosen, defaults), next(iter(targets), target))
-
-
-def read_options(
-    cls: type, name: str, text: str, pairs: Sequence[tuple[str, str]], defaults: Mapping[str, Any]
-) -> dict[str, Option]:
-    """The values of options, as the constructor of `cls` takes them."""
-    chosen: dict[str, Option] = {}
-    for option, value in pairs:
-        if option not in defaults:
-            raise ValueError(f"{name!r} has no option {option!r}{hint(option, defaults)}")
-        if option in chosen:
-            raise ValueError(f"{text!r} gives {option!r} twice")
-        chosen[option] = _value(value, cls, name, option)
-    return chosen
-
-
-def but_defaults(chosen: Mapping[str, Option], defaults: Mapping[str, Any]) -> dict[str, Option]:
-    """Without the options that are at their defaults."""
-    return {option: value for option, value in chosen.items() if value != defaults[option]}
-
-
-def _value(text: str, cls: type, name: str, option: str) -> Option:
-    parameter = inspect.signature(cls).parameters[option]
-    stated = set(get_args(parameter.annotation)) | {parameter.annotation}
-    kinds: list[Any] = [kind for kind in SPOKEN if kind in stated] or [type(parameter.default)]
-    for kind in kinds:
-        if kind is bool:
-            if text.lower() in {"true", "false"}:
-                return text.lower() == "true"
-            continue
-        with suppress(ValueError):
-            value = kind(text)
-            if value not in (inf, -inf) and value == value:
-                return value
-    possible = " or ".join(SPOKEN[kind] if kind in SPOKEN else str(kind) for kind in kinds)
-    raise ValueError(f"option {option!r} of {name!r} takes {possible}, not {text!r}")

@@ -1,9 +1,9 @@
 """What one mechanism costs at one length, beside torch's fused attention: one cell of the bench."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from subquad.measure.peers import installed_peers
 from subquad.measure.roofline import Work, rates
 from subquad.measure.timing import Timing, interleaved
 from subquad.mechanism import Dims, Mechanism
-from subquad.registry import build
+from subquad.registry import build, network
 
 WARMUP_TOKENS = 64  # are run first, so that libraries are loaded when memory is measured
 COUNTED = (1024, 2048)  # tokens at which work is counted, where sequences are longer
@@ -74,6 +74,8 @@ def cost(
     forward_backward   a `Timed`, with the gradients of all inputs and parameters; only if `backward`
     memory             a `Memory`, of the larger of the two
 
+    Of a mixture by layer they are means over its layers, each member timed in the same turns.
+
     Raises `ValueError` for what cannot be built, `FloatingPointError` when the output is not finite.
 
     attention, options, causal: the mechanism's name, its options, and which of its forms.
@@ -87,15 +89,18 @@ def cost(
     """
     kind = find_dtype(dtype)
     dims = Dims(heads=heads, head_dim=head_dim, max_len=length)
-    mechanism = build(attention, dims, causal=causal, **options).to(device, kind)
     generator = torch.Generator().manual_seed(0)
 
     def normal(width: int) -> Tensor:
         x = torch.randn(batch, heads, length, width, generator=generator)
         return x.to(device, kind).requires_grad_()
 
-    inputs = {name: normal(width) for name, width in mechanism.projections().items()}
-    ours = Candidate(mechanism, inputs, tuple(p for p in mechanism.parameters() if p.requires_grad))
+    layers: list[Layer] = []
+    for share, mechanism in built_layers(attention, dims, causal=causal, options=options):
+        mechanism = mechanism.to(device, kind)
+        inputs = {name: normal(width) for name, width in mechanism.projections().items()}
+        weights = tuple(p for p in mechanism.parameters() if p.requires_grad)
+        layers.append(Layer(share, mechanism, Candidate(mechanism, inputs, weights)))
     attend = partial(F.scaled_dot_product_attention, is_causal=causal)
     reference = Candidate(attend, {name: normal(head_dim) for name in ("query", "key", "value")})
 
@@ -103,27 +108,32 @@ def cost(
     if backward:
         operations = {"forward_backward": Candidate.forward_backward, **operations}
     largest = next(iter(operations.values()))
-    for candidate in (ours, reference):
+    candidates = [*(layer.candidate for layer in layers), reference]
+    for candidate in candidates:
         largest(candidate.shortened(WARMUP_TOKENS))
-    peak, reference_peak = (peak_memory(partial(largest, x), device=device) for x in (ours, reference))
-    if not ours.forward().isfinite().all():
+    *peaks, reference_peak = [peak_memory(partial(largest, x), device=device) for x in candidates]
+    if not all(layer.candidate.forward().isfinite().all() for layer in layers):
         raise FloatingPointError(f"{attention!r} gives numbers that are not finite at length {length:,}")
 
+    first, *others = layers
     peer_candidates = {
-        peer.name: replace(ours, mix=peer.attention_like(mechanism, length), weights=())
-        for peer in (installed_peers(mechanism) if peers else [])
+        peer.name: replace(first.candidate, mix=peer.attention_like(first.mechanism, length), weights=())
+        for peer in (installed_peers(first.mechanism) if peers and not others else [])
     }
+    shares = [layer.share for layer in layers]
+    names = [f"{OURS} {place}" for place in range(len(layers))]
     result: dict[str, Any] = {}
     machine = rates(seconds=min(seconds, RATES_S), device=device)
     for name, operation in operations.items():
-        mechanism.train(operation is not Candidate.forward)
-        least = machine.seconds(work(operation, ours, mechanism, length))
+        for layer in layers:
+            layer.mechanism.train(operation is not Candidate.forward)
+        least = [machine.seconds(work(operation, x.candidate, x.mechanism, length)) for x in layers]
         runnable = {
             peer: candidate for peer, candidate in peer_candidates.items() if runs(operation, candidate)
         }
         timings = interleaved(
             {
-                OURS: partial(operation, ours),
+                **{names[place]: partial(operation, x.candidate) for place, x in enumerate(layers)},
                 REFERENCE: partial(operation, reference),
                 **{peer: partial(operation, candidate) for peer, candidate in runnable.items()},
             },
@@ -133,13 +143,17 @@ def cost(
             device=device,
         )
         timed = Timed(
-            ms=timings[OURS],
+            ms=mean_timing([timings[name] for name in names], shares),
             reference_ms=timings[REFERENCE],
-            roofline_ms=1e3 * least,
+            roofline_ms=1e3 * mean(least, shares),
             peers_ms={peer: timings[peer] for peer in runnable},
         )
         result[name] = asdict(timed)
-    memory = Memory(mb=peak.mb, reference_mb=reference_peak.mb, method=peak.method)
+    memory = Memory(
+        mb=mean([peak.mb for peak in peaks], shares),
+        reference_mb=reference_peak.mb,
+        method=reference_peak.method,
+    )
     return result | {"memory": asdict(memory)}
 
 
@@ -180,6 +194,30 @@ def work(operation: Operation, candidate: "Candidate", mechanism: Mechanism, len
     return Work(flops=first + part * (second - first), bytes=moved)
 
 
+def built_layers(
+    attention: str, dims: Dims, *, causal: bool, options: Mapping[str, Any]
+) -> list[tuple[float, Mechanism]]:
+    """The mechanism, or the members of a mixture by layer; with each the share of layers that it has."""
+    members = network(attention, options)
+    depth = sum(member.layers for member in members)
+    return [(n / depth, build(name, dims, causal=causal, **own)) for name, own, n in members]
+
+
+def mean(values: Sequence[float], shares: Sequence[float]) -> float:
+    """Over all layers."""
+    return sum(value * share for value, share in zip(values, shares, strict=True))
+
+
+def mean_timing(timings: Sequence[Timing], shares: Sequence[float]) -> Timing:
+    """Of one layer: the means of medians and of quartiles, as if all were slow in the same turns."""
+    return Timing(
+        median=mean([timing.median for timing in timings], shares),
+        low=mean([timing.low for timing in timings], shares),
+        high=mean([timing.high for timing in timings], shares),
+        repeats=min(timing.repeats for timing in timings),
+    )
+
+
 @dataclass(frozen=True)
 class Candidate:
     """An attention with its inputs."""
@@ -202,3 +240,11 @@ class Candidate:
     def shortened(self, tokens: int) -> "Candidate":
         """The same with the first `tokens` tokens."""
         return replace(self, inputs={name: x[:, :, :tokens] for name, x in self.inputs.items()})
+
+
+class Layer(NamedTuple):
+    """A mechanism that is timed, and the share of a network's layers that have it."""
+
+    share: float
+    mechanism: Mechanism
+    candidate: Candidate

@@ -14,10 +14,14 @@ from subquad.config import ModelConfig
 from subquad.mechanism import Mechanism, State, Valid
 from subquad.nn import state as states
 from subquad.nn.blocks import TransformerBlock
+from subquad.nn.documents import Documents, by_document
 from subquad.nn.multihead import Causal, MultiheadAttention
 from subquad.nn.positions import HiddenStates, positional_encoding
 from subquad.nn.sequence import Sequence, make_sequence
+from subquad.nn.tie import tie_layers
+from subquad.notation import repeated
 from subquad.ops.shared.reuse import one_pass
+from subquad.registry import layer_by_layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +30,10 @@ class EncoderConfig(ModelConfig):
 
     Unless they are asked for it has no positions and no dropout.
 
-    attention: the mechanism's name, one that `subquad.catalog` lists.
-    options: the mechanism's own, by name; `subquad.options` lists them.
+    attention: the mechanism's name, one that `subquad.catalog` lists. Of a network that mixes them, those of
+        its layers with their options, "local:width=128*3+softmax" (`subquad.notation`) or a list such as
+        ["local:width=128", "softmax"], over and over; `depth` is a multiple of their number.
+    options: the mechanism's own, by name, where it is named alone; `subquad.options` lists them.
     causal: False lets every token see all others. True asks for a mechanism that sees nothing of the future;
         "values" accepts one whose choice of keys does.
     max_len: tokens of the longest sequence; learnt positions and some mechanisms ask for it. None: no bound.
@@ -35,7 +41,7 @@ class EncoderConfig(ModelConfig):
     scale: what scores q . k are multiplied by. None: what the mechanism does by itself.
     """
 
-    attention: str = "softmax"
+    attention: str | list[str] = "softmax"
     options: Mapping[str, Any] = field(default_factory=dict)
     causal: Causal = False
     positions: str = "none"
@@ -46,11 +52,20 @@ class EncoderConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.attention, str):
+            if not self.attention:
+                raise ValueError("a list names the mechanism of each layer, and this one is empty")
+            object.__setattr__(self, "attention", "+".join(repeated(member, 1) for member in self.attention))
         object.__setattr__(self, "options", dict(self.options))  # ours, and JSON
         if taken := self.options.keys() & signature(MultiheadAttention).parameters.keys():
             raise ValueError(
                 f"{min(taken)!r} is the layer's, not an option of {self.attention!r}: take it out"
             )
+
+    def layers(self) -> list[tuple[str, Mapping[str, Any]]]:
+        """The mechanism of each layer, and its options. Raises `ValueError` where `depth` is no multiple."""
+        assert isinstance(self.attention, str)
+        return layer_by_layer(self.attention, self.options, depth=self.depth)
 
 
 class EncoderState(NamedTuple):
@@ -77,41 +92,46 @@ class Encoder(nn.Module):
                 MultiheadAttention(
                     config.dim,
                     config.heads,
-                    config.attention,
+                    attention,
                     causal=config.causal,
                     rotary=config.positions == "rotary",
                     kv_heads=config.kv_heads,
                     scale=config.scale,
                     max_len=config.max_len,
                     layer=layer,
-                    **config.options,
+                    **options,
                 ),
                 mlp_ratio=config.mlp_ratio,
                 dropout=config.dropout,
             )
-            for layer in range(config.depth)
+            for layer, (attention, options) in enumerate(config.layers())
         )
         self.norm = nn.LayerNorm(config.dim)
         self.tie()
         self.register_load_state_dict_post_hook(Encoder._tie)
 
     def tie(self) -> None:
-        """Share the weights that the mechanisms of all layers have in common, if any.
+        """Share the weights that layers of the same mechanism have in common, if any.
 
         Done when built and loaded; to be done again where parameters were put into the layers one by one.
         """
-        first, *later = self.mechanisms()
-        for mechanism in later:
-            mechanism.tie(first)
+        tie_layers(block.attention for block in self._blocks())
 
     def _tie(self, _: Any) -> None:
         self.tie()
 
-    def forward(self, x: HiddenStates, valid: Valid | None = None) -> HiddenStates:
+    def forward(
+        self, x: HiddenStates, valid: Valid | None = None, *, documents: Documents | None = None
+    ) -> HiddenStates:
         """Encode whole sequences: `(b t m) -> (b t m)`.
 
         valid: True at real tokens; padding may stand anywhere. None: all are real.
+        documents: a number for each token, the same for all of a document, where several are packed into a
+            row: each is encoded as if it were alone (`nn.documents`), and `penalty` is then that of the
+            longest. None: a row is one.
         """
+        if documents is not None:
+            return by_document(self.forward, x, valid=valid, documents=documents)
         sequence, _ = self._begin(x, valid, None)
         with one_pass():
             for block in self.blocks:

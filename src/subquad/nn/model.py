@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from subquad.fields import Fields, Inputs, Pair, Readout, token_fields
 from subquad.mechanism import Valid
+from subquad.nn.documents import Documents
 from subquad.nn.embedding import embedding
 from subquad.nn.encoder import Encoder, EncoderConfig, EncoderState
 from subquad.nn.multihead import MultiheadAttention
@@ -54,7 +55,11 @@ class SequenceModel(nn.Module):
         self.head = PairHead(dim, hidden, outputs) if self.pairs else nn.Linear(dim, outputs)
 
     def forward(
-        self, inputs: Inputs, valid: Bool[Tensor, "b *sides t"] | None
+        self,
+        inputs: Inputs,
+        valid: Bool[Tensor, "b *sides t"] | None,
+        *,
+        documents: Documents | None = None,
     ) -> Float[Tensor, "b *t outputs"]:
         """One vector of outputs a sequence, a pair or a token, as the config's `fields` and `readout` say.
 
@@ -62,11 +67,18 @@ class SequenceModel(nn.Module):
 
         inputs: as the config's `fields` says.
         valid: True at real tokens. None: all are real, and fused softmax is faster without a mask.
+        documents: of the tokens of rows that hold several, as `Encoder.forward` takes them, where the model
+            answers per token.
         """
+        if documents is not None and self.config.readout.per != "token":
+            raise ValueError(
+                f"packed documents are answered per token, and this model answers per "
+                f"{self.config.readout.per!r}: give each a row of its own"
+            )
         if self.pairs:
             inputs = tuple(part.flatten(0, 1) for part in inputs)
             valid = None if valid is None else valid.flatten(0, 1)
-        tokens = self.encoder(self.embedding(inputs, valid), valid)
+        tokens = self.encoder(self.embedding(inputs, valid), valid, documents=documents)
         read = self.norm(tokens if self.config.readout.per == "token" else mean(tokens, valid))
         return self.head(read.unflatten(0, (len(read) // 2, 2)) if self.pairs else read)
 

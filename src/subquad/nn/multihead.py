@@ -6,7 +6,6 @@ weights; `subquad.replace_attention` puts it there. What most mechanisms cannot 
 attention maps, dropout on them, arbitrary masks.
 """
 
-import math
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -16,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from subquad.mechanism import Dims, Mechanism, Outputs, State, Valid
+from subquad.nn.documents import by_document
 from subquad.nn.positions import HiddenStates
+from subquad.nn.scores import require_scaling, require_turning
 from subquad.nn.sequence import Sequence, finite_queries, make_sequence, zero_padded
 from subquad.nn.sources import require_one
 from subquad.nn.state import Stream, require_own
@@ -124,13 +125,13 @@ class MultiheadAttention(nn.Module):
             )
         self.widths = self.mechanism.projections()
         if rotary:
-            self._check_rotary()
+            require_turning(self.mechanism)
         if self.kv_heads != num_heads and "k" not in self.widths:
             raise ValueError(
                 f"{attention!r} makes its keys of queries, and cannot share them: leave out kv_heads"
             )
         if scale is not None:
-            self._check_scale(scale)
+            require_scaling(self.mechanism, scale)
         rows = sum(self._rows())
         self.in_proj_weight = nn.Parameter(torch.empty(rows, embed_dim))
         if bias:
@@ -228,6 +229,8 @@ class MultiheadAttention(nn.Module):
         attn_mask: Tensor | None = None,
         average_attn_weights: bool = True,
         is_causal: bool = False,
+        *,
+        documents: Int[Tensor, "*b s"] | None = None,
     ) -> tuple[Tensor, None]:
         """Attend from `query` to `key` and `value`: `(b t m), (b s m), (b s m) -> (b t m), None`.
 
@@ -238,27 +241,37 @@ class MultiheadAttention(nn.Module):
             keys are real.
         need_weights: must be False: there are no weights to return, nor for average_attn_weights to average.
         attn_mask, is_causal: the causal mask, and True, for a causal layer only; they change nothing.
+        documents: `(b s)` always, in self-attention: a number for each token, the same for all of a document,
+            where several are packed into a row and do not see one another (`nn.documents`). None: it is one.
         """
         if need_weights:
             raise ValueError("attention weights are never formed: call with need_weights=False")
         if is_causal and not self.causal:
             raise ValueError("this layer sees the future: for is_causal=True build it with causal=True")
         if query.is_nested:
-            if attn_mask is not None or key_padding_mask is not None:
-                raise ValueError("nested tensors take no mask: pad them, or leave the mask out")
+            if any(x is not None for x in (attn_mask, key_padding_mask, documents)):
+                raise ValueError("nested tensors take no mask and no documents: pad them, or leave these out")
             return self._attend_nested(query, key, value), None
         valid = None if key_padding_mask is None else ~blocked(key_padding_mask, name="key_padding_mask")
         unbatched = query.ndim == 2
         if unbatched:
             query, key, value = map_inputs(lambda x: x[None], query, key, value)
             valid = None if valid is None else valid[None]
+            documents = None if documents is None else documents[None]
         elif not self.batch_first:
             query, key, value = map_inputs(axes_swapped, query, key, value)
         if attn_mask is not None:
             require_causal_mask(attn_mask, causal=self.causal, length=query.shape[1])
         if valid is not None and valid.shape != key.shape[:2]:
             raise ValueError(f"padding of shape {tuple(valid.shape)} for keys of {tuple(key.shape[:2])}")
-        out = self._attend(query, key, value, valid)
+        if documents is None:
+            out = self._attend(query, key, value, valid)
+        else:
+            for x in (key, value):
+                require_one(query, x, otherwise=f"documents are packed in self-attention alone: {ONE}")
+            out = by_document(
+                lambda x, real: self._attend(x, x, x, real), query, valid=valid, documents=documents
+            )
         if unbatched:
             return out[0], None
         return (out if self.batch_first else axes_swapped(out)), None
@@ -363,27 +376,6 @@ class MultiheadAttention(nn.Module):
 
     def _rows(self) -> list[int]:
         return [self._heads(name) * width for name, width in self.widths.items()]
-
-    def _check_rotary(self) -> None:
-        if list(self.widths) != list("qkv"):
-            raise ValueError(
-                f"{self.attention!r} takes {', '.join(self.widths)}, and rotary positions would turn q "
-                "against inputs that do not turn: choose other positions"
-            )
-        if self.widths["q"] % 2:
-            raise ValueError(
-                f"rotary positions turn pairs, and heads are {self.widths['q']} wide: choose an even "
-                "embed_dim / num_heads, or other positions"
-            )
-
-    def _check_scale(self, scale: float) -> None:
-        if isinstance(scale, bool) or not 0 < scale < math.inf:
-            raise ValueError(f"scale multiplies scores, and is a positive number or None, not {scale!r}")
-        if not self.mechanism.score_inputs():
-            raise ValueError(
-                f"{self.attention!r} with these options does not weigh keys by scores q . k, which a scale "
-                "would multiply: leave out scale, or take a mechanism that does, such as 'softmax'"
-            )
 
     def _check_sources(self, query: HiddenStates, key: Keyed, value: Keyed) -> None:
         """Refuse a second sequence where there can be only one, whatever objects that one comes in."""

@@ -38,10 +38,12 @@ def redraw(model: nn.Module, *, step: int, seed: int) -> bool:
     layers = (module for module in model.modules() if isinstance(module, MultiheadAttention))
     drawn = False
     for place, layer in enumerate(layers):
-        mechanism = layer.mechanism
-        if not isinstance(mechanism, Redrawn) or not layer.training or not mechanism.redraw_every:
+        if step == 0 or not layer.training:
             continue
-        if step > 0 and step % mechanism.redraw_every == 0:
-            mechanism.redraw(generator=seeded(seed, "redraw", step, place))
+        redrawn = (member for member in layer.mechanism.members() if isinstance(member, Redrawn))
+        if due := [member for member in redrawn if member.redraw_every and step % member.redraw_every == 0]:
+            generator = seeded(seed, "redraw", step, place)
+            for mechanism in due:
+                mechanism.redraw(generator=generator)
             drawn = True
     return drawn

@@ -3,13 +3,16 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from inspect import signature
 from typing import Any, TypeVar
 
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from subquad.nn.multihead import MultiheadAttention
+from subquad.nn.tie import tie_layers
 from subquad.nn.torch_layer import unsupported
+from subquad.registry import layer_by_layer
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -27,7 +30,8 @@ def replace_attention(model: M, attention: str = "softmax", *, only: str = "*", 
     that lists all layers that cannot be replaced, and why; nothing is changed then.
 
     model: changed in place.
-    attention: the mechanism's name.
+    attention: the mechanism's name, or those of the layers of a network that mixes them, with their options:
+        "local:width=128*3+softmax", over which the layers go round (`subquad.notation`).
     only: a pattern of the names of layers to replace, such as "decoder.*.self_attn"; "*" fits all.
     options: those of `MultiheadAttention.from_torch` except `layer` (`causal`, `rotary`, `scale`, `max_len`),
         and the mechanism's own.
@@ -39,25 +43,25 @@ def replace_attention(model: M, attention: str = "softmax", *, only: str = "*", 
     owners = Counter(parameter for parameters in owned for _, parameter in parameters)
     replacements: dict[nn.MultiheadAttention, MultiheadAttention] = {}
     problems: dict[str, list[str]] = defaultdict(list)
-    for number, (theirs, names) in enumerate(chosen.items()):
+    shared = {name: options.pop(name) for name in options.keys() & signature(MultiheadAttention).parameters}
+    mechanisms = layer_by_layer(attention, options, depth=len(chosen))
+    for number, ((theirs, names), (name, own)) in enumerate(zip(chosen.items(), mechanisms, strict=True)):
         reasons = [*unsupported(theirs), *altered(theirs)]
         if not reasons:
             try:
-                ours = MultiheadAttention.from_torch(theirs, attention, layer=number, **options)
+                ours = MultiheadAttention.from_torch(theirs, name, layer=number, **shared, **own)
             except ValueError as error:
                 reasons = [str(error)]
             else:
                 replacements[theirs] = ours
-                shared = any(owners[parameter] > 1 for parameter in theirs.parameters(recurse=False))
-                reasons = [*unfit(ours, crosses=crosses(model, names), shared=shared)]
+                tied = any(owners[parameter] > 1 for parameter in theirs.parameters(recurse=False))
+                reasons = [*unfit(ours, crosses=crosses(model, names), shared=tied)]
         for reason in reasons:
             problems[reason].append(names[0])
     if problems:
         lines = (f"\n  {', '.join(names)}: {reason}" for reason, names in problems.items())
         raise ValueError(f"nothing was replaced, for some layers cannot be:{''.join(lines)}")
-    first, *later = replacements.values()
-    for ours in later:
-        ours.mechanism.tie(first.mechanism)
+    tie_layers(replacements.values())
     for theirs, ours in replacements.items():
         share_parameters(ours, theirs)
         for name in chosen[theirs]:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from subquad.notation import bare
 from subquad.report.leaderboard import BoardRow
 
 
@@ -23,7 +24,7 @@ def sweeps(rows: Sequence[BoardRow]) -> list[Sweep]:
     for row in rows:
         for knob, value in row.options.items():
             if isinstance(value, int | float) and not isinstance(value, bool):
-                mechanism = row.label.partition(":")[0]
+                mechanism = bare(row.label)
                 rest = {name: other for name, other in row.options.items() if name != knob}
                 setting = json.dumps([row.form, rest], sort_keys=True, default=str)
                 found.setdefault((mechanism, knob, setting), {})[value] = row.label

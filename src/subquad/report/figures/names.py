@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from subquad.notation import bare
 from subquad.report.figures.figure import Axis, Name, Point
 
 # pixels: names must be free of one another at all of these, or from WIDE on, where the style sheet shows them
@@ -93,8 +94,8 @@ class Room:
 
 def short(labels: Sequence[str]) -> dict[str, str]:
     """Names without their options where these are not needed to tell them apart, and never long ones."""
-    bare = [label.partition(":")[0] for label in labels]
-    texts = (label if bare.count(name) > 1 else name for label, name in zip(labels, bare, strict=True))
+    names = [bare(label) for label in labels]
+    texts = (label if names.count(name) > 1 else name for label, name in zip(labels, names, strict=True))
     return {
         label: text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
         for label, text in zip(labels, texts, strict=True)

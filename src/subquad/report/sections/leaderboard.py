@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+from subquad.notation import bare
 from subquad.report import formats
 from subquad.report.findings import Findings
 from subquad.report.leaderboard import REFERENCE, BoardRow, carried, extent, near_baselines
@@ -120,8 +121,9 @@ def _head(name: str, unit: str, *, first: str) -> Markup:
 def _name(row: BoardRow, styles: Mapping[str, Style]) -> list[str]:
     if row.kind == "baseline":
         return [element("span", row.label, class_="name"), _small("baseline")]
-    name, _, options = row.label.partition(":")
-    under = [part for part in (options, row.form) if part]
+    name = bare(row.label)
+    options = row.label.removeprefix(f"{name}:")  # of a mixture they stand within
+    under = [part for part in (options, row.form) if part and part != name]
     if row.missing:
         under.append(f"{row.missing} of {formats.plural(row.planned, 'run')} missing")
     named = element("span", styles[row.label].drawn(line=False), element("span", name), class_="name")

@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -49,13 +50,19 @@ def forms(cls: type[Mechanism]) -> list[bool]:
     return [causal for causal in (True, False) if (cls.traits.causal if causal else cls.traits.bidirectional)]
 
 
+def dims_for(cls: type[Mechanism]) -> Dims:
+    """Two heads, or as many as a mixture has shares."""
+    return replace(DIMS, heads=max(DIMS.heads, cls.heads_multiple))
+
+
 def make(
-    cls: type[Mechanism], *, causal: bool, dims: Dims = DIMS, seed: int = 0, **options: Any
+    cls: type[Mechanism], *, causal: bool, dims: Dims | None = None, seed: int = 0, **options: Any
 ) -> Mechanism:
     """A mechanism in the current precision, with the options of its `tiny` trait unless others are given."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return cls(dims, causal=causal, **(options or dict(cls.traits.tiny))).to(_dtype.get())
+        mechanism = cls(dims or dims_for(cls), causal=causal, **(options or dict(cls.traits.tiny)))
+        return mechanism.to(_dtype.get())
 
 
 def each_form(cls: type[Mechanism]) -> Iterator[Mechanism]:
@@ -144,6 +151,14 @@ def gradients(out: Tensor, targets: Tensors) -> Tensors:
 def tensors(state: Any) -> list[Tensor]:
     """The tensors of a state, however deep its tuples are."""
     return [state] if isinstance(state, Tensor) else [x for part in state for x in tensors(part)]
+
+
+def map_state(change: Callable[[Tensor], Tensor], state: Any) -> Any:
+    """The state with each tensor changed, however deep its tuples are."""
+    if isinstance(state, Tensor):
+        return change(state)
+    parts = [map_state(change, part) for part in state]
+    return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
 
 
 def positional(method: Callable[..., Any]) -> list[str]:

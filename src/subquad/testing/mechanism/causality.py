@@ -10,6 +10,7 @@ from subquad.testing.mechanism.cases import (
     gradients,
     leaves,
     make,
+    map_state,
     padding_masks,
     random_inputs,
     stream,
@@ -75,7 +76,7 @@ def check_state_is_batch_first(cls: type[Mechanism]) -> None:
     assert isinstance(state, tuple), f"a state must be a tuple of tensors, not {type(state).__name__}"
     for x in tensors(state):
         assert x.shape[:1] == (2,), f"a tensor of shape {tuple(x.shape)} in the state is not batch first"
-    flipped = type(state)(*(x.flip(0) for x in state))
+    flipped = map_state(lambda x: x.flip(0), state)
     for seed in (2, 3):
         inputs = random_inputs(mechanism, seed=seed)
         out, state = mechanism.step(**inputs, state=state)

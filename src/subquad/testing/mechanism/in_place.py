@@ -11,6 +11,7 @@ from subquad.testing.mechanism.cases import (
     LENGTH,
     assert_close,
     make,
+    map_state,
     padding_masks,
     random_inputs,
     stream,
@@ -45,7 +46,7 @@ def check_rejects_steps_in_place(cls: type[Mechanism]) -> None:
     state = empty_state(mechanism, room=LENGTH)
     assert_rejects(cls, "given a state to write in place with gradients", partial(step, state=state))
     with torch.no_grad():
-        learnt = type(state)(*(x.clone().requires_grad_(x.is_floating_point()) for x in state))
+        learnt = map_state(lambda x: x.clone().requires_grad_(x.is_floating_point()), state)
         assert_rejects(cls, "given a state with gradients to write in place", partial(step, state=learnt))
         if cls.traits.state == "growing":
             step(state=state)

@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 
 from subquad.mechanism import Mechanism
-from subquad.testing.mechanism.cases import DIMS, LENGTH, each_form, forms, make, positional, random_inputs
+from subquad.testing.mechanism.cases import (
+    LENGTH,
+    dims_for,
+    each_form,
+    forms,
+    make,
+    map_state,
+    positional,
+    random_inputs,
+    tensors,
+)
 
 
 def check_signature(cls: type[Mechanism]) -> None:
@@ -34,7 +44,7 @@ def check_signature(cls: type[Mechanism]) -> None:
 def check_rejects_unsupported_forms(cls: type[Mechanism]) -> None:
     """A form that the traits rule out is a ValueError that names the mechanism."""
     for causal in {True, False} - set(forms(cls)):
-        build = partial(cls, DIMS, causal=causal, **cls.traits.tiny)
+        build = partial(cls, dims_for(cls), causal=causal, **cls.traits.tiny)
         assert_rejects(cls, f"built with causal={causal}", build)
     for mechanism in each_form(cls):
         inputs = random_inputs(mechanism)
@@ -82,7 +92,7 @@ def check_rejects_other_dims(cls: type[Mechanism]) -> None:
         "whole numbers": lambda x: x.long(),
     }
     for mechanism in each_form(cls):
-        inputs = random_inputs(mechanism, batch=3)  # as many rows as heads would look alike
+        inputs = random_inputs(mechanism, batch=mechanism.dims.heads + 1)  # else rows would look like heads
         for what, change in changes.items():
             for call in forms_of(mechanism):
                 assert_rejects(
@@ -98,14 +108,15 @@ def check_rejects_foreign_states(cls: type[Mechanism]) -> None:
     mechanism = make(cls, causal=True)
     inputs = random_inputs(mechanism)
     _, state = mechanism.step(**inputs)
-    wider = make(cls, causal=True, dims=replace(DIMS, heads=4))
+    dims = dims_for(cls)
+    wider = make(cls, causal=True, dims=replace(dims, heads=2 * dims.heads))
     states = {
-        "of one row": type(state)(*(x[:1] for x in state)),
-        "of four rows": type(state)(*(torch.cat([x, x]) for x in state)),
-        "in another dtype": type(state)(*(x.half() for x in state)),
+        "of one row": map_state(lambda x: x[:1], state),
+        "of four rows": map_state(lambda x: torch.cat([x, x]), state),
+        "in another dtype": map_state(Tensor.half, state),
         "cut short": tuple(state[:-1]),
         "of a mechanism with more heads": wider.step(**random_inputs(wider))[1],
-        "that is a tensor": state[0],
+        "that is a tensor": tensors(state)[0],
     }
     for what, other in states.items():
         assert_rejects(cls, f"given a state {what}", partial(mechanism.step, **inputs, state=other))
