@@ -12,7 +12,7 @@ from subquad.executors import Local, outcome
 from subquad.experiments.comparison import plan, run
 from subquad.experiments.config import Comparison, TrainingConfig
 from subquad.experiments.grid import Observer
-from subquad.experiments.notation import written
+from subquad.notation import written
 from subquad.records import Store
 
 INLINE = """

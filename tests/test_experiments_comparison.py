@@ -10,7 +10,7 @@ from subquad.config import ModelConfig
 from subquad.experiments import benchmark
 from subquad.experiments.comparison import plan
 from subquad.experiments.config import MULTIPLES, Benchmark, Comparison, TrainingConfig
-from subquad.experiments.notation import written
+from subquad.notation import written
 
 
 def custom(schema):

@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from subquad import report
-from subquad.experiments.notation import read, swept, written
 from subquad.experiments.rows import rows
 from subquad.experiments.spec import MechanismSpec
 from subquad.mechanism import Dims
 from subquad.mechanisms.linear import LinearAttention
+from subquad.notation import read, swept, written
 from subquad.registry import catalog
 from subquad.report.sections.configuration import command
 

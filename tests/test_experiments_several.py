@@ -8,7 +8,7 @@ from own_sample import write
 from subquad.config import ModelConfig
 from subquad.experiments.comparison import plan
 from subquad.experiments.config import Comparison
-from subquad.experiments.notation import written
+from subquad.notation import written
 from subquad.objectives import TokenClassification
 from subquad.recorded import check_comparison
 from subquad.records import comparison_key, run_keys

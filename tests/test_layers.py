@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "memories": {"mechanism", "ops"},
     "mechanisms": {"bounds", "inputs", "mechanism", "ops", "features", "patterns", "memories"},
     "plugins": set(),
+    "notation": set(),
     "fields": set(),
     "metrics": set(),
     "objectives": {"fields", "metrics"},
@@ -45,11 +46,11 @@ MAY_IMPORT = {
     "executors": {"plugins", "measure", "records", "recorded", "documents"},
     "experiments": {
         *("mechanism", "registry", "plugins", "nn", "measure", "tasks", "records", "recorded", "documents"),
-        *("bounds", "config", "executors", "fields", "files", "objectives", "task"),
+        *("bounds", "config", "executors", "fields", "files", "notation", "objectives", "task"),
     },
     "cli": {
         *("mechanism", "registry", "patterns", "testing", "tasks", "records", "report", "experiments"),
-        *("bounds", "config", "documents", "executors", "files", "measure", "plugins", "task"),
+        *("bounds", "config", "documents", "executors", "files", "measure", "notation", "plugins", "task"),
     },
     "compare": {"experiments", "records", "report"},
     "choose": {"experiments", "records", "report"},

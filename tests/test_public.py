@@ -12,7 +12,7 @@ import own_sample
 import pytest
 
 import subquad
-from subquad.experiments.notation import written
+from subquad.notation import written
 
 ROOT = Path(__file__).parents[1]
 LAZY = ["subquad", "subquad.features", "subquad.nn", "subquad.ops"]

@@ -15,8 +15,8 @@ from subquad.config import ModelConfig
 from subquad.experiments.comparison import plan
 from subquad.experiments.config import Comparison, TrainingConfig
 from subquad.experiments.model import build_model
-from subquad.experiments.notation import written as notation
 from subquad.experiments.predictor import Predictor, export
+from subquad.notation import written as notation
 from subquad.records import Store
 from subquad.tasks import DataError
 

@@ -10,8 +10,8 @@ from subquad import tasks
 from subquad.config import ModelConfig
 from subquad.experiments.comparison import plan
 from subquad.experiments.config import Comparison, TrainingConfig
-from subquad.experiments.notation import written
 from subquad.experiments.training import Training
+from subquad.notation import written
 from subquad.registry import catalog
 from subquad.tasks import DataError
 

@@ -38,8 +38,8 @@ from subquad.cli.output import (
 from subquad.cli.progress import preparing, watching, working
 from subquad.config import ModelConfig
 from subquad.experiments.config import Benchmark, Comparison, InputsConfig, TrainingConfig
-from subquad.experiments.notation import written
 from subquad.files import write_whole
+from subquad.notation import written
 
 if TYPE_CHECKING:
     from subquad.records import Record

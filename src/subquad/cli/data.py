@@ -12,7 +12,7 @@ from subquad.cli.options import Json, examples
 from subquad.cli.output import print_json
 from subquad.cli.progress import preparing
 from subquad.documents import Damaged
-from subquad.experiments.notation import written
+from subquad.notation import written
 
 app = typer.Typer(help="Make the data of tasks ahead, and see or clear what is kept.", no_args_is_help=True)
 

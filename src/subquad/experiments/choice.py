@@ -23,12 +23,12 @@ from subquad.experiments.config import Choice, Comparison, InputsConfig, Trainin
 from subquad.experiments.device import resolve
 from subquad.experiments.grid import Observer, run_missing
 from subquad.experiments.model import build_model
-from subquad.experiments.notation import read, several
 from subquad.experiments.rows import ALL, rows, task_of
 from subquad.experiments.spec import AnySpec, Baseline, Bench, DataSpec, Fit, MechanismSpec, Place, Stream
 from subquad.measure.cost import find_dtype
 from subquad.measure.timing import interleaved
 from subquad.mechanism import Dims, Traits
+from subquad.notation import read, several
 from subquad.records import Record, Store
 from subquad.registry import catalog, find
 from subquad.task import Dataset

@@ -17,12 +17,12 @@ from subquad.experiments.config import CELL, MULTIPLES, Comparison, InputsConfig
 from subquad.experiments.device import resolve
 from subquad.experiments.grid import Observer, run_missing
 from subquad.experiments.model import build_model
-from subquad.experiments.notation import several, written
 from subquad.experiments.preparation import TellProgress, prepare, quiet
 from subquad.experiments.presets import preset_of
 from subquad.experiments.rows import ALL, TaskRequest, in_form, mechanisms, task_of
 from subquad.experiments.spec import AnySpec, Baseline, Bench, DataSpec, Fit, MechanismSpec, Place
 from subquad.mechanism import Dims
+from subquad.notation import several, written
 from subquad.recorded import COMPARISON_VERSION
 from subquad.records import Record, Store
 from subquad.registry import build, catalog

@@ -13,9 +13,9 @@ from math import inf
 from typing import Any, NamedTuple, get_args
 
 from subquad import tasks
-from subquad.experiments.notation import Option, read, several, swept
 from subquad.experiments.spec import MechanismSpec
 from subquad.mechanism import Dims
+from subquad.notation import Option, read, several, swept
 from subquad.plugins import hint
 from subquad.registry import build, catalog, find, options
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from subquad import records
 from subquad.config import ModelConfig
 from subquad.experiments.config import InputsConfig, TrainingConfig
-from subquad.experiments.notation import Option, written
+from subquad.notation import Option, written
 from subquad.recorded import VERSION, check_record
 
 if TYPE_CHECKING:
