@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "memories": {"mechanism", "ops"},
     "mechanisms": {"bounds", "inputs", "mechanism", "ops", "features", "patterns", "memories"},
     "plugins": set(),
-    "notation": set(),
+    "notation": {"plugins"},
     "fields": set(),
     "metrics": set(),
     "objectives": {"fields", "metrics"},

@@ -7,11 +7,24 @@ out where nothing is lost: a comma within parentheses belongs to the value.
 A sweep gives words or numbers with | between them, without quotes: "performer:features=64|128|256".
 """
 
+import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import product
+from math import inf
+from typing import Any, get_args
+
+from subquad.plugins import hint
 
 Option = bool | int | float | str
+
+SPOKEN: dict[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a finite number",
+    str: "a word",
+}
 
 WORD = re.compile(r"[\w.+-]+")
 SWEEP = re.compile(rf"{WORD.pattern}(\|{WORD.pattern})+")
@@ -78,6 +91,25 @@ def read(text: str) -> tuple[str, list[tuple[str, str]]]:
     return name, [(option, value) for option, value, _ in _options(rest, text)] if colon else []
 
 
+def read_options(
+    cls: type, name: str, text: str, pairs: Sequence[tuple[str, str]], defaults: Mapping[str, Any]
+) -> dict[str, Option]:
+    """The values of options, as the constructor of `cls` takes them."""
+    chosen: dict[str, Option] = {}
+    for option, value in pairs:
+        if option not in defaults:
+            raise ValueError(f"{name!r} has no option {option!r}{hint(option, defaults)}")
+        if option in chosen:
+            raise ValueError(f"{text!r} gives {option!r} twice")
+        chosen[option] = _value(value, cls, name, option)
+    return chosen
+
+
+def but_defaults(chosen: Mapping[str, Option], defaults: Mapping[str, Any]) -> dict[str, Option]:
+    """Without the options that are at their defaults."""
+    return {option: value for option, value in chosen.items() if value != defaults[option]}
+
+
 def _options(rest: str, text: str) -> Iterator[tuple[str, str, bool]]:
     """Each option, its value, and whether that stood in quotes."""
     place = 0
@@ -121,3 +153,20 @@ def _spelled(value: str) -> str:
         return value
     quote = "'" if '"' in value and "'" not in value else '"'
     return quote + value.replace(quote, 2 * quote) + quote
+
+
+def _value(text: str, cls: type, name: str, option: str) -> Option:
+    parameter = inspect.signature(cls).parameters[option]
+    stated = set(get_args(parameter.annotation)) | {parameter.annotation}
+    kinds: list[Any] = [kind for kind in SPOKEN if kind in stated] or [type(parameter.default)]
+    for kind in kinds:
+        if kind is bool:
+            if text.lower() in {"true", "false"}:
+                return text.lower() == "true"
+            continue
+        with suppress(ValueError):
+            value = kind(text)
+            if value not in (inf, -inf) and value == value:
+                return value
+    possible = " or ".join(SPOKEN[kind] if kind in SPOKEN else str(kind) for kind in kinds)
+    raise ValueError(f"option {option!r} of {name!r} takes {possible}, not {text!r}")

@@ -4,29 +4,18 @@ Everything is checked here, before anything runs: the name, each option, its typ
 the form that exists.
 """
 
-import inspect
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
-from math import inf
-from typing import Any, NamedTuple, get_args
+from typing import NamedTuple
 
 from subquad import tasks
 from subquad.experiments.spec import MechanismSpec
 from subquad.mechanism import Dims
-from subquad.notation import Option, read, several, swept
-from subquad.plugins import hint
+from subquad.notation import Option, but_defaults, read, read_options, several, swept
 from subquad.registry import build, catalog, find, options
 
 ALL = "all"
-
-SPOKEN: dict[type, str] = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a finite number",
-    str: "a word",
-}
 
 
 class TaskRequest(NamedTuple):
@@ -95,39 +84,3 @@ def task_of(text: str, *, target: str | None = None) -> TaskRequest:
     defaults = tasks.options(cls)
     chosen = {**tasks.sized(cls, *sizes), **read_options(cls, name, text, named, defaults)}
     return TaskRequest(name, but_defaults(chosen, defaults), next(iter(targets), target))
-
-
-def read_options(
-    cls: type, name: str, text: str, pairs: Sequence[tuple[str, str]], defaults: Mapping[str, Any]
-) -> dict[str, Option]:
-    """The values of options, as the constructor of `cls` takes them."""
-    chosen: dict[str, Option] = {}
-    for option, value in pairs:
-        if option not in defaults:
-            raise ValueError(f"{name!r} has no option {option!r}{hint(option, defaults)}")
-        if option in chosen:
-            raise ValueError(f"{text!r} gives {option!r} twice")
-        chosen[option] = _value(value, cls, name, option)
-    return chosen
-
-
-def but_defaults(chosen: Mapping[str, Option], defaults: Mapping[str, Any]) -> dict[str, Option]:
-    """Without the options that are at their defaults."""
-    return {option: value for option, value in chosen.items() if value != defaults[option]}
-
-
-def _value(text: str, cls: type, name: str, option: str) -> Option:
-    parameter = inspect.signature(cls).parameters[option]
-    stated = set(get_args(parameter.annotation)) | {parameter.annotation}
-    kinds: list[Any] = [kind for kind in SPOKEN if kind in stated] or [type(parameter.default)]
-    for kind in kinds:
-        if kind is bool:
-            if text.lower() in {"true", "false"}:
-                return text.lower() == "true"
-            continue
-        with suppress(ValueError):
-            value = kind(text)
-            if value not in (inf, -inf) and value == value:
-                return value
-    possible = " or ".join(SPOKEN[kind] if kind in SPOKEN else str(kind) for kind in kinds)
-    raise ValueError(f"option {option!r} of {name!r} takes {possible}, not {text!r}")
