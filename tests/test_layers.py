@@ -33,10 +33,12 @@ MAY_IMPORT = {
     "registry": {"mechanism", "mechanisms", "plugins"},
     "nn": {
         *("bounds", "config", "mechanism", "registry", "plugins", "ops", "files", "documents"),
-        *("torch_internals", "fields"),
+        *("torch_internals", "fields", "inputs", "notation"),
     },
     "measure": {"mechanism", "registry", "ops", "torch_internals"},
-    "testing": {"mechanism", "measure", "ops", "patterns", "torch_internals", "fields", "task"},
+    "testing": {
+        *("mechanism", "measure", "nn", "ops", "patterns", "registry", "torch_internals", "fields", "task"),
+    },
     "files": set(),
     "tasks": {"documents", "fields", "files", "metrics", "objectives", "plugins", "task"},
     "documents": {"files"},
@@ -49,7 +51,7 @@ MAY_IMPORT = {
         *("bounds", "config", "executors", "fields", "files", "notation", "objectives", "task"),
     },
     "cli": {
-        *("mechanism", "registry", "patterns", "testing", "tasks", "records", "report", "experiments"),
+        *("mechanism", "registry", "patterns", "testing", "tasks", "records", "report", "experiments", "nn"),
         *("bounds", "config", "documents", "executors", "files", "measure", "notation", "plugins", "task"),
     },
     "compare": {"experiments", "records", "report"},

@@ -213,7 +213,7 @@ def bounded(constructor: Callable[..., None]) -> Callable[..., None]:
     """The constructor, for options that are what its signature says."""
 
     @wraps(constructor)
-    def within(self: Mechanism, *dims: Any, **options: Any) -> None:
+    def within(self: Any, *dims: Any, **options: Any) -> None:
         require_bounds(self.traits.name, constructor, options)
         constructor(self, *dims, **options)
 

@@ -25,8 +25,8 @@ def find(name: str) -> type[Mechanism]:
     return look_up("mechanism", name, catalog())
 
 
-def options(cls: type[Mechanism]) -> dict[str, Any]:
-    """The options a mechanism takes beyond `dims` and `causal`, with their defaults."""
+def options(cls: type) -> dict[str, Any]:
+    """The options of a mechanism or of a whole layer, with their defaults."""
     parameters = list(inspect.signature(cls).parameters.values())[1:]
     return {p.name: p.default for p in parameters if p.name != "causal"}
 

@@ -28,9 +28,10 @@ from subquad.experiments.spec import AnySpec, Baseline, Bench, DataSpec, Fit, Me
 from subquad.measure.cost import find_dtype
 from subquad.measure.timing import interleaved
 from subquad.mechanism import Dims, Traits
+from subquad.nn.layers.named import find_named, is_layer
 from subquad.notation import read, several
 from subquad.records import Record, Store
-from subquad.registry import catalog, find
+from subquad.registry import catalog
 from subquad.task import Dataset
 
 SOFTMAX = "softmax"
@@ -156,7 +157,11 @@ def candidates(
     possible: list[MechanismSpec] = []
     for text in chain.from_iterable(map(several, config.attention)):
         for name in catalog() if text == ALL else [text]:
-            traits = find(read(name)[0]).traits
+            cls = find_named(read(name)[0])
+            if is_layer(cls):
+                refusals[name] = "a whole layer, and no attention that could be timed by itself"
+                continue
+            traits = cls.traits
             if traits.name == SOFTMAX:
                 continue  # it stands beside every candidate
             if reason := why_unfit(traits, causal=causal, streaming=streaming, bounded=config.bounded):

@@ -11,8 +11,9 @@ from subquad.experiments.spec import Fit
 from subquad.experiments.training import Note, Tell, Training
 from subquad.measure.memory import peak_memory, process_peak_mb
 from subquad.measure.timing import interleaved
+from subquad.nn.layers.named import find_named
 from subquad.nn.model import SequenceModel
-from subquad.registry import find, options
+from subquad.registry import options
 from subquad.task import Dataset, test_result
 
 
@@ -41,7 +42,7 @@ def fit(spec: Fit, data: Dataset, *, checkpoint_path: Path, tell: Tell, note: No
         "curve": course.curve,
         "parameters": training.model.parameters_by_part(),
         "form": "causal" if spec.mechanism.causal else "bidirectional",
-        "options": {**options(find(spec.mechanism.attention)), **spec.mechanism.options},
+        "options": {**options(find_named(spec.mechanism.attention)), **spec.mechanism.options},
     }
     tell("measure", spec.training.steps, None)
     measured = {

@@ -12,8 +12,9 @@ from typing import NamedTuple
 from subquad import tasks
 from subquad.experiments.spec import MechanismSpec
 from subquad.mechanism import Dims
+from subquad.nn.layers.named import find_named, is_layer, traits_of
 from subquad.notation import Option, but_defaults, read, read_options, several, swept
-from subquad.registry import build, catalog, find, options
+from subquad.registry import build, catalog, options
 
 ALL = "all"
 
@@ -27,13 +28,18 @@ class TaskRequest(NamedTuple):
 
 
 def rows(texts: Sequence[str], dims: Dims, *, causal: bool = False) -> tuple[MechanismSpec, ...]:
-    """The rows that the texts name; `ValueError` for the first that cannot be built.
+    """The rows of a bench that the texts name; `ValueError` for the first that cannot be built, or be timed.
 
     "all" names every known mechanism that has the form asked for.
     """
     every = [name for name, cls in catalog().items() if cls.traits.causal or not causal]
     chosen = tuple(in_form(mechanism, causal=causal) for mechanism in mechanisms(texts, every=every))
     for row in chosen:
+        if is_layer(find_named(row.attention)):
+            raise ValueError(
+                f"{row.attention!r} is a whole layer, and the bench times attention by itself: "
+                "`subquad compare` measures it within its model"
+            )
         build(row.attention, dims, causal=row.causal, **row.options)
     return chosen
 
@@ -51,7 +57,7 @@ def mechanisms(texts: Sequence[str], *, every: Iterable[str]) -> list[MechanismS
     named = chain.from_iterable(map(swept, chain.from_iterable(map(several, texts))))
     for text in chain.from_iterable(every if text == ALL else [text] for text in named):
         name, pairs = read(text)
-        cls = find(name)
+        cls = find_named(name)
         chosen_options = read_options(cls, name, text, pairs, options(cls))
         mechanism = MechanismSpec(attention=name, options=but_defaults(chosen_options, options(cls)))
         if mechanism in chosen:
@@ -62,7 +68,9 @@ def mechanisms(texts: Sequence[str], *, every: Iterable[str]) -> list[MechanismS
 
 def in_form(mechanism: MechanismSpec, *, causal: bool) -> MechanismSpec:
     """The row of a mechanism: bidirectional unless causal forms are asked for or it has no other."""
-    return replace(mechanism, causal=causal or not find(mechanism.attention).traits.bidirectional)
+    return replace(
+        mechanism, causal=causal or not traits_of(mechanism.attention, mechanism.options).bidirectional
+    )
 
 
 def task_of(text: str, *, target: str | None = None) -> TaskRequest:
