@@ -11,7 +11,9 @@ from subquad.nn.initialise import initialise
 from subquad.nn.layers.layer import LayerConfig
 from subquad.nn.layers.named import build_layer, layer_catalog, traits_of
 from subquad.nn.layers.norms import RealBatchNorm
+from subquad.nn.layers.reversible import ReversibleBlock
 from subquad.nn.model import SequenceModel, SequenceModelConfig
+from subquad.nn.sequence import make_sequence
 from subquad.registry import catalog
 
 LENGTH = 24
@@ -139,7 +141,10 @@ def star_by_the_paper(layer, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.
     h, s = e, tokens.mean(0)
     for _ in range(layer.rounds):
         contexts = [[h[i - 1], h[i], h[(i + 1) % len(h)], e[i], s] for i in range(len(h))]
-        h = [layer.satellite_norm(attend(layer.satellites, x, c).relu()) for x, c in zip(h, contexts, strict=True)]
+        h = [
+            layer.satellite_norm(attend(layer.satellites, x, c).relu())
+            for x, c in zip(h, contexts, strict=True)
+        ]
         s = layer.relay_norm(attend(layer.relay, s, [s, *h]).relu())
     return torch.stack(h), s
 
@@ -159,3 +164,49 @@ def test_a_star_is_the_papers_algorithm(length):
 def test_what_is_said_of_attention_is_refused_where_there_is_no_mechanism(said):
     with pytest.raises(ValueError, match="has attention of its own"):
         build_layer("star-transformer", {}, LayerConfig(dim=8, heads=2, **said))
+
+
+@pytest.mark.parametrize("inside", ["routing:clusters=2", "compressive", "infinity"])
+def test_what_learns_beside_its_gradients_is_not_reversible(inside):
+    with pytest.raises(ValueError, match="learns from tokens beside its gradients"):
+        build_layer("reversible", {"inside": inside}, LayerConfig(dim=8, heads=2, causal=True))
+
+
+def test_a_reversible_block_begins_with_the_weights_of_a_plain_one():
+    plain, reversible = (
+        Encoder(EncoderConfig(attention=name, dim=8, heads=2, depth=2)) for name in ("softmax", "reversible")
+    )
+    for each in (plain, reversible):
+        initialise(each, seed=3)
+    assert_close(reversible.state_dict(), plain.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_reversible_gradients_hold_in_half_precision(dtype):
+    gradients = []
+    for run in ("run", "run_plain"):
+        network = encoder("reversible", depth=8, options={}).to(dtype)
+        sequence, _ = make_sequence(tokens().to(dtype), valid=HOLES)
+        out = getattr(ReversibleBlock, run)(network.layers(), sequence)
+        out.values[HOLES].square().sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in network.blocks.parameters()]).double())
+    assert (gradients[0] - gradients[1]).norm() < 1e-3 * gradients[1].norm()  # half a rounding of bfloat16
+
+
+def test_autocast_is_replayed_in_the_backward_pass():
+    network, gradients = encoder("reversible", depth=3, options={}).float(), []
+    for run in (ReversibleBlock.run, ReversibleBlock.run_plain):
+        network.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = run(network.layers(), make_sequence(tokens().float())[0])
+        out.values.square().sum().backward()
+        gradients.append([parameter.grad for parameter in network.blocks.parameters()])
+    assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-3)
+
+
+def test_second_derivatives_of_a_reversible_block_are_refused():
+    x = tokens().requires_grad_()
+    out = encoder("reversible", options={})(x)
+    (gradient,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()

@@ -114,6 +114,7 @@ class Mechanism(nn.Module, ABC):
 
     traits: ClassVar[Traits]
     inputs: ClassVar[type[tuple[Tensor, ...]]] = QueriesKeysValues  # a NamedTuple of shapes
+    penalises_weights: ClassVar[bool] = False  # its penalty is of its weights alone, whatever the tokens
     zeros_padding: bool = True  # False: a form gets padding as it comes, and packs or masks it
     _widths: ClassVar[dict[str, int | None]] = declared_widths(QueriesKeysValues)
 

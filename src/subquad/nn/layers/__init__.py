@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from subquad.nn.layers.conformer import Conformer
     from subquad.nn.layers.layer import Layer, LayerConfig, LayerTraits, attention_inside
     from subquad.nn.layers.named import build_layer, layer_catalog
+    from subquad.nn.layers.reversible import ReversibleBlock
     from subquad.nn.layers.star_transformer import StarTransformer
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Layer",
     "LayerConfig",
     "LayerTraits",
+    "ReversibleBlock",
     "StarTransformer",
     "attention_inside",
     "build_layer",
@@ -27,6 +29,7 @@ export_lazily(
         "conformer": ["Conformer"],
         "layer": ["Layer", "LayerConfig", "LayerTraits", "attention_inside"],
         "named": ["build_layer", "layer_catalog"],
+        "reversible": ["ReversibleBlock"],
         "star_transformer": ["StarTransformer"],
     },
 )

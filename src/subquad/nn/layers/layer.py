@@ -134,6 +134,11 @@ class Layer(nn.Module, ABC):
     @classmethod
     def run(cls, layers: list["Layer"], sequence: Sequence) -> Sequence:
         """Layers of this class that follow on one another, as one."""
+        return cls.run_plain(layers, sequence)
+
+    @classmethod
+    def run_plain(cls, layers: list["Layer"], sequence: Sequence) -> Sequence:
+        """The same as its formula says it, whatever `run` does to save memory."""
         for layer in layers:
             sequence = layer(sequence)
         return sequence

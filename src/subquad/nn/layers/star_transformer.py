@@ -46,9 +46,7 @@ class StarTransformer(Layer):
     rounds: T, how often satellites and relay are updated; in the first, the relay is still the mean.
     """
 
-    traits = LayerTraits(
-        name="star-transformer", paper="arXiv:1902.09113", checked=({"rounds": 2},)
-    )
+    traits = LayerTraits(name="star-transformer", paper="arXiv:1902.09113", checked=({"rounds": 2},))
 
     def __init__(self, config: LayerConfig, *, rounds: Rounds = 2) -> None:
         super().__init__()

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from subquad.nn.layers.layer import Layer
-from subquad.testing.layer import absence, claims, cost, numerics, streams
+from subquad.testing.layer import absence, claims, cost, numerics, recomputing, streams
 
 LayerCheck = Callable[[type[Layer]], None]
 
@@ -27,6 +27,9 @@ def layer_contract(cls: type[Layer]) -> Iterator[LayerCheck]:
         yield streams.check_rows_of_a_stream
         yield streams.check_streams_in_place
         yield streams.check_size_of_the_state
+    if traits.recomputes:
+        yield recomputing.check_gradients_are_the_plain_ones
+        yield recomputing.check_memory_does_not_grow_with_depth
     yield numerics.check_same_every_time
     yield numerics.check_saved_and_copied
     yield numerics.check_layers_checkpointed
