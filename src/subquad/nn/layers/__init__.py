@@ -6,6 +6,7 @@ from subquad.exports import export_lazily
 
 if TYPE_CHECKING:
     from subquad.nn.layers.conformer import Conformer
+    from subquad.nn.layers.informer import InformerDecoder, InformerEncoder
     from subquad.nn.layers.layer import Layer, LayerConfig, LayerTraits, attention_inside
     from subquad.nn.layers.named import build_layer, layer_catalog
     from subquad.nn.layers.reversible import ReversibleBlock
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Conformer",
+    "InformerDecoder",
+    "InformerEncoder",
     "Layer",
     "LayerConfig",
     "LayerTraits",
@@ -27,6 +30,7 @@ export_lazily(
     __name__,
     {
         "conformer": ["Conformer"],
+        "informer": ["InformerDecoder", "InformerEncoder"],
         "layer": ["Layer", "LayerConfig", "LayerTraits", "attention_inside"],
         "named": ["build_layer", "layer_catalog"],
         "reversible": ["ReversibleBlock"],

@@ -15,13 +15,14 @@ from subquad import registry
 from subquad.mechanism import Dims, Mechanism, Traits
 from subquad.nn.blocks import TransformerBlock
 from subquad.nn.layers.conformer import Conformer
+from subquad.nn.layers.informer import InformerDecoder, InformerEncoder
 from subquad.nn.layers.layer import Layer, LayerConfig, LayerTraits, attention, claims
 from subquad.nn.layers.reversible import ReversibleBlock
 from subquad.nn.layers.star_transformer import StarTransformer
 from subquad.notation import Option
 from subquad.plugins import collect, hint, look_up
 
-BUILTIN = (Conformer, StarTransformer, ReversibleBlock)
+BUILTIN = (Conformer, StarTransformer, ReversibleBlock, InformerEncoder, InformerDecoder)
 
 
 @cache

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from subquad.bounds import Bound
 from subquad.mechanism import Valid
 from subquad.nn.layers.layer import Layer, LayerConfig, LayerTraits, require_form, require_no_attention
+from subquad.nn.layers.ring import ring, take
 from subquad.nn.positions import HiddenStates
 from subquad.nn.sequence import Sequence
 from subquad.ops.shared.masked_softmax import masked_softmax
@@ -120,16 +121,6 @@ class AttentionToFew(nn.Module):
         wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
         weights = wide.softmax(-1) if seen is None else masked_softmax(wide, seen=seen[:, :, None])
         return self.out(torch.einsum("bths,btshd->bthd", weights.to(v.dtype), v).flatten(2))
-
-
-def ring(length: int, count: Int[Tensor, " b"]) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"]]:
-    """Of each place the one before and the one behind, in a ring of the first `count` places of each row."""
-    places, size = torch.arange(length, device=count.device), count.clamp(min=1)[:, None]
-    return (places - 1) % size, (places + 1) % size
-
-
-def take(x: KeysValues, places: Int[Tensor, "b s"]) -> KeysValues:
-    return x.gather(1, places[..., None, None, None].expand_as(x))
 
 
 def mean_of(tokens: HiddenStates, count: Int[Tensor, " b"]) -> Relay:
