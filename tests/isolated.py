@@ -35,12 +35,13 @@ def run(package: str, mechanism: str, check: str, environment: dict[str, str], r
     import torch
 
     import subquad
-    from subquad.registry import find
-    from subquad.testing import certificate, contract
+    from subquad.nn.layers.named import find_named, is_layer
+    from subquad.testing import certificate, contract, layer_contract
 
     assert str(subquad.__file__).startswith(package), subquad.__file__
     torch.set_num_threads(1)
-    cls = find(mechanism)
-    (function,) = (x for x in contract(cls) if x.__name__ == f"check_{check}")
+    cls = find_named(mechanism)
+    checks = layer_contract(cls) if is_layer(cls) else contract(cls)
+    (function,) = (x for x in checks if x.__name__ == f"check_{check}")
     outcome = certificate.outcome(function, cls)
     results.send((outcome.passed, outcome.reason))

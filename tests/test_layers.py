@@ -34,10 +34,12 @@ MAY_IMPORT = {
     "registry": {"mechanism", "mechanisms", "mixture", "notation", "plugins"},
     "nn": {
         *("bounds", "config", "mechanism", "registry", "plugins", "ops", "files", "documents"),
-        *("torch_internals", "fields", "notation"),
+        *("torch_internals", "fields", "inputs", "mixture", "notation"),
     },
     "measure": {"mechanism", "registry", "ops", "torch_internals"},
-    "testing": {"mechanism", "measure", "ops", "patterns", "torch_internals", "fields", "task"},
+    "testing": {
+        *("mechanism", "measure", "nn", "ops", "patterns", "registry", "torch_internals", "fields", "task"),
+    },
     "files": set(),
     "tasks": {"documents", "fields", "files", "metrics", "objectives", "plugins", "task"},
     "documents": {"files"},
@@ -50,9 +52,9 @@ MAY_IMPORT = {
         *("bounds", "config", "executors", "fields", "files", "notation", "objectives", "task"),
     },
     "cli": {
-        *("mechanism", "registry", "patterns", "testing", "tasks", "records", "report", "experiments"),
-        *("bounds", "config", "documents", "executors", "files", "measure", "plugins", "task"),
-        *("mixture", "notation"),
+        *("mechanism", "registry", "patterns", "testing", "tasks", "records", "report", "experiments", "nn"),
+        *("bounds", "config", "documents", "executors", "files", "measure", "mixture", "notation"),
+        *("plugins", "task"),
     },
     "compare": {"experiments", "records", "report"},
     "choose": {"experiments", "records", "report"},

@@ -115,6 +115,7 @@ class Mechanism(nn.Module, ABC):
     traits: ClassVar[Traits]
     inputs: ClassVar[type[tuple[Tensor, ...]]] = QueriesKeysValues  # a NamedTuple of shapes
     heads_multiple: ClassVar[int] = 1  # a number that divides the heads that it is built for
+    penalises_weights: ClassVar[bool] = False  # its penalty is of its weights alone, whatever the tokens
     zeros_padding: bool = True  # False: a form gets padding as it comes, and packs or masks it
     _widths: ClassVar[dict[str, int | None]] = declared_widths(QueriesKeysValues)
 
@@ -218,7 +219,7 @@ def bounded(constructor: Callable[..., None]) -> Callable[..., None]:
     """The constructor, for options that are what its signature says."""
 
     @wraps(constructor)
-    def within(self: Mechanism, *dims: Any, **options: Any) -> None:
+    def within(self: Any, *dims: Any, **options: Any) -> None:
         require_bounds(self.traits.name, constructor, options)
         constructor(self, *dims, **options)
 

@@ -5,13 +5,13 @@ wherever a mechanism's does. A network whose layers differ is no mechanism; `net
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple, TypeGuard
 
-from subquad.mechanism import Dims, Mechanism, Traits
+from subquad.mechanism import Dims, Mechanism
 from subquad.mechanisms import BUILTIN
-from subquad.mixture import Share, common_traits, mix_heads
+from subquad.mixture import Share, mix_heads
 from subquad.notation import Option, but_defaults, heads, layers, mixes, read, read_options, repeated, written
 from subquad.plugins import collect, hint, look_up
 
@@ -48,15 +48,18 @@ def find(name: str) -> type[Mechanism]:
 
 def shares(layer: str, chosen: Mapping[str, Option] | None = None) -> tuple[Share, ...]:
     """Among which mechanisms a layer splits its heads: one, with its options, where it does not."""
-    parts = [Member(layer, chosen)] if chosen else [_member(*part) for part in heads(layer)]
+    parts = [Member(layer, chosen)] if chosen else [_member(*part, find) for part in heads(layer)]
     return tuple(Share(find(name), tuple(options.items()), count) for name, options, count in parts)
 
 
-def network(attention: str, options: Mapping[str, Any] | None = None) -> list[Member]:
+def network(
+    attention: str, options: Mapping[str, Any] | None = None, *, known: Callable[[str], type] = find
+) -> list[Member]:
     """The members of a network in their order: several where `attention` mixes them by layer, else one.
 
     options: those of a mechanism that is named alone. Raises `ValueError` beside the notation's own, and for
     what is not known.
+    known: what a name stands for.
     """
     if not mixes(attention) and ":" not in attention:
         return [Member(attention, dict(options or {}))]
@@ -65,7 +68,7 @@ def network(attention: str, options: Mapping[str, Any] | None = None) -> list[Me
             f"{attention!r} has its options within it, and {', '.join(options)} beside it: write them behind "
             "the member that they are of, as in 'local:width=64*3+softmax'"
         )
-    return _shortest([_member(text, count) for text, count in layers(attention)])
+    return _shortest([_member(text, count, known) for text, count in layers(attention)])
 
 
 def network_name(members: Sequence[Member]) -> str:
@@ -74,46 +77,8 @@ def network_name(members: Sequence[Member]) -> str:
     return texts[0][0] if len(texts) == 1 else "+".join(repeated(*text) for text in texts)
 
 
-def traits(attention: str, options: Mapping[str, Any] | None = None) -> Traits:
-    """Of a mechanism, or what all members of a mixture claim."""
-    members = network(attention, options)
-    every = [find(member.attention).traits for member in members]
-    return every[0] if len(every) == 1 else common_traits(network_name(members), every)
-
-
-def every_option(attention: str, chosen: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """All options with their values, defaults too; in a mixture behind the name and place of their member."""
-    every = [share for name, own, _ in network(attention, chosen) for share in shares(name, own)]
-    values = [{**options(share.mechanism), **dict(share.options)} for share in every]
-    if len(every) == 1:
-        return values[0]
-    return {
-        f"{share.mechanism.traits.name} {place}.{option}": value
-        for place, (share, own) in enumerate(zip(every, values, strict=True), 1)
-        for option, value in own.items()
-    }
-
-
-def layer_by_layer(
-    attention: str, options: Mapping[str, Any] | None = None, *, depth: int
-) -> list[tuple[str, Mapping[str, Any]]]:
-    """The mechanism and the options of each of `depth` layers, over which a mixture's own repeat.
-
-    Raises `ValueError` unless that is a whole number of times.
-    """
-    members = network(attention, options)
-    period = sum(member.layers for member in members)
-    if depth % period:
-        raise ValueError(
-            f"{attention!r} is a network of {period} layers, and {depth} are asked for: take a depth of "
-            f"{period}, {2 * period} or another multiple, or name the members of all {depth}"
-        )
-    once = [(name, options) for name, options, count in members for _ in range(count)]
-    return once * (depth // period)
-
-
-def options(cls: type[Mechanism]) -> dict[str, Any]:
-    """The options a mechanism takes beyond `dims` and `causal`, with their defaults."""
+def options(cls: type) -> dict[str, Any]:
+    """The options of a mechanism or of a whole layer, with their defaults."""
     parameters = list(inspect.signature(cls).parameters.values())[1:]
     return {p.name: p.default for p in parameters if p.name != "causal"}
 
@@ -131,13 +96,14 @@ def build(name: str, dims: Dims, *, causal: bool, **chosen: Any) -> Mechanism:
     return cls(dims, causal=causal, **chosen)
 
 
-def _member(text: str, count: int) -> Member:
+def _member(text: str, count: int, known: Callable[[str], type]) -> Member:
     """A member as it is written, by its proper name and without options that are at their defaults."""
     if len(heads(text)) > 1:
         return Member(find(text).traits.name, {}, count)
     name, pairs = read(text)
-    defaults = options(find(name))
-    return Member(name, but_defaults(read_options(find(name), name, text, pairs, defaults), defaults), count)
+    cls = known(name)
+    defaults = options(cls)
+    return Member(name, but_defaults(read_options(cls, name, text, pairs, defaults), defaults), count)
 
 
 def _shortest(members: Sequence[Member]) -> list[Member]:

@@ -16,18 +16,21 @@ Certificate = tuple[str, Callable[[], "Iterator[Outcome]"]]  # of whom, and its 
 
 
 def all_mechanisms() -> list[Certificate]:
+    """Of every known mechanism and whole layer."""
+    from subquad.nn.layers.named import layer_catalog
     from subquad.registry import catalog
 
-    return [_certificate(cls) for cls in catalog().values()]
+    return [_certificate(cls) for cls in (*catalog().values(), *layer_catalog().values())]
 
 
 def named(text: str) -> list[Certificate]:
-    """Of a known task ("listops:train=100") or mechanism, one for each layer that a mixture may have.
+    """Of a known task ("listops:train=100"), whole layer or mechanism, one for each layer of a mixture.
 
     Or of the class that PACKAGE:CLASS names.
     """
     from subquad import registry, tasks
     from subquad.experiments.rows import task_of
+    from subquad.nn.layers.named import find_named, layer_catalog, network
     from subquad.notation import mixes
     from subquad.plugins import hint
 
@@ -38,14 +41,14 @@ def named(text: str) -> list[Certificate]:
             raise ValueError(f"a task is certified with all its targets: leave target={request.target} out")
         return [_certificate(tasks.build(request.name, **request.options), name=text)]
     if mixes(text) or "=" in rest:
-        layers = (_layer(name, options) for name, options, _ in registry.network(text))
+        layers = (_layer(name, options) for name, options, _ in network(text))
         return [_certificate(cls) for cls in dict.fromkeys(layers)]
     if colon:
         return [_certificate(_class(name, rest))]
-    if name not in registry.catalog():
-        known = [*registry.catalog(), *tasks.catalog()]
+    known = [*registry.catalog(), *layer_catalog(), *tasks.catalog()]
+    if name not in known:
         raise ValueError(f"unknown mechanism or task {name!r}{hint(name, known)}")
-    return [_certificate(registry.find(name))]
+    return [_certificate(find_named(name))]
 
 
 def show(certificates: list[Certificate], *, as_json: bool) -> tuple[dict[str, list[dict[str, Any]]], int]:
@@ -70,6 +73,7 @@ def show(certificates: list[Certificate], *, as_json: bool) -> tuple[dict[str, l
 
 def _certificate(subject: Any, *, name: str = "") -> Certificate:
     from subquad.mechanism import Mechanism
+    from subquad.nn.layers.layer import Layer
     from subquad.task import Task
     from subquad.testing import certify
     from subquad.testing.task import certify as certify_task
@@ -79,7 +83,7 @@ def _certificate(subject: Any, *, name: str = "") -> Certificate:
     where = f"{subject.__module__}:{subject.__qualname__}"
     if issubclass(subject, Task):
         return f"{where} ({subject.traits.name})", lambda: certify_task(subject())
-    assert issubclass(subject, Mechanism)
+    assert issubclass(subject, Mechanism | Layer)
     return f"{where} ({subject.traits.name})", lambda: certify(subject)
 
 
@@ -98,8 +102,9 @@ def _layer(attention: str, options: Mapping[str, Any]) -> "type[Mechanism]":
 
 
 def _class(package: str, name: str) -> type:
-    """A mechanism or task, also in the current folder."""
+    """A mechanism, a layer or a task, also in the current folder."""
     from subquad.mechanism import Mechanism
+    from subquad.nn.layers.layer import Layer
     from subquad.task import Task
 
     sys.path.insert(0, "")
@@ -107,8 +112,9 @@ def _class(package: str, name: str) -> type:
         cls = getattr(import_module(package), name, None)
     except Exception as error:  # whatever the user's module raises
         raise ValueError(f"{package!r} cannot be imported: {type(error).__name__}: {error}") from error
-    if not (isinstance(cls, type) and issubclass(cls, Mechanism | Task)):
+    if not (isinstance(cls, type) and issubclass(cls, Mechanism | Layer | Task)):
         raise ValueError(
-            f"{name!r} in {package!r} is not a subclass of subquad.Mechanism or subquad.task.Task"
+            f"{name!r} in {package!r} is not a subclass of subquad.Mechanism, subquad.nn.layers.Layer or "
+            "subquad.task.Task"
         )
     return cls

@@ -29,6 +29,7 @@ from subquad.cli.options import (
 )
 from subquad.cli.output import (
     described,
+    described_layer,
     described_task,
     print_json,
     show_bench,
@@ -270,14 +271,14 @@ def check(
         str | None,
         typer.Argument(
             metavar="[PACKAGE:CLASS]",
-            help="Your mechanism or task, or the name of a known one.",
+            help="Your mechanism, layer or task, or the name of a known one.",
             show_default=False,
         ),
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All known mechanisms.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="All known mechanisms and layers.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Certify a mechanism, a mixture or a task: a line for each check, what failed and by how much."""
+    """Certify a mechanism, a mixture, a whole layer or a task: a line for each check, and what failed."""
     if (name is None) != everything:
         raise ValueError("name one mechanism or task, PACKAGE:CLASS, or give --all")
     from subquad.cli.check import all_mechanisms, named, show
@@ -325,19 +326,22 @@ def draw_pattern(
 
 @app.command("list", epilog=examples("subquad list", "subquad list --json"))
 def list_known(as_json: Json = False) -> None:
-    """Mechanisms with their traits and options, and tasks."""
+    """Mechanisms and whole layers with their traits and options, and tasks."""
     from subquad import tasks
+    from subquad.nn.layers.named import layer_catalog
     from subquad.registry import catalog
 
     mechanisms = [described(cls) for cls in catalog().values()]
+    layers = [described_layer(cls) for cls in layer_catalog().values()]
     known = [described_task(cls) for cls in tasks.catalog().values()]
     if as_json:
-        return print_json([*mechanisms, *known])
+        return print_json([*mechanisms, *layers, *known])
     from subquad.cli import tables
 
     console = Console()
     console.print(tables.mechanisms(mechanisms))
-    console.print(tables.options(mechanisms))
+    console.print(tables.layers(layers))
+    console.print(tables.options([*mechanisms, *layers]))
     console.print(tables.tasks(known))
 
 

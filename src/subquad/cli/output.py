@@ -12,6 +12,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from subquad.mechanism import Mechanism
+    from subquad.nn.layers.layer import Layer
     from subquad.patterns.drawing import Drawing
     from subquad.records import Record
     from subquad.report import ComparisonFindings, Findings
@@ -179,6 +180,15 @@ def described(cls: type["Mechanism"]) -> dict[str, Any]:
     claims = {field.name: getattr(cls.traits, field.name) for field in fields(cls.traits)}
     plain = {name: dict(claim) if isinstance(claim, Mapping) else claim for name, claim in claims.items()}
     return {"kind": "mechanism", **plain, "options": options(cls)}
+
+
+def described_layer(cls: type["Layer"]) -> dict[str, Any]:
+    """A whole layer's traits and options as JSON."""
+    from subquad.registry import options
+
+    claims = {field.name: getattr(cls.traits, field.name) for field in fields(cls.traits)}
+    checked = [dict(chosen) for chosen in cls.traits.checked]
+    return {"kind": "layer", **claims, "checked": checked, "options": options(cls)}
 
 
 def described_task(cls: type["Task"]) -> dict[str, Any]:

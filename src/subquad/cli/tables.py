@@ -181,6 +181,17 @@ def mechanisms(known: Sequence[Mapping[str, Any]]) -> Table:
     return made
 
 
+def layers(known: Sequence[Mapping[str, Any]]) -> Table:
+    """Traits of whole layers; with a mechanism inside, `NAME:inside=…`, they are the best that it allows."""
+    made = table("whole layers", "name", "forms", "state", "tokens out", "arXiv", left=5)
+    for each in known:
+        forms = "both" if each["causal"] else "bidirectional"
+        out = "as came in" if each["keeps_length"] else "fewer"
+        paper = each["paper"].removeprefix("arXiv:")
+        made.add_row(*map(Text, (each["name"], forms, each["state"] or formats.ABSENT, out, paper)))
+    return made
+
+
 def options(known: Sequence[Mapping[str, Any]]) -> Table:
     """What can be said of a mechanism behind its name, with the defaults."""
     made = table("options", "name", "as in NAME:option=value,…", left=2)

@@ -28,9 +28,10 @@ from subquad.experiments.spec import AnySpec, Baseline, Bench, DataSpec, Fit, Me
 from subquad.measure.cost import find_dtype
 from subquad.measure.timing import interleaved
 from subquad.mechanism import Dims, Traits
+from subquad.nn.layers.named import has_whole_layers, traits_of
 from subquad.notation import several
 from subquad.records import Record, Store
-from subquad.registry import catalog, traits
+from subquad.registry import catalog
 from subquad.task import Dataset
 
 SOFTMAX = "softmax"
@@ -156,7 +157,10 @@ def candidates(
     possible: list[MechanismSpec] = []
     for text in chain.from_iterable(map(several, config.attention)):
         for name in catalog() if text == ALL else [text]:
-            claimed = traits(name)
+            if has_whole_layers(name):
+                refusals[name] = "a whole layer, and no attention that could be timed by itself"
+                continue
+            claimed = traits_of(name)
             if claimed.name == SOFTMAX:
                 continue  # it stands beside every candidate
             if reason := why_unfit(claimed, causal=causal, streaming=streaming, bounded=config.bounded):

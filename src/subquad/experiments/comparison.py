@@ -22,10 +22,11 @@ from subquad.experiments.presets import preset_of
 from subquad.experiments.rows import ALL, TaskRequest, in_form, mechanisms, task_of
 from subquad.experiments.spec import AnySpec, Baseline, Bench, DataSpec, Fit, MechanismSpec, Place
 from subquad.mechanism import Dims
+from subquad.nn.layers.named import require_buildable
 from subquad.notation import several, written
 from subquad.recorded import COMPARISON_VERSION
 from subquad.records import Record, Store
-from subquad.registry import build, catalog, network
+from subquad.registry import catalog
 from subquad.task import Dataset
 
 VALIDATIONS = 4  # in a fit
@@ -93,6 +94,8 @@ def plan(config: Comparison, *, tell: TellProgress = quiet) -> Plan:
     require_takers(config, chosen, {task.document["label"]: task.refusals for task in planned})
     benched: list[MechanismSpec] = []
     for row in chain.from_iterable(task.rows for task in planned):
+        if has_whole_layers(row.attention, row.options):
+            continue  # the bench times attention by itself
         benched += [row] if row not in benched else []
     longest = max(task.data.length for task in planned)
     lengths = config.lengths or tuple(longest * times for times in MULTIPLES)
@@ -231,10 +234,9 @@ def built_without_data(
 
 
 def refusal(row: MechanismSpec, dims: Dims) -> str | None:
-    """Why a mechanism cannot be built by itself, or one of a mixture's; None where they can."""
-    members = network(row.attention, row.options)
-    reasons = (refused(build, name, dims, causal=row.causal, **options) for name, options, _ in members)
-    return next(filter(None, reasons), None)
+    """Why a mechanism or a layer cannot be built by itself, or one of a mixture's; None where they can."""
+    sizes = {"heads": dims.heads, "head_dim": dims.head_dim, "max_len": dims.max_len}
+    return refused(require_buildable, row.attention, row.options, causal=row.causal, **sizes)
 
 
 def refused(make: Callable[..., object], *inputs: object, **options: Any) -> str | None:

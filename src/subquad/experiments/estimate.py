@@ -24,9 +24,9 @@ from subquad.experiments.spec import AnySpec, Baseline, Bench, Fit
 from subquad.experiments.training import CHECKPOINT_EVERY
 from subquad.experiments.trial import CellTimes, CellTrial, FitTimes, FitTrial
 from subquad.measure.cost import LIMIT
+from subquad.nn.layers.named import traits_of
 from subquad.recorded import Count
 from subquad.records import Record, Store
-from subquad.registry import traits
 
 S = TypeVar("S", Fit, Bench)
 
@@ -249,7 +249,7 @@ class Trials:
         label = f"bench {shortest.mechanism.label}"
         if record["status"] != "ok":
             return untimed(label, len(cells), record)
-        power = traits(shortest.mechanism.attention).cost
+        power = traits_of(shortest.mechanism.attention).cost
         each = [
             min(limit, cell_seconds(record["measured"], record["seconds"], longer, power))
             for longer in (cell.length / shortest.length for cell in cells)

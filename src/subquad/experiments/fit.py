@@ -11,8 +11,8 @@ from subquad.experiments.spec import Fit
 from subquad.experiments.training import Note, Tell, Training
 from subquad.measure.memory import MB, peak_memory, process_peak_mb
 from subquad.measure.timing import interleaved
+from subquad.nn.layers.named import every_option
 from subquad.nn.model import SequenceModel
-from subquad.registry import every_option
 from subquad.task import Dataset, test_result
 
 

@@ -12,8 +12,9 @@ from typing import NamedTuple
 from subquad import tasks
 from subquad.experiments.spec import MechanismSpec
 from subquad.mechanism import Dims
+from subquad.nn.layers.named import has_whole_layers, network, traits_of
 from subquad.notation import Option, but_defaults, read, read_options, several, swept
-from subquad.registry import Member, build, catalog, network, network_name, traits
+from subquad.registry import Member, build, catalog, network_name
 
 ALL = "all"
 
@@ -27,15 +28,20 @@ class TaskRequest(NamedTuple):
 
 
 def rows(texts: Sequence[str], dims: Dims, *, causal: bool = False) -> tuple[MechanismSpec, ...]:
-    """The rows that the texts name; `ValueError` for the first that cannot be built.
+    """The rows of a bench that the texts name; `ValueError` for the first that cannot be built, or be timed.
 
     "all" names every known mechanism that has the form asked for.
     """
     every = [name for name, cls in catalog().items() if cls.traits.causal or not causal]
     chosen = tuple(in_form(mechanism, causal=causal) for mechanism in mechanisms(texts, every=every))
     for row in chosen:
-        for member in network(row.attention, row.options):
-            build(member.attention, dims, causal=row.causal, **member.options)
+        if has_whole_layers(row.attention, row.options):
+            raise ValueError(
+                f"{row.label!r} has whole layers, and the bench times attention by itself: "
+                "`subquad compare` measures them within their model"
+            )
+        for name, options, _ in network(row.attention, row.options):
+            build(name, dims, causal=row.causal, **options)
     return chosen
 
 
@@ -62,7 +68,9 @@ def mechanisms(texts: Sequence[str], *, every: Iterable[str]) -> list[MechanismS
 
 def in_form(mechanism: MechanismSpec, *, causal: bool) -> MechanismSpec:
     """The row of a mechanism: bidirectional unless causal forms are asked for or it has no other."""
-    return replace(mechanism, causal=causal or not traits(mechanism.attention).bidirectional)
+    return replace(
+        mechanism, causal=causal or not traits_of(mechanism.attention, mechanism.options).bidirectional
+    )
 
 
 def task_of(text: str, *, target: str | None = None) -> TaskRequest:

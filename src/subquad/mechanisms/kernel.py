@@ -61,6 +61,8 @@ class KernelAttention(Mechanism):
 
     redraw_every: int = 0  # steps of training from one redrawing of random features to the next; 0: never
 
+    penalises_weights = True
+
     def __init__(self, dims: Dims, *, causal: bool, features: FeatureMap) -> None:
         super().__init__(dims, causal=causal)
         self.features = features

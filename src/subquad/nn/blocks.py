@@ -9,12 +9,13 @@ Normalization in the Transformer Architecture. ICML 2020, arXiv:2002.04745, sect
 from torch import nn
 
 from subquad.mechanism import State
+from subquad.nn.layers.layer import Layer
 from subquad.nn.multihead import MultiheadAttention
 from subquad.nn.positions import HiddenStates
 from subquad.nn.sequence import Sequence
 
 
-class TransformerBlock(nn.Module):
+class TransformerBlock(Layer):
     """Pre-norm block around any attention. It has the width of its attention.
 
     attention: the layer that mixes tokens.
@@ -49,6 +50,9 @@ class TransformerBlock(nn.Module):
         """
         mixed, state = self.attention.advance(self._normed(sequence), state, in_place=in_place)
         return self._add(sequence, mixed), state
+
+    def reserve(self, state: State, tokens: int) -> State:
+        return self.attention.mechanism.reserve(state, tokens)
 
     def _normed(self, sequence: Sequence) -> Sequence:
         return sequence._replace(values=self.attention_norm(sequence.values))

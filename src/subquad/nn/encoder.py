@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from inspect import signature
+from itertools import chain
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -13,15 +14,16 @@ from subquad.bounds import ShareBelowOne
 from subquad.config import ModelConfig
 from subquad.mechanism import Mechanism, State, Valid
 from subquad.nn import state as states
-from subquad.nn.blocks import TransformerBlock
 from subquad.nn.documents import Documents, by_document
+from subquad.nn.layers.layer import Layer, LayerConfig
+from subquad.nn.layers.named import build_layer, layer_by_layer
+from subquad.nn.layers.stack import run_layers, step_layers
 from subquad.nn.multihead import Causal, MultiheadAttention
 from subquad.nn.positions import HiddenStates, positional_encoding
 from subquad.nn.sequence import Sequence, make_sequence
 from subquad.nn.tie import tie_layers
 from subquad.notation import repeated
 from subquad.ops.shared.reuse import one_pass
-from subquad.registry import layer_by_layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +32,11 @@ class EncoderConfig(ModelConfig):
 
     Unless they are asked for it has no positions and no dropout.
 
-    attention: the mechanism's name, one that `subquad.catalog` lists. Of a network that mixes them, those of
-        its layers with their options, "local:width=128*3+softmax" (`subquad.notation`) or a list such as
-        ["local:width=128", "softmax"], over and over; `depth` is a multiple of their number.
-    options: the mechanism's own, by name, where it is named alone; `subquad.options` lists them.
+    attention: the mechanism's name, one that `subquad.catalog` lists, or a whole layer's (`nn.layers`). Of a
+        network that mixes them, those of its layers with their options, "local:width=128*3+softmax"
+        (`subquad.notation`) or a list such as ["local:width=128", "softmax"], over and over; `depth` is a
+        multiple of their number.
+    options: the mechanism's or the layer's own, by name, where one is named alone.
     causal: False lets every token see all others. True asks for a mechanism that sees nothing of the future;
         "values" accepts one whose choice of keys does.
     max_len: tokens of the longest sequence; learnt positions and some mechanisms ask for it. None: no bound.
@@ -62,10 +65,29 @@ class EncoderConfig(ModelConfig):
                 f"{min(taken)!r} is the layer's, not an option of {self.attention!r}: take it out"
             )
 
-    def layers(self) -> list[tuple[str, Mapping[str, Any]]]:
-        """The mechanism of each layer, and its options. Raises `ValueError` where `depth` is no multiple."""
+    def named_layers(self) -> list[tuple[str, Mapping[str, Any]]]:
+        """Each layer's name, its mechanism's or its own, and its options.
+
+        Raises `ValueError` where `depth` is no multiple of them.
+        """
         assert isinstance(self.attention, str)
         return layer_by_layer(self.attention, self.options, depth=self.depth)
+
+    def layer(self, index: int) -> LayerConfig:
+        """What its layer of that number, from 0, is told of the network."""
+        return LayerConfig(
+            dim=self.dim,
+            heads=self.heads,
+            mlp_ratio=self.mlp_ratio,
+            dropout=self.dropout,
+            causal=self.causal,
+            rotary=self.positions == "rotary",
+            kv_heads=self.kv_heads,
+            scale=self.scale,
+            max_len=self.max_len,
+            index=index,
+            depth=self.depth,
+        )
 
 
 class EncoderState(NamedTuple):
@@ -88,23 +110,8 @@ class Encoder(nn.Module):
         self.positions = positional_encoding(config.positions, config.dim, max_len=config.max_len)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(
-            TransformerBlock(
-                MultiheadAttention(
-                    config.dim,
-                    config.heads,
-                    attention,
-                    causal=config.causal,
-                    rotary=config.positions == "rotary",
-                    kv_heads=config.kv_heads,
-                    scale=config.scale,
-                    max_len=config.max_len,
-                    layer=layer,
-                    **options,
-                ),
-                mlp_ratio=config.mlp_ratio,
-                dropout=config.dropout,
-            )
-            for layer, (attention, options) in enumerate(config.layers())
+            build_layer(name, options, config.layer(index))
+            for index, (name, options) in enumerate(config.named_layers())
         )
         self.norm = nn.LayerNorm(config.dim)
         self.tie()
@@ -115,7 +122,7 @@ class Encoder(nn.Module):
 
         Done when built and loaded; to be done again where parameters were put into the layers one by one.
         """
-        tie_layers(block.attention for block in self._blocks())
+        tie_layers(module for module in self.modules() if isinstance(module, MultiheadAttention))
 
     def _tie(self, _: Any) -> None:
         self.tie()
@@ -130,13 +137,23 @@ class Encoder(nn.Module):
             row: each is encoded as if it were alone (`nn.documents`), and `penalty` is then that of the
             longest. None: a row is one.
         """
+        return self.encode(x, valid, documents=documents).values
+
+    def encode(
+        self, x: HiddenStates, valid: Valid | None = None, *, documents: Documents | None = None
+    ) -> Sequence:
+        """The same, with what is real of it: layers may give out fewer tokens than they are given.
+
+        x, valid, documents: as `forward` takes them.
+        """
         if documents is not None:
-            return by_document(self.forward, x, valid=valid, documents=documents)
+            return make_sequence(by_document(self.forward, x, valid=valid, documents=documents), valid=valid)[
+                0
+            ]
         sequence, _ = self._begin(x, valid, None)
         with one_pass():
-            for block in self.blocks:
-                sequence = block(sequence)
-        return self.norm(sequence.values)
+            sequence = run_layers(self.layers(), sequence)
+        return sequence._replace(values=self.norm(sequence.values))
 
     def step(
         self,
@@ -160,21 +177,18 @@ class Encoder(nn.Module):
         offset = x.new_zeros(len(x), dtype=torch.int64) if state is None else state.offset
         memories = [None] * len(self.blocks) if state is None else state.blocks
         sequence, offset = self._begin(x, valid, offset)
-        later = []
         with one_pass():
-            for block, memory in zip(self._blocks(), memories, strict=True):
-                sequence, memory = block.step(sequence, memory, in_place=in_place)
-                later.append(memory)
+            sequence, later = step_layers(self.layers(), sequence, memories, in_place=in_place)
         offset = state.offset.copy_(offset) if in_place and state is not None else offset
-        return self.norm(sequence.values), EncoderState(offset, tuple(later))
+        return self.norm(sequence.values), EncoderState(offset, later)
 
     def reserve(self, state: EncoderState, tokens: int) -> EncoderState:
         """The state with room for so many further tokens of each row, which steps in place fill.
 
         Only states that grow with the tokens need any.
         """
-        pairs = zip(self.mechanisms(), state.blocks, strict=True)
-        return state._replace(blocks=tuple(mechanism.reserve(memory, tokens) for mechanism, memory in pairs))
+        pairs = zip(self.layers(), state.blocks, strict=True)
+        return state._replace(blocks=tuple(layer.reserve(memory, tokens) for layer, memory in pairs))
 
     def segments(
         self, x: HiddenStates, *, valid: Valid | None = None, segment: int, detach: bool = True
@@ -221,10 +235,16 @@ class Encoder(nn.Module):
 
     def mechanisms(self) -> Iterator[Mechanism]:
         """Those of all layers, from the first to the last."""
-        return (block.attention.mechanism for block in self._blocks())
+        return chain.from_iterable(layer.mechanisms() for layer in self.layers())
 
-    def _blocks(self) -> list[TransformerBlock]:
-        return [cast(TransformerBlock, block) for block in self.blocks]
+    @property
+    def keeps_length(self) -> bool:
+        """Whether as many tokens go out as came in."""
+        return all(layer.keeps_length for layer in self.layers())
+
+    def layers(self) -> list[Layer]:
+        """From the first to the last."""
+        return [cast(Layer, block) for block in self.blocks]
 
     def _begin(
         self, x: HiddenStates, valid: Valid | None, offset: Int[Tensor, " #b"] | None

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from subquad.fields import Fields, Inputs, Pair, Readout, token_fields
 from subquad.mechanism import Valid
+from subquad.nn.blocks import TransformerBlock
 from subquad.nn.documents import Documents
 from subquad.nn.embedding import embedding
 from subquad.nn.encoder import Encoder, EncoderConfig, EncoderState
+from subquad.nn.layers.layer import Layer
 from subquad.nn.multihead import MultiheadAttention
 from subquad.nn.positions import HiddenStates
 from subquad.nn.sequence import zero_padded
@@ -49,6 +51,11 @@ class SequenceModel(nn.Module):
         self.pairs = isinstance(config.fields, Pair)
         self.embedding = embedding(token_fields(config.fields), dim)
         self.encoder = Encoder(config.encoder)
+        if config.readout.per == "token" and not self.encoder.keeps_length:
+            raise ValueError(
+                f"{config.encoder.attention!r} gives out other tokens than it is given, and this model "
+                "answers per token: take a layer that keeps them, or a task with an answer per sequence"
+            )
         self.norm = nn.LayerNorm(dim)
         outputs = config.readout.outputs
         hidden = round(dim * config.encoder.mlp_ratio)
@@ -78,7 +85,7 @@ class SequenceModel(nn.Module):
         if self.pairs:
             inputs = tuple(part.flatten(0, 1) for part in inputs)
             valid = None if valid is None else valid.flatten(0, 1)
-        tokens = self.encoder(self.embedding(inputs, valid), valid, documents=documents)
+        tokens, valid, _ = self.encoder.encode(self.embedding(inputs, valid), valid, documents=documents)
         read = self.norm(tokens if self.config.readout.per == "token" else mean(tokens, valid))
         return self.head(read.unflatten(0, (len(read) // 2, 2)) if self.pairs else read)
 
@@ -115,9 +122,15 @@ class SequenceModel(nn.Module):
     def parameters_by_part(self) -> dict[str, int]:
         """How many parameters there are: in `total`, in `attention`, and in tables that grow with `max_len`.
 
-        Attention is everything in the attention layers: projections and the mechanism's own weights.
+        Attention is everything in the attention layers: projections and the mechanism's own weights. Of a
+        whole layer it is all there is.
         """
-        layers = [module for module in self.modules() if isinstance(module, MultiheadAttention)]
+        layers = [
+            module
+            for module in self.modules()
+            if isinstance(module, MultiheadAttention)
+            or (isinstance(module, Layer) and not isinstance(module, TransformerBlock))
+        ]
         return {
             "total": numel(self),
             "attention": numel(nn.ModuleList(layers)),
@@ -159,7 +172,10 @@ def growing(encoder: Encoder) -> int:
     """The parameters that have another shape in an encoder for sequences twice as long."""
     if encoder.config.max_len is None:
         return 0
-    with torch.random.fork_rng(devices=[]):
-        longer = Encoder(replace(encoder.config, max_len=2 * encoder.config.max_len))
+    try:
+        with torch.random.fork_rng(devices=[]):
+            longer = Encoder(replace(encoder.config, max_len=2 * encoder.config.max_len))
+    except ValueError:  # a layer of one size, such as that of an image
+        return 0
     pairs = zip(encoder.parameters(), longer.parameters(), strict=True)
     return sum(ours.numel() for ours, theirs in pairs if ours.shape != theirs.shape)

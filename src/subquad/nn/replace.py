@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from subquad.nn.layers.named import layer_by_layer
 from subquad.nn.multihead import MultiheadAttention
 from subquad.nn.tie import tie_layers
 from subquad.nn.torch_layer import unsupported
-from subquad.registry import layer_by_layer
 
 M = TypeVar("M", bound=nn.Module)
 

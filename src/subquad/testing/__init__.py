@@ -8,10 +8,12 @@ With pytest:
     def test_contract(check):
         check(MyAttention)
 
-or from the shell, `subquad check my_package:MyAttention`, which prints a certificate.
+or from the shell, `subquad check my_package:MyAttention`, which prints a certificate. A whole layer has a
+contract of its own, `layer_contract(MyLayer)`.
 """
 
 from subquad.testing.certificate import Outcome, certify
+from subquad.testing.layer.contract import layer_contract
 from subquad.testing.mechanism.contract import Check, contract
 
-__all__ = ["Check", "Outcome", "certify", "contract"]
+__all__ = ["Check", "Outcome", "certify", "contract", "layer_contract"]

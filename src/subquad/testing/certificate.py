@@ -1,4 +1,4 @@
-"""A certificate, line by line: which checks a mechanism passed, and what failed and why."""
+"""A certificate, line by line: which checks a mechanism or a layer passed, and what failed and why."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from subquad.mechanism import Mechanism
+from subquad.nn.layers.layer import Layer
+from subquad.testing.layer.contract import layer_contract
 from subquad.testing.mechanism.contract import contract
 
 
@@ -20,9 +22,9 @@ class Outcome:
     seconds: float
 
 
-def certify(cls: type[Mechanism]) -> Iterator[Outcome]:
+def certify(cls: type[Mechanism] | type[Layer]) -> Iterator[Outcome]:
     """Run every check that applies to `cls`, one after the other, whatever fails."""
-    for check in contract(cls):
+    for check in layer_contract(cls) if issubclass(cls, Layer) else contract(cls):
         yield outcome(check, cls)
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 from subquad.report import formats
 from subquad.report.cost import QUANTITIES, Curve, part, references
@@ -26,7 +27,22 @@ Points = Sequence[Point]
 
 def cost_content(findings: ComparisonFindings) -> Markup | None:
     figure = cost_by_length(findings.cost_curves, findings.styles)
-    return join((figure_html(figure), _scaling(findings.cost_curves))) if figure else None
+    untimed = not_timed(findings.comparison)
+    parts = (figure_html(figure), _scaling(findings.cost_curves)) if figure else ()
+    return join((*parts, *(element("p", sentence) for sentence in untimed))) if parts or untimed else None
+
+
+def not_timed(comparison: Mapping[str, Any]) -> list[str]:
+    """Which rows are no attention, and why they have no line here; nothing where there are none."""
+    benched = {row["label"] for row in comparison["rows"]}
+    trained = dict.fromkeys(row["label"] for task in comparison["tasks"] for row in task["rows"])
+    layers = [label for label in trained if label not in benched]
+    if not layers or not comparison["bench"]:
+        return []
+    return [
+        f"Not timed here: {formats.listed(layers)}. What is timed is attention by itself, and these are "
+        "whole layers; the leaderboard has the speed and the memory of their models."
+    ]
 
 
 def cost_by_length(curves: Sequence[Curve], styles: Mapping[str, Style]) -> Figure | None:
