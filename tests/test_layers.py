@@ -35,7 +35,7 @@ MAY_IMPORT = {
         *("torch_internals", "fields"),
     },
     "measure": {"mechanism", "registry", "ops", "torch_internals"},
-    "testing": {"mechanism", "measure", "ops", "patterns", "torch_internals", "fields", "task"},
+    "testing": {"mechanism", "measure", "nn", "ops", "patterns", "torch_internals", "fields", "task"},
     "files": set(),
     "tasks": {"documents", "fields", "files", "metrics", "objectives", "plugins", "task"},
     "documents": {"files"},
