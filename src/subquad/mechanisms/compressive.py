@@ -109,7 +109,8 @@ class CompressiveAttention(Mechanism):
 
     Not for sequences that a segment and its memory hold: there it is `transformer-xl`, with weights that
     nothing trains. Nor for recalling single old tokens exactly, which a slot has mixed with their
-    neighbours, or of which it has kept one in `rate`. "most-used" makes scores twice.
+    neighbours, or of which it has kept one in `rate`. "most-used" makes scores twice. Neither it nor
+    "dilated" is exported with a free length.
     """
 
     traits = Traits(
@@ -272,6 +273,11 @@ class CompressiveAttention(Mechanism):
     ) -> list[KeysOrValues]:
         """The compressed keys and values of all that leaves the memory."""
         f_c, m = self.f_c, self.memory
+        if f_c.block > self.rate and isinstance(segments.count, torch.SymInt):
+            raise ValueError(
+                f"'compressive' with compression={self.compression!r} compresses whole segments, and a graph "
+                "for all lengths has none: export it with a fixed length, or run it as it is"
+            )
         k, v, *use = (segments.evicted(x, memory=m, group=f_c.block) for x in slots)
         front = segments.missing(m) % f_c.block if k.shape[2] else 0  # zeros before the first token
         if isinstance(f_c, MostUsed):
