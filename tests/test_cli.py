@@ -22,6 +22,7 @@ from usage import assert_refused
 
 from subquad.__main__ import main
 from subquad.bounds import Count
+from subquad.cli.check import show_all
 from subquad.cli.options import with_options_of
 from subquad.config import Config, Help
 from subquad.experiments.predictor import load_model
@@ -248,6 +249,23 @@ def test_a_certificate_fails_with_status_1_and_says_what_and_by_how_much(tmp_pat
     assert lines["signature"]["passed"]
     assert "difference" in lines["matches_definition"]["reason"]
     assert "FAILED" in told.stderr
+
+
+@pytest.mark.slow
+def test_many_certificates_come_in_order_with_a_table_whatever_dies_on_the_way(tmp_path, monkeypatch, capsys):
+    (tmp_path / "fatal.py").write_text("import os\nos._exit(3)")
+    monkeypatch.chdir(tmp_path)
+    names = ["copying:train=200", "fatal:Attention"]
+    made, failed = show_all(names, as_json=False)
+    assert [name for name, _ in made] == names
+    assert failed == 1
+    (copying, fatal), told = (lines for _, lines in made), capsys.readouterr().out
+    assert all(line["passed"] for line in copying)
+    assert "try `subquad check fatal:Attention`" in fatal[0]["reason"]
+    rows = [line.split()[:3] for line in told.splitlines()]
+    assert ["copying:train=200", str(len(copying)), "0"] in rows
+    assert ["fatal:Attention", "0", "1"] in rows
+    assert f"{len(copying)} of {len(copying) + 1} checks passed" in told
 
 
 @pytest.mark.slow

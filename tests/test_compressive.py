@@ -13,15 +13,15 @@ from torch.testing import assert_close
 
 from subquad.mechanisms.compressive import CompressiveAttention, CompressiveState
 from subquad.mechanisms.transformer_xl import TransformerXL
+from subquad.memories.compression import KINDS
 from subquad.testing.mechanism.cases import LENGTH, make, random_inputs, stream
 
 TINY = dict(CompressiveAttention.traits.tiny)
-KINDS = ("mean", "max", "convolution")
 
 
 def mechanism(*, trained=True, **options) -> Any:
     attention: Any = make(CompressiveAttention, causal=True, **{**TINY, **options})
-    if trained and options.get("compression", "convolution") == "convolution":
+    if trained:
         generator = torch.Generator().manual_seed(5)
         for weights in attention.f_c.parameters():
             weights.data += torch.randn(weights.shape, generator=generator) / 4
@@ -63,7 +63,7 @@ def test_while_the_memory_holds_everything_it_is_transformer_xl(compression):
     assert_close(attention(**inputs()), longer(**inputs()))
 
 
-@pytest.mark.parametrize("compression", KINDS)
+@pytest.mark.parametrize("compression", ["mean", "max", "convolution", "dilated"])
 def test_slots_made_of_equal_tokens_are_those_tokens(compression):
     tokens = inputs()
     k, v = (tokens[name][:, :, :6].repeat_interleave(4, 2) for name in ("k", "v"))
@@ -248,6 +248,7 @@ def test_learning_from_the_penalty_lowers_it():
         ({"rate": 1, "trained": False}, LENGTH, True),  # no loss
         ({"compression": "mean"}, LENGTH, True),  # nothing that learns
         ({"compression": "max"}, LENGTH, True),
+        ({"compression": "most-used"}, LENGTH, True),
         ({"weight": 0.0}, LENGTH, True),
         ({}, 4, True),  # nothing to leave
         ({}, LENGTH, False),
@@ -298,7 +299,10 @@ def test_a_mechanism_that_was_used_can_be_copied():
         ({"rate": 0}, "rate must be at least 1, not 0"),
         ({"segment": 9}, "segment must be a multiple of rate=2, .* not 9: take 10, or another rate"),
         ({"memory": 1}, "memory must be a multiple of rate=2, .* not 1: take 2, or another rate"),
-        ({"compression": "median"}, "compression must be one of mean, max, convolution, not 'median'"),
+        (
+            {"compression": "median"},
+            "compression must be one of mean, max, convolution, dilated, .* not 'median'",
+        ),
         ({"weight": -1.0}, "weight must be zero or a positive number, not -1.0"),
         ({"weight": math.inf}, "weight must be zero or a positive number, not inf"),
     ],

@@ -7,6 +7,7 @@ from variants import variant
 
 from subquad import Dims, MultiheadAttention
 from subquad.mechanisms.infinity import InfinityAttention, InfinityGpt2Attention
+from subquad.nn.sequence import Sequence
 from subquad.testing import contract
 from subquad.testing.mechanism import cost
 from subquad.testing.mechanism.cases import random_inputs
@@ -108,6 +109,34 @@ def test_reads_are_as_narrow_as_the_authors_let_them_be(cls, smallest):
     q, K_T = torch.ones(1, H, 3, D).double(), torch.ones(1, H, D, TINY["basis"]).double()
     w, b = long.logit_weights(q)
     assert_close(long.locate(q, K_T @ w, b).variance, torch.full((1, H, 3), smallest).double())
+
+
+@pytest.mark.parametrize("name", ["infinity", "infinity-gpt2"])
+def test_detached_hidden_states_learn_from_no_later_segment_while_what_projects_them_does(name):
+    torch.manual_seed(0)
+    layer = MultiheadAttention(H * D, H, name, causal=True, detach=True, **TINY).double()
+    x = torch.randn(1, LENGTH, H * D, dtype=torch.float64, requires_grad=True)
+    out = layer.attend(Sequence(x, None, torch.arange(LENGTH)[None]))
+    for start in range(0, LENGTH, 5):
+        loss = out[:, start : start + 5].square().sum()
+        dx, dW = torch.autograd.grad(loss, [x, layer.in_proj_weight], retain_graph=True)
+        assert not dx[:, :start].any()
+        assert dx[:, start:].any()
+        if start >= 10:  # from where on the long-term memory holds something
+            assert dW[3 * H * D :].abs().sum(1).all()
+
+
+@pytest.mark.parametrize("sticky", [False, True])
+def test_only_what_the_latest_write_added_has_a_gradient(sticky):
+    attention = made(InfinityAttention, sticky=sticky, detach=True)
+    inputs = random_inputs(attention, dtype=torch.float64, batch=1, requires_grad=True)
+    out = attention(**inputs)
+    for start in range(10, LENGTH, 5):
+        (found,) = torch.autograd.grad(
+            out[:, :, start : start + 5].sum(), inputs["long_v"], retain_graph=True
+        )
+        reached = found[0].abs().sum((0, 2)) > 0
+        assert reached.nonzero().flatten().tolist() == list(range(start - 10, start - 5))
 
 
 def test_shared_reads_are_two_vectors_whatever_the_heads():

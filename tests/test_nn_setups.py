@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from subquad import MultiheadAttention, catalog
 from subquad.features.generalised import FUNCTIONS
 from subquad.fields import Events, Readout
+from subquad.memories.compression import KINDS as KINDS_OF_SLOTS
 from subquad.nn.encoder import Encoder, EncoderConfig
 from subquad.nn.model import SequenceModel, SequenceModelConfig
 from subquad.nn.positions import KINDS
@@ -21,7 +22,7 @@ OPTIONS = [  # of which a module keeps more than numbers
     *(("performer", {"map": name}) for name in FUNCTIONS),
     *(("feedforward-kernel", {"activation": name}) for name in ("softplus", "gelu", "sigmoid")),
     *(("pattern", {"expr": expr}) for expr in ("Local(4) | Random(2)", "PerHead(Local(2), Global(1))")),
-    *(("compressive", {"compression": name}) for name in ("convolution", "mean", "max")),
+    *(("compressive", {"compression": name}) for name in KINDS_OF_SLOTS),
 ]
 
 

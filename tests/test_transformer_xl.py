@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from subquad.mechanisms.transformer_xl import TransformerXL, TransformerXLState
-from subquad.testing.mechanism.cases import LENGTH, make, random_inputs, stream
+from subquad.nn.state import detach
+from subquad.testing.mechanism.cases import LENGTH, gradients, make, random_inputs, stream
 
 
 def mechanism(**options) -> Any:
@@ -146,6 +147,21 @@ def test_a_detached_state_ends_the_gradient():
     assert torch.autograd.grad(out.sum(), k, retain_graph=True)[0].any()
     out, _ = attention.step(**present, state=TransformerXLState(*(x.detach() for x in state)))
     assert torch.autograd.grad(out.sum(), k, allow_unused=True) == (None,)
+
+
+@pytest.mark.parametrize("same_length", [False, True])
+def test_detached_gradients_are_those_of_calls_by_segment_with_a_detached_state(same_length):
+    attention = mechanism(segment=5, memory=7, same_length=same_length, detach=True)
+    tokens = inputs(requires_grad=True)
+    targets = {**tokens, **dict(attention.named_parameters())}
+    state, outs = None, []
+    for start in range(0, LENGTH, 5):
+        out, state = attention.step(**cut(tokens, slice(start, start + 5)), state=state)
+        state = detach(state)
+        outs.append(out)
+    whole, parts = attention(**tokens), torch.cat(outs, 2)
+    assert_close(whole, parts)
+    assert_close(gradients(whole, targets), gradients(parts, targets))
 
 
 def test_autocast_does_not_narrow_the_memory():

@@ -74,9 +74,10 @@ class Traits:
     limit: Mapping[str, Any] | None = None  # options under which it is softmax attention
     limit_tol: float = 1e-6
     tiny: Mapping[str, Any] = field(default_factory=dict)  # options that suit 24 tokens
+    lossless: Mapping[str, Any] | None = None  # options under which a memory forgets none of 24 tokens
 
     def __post_init__(self) -> None:
-        for name in ("limit", "tiny"):  # a frozen claim, all the way down
+        for name in ("limit", "tiny", "lossless"):  # a frozen claim, all the way down
             if (options := getattr(self, name)) is not None:
                 object.__setattr__(self, name, MappingProxyType(dict(options)))
 
@@ -159,6 +160,13 @@ class Mechanism(nn.Module, ABC):
         default those who have softmax attention for a limit have them, and the input is `q`.
         """
         return () if self.traits.limit is None else ("q",)
+
+    def detached_inputs(self) -> tuple[str, ...]:
+        """The inputs that a layer makes of tokens without a gradient into these: only what makes them learns.
+
+        For memories of hidden states that later segments do not teach.
+        """
+        return ()
 
     @abstractmethod
     def definition(self, *inputs: Any, valid: Valid | None = None) -> Outputs:

@@ -72,7 +72,7 @@ MUTANTS = [
         "exports_with_dynamic_lengths",
         "the graph's memory lacks what leaves it last",
         "Segments.evicted",
-        "total = self.count * self.size\n",
-        "total = self.size\n",
+        "total, front = self.count * self.size,",
+        "total, front = self.size,",
     ),
 ]

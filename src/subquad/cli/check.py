@@ -1,26 +1,41 @@
-"""What `subquad check` certifies, and how it prints a certificate."""
+"""What `subquad check` certifies, and how it prints a certificate.
 
+One is made here, line by line. All are made by as many processes as there are cores, each with one thread,
+and shown in the catalogue's order as they come.
+"""
+
+import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib import import_module
+from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from subquad.cli.tables import table
 
 if TYPE_CHECKING:
     from subquad.mechanism import Mechanism
+    from subquad.nn.layers.layer import Layer
     from subquad.testing import Outcome
 
 Certificate = tuple[str, Callable[[], "Iterator[Outcome]"]]  # of whom, and its lines
+Line = dict[str, Any]  # an outcome as JSON
+Made = tuple[str, list[Line]]  # of whom, and its lines
 
 
-def all_mechanisms() -> list[Certificate]:
-    """Of every known mechanism and whole layer."""
+def all_names() -> list[str]:
+    """The names of all that `--all` certifies: mechanisms and whole layers."""
     from subquad.nn.layers.named import layer_catalog
     from subquad.registry import catalog
 
-    return [_certificate(cls) for cls in (*catalog().values(), *layer_catalog().values())]
+    return [*catalog(), *layer_catalog()]
 
 
 def named(text: str) -> list[Certificate]:
@@ -51,24 +66,98 @@ def named(text: str) -> list[Certificate]:
     return [_certificate(find_named(name))]
 
 
-def show(certificates: list[Certificate], *, as_json: bool) -> tuple[dict[str, list[dict[str, Any]]], int]:
-    """Print each line as it comes; all lines by name, and how many failed."""
-    console = Console(stderr=as_json)
-    everything: dict[str, list[dict[str, Any]]] = {}
-    for name, outcomes in certificates:
-        lines = everything[name] = []
-        console.print(name, style="bold", markup=False, soft_wrap=True)
-        for outcome in outcomes():
-            lines.append(asdict(outcome))
-            verdict, style = ("ok    ", "green") if outcome.passed else ("FAILED", "bold red")
-            console.print(f"  {verdict}", style=style, end="  ")
-            reason = f": {outcome.reason}" if outcome.reason else ""
-            console.print(f"{outcome.claim}{reason}", markup=False, highlight=False, soft_wrap=True)
-    every = [line for lines in everything.values() for line in lines]
-    failed = sum(not line["passed"] for line in every)
+def show(name: str, *, as_json: bool) -> tuple[list[Made], int]:
+    """Certify what a name stands for, print each line as it comes, and return them and how many failed."""
+    console, made = Console(stderr=as_json), []
+    for whom, outcomes in named(name):
+        console.print(whom, style="bold", markup=False, soft_wrap=True)
+        made.append((whom, [_print_line(asdict(outcome), console) for outcome in outcomes()]))
+    return _summed_up(made, console, as_json=as_json)
+
+
+def show_all(names: Sequence[str], *, as_json: bool) -> tuple[list[Made], int]:
+    """Certify many, print each certificate as its turn comes and a table of all; how many lines failed."""
+    console, certificates = Console(stderr=as_json), []
+    with _in_processes(names, console) as coming:
+        for whom, lines in coming:
+            console.print(whom, style="bold", markup=False, soft_wrap=True)
+            certificates.append((whom, [_print_line(line, console) for line in lines]))
+    summary = table("certificates", "of", "passed", "failed", "seconds")
+    for name, (_, lines) in zip(names, certificates, strict=True):
+        failed = _failed(lines)
+        seconds = sum(line["seconds"] for line in lines)
+        style = "bold red" if failed else None
+        summary.add_row(name, str(len(lines) - failed), str(failed), f"{seconds:.0f}", style=style)
+    console.print(summary)
+    return _summed_up(certificates, console, as_json=as_json)
+
+
+@contextmanager
+def _in_processes(names: Sequence[str], console: Console) -> Iterator[Iterator[Made]]:
+    """The certificates in the order of their names, while a bar on a terminal says how many are made."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    pool = ProcessPoolExecutor(
+        min(cores, len(names)), mp_context=get_context("spawn"), initializer=_one_thread
+    )
+    task = bar.add_task("certificates", total=len(names))
+    try:
+        with bar:
+            futures = [pool.submit(_made, name) for name in names]
+            for future in futures:
+                future.add_done_callback(lambda _: bar.advance(task))
+            yield (_result(name, future) for name, future in zip(names, futures, strict=True))
+    finally:  # after Ctrl-C too: what waits is not begun
+        pool.shutdown(cancel_futures=True)
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _made(name: str) -> Made:
+    ((whom, outcomes),) = named(name)
+    return whom, [asdict(outcome) for outcome in outcomes()]
+
+
+def _result(name: str, future: Future[Made]) -> Made:
+    """Where a process has died, a certificate that says so."""
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        reason = f"a process of the certificates has died: {error}: try `subquad check {name}`"
+        line = {"check": "process", "claim": "The process that makes the certificate lives"}
+        return name, [{**line, "passed": False, "reason": reason, "seconds": 0.0}]
+
+
+def _print_line(line: Line, console: Console) -> Line:
+    verdict, style = ("ok    ", "green") if line["passed"] else ("FAILED", "bold red")
+    console.print(f"  {verdict}", style=style, end="  ")
+    reason = f": {line['reason']}" if line["reason"] else ""
+    console.print(f"{line['claim']}{reason}", markup=False, highlight=False, soft_wrap=True)
+    return line
+
+
+def _failed(lines: Iterable[Line]) -> int:
+    return sum(not line["passed"] for line in lines)
+
+
+def _summed_up(certificates: list[Made], console: Console, *, as_json: bool) -> tuple[list[Made], int]:
+    every = [line for _, lines in certificates for line in lines]
+    failed = _failed(every)
     if not as_json:
         console.print(f"{len(every) - failed} of {len(every)} checks passed", highlight=False)
-    return everything, failed
+    return certificates, failed
 
 
 def _certificate(subject: Any, *, name: str = "") -> Certificate:
@@ -87,11 +176,19 @@ def _certificate(subject: Any, *, name: str = "") -> Certificate:
     return f"{where} ({subject.traits.name})", lambda: certify(subject)
 
 
-def _layer(attention: str, options: Mapping[str, Any]) -> "type[Mechanism]":
+def _layer(attention: str, options: Mapping[str, Any]) -> "type[Mechanism] | type[Layer]":
     """A mechanism with these options, and else with those that suit the checks; each of a mixture's, too."""
     from subquad.mixture import mix_heads
+    from subquad.nn.layers.named import find_named, is_layer
     from subquad.registry import shares
 
+    if is_layer(cls := find_named(attention)):
+        if options:
+            raise ValueError(
+                f"{attention!r} is a whole layer, which is certified with options of its own: leave "
+                f"{', '.join(options)} out"
+            )
+        return cls
     every = shares(attention, options)
     small = [{**share.mechanism.traits.tiny, **dict(share.options)} for share in every]
     if not options and len(every) == 1:

@@ -263,7 +263,7 @@ def bench(
 
 @app.command(
     epilog=examples(
-        "subquad check my_package:Mine", "subquad check 'local:width=8&softmax'", "subquad check listops"
+        "subquad check my_package:Mine", "subquad check 'local:width=8&softmax'", "subquad check --all"
     )
 )
 def check(
@@ -275,17 +275,19 @@ def check(
             show_default=False,
         ),
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All known mechanisms and layers.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="All known mechanisms and layers, a process a core.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Certify a mechanism, a mixture, a whole layer or a task: a line for each check, and what failed."""
     if (name is None) != everything:
         raise ValueError("name one mechanism or task, PACKAGE:CLASS, or give --all")
-    from subquad.cli.check import all_mechanisms, named, show
+    from subquad.cli.check import all_names, show, show_all
 
-    certificates, failed = show(all_mechanisms() if name is None else named(name), as_json=as_json)
+    made, failed = show_all(all_names(), as_json=as_json) if name is None else show(name, as_json=as_json)
     if as_json:
-        print_json({"certificates": certificates, "failed": failed})
+        print_json({"certificates": dict(made), "failed": failed})
     raise typer.Exit(FAILED if failed else 0)
 
 

@@ -22,7 +22,7 @@ from subquad.experiments.presets import preset_of
 from subquad.experiments.rows import ALL, TaskRequest, in_form, mechanisms, task_of
 from subquad.experiments.spec import AnySpec, Baseline, Bench, DataSpec, Fit, MechanismSpec, Place
 from subquad.mechanism import Dims
-from subquad.nn.layers.named import require_buildable
+from subquad.nn.layers.named import has_whole_layers, require_buildable
 from subquad.notation import several, written
 from subquad.recorded import COMPARISON_VERSION
 from subquad.records import Record, Store

@@ -8,31 +8,40 @@ to its segment up to itself, at distances in slots, as Transformer-XL does to tw
 
 When a segment is full, its tokens enter the memory. The l oldest ones leave it, f_c makes l / c slots of
 them, and as many of the oldest slots are dropped. So C slots reach C c tokens further back, for work that
-is O(n (l + M + C) d), and what a stream keeps is bounded. `memories/compression.py` has f_c, and
-`memories/short_term.py` the attention.
+is O(n (l + M + C) d), and what a stream keeps is bounded. `memories/compression.py` has the five kinds of
+f_c, and `memories/short_term.py` the attention.
 
-The attention-reconstruction loss asks of f_c that attention hardly notice it. It compares, for the queries
-of each segment, what they would get from the tokens about to leave the memory, and from the slots made of
-them:
+Two losses train f_c where it has weights (`memories/reconstruction.py`). The attention-reconstruction loss
+asks of it that attention hardly notice it. It compares, for the queries of each segment, what they would
+get from the tokens about to leave the memory, and from the slots made of them:
 
     penalty = weight * mean |attention(q, k, v) - attention(q, f_c(k), f_c(v))|^2
 
 by content alone, unmasked, and with q, k and v held fixed, so that of all weights only those of f_c learn
-from it.
+from it. The auto-encoding loss asks that a decoder g can make the tokens again of their slots:
+
+    penalty = weight * mean |(k, v) - g(f_c(k), f_c(v))|^2
+
+so that f_c and g alone learn.
 
 Rae, Potapenko, Jayakumar, Hillier, Lillicrap: Compressive Transformers for Long-Range Sequence Modelling.
 ICLR 2020, arXiv:1911.05507, section 3. Sizes are those of the authors' model for PG-19, and the rate is
 their best for WikiText-103. Where it departs:
 
 - f_c works on keys and values, head by head, and not on the hidden states that the paper projects
-  afterwards. For the mean that is the same, for projections are linear. A convolution here has weights of
-  its own for keys and for values and mixes within a head, and the maximum is that of projected numbers.
-- Gradients flow through both memories within one call, into f_c too, so it also learns from the task. The
-  paper stops them, and f_c learns from its loss alone. Detach the state to stop them between calls.
-- The convolution begins as the mean.
-- Dilated convolutions, most-used memories and the auto-encoding loss are left out; none did better in the
-  paper than a convolution with this loss.
+  afterwards. For the mean and the most used that is the same, for projections are linear. A convolution here
+  has weights of its own for keys and for values and mixes within a head, and the maximum is that of
+  projected numbers.
+- Convolutions begin as the mean, and the decoder, of whose form the paper says nothing, is one transposed.
+- What the most-used tokens are is told by attention among tokens: slots take no part in it, so that all
+  segments are compressed side by side. That is a second pass over the scores, without gradients.
 - Segments count real tokens, each row by its own clock.
+
+Gradients: the paper stops them at both memories, so that f_c learns from its loss alone, and the network
+from the task alone. `detach=True` does this, whatever the calls; what makes keys and values then learns
+from a segment's own queries, where the paper's, which remembers hidden states, also learns from later ones.
+By default gradients flow through both memories as far as a call and its state reach, and into f_c too: it
+learns from the task besides, as in the paper's variant by back-propagation through time.
 """
 
 from typing import Annotated, Any, NamedTuple
@@ -44,20 +53,33 @@ from torch.nn import functional as F
 
 from subquad.bounds import Count, PositiveOrZero, one_of
 from subquad.mechanism import Dims, Mechanism, Outputs, Queries, State, Traits, Valid
-from subquad.memories.compression import KINDS, Convolution, compressor
-from subquad.memories.literal import Row, relative_attention, row_by_row
-from subquad.memories.segments import Segments, as_batch, windows
+from subquad.memories.compression import (
+    KINDS,
+    Convolution,
+    Decoder,
+    Dilated,
+    KeysOrValues,
+    MostUsed,
+    compressor,
+)
+from subquad.memories.literal import Row, relative_attention, relative_weights, row_by_row
+from subquad.memories.reconstruction import attention_loss, encoding_loss
+from subquad.memories.segments import Segments
 from subquad.memories.short_term import CompressedSlots, RelativeAttention
-from subquad.ops.attention import attention
 from subquad.ops.shared.precision import wide
 from subquad.ops.shared.transforms import lasting
+from subquad.ops.shared.unused import unused
 
 Compression = Annotated[str, one_of(*KINDS)]
-SlotsOrTokens = Float[Tensor, "b h _ c"]
+Loss = Annotated[str, one_of("attention", "auto-encoding")]
+Remembered = Float[Tensor, "b h _ _"]  # keys, values, or of each token one number more
 
 
 class CompressiveState(NamedTuple):
-    """What is remembered between chunks, keys and values side by side; all zeros before the first."""
+    """What is remembered between chunks, all zeros before the first: keys and values side by side.
+
+    Behind the values of tokens stands their use, where that decides which are kept.
+    """
 
     compressed: Float[Tensor, "b h g c"]  # slots made of what left the memory, the latest last
     past: Float[Tensor, "b h m c"]  # the tokens before the unfinished segment, the latest last
@@ -73,9 +95,12 @@ class CompressiveAttention(Mechanism):
     memory: tokens before the segment that are kept as they are, a multiple of `rate`.
     compressed: slots for older tokens.
     rate: tokens to a slot.
-    compression: how a slot is made, "convolution", "mean" or "max".
-    weight: `penalty()` is this times the attention-reconstruction loss, which is there in training, where a
-        convolution learns from it, and zero otherwise.
+    compression: how a slot is made: "mean", "max", "convolution", "dilated" for dilated convolutions before
+        that, or "most-used" for the tokens that were most attended to.
+    loss: what teaches convolutions, "attention" for the attention-reconstruction loss, or "auto-encoding".
+    weight: `penalty()` is this times the loss, which is there in training, where something learns from it,
+        and zero otherwise.
+    detach: whether neither memory gets a gradient from the segments that see it, nor f_c one from the task.
 
     Approximates causal softmax attention with relative positions: exact for the segment and the memory
     before it, by a slot for every `rate` tokens further back, and blind to what is older still. Where a
@@ -84,7 +109,8 @@ class CompressiveAttention(Mechanism):
 
     Not for sequences that a segment and its memory hold: there it is `transformer-xl`, with weights that
     nothing trains. Nor for recalling single old tokens exactly, which a slot has mixed with their
-    neighbours.
+    neighbours, or of which it has kept one in `rate`. "most-used" makes scores twice. Neither it nor
+    "dilated" is exported with a free length.
     """
 
     traits = Traits(
@@ -94,6 +120,7 @@ class CompressiveAttention(Mechanism):
         causal="strict",
         state="bounded",
         tiny={"segment": 4, "memory": 6, "compressed": 3, "rate": 2},
+        lossless={"segment": 4, "memory": 20, "compressed": 3, "rate": 2},
     )
 
     def __init__(
@@ -106,7 +133,9 @@ class CompressiveAttention(Mechanism):
         compressed: Count = 512,
         rate: Count = 4,
         compression: Compression = "convolution",
+        loss: Loss = "attention",
         weight: PositiveOrZero = 1.0,
+        detach: bool = False,
     ) -> None:
         super().__init__(dims, causal=causal)
         for name, size in (("segment", segment), ("memory", memory)):
@@ -116,9 +145,23 @@ class CompressiveAttention(Mechanism):
                     f"over, not {size!r}: take {-(-size // rate) * rate}, or another rate"
                 )
         self.segment, self.memory, self.compressed, self.rate = segment, memory, compressed, rate
-        self.weight = weight
+        self.compression = compression
+        self.weight, self.detach = weight, detach
         self.attention = RelativeAttention(dims.heads, dims.head_dim)
-        self.f_c = compressor(compression, heads=dims.heads, head_dim=dims.head_dim, rate=rate)
+        self.f_c = compressor(
+            compression,
+            heads=dims.heads,
+            head_dim=dims.head_dim,
+            rate=rate,
+            segment=segment,
+            memory=memory,
+        )
+        learns = isinstance(self.f_c, Convolution)
+        self.decoder = (
+            Decoder(heads=dims.heads, head_dim=dims.head_dim, rate=rate)
+            if learns and loss == "auto-encoding"
+            else None
+        )
         self._loss = torch.zeros((), device="cpu")
 
     def definition(self, q: Queries, k: Queries, v: Queries, *, valid: Valid | None = None) -> Outputs:
@@ -126,30 +169,51 @@ class CompressiveAttention(Mechanism):
         return row_by_row(self._define, q, k, v, valid=valid)
 
     def _define(self, q: Row, k: Row, v: Row) -> Row:
-        tokens, outputs = torch.cat([k, v], -1), [q[:, :0]]
+        l, tokens, outputs = self.segment, torch.cat([k, v], -1), [q[:, :0]]
         compressed = memory = tokens[:, :0]
-        for start in range(0, q.shape[1], self.segment):
-            excess = max(memory.shape[1] - self.memory, 0)
-            old, memory = memory[:, :excess], memory[:, excess:]
-            for first in range(0, excess, self.rate):
-                slot = self._compress(*old[:, first : first + self.rate].chunk(2, -1))
-                compressed = torch.cat([compressed, slot], 1)[:, -self.compressed :]
-            now = slice(start, start + self.segment)
-            memory = torch.cat([memory, tokens[:, now]], 1)
+        received = asked = tokens[0, :0, 0]  # of each token in the memory: weights, and by how many queries
+        for start in range(0, q.shape[1], l):
+            if (excess := max(memory.shape[1] - self.memory, 0)) > 0:
+                slots = self._compress(memory[:, :excess], use=(received / asked)[:excess])
+                compressed = torch.cat([compressed, slots], 1)[:, -self.compressed :]
+                memory, received, asked = memory[:, excess:], received[excess:], asked[excess:]
+            if self.detach:
+                compressed, memory = compressed.detach(), memory.detach()
+            now = q[:, start : start + l]
+            memory = torch.cat([memory, tokens[:, start : start + l]], 1)
             seen = torch.cat([compressed, memory], 1)
-            outputs.append(
-                relative_attention(q[:, now], *seen.chunk(2, -1), weights=self.attention, reach=seen.shape[1])
-            )
+            reach = seen.shape[1]
+            outputs.append(relative_attention(now, *seen.chunk(2, -1), weights=self.attention, reach=reach))
+            weights = relative_weights(now, memory.chunk(2, -1)[0], weights=self.attention, reach=reach)
+            received = F.pad(received, (0, now.shape[1])) + weights.detach().mean(0).sum(0)
+            later = torch.arange(now.shape[1], 0, -1, dtype=asked.dtype, device=asked.device)
+            asked = torch.cat([asked + now.shape[1], later])
         return torch.cat(outputs, 1)
 
-    def _compress(self, *k_and_v: Row) -> Float[Tensor, "h 1 c"]:
-        """One slot."""
-        if isinstance(self.f_c, Convolution):
-            A, b = self.f_c.A, self.f_c.b
-            slot = [torch.einsum("hrd,hrde->he", x, A[n]) + b[n] for n, x in enumerate(k_and_v)]
-        else:
-            slot = [x.mean(1) if self.f_c.kind == "mean" else x.max(1).values for x in k_and_v]
-        return torch.cat(slot, -1)[:, None]
+    def _compress(self, old: Row, *, use: Float[Tensor, " t"]) -> Float[Tensor, "h _ c"]:
+        """The slots of what leaves the memory together."""
+        f_c, c, count = self.f_c, self.rate, old.shape[1] // self.rate
+        if isinstance(f_c, MostUsed):
+            return old[:, use.argsort(descending=True, stable=True)[:count].sort().values]
+        if isinstance(f_c, Dilated):
+            old = F.pad(old, (0, 0, self.segment - old.shape[1], 0))  # the memory begins as zeros
+            old = torch.cat([self._hear(x, f_c, n) for n, x in enumerate(old.chunk(2, -1))], -1)
+        groups = old[:, -c * count :].unflatten(1, (count, c))
+        if isinstance(f_c, Convolution):
+            parts = enumerate(groups.chunk(2, -1))
+            slots = [torch.einsum("hgrd,hrde->hge", x, f_c.A[n]) + f_c.b[n][:, None] for n, x in parts]
+            return torch.cat(slots, -1)
+        return groups.mean(2) if self.compression == "mean" else groups.max(2).values
+
+    def _hear(self, x: Row, f_c: Dilated, n: int) -> Row:
+        """Torch's own dilated convolutions, head by head."""
+        rows = []
+        for head, z in enumerate(x.mT):
+            for layer, s in enumerate(f_c.dilations):
+                kernel, bias = f_c.B[layer, n, head].permute(2, 1, 0), f_c.bias[layer, n, head]
+                z = z + F.gelu(F.conv1d(z, kernel, bias, padding=s, dilation=s))
+            rows.append(z.mT)
+        return torch.stack(rows)
 
     def forward(self, q: Queries, k: Queries, v: Queries, *, valid: Valid | None = None) -> Outputs:
         return self._run(q, k, v, valid=valid, state=None)[0]
@@ -163,28 +227,33 @@ class CompressiveAttention(Mechanism):
         self, q: Queries, k: Queries, v: Queries, *, valid: Valid | None, state: CompressiveState | None
     ) -> tuple[Outputs, CompressiveState]:
         l, m, g, c = self.segment, self.memory, self.compressed, self.rate
-        q, k, v = wide(q, k, v)
-        memory = self._initial_state(k, v) if state is None else state
+        tokens = self._remembered(*wide(k, v))
+        (q,), widths = wide(q), [x.shape[3] for x in tokens]
+        memory = self._initial_state(*tokens) if state is None else state
         filled = None if state is None else state.filled
         segments = Segments.place(q, size=l, valid=valid, filled=filled)
-        parts = zip((k, v), memory.past.chunk(2, -1), memory.unfinished.chunk(2, -1), strict=True)
+        parts = zip(tokens, memory.past.split(widths, -1), memory.unfinished.split(widths, -1), strict=True)
         slots = [segments.slots(*part) for part in parts]
-        compressed = self.f_c(*(segments.evicted(x, memory=m, group=c) for x in slots))
+        preceding = segments.preceding(memory.num_held, per_segment=l // c)
+        held, queries = c * preceding.clamp(max=m // c), segments.queries(q)
+        if isinstance(self.f_c, MostUsed):
+            given = self.attention.received(queries, slots[0], segments=segments, memory=m, num_held=held)
+            slots[2] = slots[2] + given[..., None]
+        compressed = self._slots(slots, segments, held=held)
         if state is not None or valid is not None:
             pairs = zip(memory.compressed.chunk(2, -1), compressed, strict=True)
             compressed = [torch.cat(pair, 2) for pair in pairs]
-        preceding = segments.preceding(memory.num_held, per_segment=l // c)
-        queries = segments.queries(q)
         mixed = self.attention(
             queries,
-            *slots,
+            *slots[:2],
             segments=segments,
             memory=m,
-            num_held=c * preceding.clamp(max=m // c) + (preceding - m // c).clamp(0, g),
+            num_held=held + (preceding - m // c).clamp(0, g),
             reach=g + m + l,
+            detach=self.detach,
             compressed=CompressedSlots(*compressed, size=g, step=l // c),
         )
-        self._loss = self._reconstruction(queries, slots, segments, preceding)
+        self._loss = self._reconstruction(queries, slots[:2], segments, preceding)
         missing = segments.missing(m)
         carried = [segments.carry(x, width=m + l, stride=l, missing=missing) for x in slots]
         past, unfinished = torch.cat(carried, -1).split([m, l], 2)
@@ -192,48 +261,60 @@ class CompressiveAttention(Mechanism):
         carried = [segments.carry(x, width=g, stride=l // c, missing=missing) for x in compressed]
         num_held = (memory.num_held + l // c * segments.num_full()).clamp(max=m // c + g)
         state = CompressiveState(torch.cat(carried, -1), past, unfinished, segments.filled(), num_held)
-        return segments.outputs(mixed), state
+        apart = [*(self.f_c.parameters() if self.detach else ()), *self._decoder_weights()]
+        return segments.outputs(mixed + unused(*apart) if apart else mixed), state
+
+    def _remembered(self, k: Queries, v: Queries) -> list[Remembered]:
+        """What is kept of each token: its key, its value, and what attention it receives, if that matters."""
+        return [k, v, torch.zeros_like(k[..., :1])] if isinstance(self.f_c, MostUsed) else [k, v]
+
+    def _slots(
+        self, slots: list[Remembered], segments: Segments, *, held: Int[Tensor, "b n"]
+    ) -> list[KeysOrValues]:
+        """The compressed keys and values of all that leaves the memory."""
+        f_c, m = self.f_c, self.memory
+        if f_c.block > self.rate and isinstance(segments.count, torch.SymInt):
+            raise ValueError(
+                f"'compressive' with compression={self.compression!r} compresses whole segments, and a graph "
+                "for all lengths has none: export it with a fixed length, or run it as it is"
+            )
+        k, v, *use = (segments.evicted(x, memory=m, group=f_c.block) for x in slots)
+        front = segments.missing(m) % f_c.block if k.shape[2] else 0  # zeros before the first token
+        if isinstance(f_c, MostUsed):
+            made = f_c(k, v, use=use[0], missing=m - held[:, 0] - segments.missing(m) + front)
+        else:
+            made = f_c(k, v)
+        made = [x[:, :, front // self.rate :] for x in made]
+        return [x.detach() for x in made] if self.detach else made
 
     def penalty(self) -> Float[Tensor, ""]:
         return self.weight * lasting(self._loss)
 
-    def _initial_state(self, k: Queries, v: Queries) -> CompressiveState:
+    def _initial_state(self, *tokens: Remembered) -> CompressiveState:
         """What is remembered before the first token."""
-        b, h, _, d = k.shape
-        count = torch.zeros(b, dtype=torch.int64, device=k.device)
-        sizes = (self.compressed, self.memory, self.segment)
-        compressed, past, unfinished = (v.new_zeros(b, h, size, 2 * d) for size in sizes)
+        (b, h, _, d), width = tokens[0].shape, sum(x.shape[3] for x in tokens)
+        count = torch.zeros(b, dtype=torch.int64, device=tokens[0].device)
+        compressed = tokens[0].new_zeros(b, h, self.compressed, 2 * d)
+        past, unfinished = (tokens[0].new_zeros(b, h, n, width) for n in (self.memory, self.segment))
         return CompressiveState(compressed, past, unfinished, count, count)
 
     def _reconstruction(
         self,
-        queries: SlotsOrTokens,
-        slots: list[SlotsOrTokens],
+        queries: KeysOrValues,
+        slots: list[KeysOrValues],
         segments: Segments,
         preceding: Int[Tensor, "b n"],
     ) -> Float[Tensor, ""]:
-        """The attention-reconstruction loss, for what leaves the memory when each segment is full."""
-        l, m, c = self.segment, self.memory, self.rate
-        evicted = min(l, m)  # tokens, when a segment is full
-        first = (m - evicted) // l + 1 if segments.new else 0  # before that there is nothing to evict
-        count = segments.count - first
-        if not (self.training and isinstance(self.f_c, Convolution) and self.weight and count > 0):
+        """What f_c is to learn from, for what leaves the memory when each segment is full."""
+        f_c, m = self.f_c, self.memory
+        if not (self.training and isinstance(f_c, Convolution) and self.weight):
             return queries.new_zeros(())
-        slots = [F.pad(x.detach(), (0, 0, segments.missing(m), 0)) for x in slots]
-        old = [windows(x, count=segments.count, width=evicted, stride=l)[:, :, first:] for x in slots]
-        new = [x.unflatten(2, (count, evicted // c)) for x in self.f_c(*(x.flatten(2, 3) for x in old))]
-        there = torch.arange(evicted, device=preceding.device) >= m - c * preceding[:, first:, None]
-        some = there.any(-1, keepdim=True)
-        seen = (there | ~some).flatten(0, 1)[:, None, None]
-        queries = F.pad(queries.detach(), (0, 0, 0, segments.count * segments.width - queries.shape[2]))
-        q = as_batch(queries.unflatten(2, (segments.count, segments.width))[:, :, first:])
-        old_mixed, new_mixed = (
-            attention(q, *(as_batch(y) for y in x), seen=seen[..., ::step])
-            for x, step in ((old, 1), (new, c))
-        )
-        readers = segments.real()[:, first:] & some
-        error = (old_mixed - new_mixed).square().mean(-1).masked_fill(~readers.flatten(0, 1)[:, None], 0)
-        return error.sum() / (readers.sum() * self.dims.heads).clamp(min=1)
+        if self.decoder is not None:
+            return encoding_loss(f_c, self.decoder, slots, segments, preceding=preceding, memory=m)
+        return attention_loss(f_c, queries, slots, segments, preceding=preceding, memory=m)
+
+    def _decoder_weights(self) -> list[Tensor]:
+        return [] if self.decoder is None else list(self.decoder.parameters())
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_loss": torch.zeros(())}  # its graph cannot be copied

@@ -39,10 +39,14 @@ section 3. Defaults of `infinity-gpt2` but `segment` are those of the authors' c
 - Their GPT-2 writes a segment as soon as it is full, and its short-term memory is that segment alone, without
   relative positions. Here it is Transformer-XL's two in both.
 - The penalty leaves the means free. That of their GPT-2 pulls them to -1, where no mean can be.
-- Gradients flow through both memories within one call; the paper stops them between segments. Detach the
-  state to stop them between calls.
 - Segments count real tokens, each row by its own clock, and the reads of one segment decide what the next
   write keeps.
+
+Gradients: the authors' code stops them at what is remembered and at the signal that a write contracts, and so
+does `detach=True`. The short-term memory then gets none. Of the signal that a segment reads, what the latest
+write added has one, for what projects and masks it, and what was there before has none; and the layer makes
+the inputs behind v of hidden states without a gradient into these (`Mechanism.detached_inputs`). By default
+gradients flow through both memories as far as a call and its state reach.
 """
 
 from typing import NamedTuple
@@ -93,6 +97,7 @@ class InfinityAttention(UnboundedAttention):
         the past.
     shared: whether all heads have one w_mu and one w_sigma, and no b.
     across_heads: whether W_o mixes heads, for h times its work.
+    detach: whether hidden states get no gradient from later segments, through either memory.
 
     A token costs O(segment + basis) and a segment O(basis (samples + segment)); fewer of `basis` and
     `samples` make it faster and the past vaguer.
@@ -114,6 +119,7 @@ class InfinityAttention(UnboundedAttention):
         causal="strict",
         state="bounded",
         tiny=TINY,
+        lossless={**TINY, "segment": 12},
     )
 
     def _remembered(self, *tokens: Segment) -> Segment:
@@ -140,6 +146,7 @@ class InfinityGpt2Attention(UnboundedAttention):
     kl_weight, deviation, smallest_variance, density: of reads, as in `infinity`; `shared` and `across_heads`
         are on for good.
     mask: whether a mask decides what enters the signal; otherwise everything does.
+    detach: where gradients stop, as in `infinity`.
 
     The input `memory` takes the place of `long_k` and `long_v`.
 
@@ -160,6 +167,7 @@ class InfinityGpt2Attention(UnboundedAttention):
         causal="strict",
         state="bounded",
         tiny=TINY,
+        lossless={**TINY, "segment": 12},
     )
 
     def __init__(
@@ -180,6 +188,7 @@ class InfinityGpt2Attention(UnboundedAttention):
         smallest_variance: Positive = 1e-4,
         density: DensityName = "gaussian",
         mask: bool = True,
+        detach: bool = False,
     ) -> None:
         super().__init__(
             dims,
@@ -198,6 +207,7 @@ class InfinityGpt2Attention(UnboundedAttention):
             density=density,
             shared=True,
             across_heads=True,
+            detach=detach,
         )
         width, self.mask = dims.heads * dims.head_dim, mask
         self.W_K = nn.Parameter(torch.randn(width, width) * width**-0.5)

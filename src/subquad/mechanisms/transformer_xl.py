@@ -13,13 +13,16 @@ Dai, Yang, Yang, Carbonell, Le, Salakhutdinov: Transformer-XL: Attentive Languag
 Fixed-Length Context. ACL 2019, arXiv:1901.02860, sections 3.2 and 3.3. Defaults are those of the authors'
 base model for WikiText-103. Where it departs:
 
-- Gradients flow into the memory within one call; the paper stops them between segments. Detach the state to
-  stop them between calls.
 - u, v and W_R belong to the layer, as with the authors' option `untie_r`, and W_R r_n is as wide as a head.
 - Keys and values are remembered, which the paper makes anew, with the same weights, of remembered hidden
   states.
 - Segments count real tokens, each row by its own clock.
 - Distances are not clamped (the authors' `clamp_len`), and evaluation has the memory of training.
+
+Gradients: the paper stops them at the remembered hidden states, which `detach=True` does at the remembered
+keys and values, whatever the calls: the gradients are those of a call for each segment whose state is
+detached. What makes keys and values then learns from a segment's own queries alone, where the paper's also
+learns from later ones. By default gradients flow into the memory as far as a call and its state reach.
 """
 
 from typing import NamedTuple
@@ -30,7 +33,7 @@ from torch import Tensor
 
 from subquad.bounds import Count, CountOrZero
 from subquad.mechanism import Dims, Mechanism, Outputs, Queries, State, Traits, Valid
-from subquad.memories.literal import Row, relative_attention, row_by_row
+from subquad.memories.literal import Row, relative_attention, row_by_row, seen
 from subquad.memories.segments import Segments
 from subquad.memories.short_term import RelativeAttention
 from subquad.ops.shared.precision import wide
@@ -52,6 +55,7 @@ class TransformerXL(Mechanism):
     memory: how many tokens before its segment a token sees; it may be more or less than a segment, or none.
     same_length: whether every token sees itself and the `memory` - 1 tokens before it, a sliding window,
         wherever it stands in its segment.
+    detach: whether the memory gets no gradient from the segments that see it.
 
     Approximates causal softmax attention with relative positions by leaving out what is older than the
     memory; where the sequence fits into one segment and the memory before it, nothing is left out. It
@@ -69,6 +73,7 @@ class TransformerXL(Mechanism):
         state="bounded",
         normalised=True,
         tiny={"segment": 5, "memory": 7},
+        lossless={"segment": 5, "memory": 20},
     )
 
     def __init__(
@@ -79,6 +84,7 @@ class TransformerXL(Mechanism):
         segment: Count = 150,
         memory: CountOrZero = 150,
         same_length: bool = False,
+        detach: bool = False,
     ) -> None:
         super().__init__(dims, causal=causal)
         if same_length and memory < 1:
@@ -86,7 +92,7 @@ class TransformerXL(Mechanism):
                 f"'transformer-xl': same_length=True shows every token `memory` keys, itself among them: "
                 f"memory must be at least 1, not {memory!r}"
             )
-        self.segment, self.memory = segment, memory
+        self.segment, self.memory, self.detach = segment, memory, detach
         self.reach = memory if same_length else memory + segment
         self.attention = RelativeAttention(dims.heads, dims.head_dim)
 
@@ -95,15 +101,11 @@ class TransformerXL(Mechanism):
         return row_by_row(self._define, q, k, v, valid=valid)
 
     def _define(self, q: Row, k: Row, v: Row) -> Row:
-        outputs = [q[:, :0]]
-        for start in range(0, q.shape[1], self.segment):
-            now = slice(start, start + self.segment)
-            seen = slice(max(start - self.memory, 0), start + self.segment)
-            outputs.append(
-                relative_attention(
-                    q[:, now], k[:, seen], v[:, seen], weights=self.attention, reach=self.reach
-                )
-            )
+        l, m, outputs = self.segment, self.memory, [q[:, :0]]
+        for start in range(0, q.shape[1], l):
+            keys, values = (seen(x, start, memory=m, segment=l, detach=self.detach) for x in (k, v))
+            now = q[:, start : start + l]
+            outputs.append(relative_attention(now, keys, values, weights=self.attention, reach=self.reach))
         return torch.cat(outputs, 1)
 
     def forward(self, q: Queries, k: Queries, v: Queries, *, valid: Valid | None = None) -> Outputs:
@@ -131,6 +133,7 @@ class TransformerXL(Mechanism):
             memory=m,
             num_held=segments.preceding(memory.num_held, per_segment=l).clamp(max=m),
             reach=self.reach,
+            detach=self.detach,
         )
         missing = segments.missing(m)
         carried = [segments.carry(x, width=m + l, stride=l, missing=missing) for x in slots]

@@ -19,7 +19,7 @@ from subquad.bounds import Count, EvenCount, OpenShare, Positive, PositiveOrZero
 from subquad.mechanism import Dims, Mechanism, Outputs, Queries, State, Valid
 from subquad.memories import literal
 from subquad.memories.continuous import ContinuousMemory, Signal
-from subquad.memories.literal import Row, even, normal, relative_attention, row_by_row, sticky
+from subquad.memories.literal import Row, even, normal, relative_attention, row_by_row, seen, sticky
 from subquad.memories.reads import BINS, DENSITIES, Density, Sticky, divergence
 from subquad.memories.segments import Segments, as_batch, between, by_segment
 from subquad.memories.short_term import RelativeAttention
@@ -70,12 +70,13 @@ class UnboundedAttention(Mechanism):
         density: DensityName = "gaussian",
         shared: bool = False,
         across_heads: bool = False,
+        detach: bool = False,
     ) -> None:
         super().__init__(dims, causal=causal)
         self.segment, self.basis, self.samples = segment, basis, samples
         self.ridge, self.tau, self.sticky = ridge, tau, sticky
         self.kl_weight, self.deviation, self.density = kl_weight, deviation, density
-        self.across_heads = across_heads
+        self.across_heads, self.detach = across_heads, detach
         self.short_term = RelativeAttention(dims.heads, dims.head_dim)
         self.long_term = ContinuousMemory(
             heads=dims.heads,
@@ -116,6 +117,9 @@ class UnboundedAttention(Mechanism):
     def _define_keys_and_values(self, B: Float[Tensor, "h n f"]) -> tuple[Row, Row]:
         """`_keys` and `_values` for one row, literally."""
 
+    def detached_inputs(self) -> tuple[str, ...]:
+        return tuple(self.projections())[3:] if self.detach else ()
+
     def penalty(self) -> Float[Tensor, ""]:
         return self.kl_weight * lasting(self._divergence)
 
@@ -131,9 +135,9 @@ class UnboundedAttention(Mechanism):
         W_o = self.W_o if self.across_heads else torch.block_diag(*self.W_o)
         for start in range(0, q.shape[1], self.segment):
             now, before = slice(start, start + self.segment), slice(max(start - self.segment, 0), start)
-            both = slice(before.start, now.stop)
-            reach = 2 * self.segment
-            out = relative_attention(q[:, now], k[:, both], v[:, both], weights=short, reach=reach)
+            l, stop = self.segment, self.detach
+            near = (seen(x, start, memory=l, segment=l, detach=stop) for x in (k, v))
+            out = relative_attention(q[:, now], *near, weights=short, reach=2 * l)
             X, t = self._define_remembered(*(x[:, before] for x in memory)), even(self.segment, like=q)
             if B is not None:
                 K, V = self._define_keys_and_values(B)
@@ -148,7 +152,8 @@ class UnboundedAttention(Mechanism):
                 points = old = even(self.samples, like=q)
                 if self.sticky:
                     points = sticky(reads, old)
-                X = torch.cat([normal(points[:, None], mu, s) @ B, X], 1)
+                past = B.detach() if stop else B
+                X = torch.cat([normal(points[:, None], mu, s) @ past, X], 1)
                 t = torch.cat([self.tau * old, self.tau + (1 - self.tau) * t])
             outputs.append(out)
             if start > 0:
@@ -190,6 +195,7 @@ class UnboundedAttention(Mechanism):
             memory=self.segment,
             num_held=self.segment * segments.preceding(memory.full_segments, per_segment=1).clamp(max=1),
             reach=2 * self.segment,
+            detach=self.detach,
         )
         long_outputs, signal, reads = self._read_and_write(
             queries, slots[2:], segments, memory, new=state is None, write_last=write_last
@@ -291,7 +297,10 @@ class UnboundedAttention(Mechanism):
         """
         long, sticky = self.long_term, Sticky(self.samples, like=signal)
         if added and not self.sticky:
-            return long.refits(signal, sticky.even, added), [reads] * len(added)
+            signals = long.refits(signal, sticky.even, added)
+            if self.detach:
+                signals[1:] = [x.detach() + (y - y.detach()) for x, y in zip(signals[1:], added, strict=True)]
+            return signals, [reads] * len(added)
         signals, masses = [signal], []
         with torch.no_grad():
             w, b = long.logit_weights(signal)
@@ -301,7 +310,7 @@ class UnboundedAttention(Mechanism):
                 mass = sticky.mass_below(where, real=None if real is None else real[:, n])
                 masses.append(mass if n else reads + mass)
                 points = sticky.points(masses[n])
-            signal = long.refit(signal, points, more)
+            signal = long.refit(signal.detach() if self.detach else signal, points, more)
             signals.append(signal)
         return signals, masses
 

@@ -35,6 +35,12 @@ def relative_attention(
     reach: int,
 ) -> Row:
     """The four terms of Transformer-XL for the last `t` of `s` tokens, `reach` back at most."""
+    return relative_weights(q, k, weights=weights, reach=reach) @ v
+
+
+def relative_weights(
+    q: Float[Tensor, "h t d"], k: Float[Tensor, "h s d"], *, weights: RelativeAttention, reach: int
+) -> Float[Tensor, "h t s"]:
     u, v_bias, W_R = weights.u, weights.v, weights.W_R
     t, s, d = q.shape[1], k.shape[1], q.shape[2]
     distance = torch.arange(s - t, s, device=q.device)[:, None] - torch.arange(s, device=q.device)
@@ -45,7 +51,13 @@ def relative_attention(
     position = torch.einsum("htd,htsd->hts", q, R) + torch.einsum("hd,htsd->hts", v_bias, R)
     unseen = (distance < 0) | (distance >= reach)
     scores = ((content + position) / d**0.5).masked_fill(unseen, -torch.inf)
-    return scores.softmax(-1) @ v
+    return scores.softmax(-1)
+
+
+def seen(x: Row, start: int, *, memory: int, segment: int, detach: bool) -> Float[Tensor, "h _ d"]:
+    """The segment from `start` on behind the memory before it."""
+    past = x[:, max(start - memory, 0) : start]
+    return torch.cat([past.detach() if detach else past, x[:, start : start + segment]], 1)
 
 
 def normal(t: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:

@@ -110,12 +110,20 @@ class Segments:
     def evicted(
         self, slots: Float[Tensor, "b h s c"], *, memory: int, group: int
     ) -> Float[Tensor, "b h _ c"]:
-        """The slots that may leave a memory of so many, in whole groups; in a graph more of them."""
-        if not torch.compiler.is_compiling():
-            old = max(0, min(self.count * self.size - self.missing(memory), slots.shape[2]))
-            return slots[:, :, : old // group * group]
-        total = self.count * self.size
-        return F.pad(slots, (0, 0, 0, total - slots.shape[2])) if self.whole else slots.narrow(2, 0, total)
+        """The slots that may leave a memory of so many, in whole groups; in a graph more of them.
+
+        Groups begin with the memory, of which some slots may be missing: zeros in their place complete the
+        first group.
+        """
+        total, front = self.count * self.size, self.missing(memory) % group
+        if torch.compiler.is_compiling():
+            if not self.whole:
+                return slots.narrow(2, 0, total)
+            return F.pad(slots, (0, 0, front, total - slots.shape[2] + -front % group))
+        old = max(0, min(total - self.missing(memory), slots.shape[2]))
+        stop = max(0, (front + old) // group * group - front)
+        kept = slots[:, :, :stop]
+        return F.pad(kept, (0, 0, front, 0)) if front and stop else kept
 
     def real(self) -> Bool[Tensor, "b n w"]:
         """Which queries are tokens of the chunk."""

@@ -346,14 +346,14 @@ class MultiheadAttention(nn.Module):
         return torch.nested.as_nested_tensor([row[:n] for row, n in zip(out, lengths, strict=True)])
 
     def _project(self, q: HiddenStates, k: Keyed, v: Keyed, positions: KeyPositions) -> Inputs:
-        if k is q and v is k:
+        if k is q and v is k and not self.mechanism.detached_inputs():
             projected = F.linear(q, self.in_proj_weight, self.in_proj_bias).split(self._rows(), dim=-1)
         else:
-            sources = [{"k": k, "v": v}.get(name, q) for name in self.widths]
-            weights = self.in_proj_weight.split(self._rows())
-            no_bias = [None] * len(weights)
-            biases = no_bias if self.in_proj_bias is None else self.in_proj_bias.split(self._rows())
-            projected = map(F.linear, sources, weights, biases)
+            given = {"k": k, "v": v} | {name: q.detach() for name in self.mechanism.detached_inputs()}
+            sources = [given.get(name, q) for name in self.widths]
+            bias = self.in_proj_bias
+            biases = [None] * len(sources) if bias is None else bias.split(self._rows())
+            projected = map(F.linear, sources, self.in_proj_weight.split(self._rows()), biases)
         inputs = {
             name: x.unflatten(-1, (self._heads(name), width)).transpose(1, 2)
             for (name, width), x in zip(self.widths.items(), projected, strict=True)

@@ -97,6 +97,25 @@ def relative_attention(
     return call_op(relative_op, q, *weights, *slots, first, count, num_held, list(layout))[0]
 
 
+def attention_received(
+    q: Float[Tensor, "b h t d"],
+    weights: Weights,
+    k: Float[Tensor, "b h s d"],
+    *,
+    first: Counts,
+    count: Counts,
+    num_held: Counts,
+    layout: Layout,
+) -> Float[Tensor, "b h s"]:
+    """The weights that all queries together give each key, where no slots are compressed; without gradients.
+
+    Inputs are those of `relative_attention`. Scores are made once more, at the price that they have there.
+    """
+    require_fit(q, weights, Slots(k, k), first, count, num_held)
+    with torch.no_grad():
+        return call_op(received_op, q, *weights, k, first, count, num_held, list(layout))
+
+
 def require_fit(
     q: Float[Tensor, "b h t d"],
     weights: Weights,
@@ -156,6 +175,21 @@ def relative_backward_op(grad: Tensor, out: Tensor, backend: Tensor, *inputs: An
     return dq, *weights, *(grad.new_empty(0) if x is None else x for x in slots)
 
 
+@torch.library.custom_op(
+    "subquad::attention_received",
+    mutates_args=(),
+    schema="(Tensor q, Tensor u, Tensor bias, Tensor W_R, Tensor k, Tensor first, Tensor count, "
+    "Tensor num_held, int[] layout) -> Tensor",
+)
+def received_op(
+    q: Tensor, u: Tensor, bias: Tensor, W_R: Tensor, k: Tensor, *counts_and_layout: Any
+) -> Tensor:
+    first, count, num_held, layout = counts_and_layout
+    weights, slots = Weights(u, bias, W_R), Slots(k, k[..., :0])
+    call = RelativeCall(q, weights, slots, first, count, num_held, Layout(*layout))
+    return BACKENDS.run("received", call)[1]
+
+
 @relative_op.register_fake
 def _(
     q: Tensor, u: Tensor, bias: Tensor, W_R: Tensor, k: Tensor, v: Tensor, *_: Any
@@ -166,6 +200,11 @@ def _(
 @relative_backward_op.register_fake
 def _(grad: Tensor, out: Tensor, backend: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
     return tuple(out.new_empty(0 if x is None else x.shape) for x in inputs[:LEARNT])
+
+
+@received_op.register_fake
+def _(q: Tensor, u: Tensor, bias: Tensor, W_R: Tensor, k: Tensor, *_: Any) -> Tensor:
+    return k.new_empty(k.shape[:3])
 
 
 def save_relative(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -182,3 +221,4 @@ def relative_gradients(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, 
 
 relative_op.register_autograd(relative_gradients, setup_context=save_relative)
 differentiable_once(relative_backward_op)
+differentiable_once(received_op)

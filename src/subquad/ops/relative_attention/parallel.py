@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -43,6 +43,17 @@ def backward(grad: Tensor, call: RelativeCall, out: Tensor) -> RelativeGradients
         for to, x in zip((*d_weights, *changes.part(call, some)), found, strict=True):
             to.add_(x)
     return RelativeGradients(taken(changes.q, 0, call.q.shape[2]), d_weights, changes.slots(call))
+
+
+def received(call: RelativeCall) -> Tensor:
+    whole, l = Whole.of(call), call.layout.size
+    out = torch.zeros_like(F.pad(whole.k[..., :1], (0, 0, 0, l)))  # a window's last piece may lack some
+    for some in some_segments(call):
+        p, _ = weighed(call, some, call.weights, whole.part(call, some))
+        for n, piece in enumerate(p.masked_fill(free(call, some), 0).sum(3).split(l, -1)):
+            piece = F.pad(piece, (0, l - piece.shape[3])).flatten(2)
+            out[:, :, (some.start + n) * l :][:, :, : piece.shape[2]] += piece[..., None]
+    return taken(out, call.layout.missing, call.slots.k.shape[2])[..., 0]
 
 
 class Whole(NamedTuple):
@@ -108,8 +119,22 @@ def some_segments(call: RelativeCall) -> Iterator[slice]:
 
 def mixed(call: RelativeCall, some: slice, weights: Weights, part: Whole) -> Line:
     """What some segments' queries get."""
+    p, v = weighed(call, some, weights, part)
+    return (p @ v).masked_fill(free(call, some), 0).flatten(2, 3)
+
+
+def free(call: RelativeCall, some: slice) -> Bool[Tensor, "b 1 n w 1"]:
+    """Places without a query."""
+    order = torch.arange(call.layout.queries, device=call.q.device)
+    return (order >= call.count[:, some, None])[:, None, ..., None]
+
+
+def weighed(
+    call: RelativeCall, some: slice, weights: Weights, part: Whole
+) -> tuple[Float[Tensor, "b h n w s"], Float[Tensor, "b h n s e"]]:
+    """What some segments' queries give all that is around them, and the values there."""
     layout, d = call.layout, call.q.shape[3]
-    first, count, held = (x[:, some, None] for x in (call.first, call.count, call.num_held))
+    first, held = (x[:, some, None] for x in (call.first, call.num_held))
     before, around = layout.compressed + layout.memory, layout.memory + layout.size
 
     def slots(far: Line, near: Line) -> Float[Tensor, "b h n s e"]:
@@ -121,13 +146,12 @@ def mixed(call: RelativeCall, some: slice, weights: Weights, part: Whole) -> Lin
     q = part.q.unflatten(2, (some.stop - some.start, layout.queries))
     k, v = slots(part.far_k, part.k), slots(part.far_v, part.v)
     u, bias, W_R = (x[:, None] for x in weights)
-    order = torch.arange(layout.queries, device=q.device)
-    i, j = first + order, torch.arange(-before, layout.size, device=q.device)
+    i = first + torch.arange(layout.queries, device=q.device)
+    j = torch.arange(-before, layout.size, device=q.device)
     r_i, r_j = (sinusoid(x, W_R.shape[2], like=q) for x in (i, j))
     turned = turn((q + bias[:, None]) @ W_R.mT, r_i[:, None])
     scores = ((q + u[:, None]) @ k.mT + turned @ r_j.mT) * d**-0.5
     i = i[..., None]
     seen = (j <= i) & (j > i - layout.reach) & (j >= -held[..., None])
     lowest = torch.finfo(q.dtype).min  # finite, for places without a query see nothing
-    out = scores.masked_fill(~seen[:, None], lowest).softmax(-1) @ v
-    return out.masked_fill((order >= count)[:, None, ..., None], 0).flatten(2, 3)
+    return scores.masked_fill(~seen[:, None], lowest).softmax(-1), v

@@ -61,6 +61,13 @@ def backward(grad: Tensor, call: RelativeCall, out: Tensor) -> RelativeGradients
     return RelativeGradients(dq, weights, changes)
 
 
+def received(call: RelativeCall) -> Tensor:
+    scores, out = Scores(call), call.q.new_zeros(call.slots.k.shape[:3])
+    for block in query_blocks(call):
+        out[block.row, block.heads, block.keys] += scores.weigh(block, scores.prepare(block)).sum(1)
+    return out
+
+
 class Block(NamedTuple):
     """Some queries of one segment of one row, in some heads, and the keys that any of them sees."""
 

@@ -11,6 +11,7 @@ from subquad.testing.mechanism import (
     graphs,
     in_place,
     meaning,
+    memory,
     numerics,
     padding,
     rejections,
@@ -57,6 +58,16 @@ def contract(cls: type[Mechanism]) -> Iterator[Check]:
         yield meaning.check_weights_sum_to_one
     if traits.limit is not None:
         yield meaning.check_limit_is_softmax
+    if traits.family == "memory":
+        if traits.lossless is not None:
+            yield memory.check_segments_equal_one_long_pass
+        if memory.can_detach(cls):
+            yield memory.check_gradients_stop_between_segments
+        if traits.state is not None:
+            yield memory.check_module_remembers_nothing
+            yield memory.check_rows_reset_and_reorder
+        if traits.state == "bounded":
+            yield memory.check_state_stays_constant
     yield transforms.check_forward_mode_derivatives
     yield transforms.check_second_derivatives
     yield transforms.check_per_sample_gradients
