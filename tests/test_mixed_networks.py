@@ -12,13 +12,14 @@ from subquad.experiments.spec import MechanismSpec
 from subquad.fields import Events, Readout
 from subquad.measure.cost import cost
 from subquad.measure.stream import stream_cost
-from subquad.mechanism import Dims
+from subquad.mechanism import Dims, Traits
 from subquad.nn.encoder import Encoder, EncoderConfig
 from subquad.nn.export import read, save
+from subquad.nn.layers.named import every_option, layer_by_layer, traits_of
 from subquad.nn.model import SequenceModel, SequenceModelConfig
 from subquad.nn.multihead import MultiheadAttention
 from subquad.notation import bare, several
-from subquad.registry import every_option, layer_by_layer, network, traits
+from subquad.registry import network
 
 HYBRID = "local:width=3*3+softmax"
 MEMBERS = ["local:width=3&taylor:width=3"] * 2 + ["softmax&gated-delta"]
@@ -196,12 +197,13 @@ def test_a_row_says_every_option_of_its_members():
 
 
 def test_a_network_claims_what_all_its_layers_claim():
-    claimed = traits("local*3+softmax")
+    claimed = traits_of("local*3+softmax")
+    assert isinstance(claimed, Traits)
     assert (claimed.state, claimed.cost, claimed.cross) == ("growing", 2.0, False)
-    assert traits("local+retention").bidirectional is False
-    assert rows(["local+retention"], DIMS)[0].causal
-    with pytest.raises(ValueError, match="'retention' is causal alone and 'bigbird' bidirectional alone"):
-        rows(["retention+bigbird"], DIMS)
+    assert traits_of("local+transformer-xl").bidirectional is False
+    assert rows(["local+transformer-xl"], DIMS)[0].causal
+    with pytest.raises(ValueError, match="'transformer-xl' is causal alone and 'bigbird'"):
+        rows(["transformer-xl+bigbird"], DIMS)
     assert network("softmax")[0].attention == "softmax"
 
 

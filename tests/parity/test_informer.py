@@ -26,7 +26,7 @@ def test_a_layer_of_the_encoder_and_what_it_distils_are_those_of_transformers(le
         dropout=0.0,
         attention_dropout=0.0,
         activation_dropout=0.0,
-        attn_implementation="eager",
+        attn_implementation="eager",  # pyright: ignore[reportCallIssue]  # of all configurations
     )
     torch.manual_seed(1)
     block = theirs_module.InformerEncoderLayer(config).double().eval()
