@@ -17,6 +17,7 @@ from subquad.mechanism import Dims
 from subquad.nn.encoder import Encoder, EncoderConfig
 from subquad.nn.generation import Decoder
 from subquad.nn.model import SequenceModel, SequenceModelConfig
+from subquad.patterns.pattern_attention import flex
 from subquad.registry import catalog
 from subquad.testing.mechanism.cases import forms, random_inputs, tensors
 
