@@ -47,6 +47,7 @@ def console(request):
 
 def test_a_run_under_way_shows_place_step_loss_and_time_left(console, monkeypatch):
     monkeypatch.setattr(display, "LINE_INTERVAL_S", 0.0)
+    monkeypatch.setattr(display, "REFRESH_S", 0.0)
     with ProgressDisplay(SPECS, console) as observer:
         observer.on_started(QUICK)
         observer.on_progress(QUICK, step(29))
@@ -56,6 +57,19 @@ def test_a_run_under_way_shows_place_step_loss_and_time_left(console, monkeypatc
     assert "run 1 of 3: linear · seed 0" in shown
     assert "train step 30 of 60, loss 0.2500" in shown
     assert "left" in shown
+
+
+def test_not_every_step_looks_at_all_runs(console, monkeypatch):
+    monkeypatch.setattr(display, "REFRESH_S", 1e9)
+    looked = []
+    with ProgressDisplay(SPECS, console) as observer:
+        monkeypatch.setattr(observer, "outlook", lambda: looked.append(None) or "")
+        observer.on_started(QUICK)
+        for number in range(50):
+            observer.on_progress(QUICK, step(number))
+        assert len(looked) <= 1
+        observer.on_finished(QUICK, record(QUICK))
+        assert len(looked) == 2
 
 
 def test_of_several_tasks_a_run_says_which_and_goes_by_the_times_of_its_own(console):

@@ -1,5 +1,6 @@
 """How a set of runs is going, on standard error: bars on a terminal, lines elsewhere."""
 
+import math
 import threading
 import time
 from collections import Counter
@@ -20,6 +21,7 @@ from subquad.experiments.spec import AnySpec, Baseline, Bench, DataSpec, Fit
 from subquad.records import Record
 
 NOUNS = {"fit": "fit", "baseline": "baseline", "bench": "bench cell", "stream": "stream"}  # runs by kind
+REFRESH_S = 1.0  # between two outlooks, which look at all runs
 
 
 class Step(NamedTuple):
@@ -45,6 +47,7 @@ class ProgressDisplay(Observer):
         self.bars: dict[str, TaskID] = {}
         self.skipped = 0  # runs found done, and not yet said so
         self.printed_at = time.monotonic()  # when the latest line was printed
+        self.refreshed_at = -math.inf  # when the outlook was worked out
         self.lock = threading.RLock()
         self.progress = Bars(
             TextColumn("{task.description}", markup=False),
@@ -106,7 +109,8 @@ class ProgressDisplay(Observer):
             self.progress.update(self.bars[spec.key], completed=progress["step"], facts=facts)
             if progress["phase"] == "train":
                 self.project(spec, progress["step"], progress["steps"])
-            self.refresh()
+            if time.monotonic() > self.refreshed_at + REFRESH_S:
+                self.refresh()
             if not self.console.is_terminal and time.monotonic() > self.printed_at + LINE_INTERVAL_S:
                 self.print_line(spec, f"{facts}; {self.outlook()}")
 
@@ -132,6 +136,7 @@ class ProgressDisplay(Observer):
         self.console.print(Text(f"{self.name(spec)}: {text}", style=style), soft_wrap=True)
 
     def refresh(self) -> None:
+        self.refreshed_at = time.monotonic()
         done = len(self.specs) - len(self.remaining)
         facts = f"{done} of {len(self.specs)} done"
         if self.remaining:

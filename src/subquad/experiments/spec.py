@@ -6,6 +6,7 @@ threads" are resolved before a spec is made, since another machine would resolve
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from subquad import records
@@ -72,7 +73,7 @@ class Spec:
     def threads(self) -> int:
         return self.place.threads
 
-    @property
+    @cached_property
     def key(self) -> str:
         return records.key(self.kind, self.version, compared(self))
 
