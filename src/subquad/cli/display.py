@@ -1,6 +1,5 @@
 """How a set of runs is going, on standard error: bars on a terminal, lines elsewhere."""
 
-import math
 import threading
 import time
 from collections import Counter
@@ -47,7 +46,7 @@ class ProgressDisplay(Observer):
         self.bars: dict[str, TaskID] = {}
         self.skipped = 0  # runs found done, and not yet said so
         self.printed_at = time.monotonic()  # when the latest line was printed
-        self.refreshed_at = -math.inf  # when the outlook was worked out
+        self.refreshed_at = 0.0  # when the outlook was worked out
         self.lock = threading.RLock()
         self.progress = Bars(
             TextColumn("{task.description}", markup=False),
