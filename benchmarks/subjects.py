@@ -174,6 +174,9 @@ class PeerLayer(nn.Module):
     def forward(self, *, valid: Tensor | None = None, **inputs: Tensor) -> Tensor:
         return self.mix(**inputs)
 
+    def detached_inputs(self) -> tuple[str, ...]:
+        return ()
+
 
 def training(row: Row, length: int, *, compiled: bool) -> dict[str, Call | Missing]:
     """A whole step of an optimiser: an encoder forward and back, and its weights changed."""

@@ -185,7 +185,7 @@ def test_every_option_of_a_comparison_can_be_given_on_the_command_line(call, mon
     told = "--length 64 --seeds 2 --dim 16 --depth 1 --heads 2 --positions rotary --dropout 0.2 --steps 5"
     told += " --batch 3 --accumulate 2 --learning-rate 0.1 --weight-decay 0.2 --clip 2 --precision 64-true"
     told += " --lengths 8,16 --workers 2 --executor far --device cpu --timeout 9"
-    told += " --attention linear,softmax --mlp-ratio 2"
+    told += " --attention linear,softmax --mlp-ratio 2 --carry 1"
     call("compare", "transactions", "--target", "spend", *told.split())
     call("compare", "custom", "--data", "s.toml", "--no-bench")
     for part in ("model", "training", None):

@@ -14,6 +14,7 @@ GROWING = {  # form: why
     ("gated-delta", True): "likewise",
     ("kda", False): "likewise",
     ("kda", True): "likewise",
+    ("forgetting", True): "blocks of queries, since a matrix of all weights would not fit",
     ("infinity", True): "a sticky write depends on where the one before was read",
     ("infinity-gpt2", True): "likewise",
     ("reformer", False): "more buckets are a product of more hashes",

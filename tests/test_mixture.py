@@ -65,7 +65,7 @@ def test_members_that_are_all_alike_are_that_mechanism(name, causal):
         ("softmax&reformer", {"causal": "values", "state": None}),
         ("softmax&poolingformer", {"causal": "strict", "state": None}),
         ("softmax&bigbird", {"causal": None, "state": None}),
-        ("retention&linear", {"bidirectional": False, "normalised": False}),
+        ("transformer-xl&linear", {"bidirectional": False, "normalised": False}),
         ("local&bigbird", {"family": "sparse"}),
         ("local:width=24&softmax", {"limit": {}}),
         ("local:width=3&softmax", {"limit": None}),
@@ -85,8 +85,8 @@ def test_shares_are_of_however_many_heads_there_are():
 
 
 def test_members_without_a_form_in_common_are_refused():
-    with pytest.raises(ValueError, match="'retention' is causal alone and 'linformer' bidirectional alone"):
-        find("retention&linformer")
+    with pytest.raises(ValueError, match="'transformer-xl' is causal alone and 'linformer'"):
+        find("transformer-xl&linformer")
 
 
 def test_layers_within_a_layer_are_refused():

@@ -70,7 +70,7 @@ def test_weights_are_drawn_by_name(name):
 
 
 def test_a_layer_claims_no_more_than_the_mechanism_inside():
-    assert traits_of("conformer", {"inside": "retention"}).bidirectional is False
+    assert traits_of("conformer", {"inside": "transformer-xl"}).bidirectional is False
     assert traits_of("conformer", {"inside": "linear"}).state == "bounded"
     assert traits_of("conformer", {}).state == "growing"
     assert traits_of("conformer", {"inside": "nystromformer"}).causal is None

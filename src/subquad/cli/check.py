@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from subquad.testing import Outcome
 
 Certificate = tuple[str, Callable[[], "Iterator[Outcome]"]]  # of whom, and its lines
-Line = dict[str, Any]  # an outcome as JSON
-Made = tuple[str, list[Line]]  # of whom, and its lines
+CheckLine = dict[str, Any]  # an outcome as JSON
+Made = tuple[str, list[CheckLine]]  # of whom, and its lines
 
 
 def all_names() -> list[str]:
@@ -120,9 +120,7 @@ def _in_processes(names: Sequence[str], console: Console) -> Iterator[Iterator[M
 
 
 def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # torch is not loaded yet
 
 
 def _made(name: str) -> Made:
@@ -140,7 +138,7 @@ def _result(name: str, future: Future[Made]) -> Made:
         return name, [{**line, "passed": False, "reason": reason, "seconds": 0.0}]
 
 
-def _print_line(line: Line, console: Console) -> Line:
+def _print_line(line: CheckLine, console: Console) -> CheckLine:
     verdict, style = ("ok    ", "green") if line["passed"] else ("FAILED", "bold red")
     console.print(f"  {verdict}", style=style, end="  ")
     reason = f": {line['reason']}" if line["reason"] else ""
@@ -148,7 +146,7 @@ def _print_line(line: Line, console: Console) -> Line:
     return line
 
 
-def _failed(lines: Iterable[Line]) -> int:
+def _failed(lines: Iterable[CheckLine]) -> int:
     return sum(not line["passed"] for line in lines)
 
 

@@ -275,9 +275,7 @@ def check(
             show_default=False,
         ),
     ] = None,
-    everything: Annotated[
-        bool, typer.Option("--all", help="All known mechanisms and layers, a process a core.")
-    ] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Each known one, a process a core.")] = False,
     as_json: Json = False,
 ) -> None:
     """Certify a mechanism, a mixture, a whole layer or a task: a line for each check, and what failed."""

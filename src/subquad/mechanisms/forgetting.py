@@ -48,9 +48,9 @@ class ForgettingInputs(NamedTuple):
 class ForgettingAttention(Mechanism):
     """Softmax attention with a forget gate for each token and head.
 
-    bias: what is added to the logits of the gates. At 0, where the authors' code begins, a weight halves with
-        about every token until gates have learnt to be slower. At 4 they begin near 0.98, and at 40 nothing
-        fades.
+    gate_bias: what is added to the logits of the gates. At 0, where the authors' code begins, a weight halves
+        with about every token until gates have learnt to be slower. At 4 they begin near 0.98, and at 40
+        nothing fades.
 
     An input beyond q, k and v, `forget`, of width 1, holds the logits of the gates.
 
@@ -70,12 +70,12 @@ class ForgettingAttention(Mechanism):
         state="growing",
         cost=2.0,
         normalised=True,
-        limit={"bias": 40.0},
+        limit={"gate_bias": 40.0},
     )
 
-    def __init__(self, dims: Dims, *, causal: bool, bias: float = 0.0) -> None:
+    def __init__(self, dims: Dims, *, causal: bool, gate_bias: float = 0.0) -> None:
         super().__init__(dims, causal=causal)
-        self.bias = bias
+        self.gate_bias = gate_bias
 
     def definition(
         self, q: Queries, k: Keys, v: Values, forget: Gates, *, valid: Valid | None = None
@@ -85,7 +85,7 @@ class ForgettingAttention(Mechanism):
         for row in range(len(q)):
             real = slice(None) if valid is None else valid[row]
             q_row, k_row, v_row, logits = (x[row][:, real] for x in (q, k, v, forget))
-            log_f = F.logsigmoid(logits[..., 0] + self.bias)
+            log_f = F.logsigmoid(logits[..., 0] + self.gate_bias)
             n = log_f.shape[1]
             i, l, j = (torch.arange(n, device=q.device).view(shape) for shape in ((n, 1, 1), (n, 1), (n,)))
             between = ((j < l) & (l <= i)).to(log_f.dtype)
@@ -103,7 +103,7 @@ class ForgettingAttention(Mechanism):
 
     def _log_gates(self, forget: Gates, valid: Valid | None) -> Gates:
         """log f, in double precision since sums of it are long; 0 at padding, where nothing fades."""
-        log_f = F.logsigmoid(forget.double() + self.bias)
+        log_f = F.logsigmoid(forget.double() + self.gate_bias)
         return log_f if valid is None else log_f.masked_fill(~valid[:, None, :, None], 0)
 
     def step(

@@ -92,7 +92,8 @@ class SsdAttention(RecurrentAttention):
     ) -> tuple[Outputs, RecurrentState]:
         q, k, v = F.silu(x.q), F.silu(x.k), F.silu(x.v)
         S = initial(k, v) if state is None else state.S
-        dt, log_A, b, D, scale = wide(x.dt, self.log_A, self.b, self.D, self.get_parameter("scale"))
+        assert self.scale is not None
+        dt, log_A, b, D, scale = wide(x.dt, self.log_A, self.b, self.D, self.scale)
         dt = F.softplus(dt + b[:, None, None])
         log_decay = mask_decay(-log_A.exp()[:, None, None] * dt, valid)
         tokens = RecurrenceInputs(q, (dt * k).to(k.dtype), v, log_decay)

@@ -85,7 +85,11 @@ class SequenceModel(nn.Module):
         if self.pairs:
             inputs = tuple(part.flatten(0, 1) for part in inputs)
             valid = None if valid is None else valid.flatten(0, 1)
-        tokens, valid, _ = self.encoder.encode(self.embedding(inputs, valid), valid, documents=documents)
+        embedded = self.embedding(inputs, valid)
+        if self.encoder.keeps_length:
+            tokens = self.encoder(embedded, valid, documents=documents)
+        else:
+            tokens, valid, _ = self.encoder.encode(embedded, valid, documents=documents)
         read = self.norm(tokens if self.config.readout.per == "token" else mean(tokens, valid))
         return self.head(read.unflatten(0, (len(read) // 2, 2)) if self.pairs else read)
 
