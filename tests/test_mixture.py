@@ -65,7 +65,7 @@ def test_members_that_are_all_alike_are_that_mechanism(name, causal):
         ("softmax&reformer", {"causal": "values", "state": None}),
         ("softmax&poolingformer", {"causal": "strict", "state": None}),
         ("softmax&bigbird", {"causal": None, "state": None}),
-        ("transformer-xl&linear", {"bidirectional": False, "normalised": False}),
+        ("transformer-xl&linear", {"bidirectional": False, "normalised": True}),
         ("local&bigbird", {"family": "sparse"}),
         ("local:width=24&softmax", {"limit": {}}),
         ("local:width=3&softmax", {"limit": None}),
