@@ -8,6 +8,7 @@ import sys
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 TIMEOUT_S = 300
 
@@ -40,7 +41,7 @@ def run(package: str, mechanism: str, check: str, environment: dict[str, str], r
 
     assert str(subquad.__file__).startswith(package), subquad.__file__
     torch.set_num_threads(1)
-    cls = find_named(mechanism)
+    cls: Any = find_named(mechanism)
     checks = layer_contract(cls) if is_layer(cls) else contract(cls)
     (function,) = (x for x in checks if x.__name__ == f"check_{check}")
     outcome = certificate.outcome(function, cls)

@@ -24,7 +24,7 @@ def their_block() -> torch.nn.Module:
         conv_depthwise_kernel_size=KERNEL,
         hidden_act="swish",
         position_embeddings_type=None,
-        attn_implementation="eager",
+        attn_implementation="eager",  # pyright: ignore[reportCallIssue]  # of all configurations
         attention_dropout=0.0,
         hidden_dropout=0.0,
         activation_dropout=0.0,

@@ -1,13 +1,13 @@
 """What `subquad check` certifies, and how it prints a certificate.
 
-One is made here, line by line. All are made by as many processes as there are cores, each with one thread,
+One is made here, line by line. All are made by processes of their own, as many at once as there are cores,
 and shown in the catalogue's order as they come.
 """
 
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -105,18 +105,27 @@ def _in_processes(names: Sequence[str], console: Console) -> Iterator[Iterator[M
         disable=not console.is_terminal,
     )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    pool = ProcessPoolExecutor(
-        min(cores, len(names)), mp_context=get_context("spawn"), initializer=_one_thread
-    )
+    pool = ThreadPoolExecutor(min(cores, len(names)))
     task = bar.add_task("certificates", total=len(names))
     try:
         with bar:
-            futures = [pool.submit(_made, name) for name in names]
+            futures = [pool.submit(_made_aside, name) for name in names]
             for future in futures:
                 future.add_done_callback(lambda _: bar.advance(task))
-            yield (_result(name, future) for name, future in zip(names, futures, strict=True))
+            yield (future.result() for future in futures)
     finally:  # after Ctrl-C too: what waits is not begun
         pool.shutdown(cancel_futures=True)
+
+
+def _made_aside(name: str) -> Made:
+    """By a process of its own. Where that dies, a certificate that says so."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_one_thread) as process:
+        try:
+            return process.submit(_made, name).result()
+        except BrokenProcessPool as error:
+            reason = f"its process has died: {error}: try `subquad check {name}`"
+            line = {"check": "process", "claim": "The process that makes the certificate lives"}
+            return name, [{**line, "passed": False, "reason": reason, "seconds": 0.0}]
 
 
 def _one_thread() -> None:
@@ -126,16 +135,6 @@ def _one_thread() -> None:
 def _made(name: str) -> Made:
     ((whom, outcomes),) = named(name)
     return whom, [asdict(outcome) for outcome in outcomes()]
-
-
-def _result(name: str, future: Future[Made]) -> Made:
-    """Where a process has died, a certificate that says so."""
-    try:
-        return future.result()
-    except BrokenProcessPool as error:
-        reason = f"a process of the certificates has died: {error}: try `subquad check {name}`"
-        line = {"check": "process", "claim": "The process that makes the certificate lives"}
-        return name, [{**line, "passed": False, "reason": reason, "seconds": 0.0}]
 
 
 def _print_line(line: CheckLine, console: Console) -> CheckLine:

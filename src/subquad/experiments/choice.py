@@ -161,6 +161,7 @@ def candidates(
                 refusals[name] = "a whole layer, and no attention that could be timed by itself"
                 continue
             claimed = traits_of(name)
+            assert isinstance(claimed, Traits)
             if claimed.name == SOFTMAX:
                 continue  # it stands beside every candidate
             if reason := why_unfit(claimed, causal=causal, streaming=streaming, bounded=config.bounded):

@@ -6,7 +6,6 @@ threads" are resolved before a spec is made, since another machine would resolve
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from subquad import records
@@ -73,9 +72,13 @@ class Spec:
     def threads(self) -> int:
         return self.place.threads
 
-    @cached_property
+    @property
     def key(self) -> str:
-        return records.key(self.kind, self.version, compared(self))
+        """Worked out once: whoever watches many runs asks for it at each of their steps."""
+        known = vars(self)
+        if "_key" not in known:
+            known["_key"] = records.key(self.kind, self.version, compared(self))
+        return known["_key"]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)  # pyright: ignore[reportArgumentType]  # every spec is a dataclass

@@ -168,7 +168,7 @@ class Layer(nn.Module, ABC):
 
 
 def attention(
-    config: LayerConfig, name: str, chosen: Mapping[str, Option], *, rotary: bool = False
+    config: LayerConfig, name: str, chosen: Mapping[str, Any], *, rotary: bool = False
 ) -> MultiheadAttention:
     """Heads around the mechanism of that name with its options, as the network has them.
 

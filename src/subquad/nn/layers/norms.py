@@ -28,10 +28,10 @@ class RealBatchNorm(nn.BatchNorm1d):
     rows.
     """
 
-    running_mean: Tensor
-    running_var: Tensor
-    num_batches_tracked: Tensor
-    momentum: float
+    running_mean: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
+    running_var: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
+    num_batches_tracked: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
+    momentum: float  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def forward(self, x: HiddenStates, valid: Valid | None) -> HiddenStates:
         if self.training:
