@@ -55,7 +55,7 @@ class RealBatchNorm(nn.BatchNorm1d):
             unbiased = variance * (count / (count - 1).clamp(min=1))
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), share.to(self.running_mean.dtype))
             self.running_var.lerp_(unbiased.to(self.running_var.dtype), share.to(self.running_var.dtype))
-            self.num_batches_tracked += 1
+            self.num_batches_tracked.add_(1)
         return mean, variance
 
 
