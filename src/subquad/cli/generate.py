@@ -152,7 +152,12 @@ def print_piece(text: str) -> None:
 def prompt_of(text: str | None, file: Path | None) -> str | bytes:
     if text is not None and file is not None:
         raise ValueError(f"give --prompt {text!r} or --prompt-file {str(file)!r}, not both")
-    return file.read_bytes() if file is not None else text or ""
+    if file is None:
+        return text or ""
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"--prompt-file {str(file)!r} cannot be read: {error.strerror}") from None
 
 
 def language_model(folder: Path, device: str) -> "LanguageModel":
