@@ -77,7 +77,7 @@ class ReversibleBlock(Layer):
         if torch.compiler.is_compiling() or transformed() or not torch.is_grad_enabled():
             return cls.run_plain(layers, sequence)
         parameters = [parameter for block in layers for parameter in block.parameters()]
-        return both_streams(sequence, *Reversing.apply(layers, sequence, *streams(sequence), *parameters))
+        return mean_of_streams(sequence, *Reversing.apply(layers, sequence, *streams(sequence), *parameters))
 
     @classmethod
     def run_plain(cls, layers: list[Layer], sequence: Sequence) -> Sequence:
@@ -85,7 +85,7 @@ class ReversibleBlock(Layer):
         for block in cast("list[ReversibleBlock]", layers):
             x1 = x1 + block.of_tokens(x2, sequence)
             x2 = x2 + block.of_token(x1, sequence)
-        return both_streams(sequence, x1, x2)
+        return mean_of_streams(sequence, x1, x2)
 
     @classmethod
     def run_step(
@@ -99,7 +99,7 @@ class ReversibleBlock(Layer):
             x1 = x1 + block.dropout(mixed)
             x2 = x2 + block.of_token(x1, sequence)
             later.append(state)
-        return both_streams(sequence, x1, x2), later
+        return mean_of_streams(sequence, x1, x2), later
 
     def of_tokens(self, x: HiddenStates, sequence: Sequence) -> HiddenStates:
         """What attention adds."""
@@ -128,7 +128,7 @@ def streams(sequence: Sequence) -> tuple[HiddenStates, HiddenStates]:
     return x, x
 
 
-def both_streams(sequence: Sequence, x1: HiddenStates, x2: HiddenStates) -> Sequence:
+def mean_of_streams(sequence: Sequence, x1: HiddenStates, x2: HiddenStates) -> Sequence:
     return sequence._replace(values=((x1 + x2) / 2).to(sequence.values.dtype))
 
 

@@ -13,7 +13,7 @@ from subquad.ops.backends import Backends
 from subquad.ops.recurrence.decay import LogDecays, Matrix, Queries, Values
 from subquad.ops.recurrence.delta_rule import Betas
 from subquad.ops.recurrence.rows import Fusion, Gradients, RecurrenceInputs
-from subquad.ops.shared.operator import call_op, differentiable_once, followed
+from subquad.ops.shared.operator import call_op, differentiable_once, followed, learnt
 from subquad.ops.shared.precision import widened
 from subquad.ops.shared.shapes import require_dtype, require_matching_inputs, require_shape
 
@@ -118,13 +118,12 @@ def require_fit(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tenso
 
 def recur(tokens: RecurrenceInputs, state: Matrix, fusion: Fusion, in_place: bool) -> tuple[Values, Matrix]:
     *numbers, rotary, scale, gate = fusion
-    learnt = (*tokens, state, scale, gate)
-    if not followed(*learnt):
+    tensors = (*tokens, state, scale, gate)
+    if not followed(*tensors):
         call = RecurrenceCall(tokens, state, fusion, needs_grad=False, in_place=in_place)
         out, _, last = run_forward(call)[1]
         return out, last
-    needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in learnt)
-    out, _, last, _ = call_op(_forward, *tokens, state, *numbers, rotary, scale, gate, needs_grad)
+    out, _, last, _ = call_op(_forward, *tokens, state, *numbers, rotary, scale, gate, learnt(*tensors))
     return out, last
 
 
