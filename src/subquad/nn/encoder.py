@@ -14,6 +14,7 @@ from subquad.bounds import ShareBelowOne
 from subquad.config import ModelConfig
 from subquad.mechanism import Mechanism, State, Valid
 from subquad.nn import state as states
+from subquad.nn.attention_layer import AttentionLayer
 from subquad.nn.documents import Documents, by_document
 from subquad.nn.layers.layer import Layer, LayerConfig
 from subquad.nn.layers.named import build_layer, layer_by_layer
@@ -122,7 +123,7 @@ class Encoder(nn.Module):
 
         Done when built and loaded; to be done again where parameters were put into the layers one by one.
         """
-        tie_layers(module for module in self.modules() if isinstance(module, MultiheadAttention))
+        tie_layers(module for module in self.modules() if isinstance(module, AttentionLayer))
 
     def _tie(self, _: Any) -> None:
         self.tie()

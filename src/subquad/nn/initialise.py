@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from subquad.nn.multihead import MultiheadAttention
+from subquad.nn.attention_layer import AttentionLayer
 from subquad.ops.shared.generators import digest
 
 
@@ -22,7 +22,7 @@ def initialise(model: nn.Module, *, seed: int) -> None:
     """
     if any(parameter.device.type != "cpu" for parameter in model.parameters()):
         raise ValueError("weights are drawn on the CPU, to be equal on all devices: initialise, then move")
-    mechanisms = [module.mechanism for module in model.modules() if isinstance(module, MultiheadAttention)]
+    mechanisms = [module.mechanism for module in model.modules() if isinstance(module, AttentionLayer)]
     theirs = {part for mechanism in mechanisms for part in mechanism.modules()}
     parts_first = reversed(list(model.named_modules()))  # the whole has the last word
     for name, module in parts_first:
@@ -33,7 +33,7 @@ def initialise(model: nn.Module, *, seed: int) -> None:
                 raise ValueError(f"{name or 'the model'} has weights and no reset_parameters to draw them")
             with drawn_from(seed, name):
                 reset()
-        if isinstance(module, MultiheadAttention):
+        if isinstance(module, AttentionLayer):
             with drawn_from(seed, f"{name}.mechanism"):
                 module.mechanism.load_state_dict(module.build_mechanism().state_dict())
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from subquad.mechanism import Dims, Mechanism, Outputs, State, Valid
+from subquad.nn.attention_layer import AttentionLayer
 from subquad.nn.documents import by_document
 from subquad.nn.positions import HiddenStates
 from subquad.nn.scores import require_scaling, require_turning
@@ -45,7 +46,7 @@ KeyPositions = Int[Tensor, "#b s"]
 ONE = "pass one tensor as query, key and value"
 
 
-class MultiheadAttention(nn.Module):
+class MultiheadAttention(AttentionLayer):
     """Multi-head attention by the mechanism called `attention`.
 
     embed_dim: width of the inputs and of the output.
@@ -199,7 +200,6 @@ class MultiheadAttention(nn.Module):
         return ours.train(theirs.training)
 
     def build_mechanism(self) -> Mechanism:
-        """A mechanism such as this layer's, with weights of its own."""
         dims = Dims(heads=self.num_heads, head_dim=self.head_dim, max_len=self.max_len, layer=self.layer)
         return build(self.attention, dims, causal=self.causal, **self.options)
 

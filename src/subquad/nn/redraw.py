@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from subquad.nn.multihead import MultiheadAttention
+from subquad.nn.attention_layer import AttentionLayer
 from subquad.ops.shared.generators import seeded
 
 
@@ -35,7 +35,7 @@ def redraw(model: nn.Module, *, step: int, seed: int) -> bool:
     step: of training, from 0.
     seed: of the training.
     """
-    layers = (module for module in model.modules() if isinstance(module, MultiheadAttention))
+    layers = (module for module in model.modules() if isinstance(module, AttentionLayer))
     drawn = False
     for place, layer in enumerate(layers):
         if step == 0 or not layer.training:

@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 
 from subquad.mechanism import Mechanism
-from subquad.nn.multihead import MultiheadAttention
+from subquad.nn.attention_layer import AttentionLayer
 from subquad.notation import written
 
 
-def tie_layers(layers: Iterable[MultiheadAttention]) -> None:
+def tie_layers(layers: Iterable[AttentionLayer]) -> None:
     """Share what mechanisms of one name and the same options have in common, from the first such layer on."""
     firsts: dict[str, Mechanism] = {}
     for layer in layers:

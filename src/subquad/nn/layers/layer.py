@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 from torch import nn
 
 from subquad.mechanism import Mechanism, State, Traits, bounded
+from subquad.nn.attention_layer import AttentionLayer
 from subquad.nn.multihead import Causal, MultiheadAttention
 from subquad.nn.sequence import Sequence
 from subquad.notation import Option, read, read_options
@@ -141,7 +142,7 @@ class Layer(nn.Module, ABC):
 
     def mechanisms(self) -> Iterator[Mechanism]:
         """Those inside, in the order in which they are used."""
-        return (module.mechanism for module in self.modules() if isinstance(module, MultiheadAttention))
+        return (module.mechanism for module in self.modules() if isinstance(module, AttentionLayer))
 
     @classmethod
     def run(cls, layers: list["Layer"], sequence: Sequence) -> Sequence:
