@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from subquad.exports import export_lazily
 
 if TYPE_CHECKING:
+    from subquad.nn.layers.augmented_convolution import AugmentedConvolution
     from subquad.nn.layers.conformer import Conformer
     from subquad.nn.layers.informer import InformerDecoder, InformerEncoder
     from subquad.nn.layers.layer import Layer, LayerConfig, LayerTraits, attention_inside
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from subquad.nn.layers.star_transformer import StarTransformer
 
 __all__ = [
+    "AugmentedConvolution",
     "Conformer",
     "InformerDecoder",
     "InformerEncoder",
@@ -29,6 +31,7 @@ __all__ = [
 export_lazily(
     __name__,
     {
+        "augmented_convolution": ["AugmentedConvolution"],
         "conformer": ["Conformer"],
         "informer": ["InformerDecoder", "InformerEncoder"],
         "layer": ["Layer", "LayerConfig", "LayerTraits", "attention_inside"],

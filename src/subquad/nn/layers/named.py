@@ -15,6 +15,7 @@ from subquad import registry
 from subquad.mechanism import Dims, Mechanism, Traits
 from subquad.mixture import common_traits
 from subquad.nn.blocks import TransformerBlock
+from subquad.nn.layers.augmented_convolution import AugmentedConvolution
 from subquad.nn.layers.conformer import Conformer
 from subquad.nn.layers.informer import InformerDecoder, InformerEncoder
 from subquad.nn.layers.layer import Layer, LayerConfig, LayerTraits, attention, claims
@@ -24,7 +25,14 @@ from subquad.notation import Option, mixes
 from subquad.plugins import collect, hint, look_up
 from subquad.registry import Member
 
-BUILTIN = (Conformer, StarTransformer, ReversibleBlock, InformerEncoder, InformerDecoder)
+BUILTIN = (
+    Conformer,
+    AugmentedConvolution,
+    StarTransformer,
+    ReversibleBlock,
+    InformerEncoder,
+    InformerDecoder,
+)
 
 
 @cache

@@ -55,7 +55,7 @@ def packed(pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, *, n: Lengths | No
     if isinstance(pattern, PerHead):
         return run_by_head(pattern, partial(packed, n=n), q, k, v)
     if q.shape[0] == 0 or q.shape[2] == 0:
-        return v
+        return q @ k.mT @ v
     if torch.compiler.is_compiling():
         return as_node(pattern, q, k, v, n)
     band, tilings = layout(pattern, q.shape[2], n, q.device)
