@@ -8,7 +8,6 @@ import sys
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 TIMEOUT_S = 300
 
@@ -36,13 +35,12 @@ def run(package: str, mechanism: str, check: str, environment: dict[str, str], r
     import torch
 
     import subquad
-    from subquad.nn.layers.named import find_named, is_layer
-    from subquad.testing import certificate, contract, layer_contract
+    from subquad.nn.layers.named import find_named
+    from subquad.testing import certificate
 
     assert str(subquad.__file__).startswith(package), subquad.__file__
     torch.set_num_threads(1)
-    cls: Any = find_named(mechanism)
-    checks = layer_contract(cls) if is_layer(cls) else contract(cls)
-    (function,) = (x for x in checks if x.__name__ == f"check_{check}")
+    cls = find_named(mechanism)
+    (function,) = (x for x in certificate.checks_of(cls) if x.__name__ == f"check_{check}")
     outcome = certificate.outcome(function, cls)
     results.send((outcome.passed, outcome.reason))

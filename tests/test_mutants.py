@@ -8,36 +8,38 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from isolated import run_isolated
 from mutants import KERNEL_MUTANTS, MUTANTS
-from mutants.mutant import plant
+from mutants.mutant import place, plant, read
 
 import subquad
-from subquad.registry import find
-from subquad.testing import contract
+from subquad.nn.layers.named import find_named, layer_catalog
+from subquad.testing.certificate import checks_of
 
 PACKAGE = Path(subquad.__file__).parent
 INTERPRETED = Path(__file__).parent / "interpreted"
-ONLY_CODE = shutil.ignore_patterns("__pycache__", "*.so")
 
 
-def test_every_bug_has_one_place(tmp_path):
-    for number, mutant in enumerate([*MUTANTS, *KERNEL_MUTANTS]):
-        copy = tmp_path / str(number)
-        shutil.copytree(PACKAGE, copy, ignore=ONLY_CODE)
-        plant(mutant, copy)
-        shutil.rmtree(copy)
+def test_every_bug_has_one_place():
+    texts = read(PACKAGE)
+    for mutant in [*MUTANTS, *KERNEL_MUTANTS]:
+        place(mutant, texts)
 
 
 def test_every_bug_names_a_check_of_its_mechanism():
     for mutant in MUTANTS:
-        assert f"check_{mutant.check}" in {check.__name__ for check in contract(find(mutant.mechanism))}, (
-            mutant
-        )
+        names = {check.__name__ for check in checks_of(find_named(mutant.mechanism))}
+        assert f"check_{mutant.check}" in names, mutant
+
+
+def test_every_layer_has_bugs():
+    planted = Counter(mutant.mechanism for mutant in MUTANTS)
+    assert all(planted[name] >= 2 for name in layer_catalog())
 
 
 @pytest.mark.slow

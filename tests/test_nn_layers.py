@@ -13,9 +13,7 @@ from subquad.nn.initialise import initialise
 from subquad.nn.layers.layer import LayerConfig
 from subquad.nn.layers.named import build_layer, layer_catalog, traits_of
 from subquad.nn.layers.norms import RealBatchNorm
-from subquad.nn.layers.reversible import ReversibleBlock
 from subquad.nn.model import SequenceModel, SequenceModelConfig
-from subquad.nn.sequence import make_sequence
 from subquad.registry import catalog
 
 LENGTH = 24
@@ -183,31 +181,6 @@ def test_a_reversible_block_begins_with_the_weights_of_a_plain_one():
     for each in (plain, reversible):
         initialise(each, seed=3)
     assert_close(reversible.state_dict(), plain.state_dict(), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_reversible_gradients_hold_in_half_precision(dtype):
-    gradients = []
-    for run in ("run", "run_plain"):
-        network = encoder("reversible", depth=8, options={}).to(dtype)
-        sequence, _ = make_sequence(tokens().to(dtype), valid=HOLES)
-        out = getattr(ReversibleBlock, run)(network.layers(), sequence)
-        out.values[HOLES].square().sum().backward()
-        gradients.append(
-            torch.cat([p.grad.flatten() for p in network.blocks.parameters() if p.grad is not None]).double()
-        )
-    assert (gradients[0] - gradients[1]).norm() < 1e-3 * gradients[1].norm()  # half a rounding of bfloat16
-
-
-def test_autocast_is_replayed_in_the_backward_pass():
-    network, gradients = encoder("reversible", depth=3, options={}).float(), []
-    for run in (ReversibleBlock.run, ReversibleBlock.run_plain):
-        network.zero_grad()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            out = run(network.layers(), make_sequence(tokens().float())[0])
-        out.values.square().sum().backward()
-        gradients.append([parameter.grad for parameter in network.blocks.parameters()])
-    assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-3)
 
 
 def test_second_derivatives_of_a_reversible_block_are_refused():

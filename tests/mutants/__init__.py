@@ -4,6 +4,7 @@ from mutants import (
     content,
     exact,
     kernel,
+    layers,
     low_rank,
     memory,
     mixtures,
@@ -19,7 +20,7 @@ from mutants import (
 
 FAMILIES = (
     *(exact, kernel, performer, relatives, sparse, low_rank, content, recurrent, memory),
-    *(mixtures, setups, transforms, waiting),
+    *(mixtures, setups, transforms, waiting, layers),
 )
 MUTANTS = [mutant for family in FAMILIES for mutant in family.MUTANTS]
 KERNEL_MUTANTS = triton.MUTANTS

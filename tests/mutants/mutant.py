@@ -9,7 +9,7 @@ from typing import NamedTuple
 class Mutant(NamedTuple):
     """One text replaced in one definition, wherever in the package that stands."""
 
-    mechanism: str
+    mechanism: str  # or whole layer
     check: str  # the check that must catch it
     bug: str
     where: str  # "function", "Class.method", "CONSTANT", or "file.CONSTANT" where several files hold it
@@ -29,19 +29,30 @@ class KernelMutant(NamedTuple):
 
 def plant(mutant: Mutant | KernelMutant, package: Path) -> None:
     """Change the package that lies in `package`; `ValueError` where there is not exactly one such place."""
+    texts = read(package)
+    path, start, end = place(mutant, texts)
+    text = texts[path]
+    path.write_text(text[:start] + text[start:end].replace(mutant.old, mutant.new) + text[end:])
+
+
+def read(package: Path) -> dict[Path, str]:
+    """The files of a package."""
+    return {path: path.read_text() for path in sorted(package.rglob("*.py"))}
+
+
+def place(mutant: Mutant | KernelMutant, texts: dict[Path, str]) -> tuple[Path, int, int]:
+    """In which file the definition to be changed stands, and from where to where; `ValueError` as `plant`."""
     places = [
         (path, start, end)
-        for path in sorted(package.rglob("*.py"))
-        if mutant.old in (text := path.read_text())
+        for path, text in texts.items()
+        if mutant.old in text
         for start, end in definitions(text, mutant.where.removeprefix(f"{path.stem}."))
         if mutant.old in text[start:end]
     ]
     if len(places) != 1:
-        files = [str(path.relative_to(package)) for path, *_ in places]
+        files = [str(path) for path, *_ in places]
         raise ValueError(f"{mutant.where} with {mutant.old!r} stands in {files or 'no file'}: plant it anew")
-    ((path, start, end),) = places
-    text = path.read_text()
-    path.write_text(text[:start] + text[start:end].replace(mutant.old, mutant.new) + text[end:])
+    return places[0]
 
 
 def definitions(text: str, where: str) -> Iterator[tuple[int, int]]:

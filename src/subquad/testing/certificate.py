@@ -24,8 +24,13 @@ class Outcome:
 
 def certify(cls: type[Mechanism] | type[Layer]) -> Iterator[Outcome]:
     """Run every check that applies to `cls`, one after the other, whatever fails."""
-    for check in layer_contract(cls) if issubclass(cls, Layer) else contract(cls):
+    for check in checks_of(cls):
         yield outcome(check, cls)
+
+
+def checks_of(cls: type[Mechanism] | type[Layer]) -> Iterator[Callable[[Any], None]]:
+    """The checks that apply to a mechanism or a layer."""
+    return layer_contract(cls) if issubclass(cls, Layer) else contract(cls)
 
 
 def outcome(check: Callable[[Any], None], subject: Any) -> Outcome:

@@ -29,6 +29,8 @@ def layer_contract(cls: type[Layer]) -> Iterator[LayerCheck]:
         yield streams.check_size_of_the_state
     if traits.recomputes:
         yield recomputing.check_gradients_are_the_plain_ones
+        yield recomputing.check_gradients_hold_in_half_precision
+        yield recomputing.check_frozen_weights
         yield recomputing.check_memory_does_not_grow_with_depth
     yield numerics.check_same_every_time
     yield numerics.check_saved_and_copied
