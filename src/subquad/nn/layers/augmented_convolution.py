@@ -1,19 +1,19 @@
-"""Attention-augmented convolution: of some channels of a picture a convolution is the source, of the others
-attention among all its places.
+"""Attention-augmented convolution: a convolution makes most channels of a picture, and attention among all
+its places makes the others.
 
     AAConv(x) = [conv(x), attention(x)],    attention(x) = [O_1, .., O_h] W^O
 
 A sequence is a picture read row by row: its first token is the place at the top left, and a row of the
 picture has `width` of them. Attention knows rows and columns (`grid_attention.py`). Bello et al.: Attention
-Augmented Convolutional Networks. ICCV 2019, arXiv:1904.09925, section 3; d = 20 and a share of a tenth are
-those of its networks for CIFAR-100, section 4.1.
+Augmented Convolutional Networks. ICCV 2019, arXiv:1904.09925, section 3. Heads of 20 numbers, and a tenth of
+the channels, are those of its networks for CIFAR-100, as others quote them.
 
 The paper puts it into the residual blocks of convolutional networks. Here it stands in a block as attention
 does in a Transformer's, so that networks differ in it alone:
 
     x = x + mix(relu(norm(AAConv(norm(x))))),    x = x + mlp(norm(x))
 
-Departures. The norm behind it is a layer norm by default; `norm="batch"` is the paper's, over real tokens.
+Departures. The norm behind it is a layer norm by default; `norm="batch"` is that of ResNets, over real tokens.
 The paper says how many numbers all keys have, kappa * dim; `key_dim` says it of one head. Padding is no place
 of the picture: real tokens stand side by side, and places for which there is no token are as those beyond the
 border, zeros to the convolution and unseen by attention.

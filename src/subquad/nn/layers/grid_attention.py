@@ -7,8 +7,9 @@ also has its logits of all columns and of all rows, and a key says in which colu
 
     [q_i, (q_i . r^W_{x - x_i})_x, (q_i . r^H_{y - y_i})_y] . [k_j, onehot(x_j), onehot(y_j)]
 
-r^W and r^H are learnt, and shared by the heads. Bello et al.: Attention Augmented Convolutional Networks.
-ICCV 2019, arXiv:1904.09925, section 3.1.
+r^W and r^H are learnt, and shared by the heads. They begin around zero with deviation 1 / sqrt(d), which the
+paper's listing hands to TensorFlow's initialiser as a mean. Bello et al.: Attention Augmented Convolutional
+Networks. ICCV 2019, arXiv:1904.09925, section 3.1.
 """
 
 import torch
@@ -23,7 +24,7 @@ from subquad.nn.sequence import Sequence
 from subquad.ops.shared.waiting import require_at_most
 from subquad.registry import build
 
-EVEN = 8  # numbers of which PyTorch's fused kernels on CUDA ask for a multiple
+ALIGNED = 8  # of the numbers of a head PyTorch's fused kernels on CUDA ask for a multiple
 REMEDY = "give the layer the height and the width of the pictures"
 
 Places = Int[Tensor, "#b t"]
@@ -46,7 +47,7 @@ class GridAttention(AttentionLayer):
         widest = max(key_dim + height + width, value_dim)
         self.dims = Dims(
             heads=config.heads,
-            head_dim=-(-widest // EVEN) * EVEN,
+            head_dim=-(-widest // ALIGNED) * ALIGNED,
             max_len=config.max_len or height * width,
             layer=config.index,
         )
