@@ -13,8 +13,8 @@ does in a Transformer's, so that networks differ in it alone:
 
     x = x + mix(relu(norm(AAConv(norm(x))))),    x = x + mlp(norm(x))
 
-Departures. The norm behind it is a layer norm by default; `norm="batch"` is that of ResNets, over real tokens.
-The paper says how many numbers all keys have, kappa * dim; `key_dim` says it of one head. Padding is no place
+Departures. The norm behind it is a layer norm by default; `norm="batch"` is a ResNet's, over real tokens. The
+paper says how many numbers all keys have, kappa * dim; `key_dim` says it of one head. Padding is no place
 of the picture: real tokens stand side by side, and places for which there is no token are as those beyond the
 border, zeros to the convolution and unseen by attention.
 """

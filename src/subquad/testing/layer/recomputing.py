@@ -9,7 +9,7 @@ from subquad.nn.sequence import make_sequence
 from subquad.testing.layer.cases import Network, build_network, cases, random_tokens, real_tokens, targets_of
 from subquad.testing.mechanism.cases import assert_close, gradients, padding_masks
 
-PRECISIONS = ((torch.bfloat16, False), (torch.float16, False), (torch.float32, True))  # and autocast
+HALVED = ((torch.bfloat16, False), (torch.float16, False), (torch.float32, True))  # and autocast
 A_ROUNDING = 2**-8  # of bfloat16
 
 
@@ -35,7 +35,7 @@ def check_gradients_hold_in_half_precision(cls: type[Layer]) -> None:
     """In half precision and under autocast they are within a rounding of the plain ones, of eight layers."""
     valid = padding_masks()["anywhere"]
     for case in cases(cls):
-        for dtype, autocast in PRECISIONS:
+        for dtype, autocast in HALVED:
             network = build_network(cls, case, depth=8).to(dtype)
             x = random_tokens().to(dtype).requires_grad_()
             sequence, _ = make_sequence(x, valid=valid)
