@@ -22,18 +22,17 @@ from torch.nn import functional as F
 
 from subquad.bounds import Count
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, Traits, Valid, Values
-from subquad.ops.attention import attention
-from subquad.ops.block_attention import block_attention
+from subquad.ops.block_attention import (
+    GATHERED_QUERIES,
+    best_before,
+    block_attention,
+    gathered_blocks,
+)
 from subquad.ops.shared.operator import call_op
 from subquad.ops.shared.packing import Packing
 from subquad.ops.shared.precision import wide
 from subquad.ops.shared.scan import scan
 from subquad.ops.shared.slots import KVCache, extend, reserve
-from subquad.ops.shared.topk import stable_topk
-
-GATHERED_QUERIES = 16  # of a stream, whose keys are gathered at once
-
-Blocks = Int[Tensor, "b h t m"]
 
 
 class MobaState(NamedTuple):
@@ -147,21 +146,11 @@ class MobaAttention(Mechanism):
         return MobaState(cache.k, cache.v, sums, cache.count)
 
     def _read(self, q: Queries, state: MobaState, i: Int[Tensor, "b t"]) -> Outputs:
-        """What tokens i get: the keys of their blocks are gathered, and no others."""
-        if q.shape[2] == 0:
-            return q[..., :0].new_zeros(*q.shape[:3], state.v.shape[3]) + state.v[:, :, :0]
+        """What tokens i get."""
         q, k, v = wide(q, state.k, state.v)
-        own = i // self.block
-        chosen = best_before(q.detach(), state.sums.detach() / self.block, own, self.top - 1)
-        blocks = torch.cat([chosen, own[:, None, :, None].expand(*q.shape[:3], 1)], -1)
-        within = torch.arange(self.block, device=q.device)
-        j = (blocks[..., None] * self.block + within).flatten(3)
-        seen = (j >= 0) & (j <= i[:, None, :, None])
-        place = j.clamp(0, k.shape[2] - 1).flatten(2)[..., None]
-        near = (x.gather(2, place.expand(-1, -1, -1, x.shape[3])) for x in (k, v))
-        near_k, near_v = (x.unflatten(2, j.shape[2:]).flatten(1, 2) for x in near)
-        out = attention(q.flatten(1, 2)[:, :, None], near_k, near_v, seen=seen.flatten(1, 2)[:, :, None])
-        return out[:, :, 0].unflatten(1, q.shape[1:3])
+        scores = q.detach() @ (state.sums.detach() / self.block).mT
+        chosen = best_before(scores, i // self.block, self.top - 1)
+        return gathered_blocks(q, k, v, chosen, block=self.block, i=i)
 
     def reserve(self, state: MobaState, tokens: int) -> MobaState:
         cache = reserve(KVCache(state.k, state.v, state.count), tokens)
@@ -170,25 +159,12 @@ class MobaAttention(Mechanism):
         return MobaState(cache.k, cache.v, sums, state.count)
 
 
-def best_before(
-    q: Queries, means: Float[Tensor, "b h blocks d"], own: Int[Tensor, "#b t"], count: int
-) -> Blocks:
-    """The best blocks before each query's own; -1 where there are fewer than `count`."""
-    own = own[:, None, :, None]
-    if count == 0:
-        return own.expand(*q.shape[:3], 1)[..., :0]
-    scores = F.pad(q @ means.mT, (0, count))
-    before = torch.arange(scores.shape[3], device=q.device) < own
-    best = stable_topk(scores.masked_fill(~before, -torch.inf), count)
-    return best.masked_fill(best >= own, -1)
-
-
 @torch.library.custom_op("subquad::best_blocks", mutates_args=())
 def _best_blocks(q: Tensor, k: Tensor, block: int, count: int) -> Tensor:
-    """`best_before` for a whole sequence; a node of its own, since in graphs blocks depend on the length."""
+    """`best_before` of a whole sequence; a node of its own, since in graphs blocks depend on the length."""
     means = F.pad(k, (0, 0, 0, -k.shape[2] % block)).unflatten(2, (-1, block)).mean(3)
     own = torch.arange(q.shape[2], device=q.device) // block
-    return best_before(q, means, own[None], count).contiguous()
+    return best_before(q @ means.mT, own[None], count).contiguous()
 
 
 @_best_blocks.register_fake

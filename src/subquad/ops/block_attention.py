@@ -5,6 +5,8 @@
 Queries are sorted by the blocks that they chose, so that each block of keys is read beside tiles of its own
 queries (`tile_attention`). How many tiles that takes is not known beforehand, but how many at most: one for
 each WIDTH choices, and one more for each block. Work and memory grow with the choices.
+
+The few new queries of a stream gather the keys of their blocks instead.
 """
 
 from typing import Any
@@ -14,23 +16,27 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from subquad.ops.attention import attention
 from subquad.ops.shared.attention_operator import attention_operator
 from subquad.ops.shared.operator import call_op
 from subquad.ops.shared.precision import wide
 from subquad.ops.shared.shapes import require_places
+from subquad.ops.shared.topk import stable_topk
 from subquad.ops.tile_attention import BACKENDS, TileCall, TileResult, Tiling
 from subquad.ops.window_attention import require_tokens
 
 WIDTH = 64  # queries of a tile
+GATHERED_QUERIES = 16  # of a stream, whose keys are gathered at once
 
 Heads = Float[Tensor, "b h t c"]
+Blocks = Int[Tensor, "b h t m"]
 
 
 def block_attention(
     q: Heads,
     k: Heads,
     v: Heads,
-    chosen: Int[Tensor, "b h t m"],
+    chosen: Blocks,
     *,
     block: int,
     lengths: Int[Tensor, " b"] | None = None,
@@ -49,6 +55,45 @@ def block_attention(
     if q.shape[0] == 0 or q.shape[2] == 0:
         return v
     return call_op(blocks_op, *wide(q, k, v), chosen, lengths, block)[0].to(v.dtype)
+
+
+def best_before(scores: Float[Tensor, "b h t blocks"], own: Int[Tensor, "#b t"], count: int) -> Blocks:
+    """The blocks with the largest scores before each query's own; -1 where there are fewer than `count`."""
+    own = own[:, None, :, None]
+    if count == 0:
+        return own.expand(*scores.shape[:3], 1)[..., :0]
+    before = torch.arange(scores.shape[3] + count, device=scores.device) < own
+    best = stable_topk(F.pad(scores, (0, count)).masked_fill(~before, -torch.inf), count)
+    return best.masked_fill(best >= own, -1)
+
+
+def gathered_blocks(
+    q: Heads,
+    k: Float[Tensor, "b h s d"],
+    v: Float[Tensor, "b h s e"],
+    chosen: Blocks,
+    *,
+    block: int,
+    i: Int[Tensor, "b t"],
+) -> Float[Tensor, "b h t e"]:
+    """What tokens `i` get from their own blocks and from those that they chose: no other key is read.
+
+    q, k, v  (batch, heads, tokens, d) and (batch, heads, keys, d and e): one dtype, float32 or float64
+    chosen   int64 (batch, heads, tokens, m), as in `block_attention`
+    block    tokens of a block
+    i        int64 (batch, tokens): the place of each query among the keys
+    """
+    if q.shape[2] == 0:
+        return q[..., :0].new_zeros(*q.shape[:3], v.shape[3]) + v[:, :, :0]
+    own = (i // block)[:, None, :, None].expand(*q.shape[:3], 1)
+    within = torch.arange(block, device=q.device)
+    j = (torch.cat([chosen, own], -1)[..., None] * block + within).flatten(3)
+    seen = (j >= 0) & (j <= i[:, None, :, None])
+    place = j.clamp(0, k.shape[2] - 1).flatten(2)[..., None]
+    near = (x.gather(2, place.expand(-1, -1, -1, x.shape[3])) for x in (k, v))
+    near_k, near_v = (x.unflatten(2, j.shape[2:]).flatten(1, 2) for x in near)
+    out = attention(q.flatten(1, 2)[:, :, None], near_k, near_v, seen=seen.flatten(1, 2)[:, :, None])
+    return out[:, :, 0].unflatten(1, q.shape[1:3])
 
 
 def blocks_call(
