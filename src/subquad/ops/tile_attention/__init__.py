@@ -3,8 +3,8 @@
     out_i = sum_j exp(s_ij - lse_i) v_j,    lse_i = log sum_j exp(s_ij),    over the pairs (i, j) of any tile
 
 and, if there is one, over the pairs of a band: a sliding window (`window_attention`). Every pair belongs to
-one tile at most. Only the outputs and the final lse are kept for the backward pass, where tiles make their
-weights again.
+one tile at most, and a query to any number of them. Only the outputs and the final lse are kept for the
+backward pass, where tiles make their weights again.
 """
 
 from typing import Any, NamedTuple

@@ -283,13 +283,21 @@ def rows(tiling: Tiling, lengths: Tensor | None, *tensors: Tensor) -> Iterator[R
 
 def merge(out: Tensor, lse: Tensor, part: Tensor, total: Tensor, tiles: Chunk) -> None:
     """Outputs over more keys of some queries, in place."""
-    at = tiles.at
-    if not isinstance(at, slice):
-        at, part, total = at[tiles.exists], part[:, tiles.exists], total[:, tiles.exists]
-    before, whole = lse[:, at], out[:, at]  # views where queries are side by side
-    after = torch.logaddexp(before, total)
+    if isinstance(tiles.at, slice):
+        merge_queries(out[:, tiles.at], lse[:, tiles.at], part, total)
+        return
+    assert tiles.exists is not None
+    for tile in range(tiles.tiles):  # one by one: a query may be in several
+        some = slice(tile * tiles.a, (tile + 1) * tiles.a)
+        exists = tiles.exists[some]
+        at = tiles.at[some][exists]
+        whole, whole_lse = out[:, at], lse[:, at]
+        merge_queries(whole, whole_lse, part[:, some][:, exists], total[:, some][:, exists])
+        out[:, at], lse[:, at] = whole, whole_lse
+
+
+def merge_queries(out: Tensor, lse: Tensor, part: Tensor, total: Tensor) -> None:
+    after = torch.logaddexp(lse, total)
     known = after.masked_fill(after == -torch.inf, 0)
-    whole.mul_((before - known).exp_()[..., None]).add_(part.mul_((total - known).exp_()[..., None]))
-    lse[:, at] = after
-    if not isinstance(at, slice):
-        out[:, at] = whole
+    out.mul_((lse - known).exp_()[..., None]).add_(part.mul_((total - known).exp_()[..., None]))
+    lse.copy_(after)

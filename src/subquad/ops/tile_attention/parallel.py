@@ -36,15 +36,19 @@ def forward(call: TileCall) -> TileResult:
         out, lse = extend(band.out), extend(band.lse[..., None].clamp(min=lowest))
     for tiles in some_tiles(call):
         scores = tiles.scores(q, k)
-        before, whole = tiles.queries(lse), tiles.queries(out)
-        after = torch.logaddexp(before, scores.logsumexp(-1, keepdim=True))
-        weights = scores.sub_(after).exp_()
-        whole.mul_((before - after).exp_()).add_(weights @ tiles.keys(v))
-        if isinstance(tiles.i, slice):  # the two are views
+        part = scores.logsumexp(-1, keepdim=True)
+        if isinstance(tiles.i, slice):
+            before, whole = tiles.queries(lse), tiles.queries(out)  # views
+            after = torch.logaddexp(before, part)
+            weights = scores.sub_(after).exp_()
+            whole.mul_((before - after).exp_()).add_(weights @ tiles.keys(v))
             before.copy_(after)
-        else:
-            put(out, tiles.i, whole)
-            put(lse, tiles.i, after)
+        else:  # a query may be in several tiles
+            after = with_parts(lse, tiles.i, part)
+            weights = scores.sub_(tiles.queries(after)).exp_()
+            out.mul_((lse - after).exp_())
+            add(out, tiles.i, weights @ tiles.keys(v))
+            lse = after
     out, lse = out[:, :, :length], lse[:, :, :length]
     unseeing = lse <= lowest / 2
     if extend.padding is not None:
@@ -149,9 +153,14 @@ def taken(x: Extended, places: Int[Tensor, "#b x n"]) -> Float[Tensor, "b h x n 
     return x.gather(2, index(places, x)).unflatten(2, places.shape[1:])
 
 
-def put(to: Extended, places: Int[Tensor, "#b x n"], x: Float[Tensor, "b h x n e"]) -> None:
-    """Each at its place; of several that are for one place, any."""
-    to.scatter_(2, index(places, to), x.flatten(2, 3))
+def with_parts(
+    lse: Float[Tensor, "b h t 1"], places: Int[Tensor, "#b x n"], part: Float[Tensor, "b h x n 1"]
+) -> Float[Tensor, "b h t 1"]:
+    """The logarithm of sums, of which each place has another `part` or several."""
+    highest = lse.scatter_reduce(2, index(places, lse), part.flatten(2, 3), "amax")
+    total = (lse - highest).exp_()
+    add(total, places, (part - taken(highest, places)).exp_())
+    return total.log_().add_(highest)
 
 
 def add(to: Extended, places: Int[Tensor, "#b x n"], x: Float[Tensor, "b h x n e"]) -> None:
