@@ -25,6 +25,7 @@ from subquad.mechanisms.linformer import Linformer
 from subquad.mechanisms.local import LocalAttention
 from subquad.mechanisms.longformer import LongformerAttention
 from subquad.mechanisms.moba import MobaAttention
+from subquad.mechanisms.nsa import NsaAttention
 from subquad.mechanisms.nystromformer import Nystromformer
 from subquad.mechanisms.pattern import PatternAttention
 from subquad.mechanisms.performer import Performer
@@ -68,6 +69,7 @@ __all__ = [
     "LocalAttention",
     "LongformerAttention",
     "MobaAttention",
+    "NsaAttention",
     "Nystromformer",
     "PatternAttention",
     "Performer",
@@ -110,7 +112,7 @@ SPARSE = (
     PatternAttention,
 )
 LOW_RANK = (Linformer, Nystromformer, Poolingformer, SvdAttention)
-BY_CONTENT = (Reformer, RoutingAttention, Informer, MobaAttention)
+BY_CONTENT = (Reformer, RoutingAttention, Informer, MobaAttention, NsaAttention)
 RECURRENT = (
     Retention,
     LightningAttention,
