@@ -31,8 +31,9 @@ among the n. As there, each branch has keys and values of its own. What it leave
 - A query before token l - 1 sees no compressed key, and gets zeros of that branch.
 - Inputs beyond q, k and v leave a layer no rotary positions.
 
-No code of the authors was found. fla's `naive_nsa` has l = d = l' and the mean for phi, lucidrains'
-native-sparse-attention-pytorch the mean of p_cmp over a block for (9); both share keys and values.
+Of code, fla's `naive_nsa` has l = d = l' and the mean for phi, and lucidrains'
+native-sparse-attention-pytorch l = d and the mean of p_cmp over a block for (9); in both the branches share
+keys and values.
 """
 
 from typing import Annotated, NamedTuple
@@ -132,7 +133,7 @@ class NsaAttention(Mechanism):
     Not for short sequences: up to n l' tokens, 1,024 at the defaults, one branch is softmax attention already
     and the others come on top. Not for models that have been trained with other attention: keys and values of
     the branches, the compression and the gates are weights of their own. The state of a stream grows as that
-    of softmax attention does; a step only reads less of it.
+    of softmax attention does, with a compressed key for every d tokens besides; a step only reads less of it.
     """
 
     inputs = NsaInputs
