@@ -5,10 +5,14 @@ import tempfile
 from hashlib import sha256
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
+from annotations import check_shapes_where_there_are_any
 
-import subquad
+jaxtyping.jaxtyped = check_shapes_where_there_are_any(jaxtyping.jaxtyped)
+
+import subquad  # noqa: E402, after what checks its types
 
 SOURCES = sorted(Path(subquad.__file__).parent.rglob("*.py"))
 DIGEST = sha256(b"".join(path.read_bytes() for path in SOURCES)).hexdigest()[:16]
