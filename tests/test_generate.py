@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from mechanism_names import STREAMING
 from torch.testing import assert_close
 
 from subquad.config import SamplingConfig
@@ -21,7 +22,6 @@ from subquad.registry import catalog
 from subquad.testing.mechanism.cases import tensors
 from subquad.testing.mechanism.waiting import no_waiting
 
-STREAMING = [name for name, cls in catalog().items() if cls.traits.state]
 BOUNDED = [name for name in STREAMING if catalog()[name].traits.state == "bounded"]
 OUTPUTS, BEGIN = 7, 7  # ids of answers, and the one with which prompts begin
 PROMPTS = [[BEGIN, 1, 1, 4, 0, 2, 5, 3, 3], [BEGIN], [BEGIN, 2, 6, 5]]

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from mechanism_names import ONE_OF_EACH_FILE, STREAMING
 from torch.testing import assert_close
 
 from subquad.fields import Events, Pair, Readout, Tokens
@@ -38,7 +39,7 @@ def events(vocabularies=(4, 7), numeric=2) -> tuple[torch.Tensor, torch.Tensor]:
     return categorical, torch.randn(3, 5, numeric, generator=generator)
 
 
-@pytest.mark.parametrize("attention", sorted(catalog()))
+@pytest.mark.parametrize("attention", ONE_OF_EACH_FILE)
 def test_padding_anywhere_counts_as_absent(attention):
     model, (categorical, numeric) = classifier(attention), events()
     dirty_ids = categorical.masked_fill(~VALID[..., None], 99)
@@ -52,7 +53,7 @@ def test_padding_anywhere_counts_as_absent(attention):
     assert_close(out[0], alone[0])
 
 
-@pytest.mark.parametrize("attention", sorted(catalog()))
+@pytest.mark.parametrize("attention", ONE_OF_EACH_FILE)
 def test_a_sequence_without_events_gives_finite_logits_and_gradients(attention):
     model, (categorical, numeric) = classifier(attention), events()
     out = model((categorical, numeric), torch.zeros_like(VALID))
@@ -121,7 +122,7 @@ def pairs() -> torch.Tensor:
     return torch.randint(WORDS.vocabulary, (3, 2, 5), generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("attention", sorted(catalog()))
+@pytest.mark.parametrize("attention", ONE_OF_EACH_FILE)
 def test_padding_of_either_side_counts_as_absent(attention):
     model, ids = paired(attention), pairs()
     valid = torch.ones_like(ids, dtype=torch.bool)
@@ -170,9 +171,6 @@ def test_a_pair_is_not_answered_token_by_token():
     config = paired().config
     with pytest.raises(ValueError, match="a pair is answered as a whole, and not per 'token'"):
         replace(config, readout=Readout(outputs=3, per="token"))
-
-
-STREAMING = [name for name, cls in catalog().items() if cls.traits.state]
 
 
 @pytest.mark.parametrize("attention", STREAMING)

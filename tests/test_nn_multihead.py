@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from mechanism_names import FORMS, STREAMING
 from torch import nn
 from torch.testing import assert_close
 
@@ -11,14 +12,7 @@ from subquad.mechanisms.softmax import SoftmaxAttention
 from subquad.nn.multihead import MultiheadAttention
 from subquad.registry import catalog
 
-FORMS = [
-    (name, causal)
-    for name, cls in catalog().items()
-    for causal, form in ((False, cls.traits.bidirectional), (True, cls.traits.causal))
-    if form
-]
 CAUSAL = [name for name, causal in FORMS if causal]
-STREAMING = [name for name in CAUSAL if catalog()[name].traits.state]
 LENGTH = 24
 HOLES = torch.tensor([[False] * 3 + [True] * 9 + [False] * 2 + [True] * 10, [True] * 20 + [False] * 4])
 CHUNKS = {"whole": (24,), "tokens": (1,) * 24, "fives": (5, 5, 5, 5, 4), "uneven": (0, 2, 9, 0, 13)}

@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from mechanism_names import ONE_OF_EACH_FILE, STREAMING
 from torch.testing import assert_close
 
 from subquad import MultiheadAttention, catalog
@@ -16,8 +17,6 @@ from subquad.nn.encoder import Encoder, EncoderConfig
 from subquad.nn.model import SequenceModel, SequenceModelConfig
 from subquad.nn.positions import KINDS
 
-NAMES = list(catalog())
-STREAMING = [name for name in NAMES if catalog()[name].traits.state is not None]
 OPTIONS = [  # of which a module keeps more than numbers
     *(("performer", {"map": name}) for name in FUNCTIONS),
     *(("feedforward-kernel", {"activation": name}) for name in ("softplus", "gelu", "sigmoid")),
@@ -95,7 +94,7 @@ def test_a_layer_with_any_option_is_copied_after_use(attention, options, make_co
 
 
 @pytest.mark.parametrize("make_copy", COPIES)
-@pytest.mark.parametrize("attention", NAMES)
+@pytest.mark.parametrize("attention", ONE_OF_EACH_FILE)
 def test_a_classifier_is_copied_after_use(attention, make_copy):
     used = classifier(attention, positions="learnt")
     used(events(), None).sum().backward()
@@ -104,7 +103,7 @@ def test_a_classifier_is_copied_after_use(attention, make_copy):
 
 
 @pytest.mark.parametrize("assign", [False, True])
-@pytest.mark.parametrize("attention", NAMES)
+@pytest.mark.parametrize("attention", ONE_OF_EACH_FILE)
 def test_a_classifier_built_on_no_device_is_the_one_whose_weights_it_is_given(attention, assign):
     saved = classifier(attention, positions="learnt").eval()
     with torch.device("meta"):
@@ -119,7 +118,7 @@ def test_a_classifier_built_on_no_device_is_the_one_whose_weights_it_is_given(at
 
 @pytest.mark.parametrize("size", [{"batch": 0}, {"length": 0}], ids=["no rows", "no tokens"])
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("attention", NAMES)
+@pytest.mark.parametrize("attention", ONE_OF_EACH_FILE)
 def test_a_layer_makes_nothing_of_nothing(attention, masked, size):
     x = tokens(**size)
     mask = torch.zeros(x.shape[:2], dtype=torch.bool) if masked else None

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from mechanism_names import ONE_OF_EACH_FILE
 from torch.nn import functional as F
 from torch.testing import assert_close
 
@@ -12,7 +13,7 @@ from subquad.registry import catalog
 
 LENGTH, DIM, HEADS = 24, 16, 4
 HOLES = torch.tensor([[False] * 3 + [True] * 9 + [False] * 2 + [True] * 10, [True] * 20 + [False] * 4])
-SHARING = [name for name in catalog() if name != "reformer"]
+SHARING = [name for name in ONE_OF_EACH_FILE if name != "reformer"]
 STREAMING = [name for name in SHARING if catalog()[name].traits.state]
 
 
@@ -145,7 +146,7 @@ def test_torchs_weights_are_not_shared():
 
 
 WITHOUT_SCORES = [
-    *(name for name in catalog() if not layer(name).mechanism.score_inputs()),
+    *(name for name in ONE_OF_EACH_FILE if not layer(name).mechanism.score_inputs()),
     *("performer:relu", "performer:normalise", "poolingformer:y"),
 ]
 OPTIONS = {"relu": {"map": "relu"}, "normalise": {"normalise": True}, "y": {"second": "y"}}
@@ -181,7 +182,7 @@ def test_in_its_limit_a_mechanism_with_a_scale_is_softmax_with_that_scale(attent
     assert (out - expected).norm() / (worst - expected).norm() <= traits.limit_tol
 
 
-@pytest.mark.parametrize("attention", [name for name in catalog() if name not in {*WITHOUT_SCORES}])
+@pytest.mark.parametrize("attention", [name for name in ONE_OF_EACH_FILE if name not in {*WITHOUT_SCORES}])
 def test_a_scale_of_one_over_the_root_of_the_width_changes_nothing(attention):
     plain, x = layer(attention), tokens()
     module = layer(attention, scale=plain.widths["q"] ** -0.5)

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from mechanism_names import FORMS
 from torch import distributed, nn
 from torch._C._distributed_c10d import HashStore
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -17,12 +18,6 @@ from subquad.registry import catalog
 
 LENGTH = 24
 REAL = torch.tensor([[False] * 3 + [True] * 21, [True] * 20 + [False] * 4])
-FORMS = [
-    (name, causal)
-    for name, cls in catalog().items()
-    for causal, form in ((False, cls.traits.bidirectional), (True, cls.traits.causal))
-    if form
-]
 ONE_SEQUENCE = [form for form in FORMS if form[1] or not catalog()[form[0]].traits.cross]
 forms = pytest.mark.parametrize(("attention", "causal"), FORMS)
 one_sequence = pytest.mark.parametrize(("attention", "causal"), ONE_SEQUENCE)

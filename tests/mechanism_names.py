@@ -1,0 +1,13 @@
+"""Mechanisms for tests of what stands around them: where a file has several names, the first is enough."""
+
+from subquad import catalog
+
+_FIRST = {cls.__module__: name for name, cls in reversed(catalog().items())}
+ONE_OF_EACH_FILE = sorted(_FIRST.values())
+STREAMING = [name for name in ONE_OF_EACH_FILE if catalog()[name].traits.state]
+FORMS = [  # each with whether it is causal
+    (name, causal)
+    for name in ONE_OF_EACH_FILE
+    for causal, form in ((False, catalog()[name].traits.bidirectional), (True, catalog()[name].traits.causal))
+    if form
+]
