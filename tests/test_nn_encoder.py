@@ -17,7 +17,7 @@ from subquad.nn.sequence import make_sequence
 from subquad.registry import catalog
 from subquad.testing.mechanism.cases import tensors
 
-TURNING = {"softmax", "linear", "performer"}  # what takes q, k and v alone
+TURNING = ("softmax", "linear", "performer")  # what takes q, k and v alone
 LENGTH = 24
 HOLES = torch.tensor([[False] * 3 + [True] * 9 + [False] * 2 + [True] * 10, [True] * 20 + [False] * 4])
 CHUNKS = {"whole": (24,), "tokens": (1,) * 24, "fives": (5, 5, 5, 5, 4), "uneven": (0, 2, 9, 0, 13)}
