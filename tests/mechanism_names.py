@@ -2,7 +2,9 @@
 
 from subquad import catalog
 
-_FIRST = {cls.__module__: name for name, cls in reversed(catalog().items())}
+_FIRST: dict[str, str] = {}
+for _name, _cls in catalog().items():
+    _FIRST.setdefault(_cls.__module__, _name)
 ONE_OF_EACH_FILE = sorted(_FIRST.values())
 STREAMING = [name for name in ONE_OF_EACH_FILE if catalog()[name].traits.state]
 FORMS = [  # each with whether it is causal
