@@ -22,6 +22,7 @@ from subquad.ops.shared.operator import call_op
 from subquad.ops.shared.precision import wide
 from subquad.ops.shared.shapes import require_places
 from subquad.ops.shared.topk import stable_topk
+from subquad.ops.shared.unused import unused
 from subquad.ops.tile_attention import BACKENDS, TileCall, TileResult, Tiling
 from subquad.ops.window_attention import require_tokens
 
@@ -53,7 +54,7 @@ def block_attention(
     require_tokens(q, k, v, lengths)
     require_places("chosen blocks", chosen, *q.shape[:3], chosen.shape[3])
     if q.shape[0] == 0 or q.shape[2] == 0:
-        return v
+        return v + unused(q, k)
     return call_op(blocks_op, *wide(q, k, v), chosen, lengths, block)[0].to(v.dtype)
 
 
@@ -84,7 +85,7 @@ def gathered_blocks(
     i        int64 (batch, tokens): the place of each query among the keys
     """
     if q.shape[2] == 0:
-        return q[..., :0].new_zeros(*q.shape[:3], v.shape[3]) + v[:, :, :0]
+        return v[:, :, :0] + unused(q, k)
     own = (i // block)[:, None, :, None].expand(*q.shape[:3], 1)
     within = torch.arange(block, device=q.device)
     j = (torch.cat([chosen, own], -1)[..., None] * block + within).flatten(3)

@@ -18,6 +18,7 @@ from subquad.ops.backends import Backends
 from subquad.ops.shared.operator import call_op, differentiable_once
 from subquad.ops.shared.precision import read_narrow, wide, widened
 from subquad.ops.shared.shapes import require_dtype, require_matching_inputs, require_places, require_shape
+from subquad.ops.shared.unused import unused
 
 Rounds = Int[Tensor, "b h r n"]
 
@@ -84,7 +85,7 @@ def bucket_attention(
     require_shape("labels", labels, *q.shape[:2], rounds, q.shape[2])
     require_dtype("labels", labels, torch.int32, torch.int64)
     if q.shape[2] == 0:
-        return v
+        return v + unused(q, k)
     inputs = (q, k, v) if read_narrow(q) else wide(q, k, v)
     options = (size, causal, last_n_only, self_only_if_alone, count_duplicates)
     return call_op(buckets_op, *inputs, order, labels.to(torch.int32), *options)[0].to(v.dtype)

@@ -17,6 +17,7 @@ from subquad.ops.shared.attention_operator import attention_operator
 from subquad.ops.shared.operator import call_op
 from subquad.ops.shared.precision import widened
 from subquad.ops.shared.shapes import require_matching_inputs, require_places, require_shape
+from subquad.ops.shared.unused import unused
 
 Queries = Float[Tensor, "b h t d"]
 Values = Float[Tensor, "b h t e"]
@@ -56,7 +57,7 @@ def window_attention(
     """
     require_tokens(q, k, v, lengths)
     if q.shape[2] == 0:
-        return v, q.sum(-1, dtype=widened(q.dtype))
+        return v + unused(q, k), q.sum(-1, dtype=widened(q.dtype))
     return call_op(window_op, q, k, v, lengths, left, right)[:2]
 
 

@@ -20,6 +20,7 @@ from subquad.ops.shared.attention_operator import attention_operator
 from subquad.ops.shared.operator import call_op
 from subquad.ops.shared.packing import Packing
 from subquad.ops.shared.precision import wide
+from subquad.ops.shared.unused import unused
 from subquad.ops.tile_attention import BACKENDS as TILE_BACKENDS
 from subquad.ops.tile_attention import TileCall, TileResult, tile_attention
 from subquad.ops.window_attention import BACKENDS as WINDOW_BACKENDS
@@ -55,7 +56,7 @@ def packed(pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, *, n: Lengths | No
     if isinstance(pattern, PerHead):
         return run_by_head(pattern, partial(packed, n=n), q, k, v)
     if q.shape[0] == 0 or q.shape[2] == 0:
-        return q @ k.mT @ v
+        return v + unused(q, k)
     if torch.compiler.is_compiling():
         return as_node(pattern, q, k, v, n)
     band, tilings = layout(pattern, q.shape[2], n, q.device)
