@@ -27,11 +27,12 @@ NESTED = "(local:width=3&taylor:width=3)*2+softmax&gated-delta"
 DIMS = Dims(heads=2, head_dim=8, max_len=24)
 
 
-def encoder(attention, *, depth: int, causal: bool = True, **options) -> Encoder:
+def encoder(
+    attention, *, depth: int, causal: bool = True, positions: str = "sinusoidal", **options
+) -> Encoder:
     torch.manual_seed(0)
-    config = EncoderConfig(
-        dim=8, depth=depth, heads=2, attention=attention, causal=causal, options=options, max_len=24
-    )
+    sizes = {"dim": 8, "depth": depth, "heads": 2, "max_len": 24}
+    config = EncoderConfig(**sizes, attention=attention, causal=causal, positions=positions, options=options)
     return Encoder(config).double()
 
 
@@ -82,9 +83,12 @@ def test_members_that_are_all_alike_are_a_network_of_that_mechanism(name):
     assert_close(mixed(tokens()), one(tokens()), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("attention", "depth"), [(HYBRID, 4), (NESTED, 3)])
-def test_a_mixed_network_streams(attention, depth):
-    model, x, state, outputs = encoder(attention, depth=depth), tokens(), None, []
+@pytest.mark.parametrize(
+    ("attention", "depth", "positions"),
+    [(HYBRID, 4, "sinusoidal"), (NESTED, 3, "sinusoidal"), ("forgetting&ssd+gated-delta", 2, "rotary")],
+)
+def test_a_mixed_network_streams(attention, depth, positions):
+    model, x, state, outputs = encoder(attention, depth=depth, positions=positions), tokens(), None, []
     for part in x.split((5, 0, 1, 18), 1):
         out, state = model.step(part, state=state)
         outputs.append(out)

@@ -106,10 +106,14 @@ def test_an_unknown_member_or_option_is_refused_by_its_name():
 
 
 def test_queries_turn_only_where_all_members_see_them_whole():
-    MultiheadAttention(16, 2, "local&softmax", rotary=True)
-    for name in ("local&taylor:width=4", "softmax&reformer"):
-        with pytest.raises(ValueError, match="rotary positions would turn what one of them sees in part"):
-            MultiheadAttention(16, 2, name, rotary=True)
+    for name in ("local&softmax", "softmax&forgetting", "gated-delta&linear"):
+        MultiheadAttention(16, 2, name, causal=True, rotary=True)
+    for name in ("softmax&longformer", "local&taylor:width=8"):
+        MultiheadAttention(16, 2, name, rotary=True)
+    with pytest.raises(ValueError, match="rotary positions would turn what one of them sees in part"):
+        MultiheadAttention(16, 2, "local&taylor:width=4", rotary=True)
+    with pytest.raises(ValueError, match="queries or keys of 'reformer' against what does not turn"):
+        MultiheadAttention(16, 2, "softmax&reformer", rotary=True)
 
 
 def test_a_scale_is_that_of_all_members():

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from subquad.mechanisms.softmax import SoftmaxAttention
 from subquad.nn.multihead import MultiheadAttention
+from subquad.nn.sequence import Sequence
 from subquad.registry import catalog
 
 CAUSAL = [name for name, causal in FORMS if causal]
@@ -327,19 +328,34 @@ def test_a_mechanism_without_cross_attention_refuses_it(attention):
         module(tokens(), tokens(seed=2), tokens(seed=2))
 
 
-@pytest.mark.parametrize(
-    "attention", [name for name in CAUSAL if list(layer(name, causal=True).widths) != [*"qkv"]]
-)
-def test_rotary_positions_are_refused_where_some_inputs_do_not_turn(attention):
-    with pytest.raises(
-        ValueError, match="would turn q against inputs that do not turn: choose other positions"
-    ):
+UNTURNED = {"transformer-xl", "compressive", "infinity", "infinity-gpt2", "nsa", "reformer"}
+
+
+@pytest.mark.parametrize("attention", sorted(UNTURNED))
+def test_rotary_positions_are_refused_where_queries_or_keys_meet_what_does_not_turn(attention):
+    message = f"queries or keys of '{attention}' against what does not turn: choose other positions"
+    with pytest.raises(ValueError, match=message):
         layer(attention, causal=True, rotary=True)
+
+
+@pytest.mark.parametrize(("attention", "causal"), [form for form in FORMS if form[0] not in UNTURNED])
+def test_rotary_positions_tell_tokens_apart_wherever_queries_and_keys_meet_one_another(attention, causal):
+    turned, plain = (layer(attention, causal=causal, rotary=rotary) for rotary in (True, False))
+    x = tokens()
+    assert not torch.allclose(turned(x, x, x)[0], plain(x, x, x)[0])
+
+
+@pytest.mark.parametrize(("attention", "causal"), [("forgetting", True), ("longformer", False)])
+def test_rotary_positions_are_of_differences_whatever_inputs_there_are(attention, causal):
+    module = layer(attention, causal=causal, rotary=True)
+    x, later = tokens(), torch.arange(LENGTH)[None] + 100
+    sequence = Sequence(x, None, torch.arange(LENGTH)[None])
+    assert_close(module.attend(sequence._replace(positions=later)), module.attend(sequence))
 
 
 @pytest.mark.parametrize(
     ("attention", "rotary"),
-    [(name, False) for name in STREAMING] + [(name, True) for name in ("softmax", "linear", "performer")],
+    [(name, False) for name in STREAMING] + [(name, True) for name in STREAMING if name not in UNTURNED],
 )
 @pytest.mark.parametrize("sizes", CHUNKS.values(), ids=CHUNKS)
 def test_a_stream_equals_the_sequence_whatever_the_padding(attention, sizes, rotary):

@@ -161,6 +161,15 @@ class Mechanism(nn.Module, ABC):
         """
         return () if self.traits.limit is None else ("q",)
 
+    def turned_inputs(self) -> tuple[str, ...]:
+        """The queries and keys that a layer turns with their positions, for rotary ones.
+
+        Among its inputs and weights these meet one another alone, but for feature maps, gates and a choice of
+        keys. Empty where a product of theirs with something else would see positions as they are, and not
+        differences. By default they are `q` and `k`, where there is nothing beside them but `v`.
+        """
+        return ("q", "k") if list(self.projections()) == list("qkv") else ()
+
     def detached_inputs(self) -> tuple[str, ...]:
         """The inputs that a layer makes of tokens without a gradient into these: only what makes them learns.
 

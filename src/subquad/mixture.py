@@ -81,15 +81,19 @@ class Mixture(Mechanism):
         return {name: widths[name] for name in self.inputs.__annotations__}
 
     def score_inputs(self) -> tuple[str, ...]:
-        """Those of all members, where each has some, and scales the inputs that it takes as the others do."""
-        widths = self.projections()
-        scored = {name for member in self.members() for name in member.score_inputs()}
-        for member in self.members():
-            taken = {name: width for name, width in member.projections().items() if name in scored}
-            own = member.score_inputs()
+        return self._shared([member.score_inputs() for member in self.members()])
+
+    def turned_inputs(self) -> tuple[str, ...]:
+        return self._shared([member.turned_inputs() for member in self.members()])
+
+    def _shared(self, of_members: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+        """Those of all members, where each has some, and all that it takes of them are its own and whole."""
+        widths, every = self.projections(), {name for own in of_members for name in own}
+        for member, own in zip(self.members(), of_members, strict=True):
+            taken = {name: width for name, width in member.projections().items() if name in every}
             if not own or {*own} != taken.keys() or not taken.items() <= widths.items():
                 return ()
-        return tuple(name for name in widths if name in scored)
+        return tuple(name for name in widths if name in every)
 
     def definition(self, *inputs: Tensor, valid: Valid | None = None) -> Outputs:
         counts = [member.dims.heads for member in self.members()]

@@ -5,6 +5,14 @@ from mutants.mutant import Mutant
 MUTANTS = [
     Mutant(
         "softmax",
+        "turning_all_alike_changes_nothing",
+        "queries pass through a relu",
+        "SoftmaxAttention.forward",
+        "return attention(q, k",
+        "return attention(q.relu(), k",
+    ),
+    Mutant(
+        "softmax",
         "matches_definition",
         "causality is forgotten",
         "SoftmaxAttention.forward",

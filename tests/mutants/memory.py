@@ -4,6 +4,22 @@ from mutants.mutant import Mutant
 
 MUTANTS = [
     Mutant(
+        "transformer-xl",
+        "turned_inputs_meet_one_another",
+        "queries would turn against relative positions",
+        "TransformerXL.turned_inputs",
+        "return ()",
+        'return "q", "k"',
+    ),
+    Mutant(
+        "infinity",
+        "turned_inputs_meet_one_another",
+        "queries would turn against the long-term memory",
+        "Mechanism.turned_inputs",
+        'if list(self.projections()) == list("qkv")',
+        'if "k" in self.projections()',
+    ),
+    Mutant(
         "infinity",
         "matches_definition",
         "the past is not contracted",

@@ -4,6 +4,14 @@ from mutants.mutant import Mutant
 
 MUTANTS = [
     Mutant(
+        "longformer",
+        "turned_inputs_meet_one_another",
+        "global queries would turn against keys that do not",
+        "LongformerAttention.turned_inputs",
+        ', "q_global", "k_global"',
+        ', "q_global"',
+    ),
+    Mutant(
         "bigbird",
         "matches_definition",
         "a pair that two parts hold counts twice",

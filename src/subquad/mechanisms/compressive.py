@@ -164,6 +164,9 @@ class CompressiveAttention(Mechanism):
         )
         self._loss = torch.zeros((), device="cpu")
 
+    def turned_inputs(self) -> tuple[str, ...]:
+        return ()  # queries meet relative positions, and keys u
+
     def definition(self, q: Queries, k: Queries, v: Queries, *, valid: Valid | None = None) -> Outputs:
         """Row by row without its padding: two queues, and a segment after the other."""
         return row_by_row(self._define, q, k, v, valid=valid)

@@ -77,6 +77,9 @@ class ForgettingAttention(Mechanism):
         super().__init__(dims, causal=causal)
         self.gate_bias = gate_bias
 
+    def turned_inputs(self) -> tuple[str, ...]:
+        return "q", "k"
+
     def definition(
         self, q: Queries, k: Keys, v: Values, forget: Gates, *, valid: Valid | None = None
     ) -> Outputs:

@@ -68,6 +68,9 @@ class LongformerAttention(Mechanism):
     def score_inputs(self) -> tuple[str, ...]:
         return "q", "q_global"
 
+    def turned_inputs(self) -> tuple[str, ...]:
+        return "q", "k", "q_global", "k_global"
+
     def definition(self, *inputs: Tensor, valid: Valid | None = None) -> Outputs:
         """Row by row without its padding: all scores of both kinds, and each token takes its own kind's."""
         out = torch.zeros_like(inputs[0])

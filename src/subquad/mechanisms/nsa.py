@@ -29,7 +29,8 @@ among the n. As there, each branch has keys and values of its own. What it leave
   each block once; a mechanism here is not told which heads share.
 - Equation 9 has j l' / d - m - i, which is this where blocks and compressed keys are counted from 1.
 - A query before token l - 1 sees no compressed key, and gets zeros of that branch.
-- Inputs beyond q, k and v leave a layer no rotary positions.
+- Layers have no rotary positions for it: what an MLP makes of turned keys depends on where they
+  stand, not on distances alone.
 
 Of code, fla's `naive_nsa` has l = d = l' and the mean for phi, and lucidrains'
 native-sparse-attention-pytorch l = d and the mean of p_cmp over a block for (9); in both the branches share

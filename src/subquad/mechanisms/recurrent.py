@@ -77,6 +77,9 @@ class RecurrentAttention(Mechanism):
         super().__init__(dims, causal=causal)
         self.register_parameter("scale", nn.Parameter(torch.ones(dims.head_dim)) if affine else None)
 
+    def turned_inputs(self) -> tuple[str, ...]:
+        return "q", "k"  # the others are gates
+
     @abstractmethod
     def _recurrence(self, x: Any) -> Recurrence:
         """What is made of `inputs` without padding, by the paper's formulas."""

@@ -96,6 +96,9 @@ class TransformerXL(Mechanism):
         self.reach = memory if same_length else memory + segment
         self.attention = RelativeAttention(dims.heads, dims.head_dim)
 
+    def turned_inputs(self) -> tuple[str, ...]:
+        return ()  # queries meet relative positions, and keys u
+
     def definition(self, q: Queries, k: Queries, v: Queries, *, valid: Valid | None = None) -> Outputs:
         """Row by row without its padding, segment by segment, with a vector for every distance."""
         return row_by_row(self._define, q, k, v, valid=valid)

@@ -59,7 +59,8 @@ class MultiheadAttention(AttentionLayer):
     causal: True: a query sees nothing later. Some mechanisms are causal in their values only: which keys a
         query sees depends on later tokens, and a language model would learn to read them from that. True
         refuses these, "values" takes them.
-    rotary: queries and keys turn with their positions, before any feature map.
+    rotary: queries and keys turn with their positions, before any feature map, and before the gates of single
+        channels; refused where they would meet what does not turn.
     kv_heads: heads of keys and values, each shared by num_heads / kv_heads of queries: 1 is multi-query
         attention. None: num_heads. Other inputs stay one a head, and streams keep states of all heads.
     scale: what scores q . k are multiplied by; refused by mechanisms that have no such scores. None: what the
@@ -359,7 +360,8 @@ class MultiheadAttention(AttentionLayer):
             for (name, width), x in zip(self.widths.items(), projected, strict=True)
         }
         if self.rotary:
-            inputs |= {name: rotate(inputs[name], positions) for name in "qk"}
+            turned = self.mechanism.turned_inputs()
+            inputs |= {name: rotate(inputs[name], positions) for name in turned}
         if self.scale is not None:
             default = self.widths["q"] ** -0.5
             inputs |= {name: inputs[name] * (self.scale / default) for name in self.mechanism.score_inputs()}

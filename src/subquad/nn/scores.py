@@ -7,22 +7,23 @@ from subquad.mechanism import Mechanism
 
 def require_turning(mechanism: Mechanism) -> None:
     """Raise `ValueError` unless queries and keys may turn with their positions."""
-    name, widths = mechanism.traits.name, mechanism.projections()
-    if list(widths) != list("qkv"):
+    for member in mechanism.members():
+        if not member.turned_inputs():
+            raise ValueError(
+                f"rotary positions would turn queries or keys of {member.traits.name!r} against what does "
+                "not turn: choose other positions"
+            )
+    if not mechanism.turned_inputs():
         raise ValueError(
-            f"{name!r} takes {', '.join(widths)}, and rotary positions would turn q against inputs that do "
-            "not turn: choose other positions"
+            f"{mechanism.traits.name!r} mixes mechanisms with other queries or keys, and rotary positions "
+            "would turn what one of them sees in part: choose other positions"
         )
-    if widths["q"] % 2:
-        raise ValueError(
-            f"rotary positions turn pairs, and heads are {widths['q']} wide: choose an even embed_dim / "
-            "num_heads, or other positions"
-        )
-    if any(member.projections() != widths for member in mechanism.members()):
-        raise ValueError(
-            f"{name!r} mixes mechanisms with other queries or keys, and rotary positions would turn what one "
-            "of them sees in part: choose other positions"
-        )
+    for name in mechanism.turned_inputs():
+        if (width := mechanism.projections()[name]) % 2:
+            raise ValueError(
+                f"rotary positions turn pairs, and heads are {width} wide: choose an even embed_dim / "
+                "num_heads, or other positions"
+            )
 
 
 def require_scaling(mechanism: Mechanism, scale: float) -> None:

@@ -16,6 +16,7 @@ from subquad.testing.mechanism import (
     padding,
     rejections,
     transforms,
+    turning,
     waiting,
 )
 
@@ -54,6 +55,8 @@ def contract(cls: type[Mechanism]) -> Iterator[Check]:
         yield causality.check_state_growth
         yield in_place.check_steps_in_place
         yield in_place.check_rejects_steps_in_place
+    yield turning.check_turned_inputs_meet_one_another
+    yield turning.check_turning_all_alike_changes_nothing
     if traits.normalised:
         yield meaning.check_weights_sum_to_one
     if traits.limit is not None:
