@@ -136,16 +136,19 @@ def test_documents_are_read_window_by_window_as_if_each_were_read_whole(
         assert_close(torch.cat([outputs[place] for place in mine.tolist()]), expected, atol=2e-5, rtol=1e-4)
 
 
-def test_a_growing_state_is_no_longer_than_the_longest_row_and_a_window(spec: Fit, data: LanguageData):
-    model = build_model(changed(spec, mechanism=SOFTMAX), data).eval()
+@pytest.mark.parametrize("name", sorted(n for n, cls in catalog().items() if cls.traits.state == "growing"))
+def test_a_growing_state_is_no_longer_than_the_longest_row_and_a_window(
+    spec: Fit, data: LanguageData, name: str
+):
+    growing = {**SOFTMAX, "attention": name, "options": dict(catalog()[name].traits.tiny)}
+    model = build_model(changed(spec, mechanism=growing), data).eval()
     reader = StreamReader(model)
     many = Windows(Documents.of(texts(*[40, 24] * 20)), WINDOW)
     with torch.no_grad():
         for batch in many.streams(ask_next, **ORDER, shuffle=True):
             reader(batch)
-    longest = Encoder(model.config.encoder).initial_state(1)
-    per_token = 2 * model.config.encoder.dim * model.config.encoder.depth * 4
-    assert reader.row_bytes <= state_bytes(longest) + (3 * WINDOW + 2 * WINDOW) * per_token
+        _, longest = model.encoder.step(torch.zeros(1, 3 * WINDOW + 2 * WINDOW, model.config.encoder.dim))
+    assert reader.row_bytes <= state_bytes(longest)
 
 
 def windows_of_one_text(count: int) -> list[Batch]:
@@ -197,6 +200,7 @@ class Interrupted(Exception):
         (XL, 1),
         (COMPRESSIVE, 2),
         (SOFTMAX, 1),
+        ({**SOFTMAX, "attention": "nsa", "options": dict(catalog()["nsa"].traits.tiny)}, 1),
         ({"attention": "routing", "causal": True, "options": {"clusters": 2, "window": 8}}, 1),
         ({"attention": "performer", "causal": True, "options": {"redraw_every": 4}}, 2),
     ],

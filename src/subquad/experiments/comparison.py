@@ -14,7 +14,7 @@ import torch
 from subquad import executors, tasks
 from subquad.experiments import benchmark
 from subquad.experiments.config import CELL, MULTIPLES, Comparison, InputsConfig
-from subquad.experiments.device import resolve
+from subquad.experiments.device import require_precision, resolve
 from subquad.experiments.grid import Observer, run_missing
 from subquad.experiments.model import build_model
 from subquad.experiments.preparation import TellProgress, prepare, quiet
@@ -80,6 +80,7 @@ def plan(config: Comparison, *, tell: TellProgress = quiet) -> Plan:
     """
     executors.find(config.executor)
     device, threads = resolve(config.device), torch.get_num_threads()
+    require_precision(config.training.precision, device=device)
     whole = Place(device=device, threads=threads)
     shared = Place(device=device, threads=max(1, threads // config.workers))
     chosen = mechanisms(config.attention, every=catalog())

@@ -12,3 +12,12 @@ def resolve(device: str) -> str:
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises all three
         raise ValueError(f"no device {device!r} here: {str(error).splitlines()[0]}") from None
     return device
+
+
+def require_precision(precision: str, *, device: str) -> None:
+    """Raise `ValueError` for a precision in which nothing trains there: Lightning would take another."""
+    if precision == "16-mixed" and device == "cpu":
+        raise ValueError(
+            "precision '16-mixed' is for GPUs, and on the device 'cpu' nothing trains in it: take "
+            "'bf16-mixed', or another device"
+        )

@@ -26,6 +26,7 @@ from typing_extensions import TypedDict  # pydantic asks for it below Python 3.1
 
 from subquad.documents import validated
 from subquad.experiments import checkpoint
+from subquad.experiments.device import require_precision
 from subquad.experiments.model import build_model
 from subquad.experiments.spec import Fit
 from subquad.experiments.streams import StreamReader
@@ -298,7 +299,8 @@ class Training:
 
 
 def quiet_fabric(spec: Fit) -> Fabric:
-    """Lightning Fabric on one device, without its banners."""
+    """Lightning Fabric on one device, without its banners; `ValueError` as in `require_precision`."""
+    require_precision(spec.training.precision, device=spec.place.device)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

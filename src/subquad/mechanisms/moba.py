@@ -36,12 +36,10 @@ from subquad.ops.shared.slots import KVCache, extend, reserve
 
 
 class MobaState(NamedTuple):
-    """All real tokens so far, packed to the left, and the sum of each block's keys."""
+    """All real tokens so far, and the sum of each block's keys."""
 
-    k: Float[Tensor, "b h s d"]
-    v: Float[Tensor, "b h s e"]
+    tokens: KVCache
     sums: Float[Tensor, "b h blocks d"]
-    count: Int[Tensor, " b"]
 
 
 class MobaAttention(Mechanism):
@@ -124,7 +122,7 @@ class MobaAttention(Mechanism):
         ) -> tuple[Outputs, MobaState]:
             packing = Packing.of(valid, like=k)
             after = self._remember(state, k, v, packing, in_place=in_place)
-            i = state.count[:, None] + torch.arange(q.shape[2], device=q.device)
+            i = state.tokens.count[:, None] + torch.arange(q.shape[2], device=q.device)
             return packing.unpack(self._read(packing.pack(q), after, i)), after
 
         return scan(advance, q, k, v, valid=valid, state=state, chunk=GATHERED_QUERIES)
@@ -133,8 +131,7 @@ class MobaAttention(Mechanism):
         self, state: MobaState | None, k: Keys, v: Values, packing: Packing, *, in_place: bool
     ) -> MobaState:
         """The state after one more chunk."""
-        before = None if state is None else KVCache(state.k, state.v, state.count)
-        cache = extend(before, k, v, packing=packing, in_place=in_place)
+        cache = extend(None if state is None else state.tokens, k, v, packing=packing, in_place=in_place)
         (new,) = wide(packing.pack(k))
         sums = new.new_zeros(*new.shape[:2], 0, new.shape[3]) if state is None else state.sums
         if not in_place:
@@ -143,20 +140,20 @@ class MobaAttention(Mechanism):
         block = (first[:, None] + torch.arange(new.shape[2], device=new.device)) // self.block
         block = block.clamp(max=max(sums.shape[2] - 1, 0))[:, None, :, None].expand_as(new)
         sums = sums.scatter_add_(2, block, new) if in_place else sums.scatter_add(2, block, new)
-        return MobaState(cache.k, cache.v, sums, cache.count)
+        return MobaState(cache, sums)
 
     def _read(self, q: Queries, state: MobaState, i: Int[Tensor, "b t"]) -> Outputs:
         """What tokens i get."""
-        q, k, v = wide(q, state.k, state.v)
+        q, k, v = wide(q, state.tokens.k, state.tokens.v)
         scores = q.detach() @ (state.sums.detach() / self.block).mT
         chosen = best_before(scores, i // self.block, self.top - 1)
         return gathered_blocks(q, k, v, chosen, block=self.block, i=i)
 
     def reserve(self, state: MobaState, tokens: int) -> MobaState:
-        cache = reserve(KVCache(state.k, state.v, state.count), tokens)
+        cache = reserve(state.tokens, tokens)
         blocks = -(-cache.k.shape[2] // self.block)
         sums = F.pad(state.sums, (0, 0, 0, blocks - state.sums.shape[2]))
-        return MobaState(cache.k, cache.v, sums, state.count)
+        return MobaState(cache, sums)
 
 
 @torch.library.custom_op("subquad::best_blocks", mutates_args=())

@@ -321,9 +321,8 @@ def join(gates: Gates, compressed: Outputs, selected: Outputs, window: Outputs) 
 
 
 def enlarged(compressed: Compressed, room: int) -> Float[Tensor, "b h {room} c"]:
-    """A copy, with zeros behind, so many in all."""
-    b, h, p, c = compressed.shape
-    return torch.cat([compressed, compressed.new_zeros(b, h, room - p, c)], 2)
+    """A copy, with zeros behind, so many in all; with fewer, where the tokens behind them were trimmed."""
+    return F.pad(compressed, (0, 0, 0, room - compressed.shape[2]))
 
 
 def complete(tokens: Int[Tensor, "*b"], l: int, d: int) -> Int[Tensor, "*b"]:

@@ -65,7 +65,7 @@ def reset_rows(state: S, rows: Bool[Tensor, " b"], *, initial: S) -> S:
 
 def trim(state: S) -> S:
     """The same state without the room behind the longest row, which rows that are reset leave; looks at
-    numbers.
+    numbers. What a mechanism keeps beside a cache is trimmed by its next step.
     """
     if isinstance(state, KVCache):
         longest = max(state.count.tolist(), default=0)
