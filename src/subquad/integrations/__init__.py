@@ -1,0 +1,1 @@
+"""Mechanisms in other libraries' models."""

@@ -1,0 +1,27 @@
+"""Mechanisms in pretrained models of Hugging Face's `transformers`.
+
+import subquad.integrations.huggingface as hf
+
+hf.convert(model, "performer", features=256)
+model.generate(**inputs, past_key_values=hf.Cache(model))
+"""
+
+from typing import TYPE_CHECKING
+
+from subquad.exports import export_lazily
+
+if TYPE_CHECKING:
+    from subquad.integrations.huggingface.cache import Cache
+    from subquad.integrations.huggingface.convert import convert, disable_attention_dropout
+    from subquad.integrations.huggingface.saved import from_pretrained
+
+__all__ = ["Cache", "convert", "disable_attention_dropout", "from_pretrained"]
+
+export_lazily(
+    __name__,
+    {
+        "cache": ["Cache"],
+        "convert": ["convert", "disable_attention_dropout"],
+        "saved": ["from_pretrained"],
+    },
+)

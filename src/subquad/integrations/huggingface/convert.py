@@ -1,0 +1,193 @@
+"""Give the layers of a pretrained model another attention; weights stay as they are."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from subquad.integrations.huggingface.converted import ConvertedAttention
+from subquad.integrations.huggingface.interface import NAME, note_of, register, stays_within
+from subquad.integrations.huggingface.layers import PretrainedAttention, attention_layers, require_pretrained
+from subquad.nn.layers.named import has_whole_layers, layer_by_layer, network
+from subquad.nn.tie import tie_layers
+
+M = TypeVar("M", bound=nn.Module)  # a PreTrainedModel
+
+DROPOUTS = ("dropout", "attn_dropout", "attention_dropout")  # what models call that of attention weights
+
+
+def convert(
+    model: M, attention: str = "softmax", *, only: str = "*", max_len: int | None = None, **options: Any
+) -> M:
+    """Let the attention layers of a pretrained model attend by the mechanism called `attention`; return it.
+
+    The model is called, trained, saved and moved as before. Its weights are the very same; each converted
+    layer has a submodule `subquad` besides, with what the mechanism draws or learns. Attention is then
+    another function, and quality is lost until the model has been trained on. A layer can be converted again.
+
+    Layers with a sliding window are linear in length already. They stay as they are, unless the mechanism is
+    `local`, which then has their window by default.
+
+    Raises `ValueError` that lists all layers that cannot be converted, and why; nothing is changed then. What
+    only a call shows is refused by that call: custom masks, packed sequences, attention dropout, weights
+    asked for.
+
+    model: of transformers, changed in place. Its attention must be what its configuration names.
+    attention: the mechanism's name, or those of the layers of a network that mixes them, with their options:
+        "performer:features=256*3+softmax", over which the layers go round (`subquad.notation`).
+    only: a pattern of the names of layers to convert within `model.base_model`, such as "encoder.*"; "*" fits
+        all.
+    max_len: the longest sequence, for mechanisms with weights per position. None: the model's.
+    options: the mechanism's own.
+
+    Choromanski et al.: Rethinking Attention with Performers. ICLR 2021, arXiv:2009.14794, section 4.3,
+    carries a pretrained transformer over so.
+    """
+    layers = attention_layers(pretrained := require_pretrained(model))
+    if has_whole_layers(attention, options):
+        raise ValueError(
+            f"{attention!r} has a whole layer, and a pretrained one keeps its own around a mechanism"
+        )
+    chosen = choose_layers(layers, only, windows=is_local(attention, options))
+    length = max_len or getattr(pretrained.config, "max_position_embeddings", None)
+    problems: dict[str, list[str]] = defaultdict(list)
+    built: dict[str, ConvertedAttention] = {}
+    mechanisms = layer_by_layer(attention, options, depth=len(chosen))
+    for number, (layer, (name, own)) in enumerate(zip(chosen, mechanisms, strict=True)):
+        reasons = [*layer.unsupported()]
+        try:
+            described = describe(layer, name, own, max_len=length, number=number)
+            built[layer.name] = ConvertedAttention(**described)
+        except ValueError as error:
+            reasons.append(str(error))
+        else:
+            reasons += unfit(built[layer.name])
+        for reason in reasons:
+            problems[reason].append(layer.name)
+    if problems:
+        lines = (f"\n  {', '.join(names)}: {reason}" for reason, names in problems.items())
+        raise ValueError(f"nothing was converted, for some layers cannot be:{''.join(lines)}")
+    tie_layers(built.values())
+    attach(layers, built)
+    note(pretrained, layers)
+    return model
+
+
+def disable_attention_dropout(model: M) -> M:
+    """Let no attention weight drop out in training where layers were converted; return the model.
+
+    Other dropout stays.
+    """
+    for layer in attention_layers(require_pretrained(model)).values():
+        if getattr(layer.module, NAME, None) is None:
+            continue
+        for name in DROPOUTS:
+            match getattr(layer.module, name, None):
+                case nn.Dropout() as dropout:
+                    dropout.p = 0.0
+                case float():
+                    setattr(layer.module, name, 0.0)
+    return model
+
+
+def choose_layers(
+    layers: Mapping[str, PretrainedAttention], only: str, *, windows: bool
+) -> list[PretrainedAttention]:
+    """Those with a name that `only` fits, and without a window unless `windows` says that this may be."""
+    fitting = [layer for name, layer in layers.items() if fnmatchcase(name, only)]
+    if not fitting:
+        raise ValueError(f"only={only!r} fits no attention layer; there are {', '.join(layers)}")
+    chosen = [layer for layer in fitting if windows or layer.span is None]
+    if not chosen:
+        span = max(layer.span or 0 for layer in fitting)
+        raise ValueError(
+            f"all of these layers have sliding windows, beyond which a token sees nothing ({span} tokens): "
+            "take 'local', or load the model with sliding_window=None, so that they see everything"
+        )
+    return chosen
+
+
+def is_local(attention: str, options: Mapping[str, Any]) -> bool:
+    return all(member.attention == "local" for member in network(attention, options))
+
+
+def describe(
+    layer: PretrainedAttention,
+    attention: str,
+    options: Mapping[str, Any],
+    *,
+    max_len: int | None,
+    number: int,
+) -> dict[str, Any]:
+    """The arguments of a `ConvertedAttention` for this layer."""
+    options = dict(options)
+    if layer.span is not None:
+        options.setdefault("width", layer.span)
+        if not stays_within(layer.span, attention, options):
+            raise ValueError(f"it sees {layer.span} tokens far, and 'local' with these options sees farther")
+    return {
+        "attention": attention,
+        "heads": layer.heads,
+        "head_dim": layer.head_dim,
+        "causal": layer.causal,
+        "max_len": max_len,
+        "layer": number,
+        **options,
+    }
+
+
+def unfit(layer: ConvertedAttention) -> Iterable[str]:
+    """Why this mechanism cannot take the place of a pretrained layer's softmax."""
+    traits = layer.mechanism.traits
+    if layer.causal and traits.causal != "strict":
+        yield f"{traits.name!r} chooses keys by the whole sequence, and this layer must not see the future"
+
+
+def attach(layers: Mapping[str, PretrainedAttention], built: Mapping[str, ConvertedAttention]) -> None:
+    """Put each mechanism beneath its layer, on that layer's device and in its dtype and mode."""
+    for name, ours in built.items():
+        module = layers[name].module
+        weight = next(module.parameters())
+        setattr(module, NAME, ours.to(weight.device, weight.dtype).train(module.training))
+
+
+def note(model: PreTrainedModel, layers: Mapping[str, PretrainedAttention]) -> None:
+    """Let configurations name our functions, and say what is needed to make the same layers again."""
+    register()
+    configs: dict[int, PreTrainedConfig] = {}
+    whole: dict[int, bool] = defaultdict(lambda: True)
+    for layer in layers.values():
+        config = layer.config
+        configs[id(config)] = config
+        if not hasattr(layer.module, NAME):
+            setattr(layer.module, NAME, None)
+        whole[id(config)] &= getattr(layer.module, NAME) is not None
+    for key, config in configs.items():
+        implementation = config._attn_implementation
+        before = note_of(config).before if implementation == NAME else implementation
+        setattr(config, NAME, {"before": before or "eager", "whole": whole[key]})
+        config._attn_implementation_internal = NAME
+    made = {
+        name: arguments(ours) for name, layer in layers.items() if (ours := getattr(layer.module, NAME, None))
+    }
+    others = {"before": model.config._attn_implementation, "whole": False}  # a part of the model has its own
+    setattr(model.config, NAME, {**getattr(model.config, NAME, others), "layers": made})
+    # is saved, and refused where the model is loaded without its mechanisms
+    model.config.attn_implementation = NAME
+
+
+def arguments(layer: ConvertedAttention) -> dict[str, Any]:
+    """With which `ConvertedAttention` makes such a layer again."""
+    dims = layer.dims
+    return {
+        "attention": layer.attention,
+        "heads": dims.heads,
+        "head_dim": dims.head_dim,
+        "causal": layer.causal,
+        "max_len": dims.max_len,
+        "layer": dims.layer,
+        **layer.options,
+    }

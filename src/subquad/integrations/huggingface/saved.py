@@ -1,0 +1,106 @@
+"""Converted models from where `save_pretrained` has put them."""
+
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import transformers
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils.hub import cached_file
+
+from subquad.integrations.huggingface.convert import attach, note
+from subquad.integrations.huggingface.converted import ConvertedAttention
+from subquad.integrations.huggingface.interface import NAME
+from subquad.integrations.huggingface.layers import attention_layers, require_pretrained
+
+WITHIN = f".{NAME}."  # a layer's mechanism in the names of weights
+
+
+def from_pretrained(
+    name: str, *, model_class: type[PreTrainedModel] | None = None, **options: Any
+) -> PreTrainedModel:
+    """A converted model with its mechanisms, as `model.save_pretrained` has written it.
+
+    Raises `ValueError` where what it names is no converted model, or lacks weights of its mechanisms.
+
+    name: a folder, or a name on the Hugging Face hub.
+    model_class: of transformers. None: that of the model that was saved.
+    options: those of transformers' `from_pretrained`.
+    """
+    located = {key: options[key] for key in ("revision", "cache_dir", "token", "subfolder") if key in options}
+    config = AutoConfig.from_pretrained(name, **located)
+    noted = getattr(config, NAME, None)
+    if not isinstance(noted, Mapping) or "layers" not in noted:
+        raise ValueError(f"{name} is not a converted model: load it with transformers, and call convert")
+    kind = model_class or saved_class(config)
+    model = quiet(kind).from_pretrained(name, **{"attn_implementation": noted["before"], **options})
+    model.__class__ = kind
+    layers = attention_layers(require_pretrained(model))
+    if unknown := noted["layers"].keys() - layers.keys():
+        raise ValueError(f"{name} has mechanisms for layers that {kind.__name__} lacks: {', '.join(unknown)}")
+    built = {layer: ConvertedAttention(**arguments) for layer, arguments in noted["layers"].items()}
+    attach(layers, built)
+    load_mechanisms(model, built, saved_mechanisms(name, **located), source=name)
+    note(model, layers)
+    return model
+
+
+def saved_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """That of the model which was saved with this configuration."""
+    name = (config.architectures or ["?"])[0]
+    if (kind := getattr(transformers, name, None)) is None:
+        raise ValueError(f"transformers has no {name}: say the class of the model, model_class=…")
+    return kind
+
+
+def quiet(kind: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The same class, for which the weights of mechanisms, which come later, are no surprise."""
+    ignored = [*(kind._keys_to_ignore_on_load_unexpected or ()), WITHIN.replace(".", r"\.")]
+    return type(
+        kind.__name__, (kind,), {"__module__": kind.__module__, "_keys_to_ignore_on_load_unexpected": ignored}
+    )
+
+
+def saved_mechanisms(name: str, **located: Any) -> dict[str, Tensor]:
+    """The weights of mechanisms among all that were saved, by name."""
+    index = cached_file(name, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False, **located)
+    files = [SAFE_WEIGHTS_NAME]
+    if index is not None:
+        with open(index) as file:
+            weight_map = json.load(file)["weight_map"]
+        files = sorted({home for weight, home in weight_map.items() if WITHIN in weight})
+    found: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        for file in files:
+            tensors = stack.enter_context(safe_open(cached_file(name, file, **located), framework="pt"))
+            names = [weight for weight in tensors.keys() if WITHIN in weight]  # noqa: SIM118, it is no dict
+            found |= {weight: tensors.get_tensor(weight) for weight in names}
+    return found
+
+
+def load_mechanisms(
+    model: PreTrainedModel,
+    built: Mapping[str, ConvertedAttention],
+    tensors: Mapping[str, Tensor],
+    *,
+    source: str,
+) -> None:
+    """Fill the mechanisms. Names of weights begin with what stands around the base model, if any."""
+    prefix = f"{model.base_model_prefix}."
+    within = {weight.removeprefix(prefix): tensor for weight, tensor in tensors.items()}
+    for name, ours in built.items():
+        own = {
+            weight.removeprefix(f"{name}{WITHIN}"): tensor
+            for weight, tensor in within.items()
+            if weight.startswith(f"{name}{WITHIN}")
+        }
+        problems = ours.load_state_dict(own, strict=False)
+        if problems.missing_keys or problems.unexpected_keys:
+            raise ValueError(
+                f"{source} does not hold the mechanism of layer {name}: "
+                f"{', '.join([*problems.missing_keys, *problems.unexpected_keys])}"
+            )
