@@ -135,6 +135,9 @@ def test_a_model_whose_windows_are_its_configurations():
     with pytest.raises(ValueError, match="beyond which a token sees nothing"):
         hf.convert(model, "linear")
     assert_close(run(hf.convert(model, "local"), inputs), before, rtol=2e-4, atol=2e-4)
+    model.config.sliding_window = 3
+    with pytest.raises(ValueError, match="'local' would look beyond the model's window of 2 tokens"):
+        run(model, inputs)
 
 
 @pytest.mark.parametrize(("kind", "name"), [("bert", "performer"), ("llama", "hedgehog"), ("bart", "linear")])

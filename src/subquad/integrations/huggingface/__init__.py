@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from subquad.integrations.huggingface.cache import Cache
     from subquad.integrations.huggingface.convert import convert, disable_attention_dropout
     from subquad.integrations.huggingface.saved import from_pretrained
+    from subquad.integrations.huggingface.transfer import transfer
 
-__all__ = ["Cache", "convert", "disable_attention_dropout", "from_pretrained"]
+__all__ = ["Cache", "convert", "disable_attention_dropout", "from_pretrained", "transfer"]
 
 export_lazily(
     __name__,
@@ -23,5 +24,6 @@ export_lazily(
         "cache": ["Cache"],
         "convert": ["convert", "disable_attention_dropout"],
         "saved": ["from_pretrained"],
+        "transfer": ["transfer"],
     },
 )

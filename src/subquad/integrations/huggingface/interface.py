@@ -11,7 +11,9 @@ would otherwise attend to what they should not, or lose what they should have, w
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -59,6 +61,18 @@ class Mask(NamedTuple):
     before: Any  # the mask that layers without a mechanism get
 
 
+class Call(NamedTuple):
+    """What a converted layer was called with, and what softmax attention gave in its place."""
+
+    layer: ConvertedAttention
+    q: Queries
+    k: SharedKeys
+    v: SharedValues
+    valid: Valid | None
+    scaling: float | None
+    out: Merged
+
+
 class Note(NamedTuple):
     """What a configuration notes of a conversion, in its field `subquad`."""
 
@@ -70,6 +84,19 @@ class Stream:
     """What a cache keeps of a converted layer; attention leaves its state there."""
 
     state: State | None = None
+
+
+OBSERVER: ContextVar[Callable[[Call], None] | None] = ContextVar("observer", default=None)
+
+
+@contextmanager
+def attending_as_before(observer: Callable[[Call], None]) -> Iterator[None]:
+    """Models attend as before they were converted, and the observer sees each call of a converted layer."""
+    token = OBSERVER.set(observer)
+    try:
+        yield
+    finally:
+        OBSERVER.reset(token)
 
 
 def register() -> None:
@@ -103,7 +130,7 @@ def make_mask(
         if q_length <= kv_length and not torch.compiler.is_compiling() and valid.all():
             valid = None  # transformers, too, reads these numbers, so as to do without a mask
     before = None
-    if not note.whole:
+    if not note.whole or OBSERVER.get() is not None:
         before = ALL_MASK_ATTENTION_FUNCTIONS[note.before](
             q_length=q_length,
             kv_length=kv_length,
@@ -164,31 +191,44 @@ def attend(
         raise ValueError(WITHOUT_MECHANISMS)
     layer: Any = getattr(module, NAME)
     if layer is None:
-        mask = attention_mask.before if isinstance(attention_mask, Mask) else attention_mask
-        function = implementation_before(module)
-        return function(module, query, key, value, mask, dropout=dropout, scaling=scaling, **named)
+        return attend_as_before(module, query, key, value, attention_mask, dropout, scaling, named)
     require_supported(layer, attention_mask, dropout, named)
     valid = attention_mask.valid if isinstance(attention_mask, Mask) else None
     if valid is not None:
         require_all(valid, key.shape[2])
         valid = valid[:, -key.shape[2] :]
+    if observer := OBSERVER.get():
+        result = attend_as_before(module, query, key, value, attention_mask, dropout, scaling, named)
+        observer(Call(layer, query, key, value, valid, scaling, result[0]))
+        return result
     stream: Stream | None = getattr(key, STREAM, None)
-    if stream is None:
-        if layer.causal and query.shape[2] != key.shape[2]:
-            raise ValueError(
-                f"{layer.attention!r} goes on from a state, and this cache holds keys and values: generate "
-                f"with past_key_values={HOME}.Cache(model), or use_cache=False"
-            )
-        return layer(query, key, value, valid=valid, scaling=scaling), None
-    out, stream.state = layer.step(query, key, value, valid=valid, scaling=scaling, state=stream.state)
-    return out, None
+    if stream is not None:
+        out, stream.state = layer.step(query, key, value, valid=valid, scaling=scaling, state=stream.state)
+        return out, None
+    if layer.causal and query.shape[2] != key.shape[2]:
+        raise ValueError(
+            f"{layer.attention!r} goes on from a state, and this cache holds keys and values: generate with "
+            f"past_key_values={HOME}.Cache(model), or use_cache=False"
+        )
+    return layer(query, key, value, valid=valid, scaling=scaling), None
 
 
-def implementation_before(module: nn.Module) -> Callable[..., Any]:
-    """The function by which this layer attended before its model was converted."""
+def attend_as_before(
+    module: nn.Module,
+    query: Queries,
+    key: SharedKeys,
+    value: SharedValues,
+    attention_mask: Mask | Tensor | None,
+    dropout: float,
+    scaling: float | None,
+    named: Mapping[str, Any],
+) -> tuple[Merged, Tensor | None]:
+    """By the function that this layer had before its model was converted, with the mask that it had."""
+    mask = attention_mask.before if isinstance(attention_mask, Mask) else attention_mask
     eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     config: Any = module.config
-    return ALL_ATTENTION_FUNCTIONS.get_interface(note_of(config).before, eager)
+    function = ALL_ATTENTION_FUNCTIONS.get_interface(note_of(config).before, eager)
+    return function(module, query, key, value, mask, dropout=dropout, scaling=scaling, **named)
 
 
 def require_supported(

@@ -1,0 +1,141 @@
+"""Attention transfer: the mechanisms of a converted model learn to give what softmax attention gave.
+
+The model reads texts with the attention that it was trained with. In each layer the mechanism gets the same
+queries, keys and values, and learns by its error against softmax attention there. Nothing else learns, and no
+layer waits for another: one forward pass of the model teaches all of them, in the memory of one layer.
+
+    outputs    |out - softmax's|^2 / |softmax's|^2, over all real queries
+    weights    - sum_j a_ij log w_ij, the mean over queries: a softmax's attention weights, w the mechanism's
+
+Zhang, Bhatia, Kumbong, Re: The Hedgehog & the Porcupine: Expressive Linear Attentions with Softmax Mimicry.
+ICLR 2024, arXiv:2402.04347, teaches by weights. Zhang et al.: LoLCATs: On Low-Rank Linearizing of Large
+Language Models, arXiv:2410.10254, by outputs (its abstract; the authors' trainer can do both), as a mean of
+squares that is not relative: layers whose values are large weigh more there.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from subquad.integrations.huggingface.interface import NAME, Call, attending_as_before
+from subquad.integrations.huggingface.layers import attention_layers, require_pretrained
+
+Weights = Float[Tensor, "b h t s"]
+Teacher = Literal["outputs", "weights"]
+
+SMALLEST_WEIGHT = 1e-8  # beneath which a weight costs no more
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """`loss`: of each layer by name, in each step, the first before anything was learnt."""
+
+    loss: Mapping[str, list[float]]
+
+
+def transfer(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    teacher: Teacher = "outputs",
+    learning_rate: float = 1e-2,
+) -> Lesson:
+    """Teach the mechanisms of a converted model what softmax attention gave, one step of Adam a batch.
+
+    Raises `ValueError` where no mechanism has weights to learn, such as those of random features.
+
+    model: that `convert` has changed. Its own weights stay as they are.
+    batches: what the model is called with, by name: "input_ids", "attention_mask", …
+    teacher: what is compared, "outputs" or "weights" of attention. The latter are formed, in memory of the
+        square of the length, and mean something for mechanisms that are linear in values.
+    learning_rate: of Adam.
+    """
+    layers = attention_layers(require_pretrained(model))
+    converted = {
+        ours: name
+        for name, layer in layers.items()
+        if (ours := getattr(layer.module, NAME, None)) is not None
+    }
+    learning = [x for layer in converted for x in layer.parameters() if x.requires_grad]
+    if not learning:
+        named = ", ".join(sorted({repr(layer.attention) for layer in converted})) or "none"
+        raise ValueError(
+            f"no mechanism of this model has weights to learn ({named}): take one that has, such as "
+            "'hedgehog', or fine-tune the whole model"
+        )
+    optimiser = torch.optim.Adam(learning, learning_rate)
+    loss: dict[str, list[float]] = {name: [] for layer, name in converted.items() if [*layer.parameters()]}
+
+    def learn(call: Call) -> None:
+        if (name := converted[call.layer]) in loss:
+            with torch.enable_grad():
+                error = ERRORS[teacher](call)
+                error.backward()
+            loss[name].append(float(error.detach()))
+
+    training = model.training
+    model.eval()
+    try:
+        for batch in batches:
+            optimiser.zero_grad()
+            with torch.no_grad(), attending_as_before(learn):
+                model(**batch)
+            optimiser.step()
+    finally:
+        model.train(training)
+    return Lesson(loss)
+
+
+def error_of_outputs(call: Call) -> Float[Tensor, ""]:
+    out, aim = call.layer(call.q, call.k, call.v, valid=call.valid, scaling=call.scaling), call.out
+    real = real_queries(call)[..., None, None]
+    return ((out - aim) * real).square().sum() / (aim * real).square().sum()
+
+
+def error_of_weights(call: Call) -> Float[Tensor, ""]:
+    real = real_queries(call)[:, None].expand(-1, call.q.shape[1], -1)
+    cross_entropy = -(softmax_weights(call) * mechanism_weights(call).clamp_min(SMALLEST_WEIGHT).log()).sum(
+        -1
+    )
+    return cross_entropy[real].mean()
+
+
+def real_queries(call: Call) -> Bool[Tensor, "b t"]:
+    """All of them in cross-attention, where padding is known of keys alone."""
+    queries, keys = call.q.shape[2], call.k.shape[2]
+    if call.valid is None or queries != keys:
+        return call.q.new_ones(len(call.q), queries, dtype=torch.bool)
+    return call.valid
+
+
+def softmax_weights(call: Call) -> Weights:
+    shared = call.k.repeat_interleave(call.q.shape[1] // call.k.shape[1], 1)
+    scores = call.q @ shared.mT * (call.q.shape[-1] ** -0.5 if call.scaling is None else call.scaling)
+    hidden = torch.zeros_like(scores, dtype=torch.bool)
+    if call.valid is not None:
+        hidden |= ~call.valid[:, None, None]
+    if call.layer.causal:
+        hidden |= torch.ones_like(hidden).triu(1)
+    return scores.masked_fill(hidden, -torch.inf).softmax(-1).nan_to_num()  # a query may see nothing
+
+
+def mechanism_weights(call: Call) -> Weights:
+    """What it gives for a value of 1 at one key and 0 elsewhere, as many keys at a time as a head is wide."""
+    width, keys = call.v.shape[-1], call.k.shape[2]
+    ones = F.pad(torch.eye(keys, dtype=call.v.dtype, device=call.v.device), (0, -keys % width))
+    columns = [
+        call.layer(call.q, call.k, v.expand_as(call.v), valid=call.valid, scaling=call.scaling)
+        for v in ones.split(width, -1)
+    ]
+    return torch.cat(columns, -1)[..., :keys].transpose(1, 2)
+
+
+ERRORS: Mapping[Teacher, Callable[[Call], Float[Tensor, ""]]] = {
+    "outputs": error_of_outputs,
+    "weights": error_of_weights,
+}
