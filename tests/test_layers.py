@@ -73,7 +73,7 @@ THIRD_PARTY = {
     | {"filelock", "pydantic", "typing_extensions"},
     "experiments": CORE | {"lightning", "numpy", "polars", "safetensors", "typing_extensions"},
     "executors": CORE | {"typing_extensions"},
-    "integrations": CORE | {"transformers", "safetensors"},
+    "integrations": CORE | {"peft", "safetensors", "transformers"},
     "documents": {"pydantic"},
     "recorded": {"pydantic", "typing_extensions"},
     "records": {"filelock"},

@@ -13,16 +13,18 @@ from subquad.exports import export_lazily
 if TYPE_CHECKING:
     from subquad.integrations.huggingface.cache import Cache
     from subquad.integrations.huggingface.convert import convert, disable_attention_dropout
+    from subquad.integrations.huggingface.distil import distil
     from subquad.integrations.huggingface.saved import from_pretrained
     from subquad.integrations.huggingface.transfer import transfer
 
-__all__ = ["Cache", "convert", "disable_attention_dropout", "from_pretrained", "transfer"]
+__all__ = ["Cache", "convert", "disable_attention_dropout", "distil", "from_pretrained", "transfer"]
 
 export_lazily(
     __name__,
     {
         "cache": ["Cache"],
         "convert": ["convert", "disable_attention_dropout"],
+        "distil": ["distil"],
         "saved": ["from_pretrained"],
         "transfer": ["transfer"],
     },

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from subquad.integrations.huggingface.interface import NAME, Call, attending_as_before
 from subquad.integrations.huggingface.layers import attention_layers, require_pretrained
 
-Weights = Float[Tensor, "b h t s"]
+AttentionWeights = Float[Tensor, "b h t s"]
 Teacher = Literal["outputs", "weights"]
 
 SMALLEST_WEIGHT = 1e-8  # beneath which a weight costs no more
@@ -113,7 +113,7 @@ def real_queries(call: Call) -> Bool[Tensor, "b t"]:
     return call.valid
 
 
-def softmax_weights(call: Call) -> Weights:
+def softmax_weights(call: Call) -> AttentionWeights:
     shared = call.k.repeat_interleave(call.q.shape[1] // call.k.shape[1], 1)
     scores = call.q @ shared.mT * (call.q.shape[-1] ** -0.5 if call.scaling is None else call.scaling)
     hidden = torch.zeros_like(scores, dtype=torch.bool)
@@ -124,7 +124,7 @@ def softmax_weights(call: Call) -> Weights:
     return scores.masked_fill(hidden, -torch.inf).softmax(-1).nan_to_num()  # a query may see nothing
 
 
-def mechanism_weights(call: Call) -> Weights:
+def mechanism_weights(call: Call) -> AttentionWeights:
     """What it gives for a value of 1 at one key and 0 elsewhere, as many keys at a time as a head is wide."""
     width, keys = call.v.shape[-1], call.k.shape[2]
     ones = F.pad(torch.eye(keys, dtype=call.v.dtype, device=call.v.device), (0, -keys % width))

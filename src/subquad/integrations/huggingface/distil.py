@@ -1,0 +1,115 @@
+"""Fine-tuning after conversion: the whole model learns to give what it gave before.
+
+Texts are enough, labels are not needed: the teacher is the model itself, as it was before it was converted.
+
+    logits           the divergence KL(teacher || model) of each real token's distribution, in nats
+    hidden states    |model's - teacher's|^2 / |teacher's|^2, over all real tokens, where there are no logits
+
+With a rank only low-rank adapters of the attention layers' projections learn, and the mechanisms; they are
+merged into the weights at the end (Hu et al.: LoRA. ICLR 2022, arXiv:2106.09685, by the package `peft`).
+Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network. arXiv:1503.02531. Attention transfer first
+and adapters then are LoLCATs' order (arXiv:2410.10254); it learns from the next token of texts in the second.
+"""
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from subquad.integrations.huggingface.interface import NAME, attending_as_before
+from subquad.integrations.huggingface.layers import attention_layers, require_pretrained
+
+
+def distil(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    rank: int | None = None,
+    learning_rate: float = 1e-4,
+    clip: float = 1.0,
+) -> list[float]:
+    """Train a converted model to give what it gave before, one step of AdamW a batch; return the losses.
+
+    Raises `ValueError` for a model that was not converted. Nothing drops out.
+
+    model: that `convert` has changed, perhaps after `transfer`. It is changed in place.
+    batches: what the model is called with, by name: "input_ids", "attention_mask", …
+    rank: of low-rank adapters of the projections in attention layers. None: all weights learn.
+    learning_rate: of AdamW. Adapters take ten times as much.
+    clip: the largest norm of a gradient.
+    """
+    student = require_pretrained(model)
+    converted = [layer for layer in attention_layers(student).values() if getattr(layer.module, NAME, None)]
+    if not converted:
+        raise ValueError(
+            f"{type(model).__name__} was not converted, and has nothing to win back: call convert"
+        )
+    teacher = copy.deepcopy(student).eval()
+    before = [x for x in student.parameters() if x.requires_grad]
+    adapted = with_adapters(student, rank) if rank else None
+    learning = [x for x in student.parameters() if x.requires_grad]
+    optimiser = torch.optim.AdamW(learning, learning_rate)
+    training, losses = student.training, []
+    student.eval()
+    try:
+        for batch in batches:
+            with torch.no_grad(), attending_as_before(lambda _: None):
+                aim = teacher(**batch)
+            loss = divergence(student(**batch), aim, batch)
+            optimiser.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(learning, clip)
+            optimiser.step()
+            losses.append(loss.item())
+    finally:
+        if adapted is not None:
+            adapted.merge_and_unload()
+        for x in before:
+            x.requires_grad_()
+        student.train(training)
+    return losses
+
+
+def divergence(output: Any, aim: Any, batch: Mapping[str, Any]) -> Float[Tensor, ""]:
+    """Of what the model gives from what the teacher gives, over real tokens."""
+    if (logits := getattr(output, "logits", None)) is not None:
+        told, wanted = logits.log_softmax(-1), aim.logits.log_softmax(-1)
+        each = F.kl_div(told, wanted, log_target=True, reduction="none").sum(-1)
+        return each[real_tokens(each, batch)].mean()
+    error, whole = (output[0] - aim[0]).square().sum(-1), aim[0].square().sum(-1)
+    real = real_tokens(whole, batch)
+    return error[real].sum() / whole[real].sum()
+
+
+def real_tokens(each: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """Where a decoder reads, its own mask counts."""
+    mask = batch.get("decoder_attention_mask" if "decoder_input_ids" in batch else "attention_mask")
+    if mask is None or mask.shape != each.shape:
+        return torch.ones_like(each, dtype=torch.bool)
+    return mask.bool()
+
+
+def with_adapters(model: PreTrainedModel, rank: int) -> Any:
+    """The model in peft's wrapper, whose adapters learn, and mechanisms; nothing else does."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ImportError('adapters need peft: pip install "subquad[huggingface]"') from error
+    layers = attention_layers(model).values()
+    projections = [
+        name
+        for name, module in model.named_modules()
+        if type(module).__name__ in ("Linear", "Conv1D")
+        and any(module is part for layer in layers for part in layer.module.modules())
+        and f".{NAME}." not in name
+    ]
+    adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=projections))
+    for layer in layers:
+        if (ours := getattr(layer.module, NAME, None)) is not None:
+            ours.requires_grad_()
+    return adapted
