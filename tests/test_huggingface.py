@@ -80,7 +80,7 @@ def test_padding_is_absent_in_an_encoder(name: str):
 
 @pytest.mark.parametrize("name", CAUSAL)
 def test_a_decoder_does_not_see_what_comes_after(name: str):
-    model = hf.convert(SAMPLES["llama"].model(), name, **tiny(name))
+    model = hf.convert(SAMPLES["gpt2"].model(), name, **tiny(name))
     ids = torch.randint(3, 99, (1, 14))
     assert_close(
         run(model, {"input_ids": ids})[:, :9], run(model, {"input_ids": ids[:, :9]}), rtol=1e-3, atol=1e-3
@@ -300,6 +300,7 @@ def test_what_cannot_be_converted_is_listed_with_the_reason_and_nothing_is_chang
     )
     assert "has no causal form" in refusal("gpt2", "nystromformer")
     assert "chooses keys by the whole sequence" in refusal("gpt2", "informer")
+    assert "'transformer-xl' has relative positions of its own" in refusal("llama", "transformer-xl")
     assert "'conformer' has a whole layer" in refusal("bert", "conformer")
 
 

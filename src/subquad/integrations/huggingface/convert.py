@@ -64,7 +64,7 @@ def convert(
         except ValueError as error:
             reasons.append(str(error))
         else:
-            reasons += unfit(built[layer.name])
+            reasons += unfit(built[layer.name], layer)
         for reason in reasons:
             problems[reason].append(layer.name)
     if problems:
@@ -139,11 +139,15 @@ def describe(
     }
 
 
-def unfit(layer: ConvertedAttention) -> Iterable[str]:
+def unfit(ours: ConvertedAttention, layer: PretrainedAttention) -> Iterable[str]:
     """Why this mechanism cannot take the place of a pretrained layer's softmax."""
-    traits = layer.mechanism.traits
-    if layer.causal and traits.causal != "strict":
-        yield f"{traits.name!r} chooses keys by the whole sequence, and this layer must not see the future"
+    if ours.causal and ours.mechanism.traits.causal != "strict":
+        yield f"{ours.attention!r} chooses keys by the whole sequence, and this layer must not see the future"
+    if layer.rotary and not ours.mechanism.turned_inputs():
+        yield (
+            f"its queries and keys turn with their positions, and {ours.attention!r} has relative positions "
+            "of its own, which do not: take another mechanism, or a model with other positions"
+        )
 
 
 def attach(layers: Mapping[str, PretrainedAttention], built: Mapping[str, ConvertedAttention]) -> None:

@@ -7,8 +7,8 @@ Texts are enough, labels are not needed: the teacher is the model itself, as it 
 
 With a rank only low-rank adapters of the attention layers' projections learn, and the mechanisms; they are
 merged into the weights at the end (Hu et al.: LoRA. ICLR 2022, arXiv:2106.09685, by the package `peft`).
-Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network. arXiv:1503.02531. Attention transfer first
-and adapters then are LoLCATs' order (arXiv:2410.10254); it learns from the next token of texts in the second.
+Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network. arXiv:1503.02531. Attention transfer
+first and adapters then are LoLCATs' order (arXiv:2410.10254), whose adapters learn from the next token.
 """
 
 import copy

@@ -45,6 +45,11 @@ class PretrainedAttention:
         return bool(getattr(self.module, "is_causal", False))
 
     @property
+    def rotary(self) -> bool:
+        """Whether queries and keys turn with their positions."""
+        return "apply_rotary" in forward_source(type(self.module))
+
+    @property
     def span(self) -> int | None:
         """How many tokens away a token may be that another one sees, where a window bounds that."""
         # both ways, too, transformers counts the token itself
@@ -102,10 +107,15 @@ def require_pretrained(model: nn.Module) -> PreTrainedModel:
     return model
 
 
-@cache
 def attends_by_interface(kind: type[nn.Module]) -> bool:
     """Whether the forward pass of such a module calls transformers' `AttentionInterface` itself."""
+    return "ALL_ATTENTION_FUNCTIONS.get_interface(" in forward_source(kind)
+
+
+@cache
+def forward_source(kind: type[nn.Module]) -> str:
+    """That of a module's forward pass; transformers, too, tells by it whether a model calls the interface."""
     try:
-        return "ALL_ATTENTION_FUNCTIONS.get_interface(" in inspect.getsource(kind.forward)
+        return inspect.getsource(kind.forward)
     except (OSError, TypeError):
-        return False
+        return ""
