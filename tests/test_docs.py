@@ -69,6 +69,18 @@ def test_a_page_of_results_has_a_line_for_each_row_of_a_report(tmp_path):
     assert all(f"`{row.label}`" in line for row, line in zip(found.rows, lines[4:-2], strict=True))
 
 
+def test_a_page_of_results_has_what_rows_reach_by_parts_where_it_asks_for_it(tmp_path):
+    setting = made_up.comparison()
+    found = made_up.findings(setting, made_up.sample(setting))
+    scores = found.parts[0]
+    folder = made_up.write(tmp_path, setting, made_up.sample(setting))
+    names = (found.question.task, f"{found.question.task} by {scores.title}")
+    page = "".join(f"<!-- {name}: made by docs/results.py -->\n<!-- end of {name} -->\n" for name in names)
+    made = script("results.py")["with_results"](page, [folder]).partition(f"<!-- {names[1]}:")[2].splitlines()
+    assert made[1] == f"| {scores.title} | {' | '.join(part.name for part in scores.parts)} |"
+    assert [line.split("`")[1] for line in made[3:-1]] == list(scores.scores)
+
+
 def test_an_option_that_a_docstring_leaves_out_has_no_page(make):
     class Silent(LinearAttention):
         """Says nothing of its option.
