@@ -74,7 +74,17 @@ def test_help_loads_nothing_heavy_and_names_every_command():
     )
     assert told.returncode == 0
     assert told.stdout.endswith("set()\n")
-    for command in ("compare", "choose", "generate", "bench", "pattern", "check", "list", "report"):
+    for command in (
+        "compare",
+        "choose",
+        "generate",
+        "fidelity",
+        "bench",
+        "pattern",
+        "check",
+        "list",
+        "report",
+    ):
         assert re.search(rf"^\W*{command} ", told.stdout, re.MULTILINE)
 
 
@@ -127,6 +137,15 @@ def test_without_its_extra_the_command_says_what_to_install(missing):
         ("compare --dropout 1", "dropout must be at least 0 and below 1, not 1.0"),
         ("compare --device cuda:7", "no device 'cuda:7' here"),
         ("compare --precision 8", "precision must be one of 32-true, bf16-mixed"),
+        ("fidelity --attention liner", "unknown mechanism 'liner'; did you mean 'linear'?"),
+        ("fidelity --attention reformer", "'reformer' takes no k, of which a model's attention is made"),
+        ("fidelity --attention nystromformer --causal", "'nystromformer' has no causal form"),
+        ("fidelity --attention conformer", "'conformer' has whole layers, and fidelity is of attention"),
+        ("fidelity --norms 1,x", "--norms takes numbers with commas between them, not '1,x'"),
+        ("fidelity --norms 0", "norm must be a positive number, not 0.0"),
+        ("fidelity --cosines 2", "cosine must be between 0 and 1, not 2.0"),
+        ("fidelity --norms 1,1", "give each norm once, not [1.0, 1.0]"),
+        ("fidelity --head-dim 1", "head_dim must be at least 2, for there to be angles"),
         ("check", "name one mechanism or task, PACKAGE:CLASS, or give --all"),
         ("check linear --all", "name one mechanism or task, PACKAGE:CLASS, or give --all"),
         ("check no_such_module:Attention", "'no_such_module' cannot be imported"),
@@ -164,7 +183,8 @@ def test_the_version_is_that_of_the_package(call):
 
 
 @pytest.mark.parametrize(
-    "command", ["compare", "choose", "generate", "bench", "check", "pattern", "list", "report"]
+    "command",
+    ["compare", "choose", "generate", "fidelity", "bench", "check", "pattern", "list", "report"],
 )
 def test_the_help_of_a_command_ends_with_examples_that_it_takes(call, command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")

@@ -36,7 +36,8 @@ MAY_IMPORT = {
         *("bounds", "config", "mechanism", "registry", "plugins", "ops", "files", "documents"),
         *("torch_internals", "fields", "inputs", "mixture", "notation"),
     },
-    "measure": {"mechanism", "registry", "ops", "torch_internals"},
+    "stand_in": {"mechanism", "ops", "registry"},
+    "measure": {"inputs", "mechanism", "registry", "ops", "stand_in", "torch_internals"},
     "testing": {
         *("mechanism", "measure", "nn", "ops", "patterns", "registry", "torch_internals", "fields", "task"),
     },
@@ -49,7 +50,7 @@ MAY_IMPORT = {
     "executors": {"plugins", "measure", "records", "recorded", "documents"},
     "experiments": {
         *("mechanism", "registry", "plugins", "nn", "measure", "tasks", "records", "recorded", "documents"),
-        *("bounds", "config", "executors", "fields", "files", "notation", "objectives", "task"),
+        *("bounds", "config", "executors", "fields", "files", "notation", "objectives", "stand_in", "task"),
     },
     "cli": {
         *("mechanism", "registry", "patterns", "testing", "tasks", "records", "report", "experiments", "nn"),

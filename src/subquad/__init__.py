@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from subquad.config import ModelConfig, SamplingConfig
     from subquad.experiments.config import Choice, Comparison, TrainingConfig
     from subquad.experiments.predictor import load_model
+    from subquad.measure.fidelity import fidelity
     from subquad.mechanism import Dims, Mechanism, Traits
     from subquad.nn.multihead import MultiheadAttention
     from subquad.nn.replace import replace_attention
@@ -33,6 +34,7 @@ __all__ = [
     "catalog",
     "choose",
     "compare",
+    "fidelity",
     "find",
     "load_model",
     "options",
@@ -47,6 +49,7 @@ export_lazily(
         "config": ["ModelConfig", "SamplingConfig"],
         "experiments.config": ["Choice", "Comparison", "TrainingConfig"],
         "experiments.predictor": ["load_model"],
+        "measure.fidelity": ["fidelity"],
         "mechanism": ["Dims", "Mechanism", "Traits"],
         "nn.multihead": ["MultiheadAttention"],
         "nn.replace": ["replace_attention"],

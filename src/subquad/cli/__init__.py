@@ -1,5 +1,5 @@
 """The command line of subquad. It starts without torch."""
 
-from subquad.cli.generate import app
+from subquad.cli.fidelity import app
 
 __all__ = ["app"]

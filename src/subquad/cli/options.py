@@ -119,6 +119,14 @@ def whole_numbers(name: str, texts: Sequence[str]) -> tuple[int, ...]:
     return tuple(map(int, numbers))
 
 
+def decimals(name: str, texts: Sequence[str]) -> tuple[float, ...]:
+    """Those of an option that is given several times, or once with commas. Raises `ValueError`."""
+    try:
+        return tuple(float(text) for listed in texts for text in listed.split(","))
+    except ValueError:
+        raise ValueError(f"{name} takes numbers with commas between them, not {','.join(texts)!r}") from None
+
+
 def megabytes(name: str, text: str) -> float:
     """A size such as "500MB" or "1.5 GB" in 10 ** 6 bytes. Raises `ValueError`."""
     match = SIZE.fullmatch(text.strip())

@@ -18,13 +18,13 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
 @contextmanager
-def interruptible() -> Iterator[Console]:
-    """A console on standard error, where after Ctrl-C a line says how to go on."""
+def interruptible(*, resumes: bool = True) -> Iterator[Console]:
+    """A console on standard error, where after Ctrl-C a line says whether the same command goes on."""
     console = Console(stderr=True, highlight=False)
     try:
         yield console
     except KeyboardInterrupt:
-        console.print("interrupted; the same command goes on from here")
+        console.print("interrupted; the same command " + ("goes on from here" if resumes else "begins anew"))
         raise typer.Exit(INTERRUPTED) from None
 
 
@@ -36,12 +36,12 @@ def working(on: str) -> Iterator[None]:
 
 
 @contextmanager
-def preparing(on: str) -> Iterator[Callable[[str, float | None], None]]:
+def preparing(on: str, *, resumes: bool = True) -> Iterator[Callable[[str, float | None], None]]:
     """On a terminal, bars for what takes a few seconds, and for what takes longer meanwhile.
 
     Call it with what is done, and the share of it that is; None: another process does it.
     """
-    with interruptible() as console, PreparingDisplay(on, console) as display:
+    with interruptible(resumes=resumes) as console, PreparingDisplay(on, console) as display:
         yield display.tell
 
 

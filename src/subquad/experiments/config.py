@@ -6,7 +6,7 @@ No torch: `subquad compare --help` reads its defaults here.
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from subquad.bounds import Bound, Count, CountOrZero, Positive, PositiveOrZero, one_of, require
+from subquad.bounds import Bound, Count, CountOrZero, Positive, PositiveOrZero, Share, one_of, require
 from subquad.config import Config, Help, ModelConfig
 
 # From the simplest: of equals the first is recommended. No more than 64 keys stand for all, or are near: a
@@ -20,6 +20,8 @@ CANDIDATES = (
     "bigbird:block=16",
     "gated-delta",
 )
+# Of q, k and v alone, in both forms, whatever the sizes.
+STAND_INS = ("linear", "hedgehog", "performer:features=256", "local:width=32")
 TASK_KINDS = ("any", "language", "text", "events", "image", "local")
 # At 512 events two segments at most are in long-term memory: 128 bumps hold what 512 would, in less time.
 ATTENTION = ("softmax", "linear", "performer", "infinity:basis=128,samples=128")
@@ -71,6 +73,27 @@ class InputsConfig(Config):
     head_dim: Annotated[Count, Help("Width of a head.")] = 32
     batch: Annotated[Count, Help("Sequences at a time.")] = 1
     dtype: Annotated[str, one_of(*DTYPES), Help(f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}.")] = "float32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationsConfig(Config):
+    """Random q, k and v on which mechanisms are compared with softmax attention."""
+
+    length: Annotated[Count, Help("Tokens; work grows with their cube.")] = 256
+    heads: Annotated[Count, Help("Heads.")] = 4
+    head_dim: Annotated[Count, Help("Width of a head, at least 2.")] = 32
+    clusters: Annotated[
+        CountOrZero,
+        Help(
+            "Directions about which queries and keys gather, so that a query matches the keys of its own. "
+            "0: each query matches one key."
+        ),
+    ] = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.head_dim < 2:
+            raise ValueError("head_dim must be at least 2, for there to be angles")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +228,36 @@ class Choice(Config):
                 raise ValueError("a fit and a target are those of a task: name one")
         elif self.fit and self.kind != "any":
             raise ValueError(f"with a fit the task itself is the test: leave the kind {self.kind!r} out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FidelityStudy(Config):
+    """How far mechanisms are from softmax attention on random q, k and v: which, and on which.
+
+    attention: mechanisms, each "NAME" or "NAME:option=value,…".
+    activations: their sizes.
+    norms: |q| |k| / sqrt(d), the score of a query and a key that point the same way.
+    cosines: between a query and the keys that it matches.
+    causal: whether a token sees those before it alone.
+    seeds: draws of the activations, and of what is random in a mechanism.
+    """
+
+    attention: tuple[str, ...] = STAND_INS
+    activations: ActivationsConfig = field(default_factory=ActivationsConfig)
+    norms: tuple[float, ...] = (1.0, 4.0, 16.0)
+    cosines: tuple[float, ...] = (0.5, 0.9)
+    causal: bool = False
+    seeds: Count = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, values, bound in (("norm", self.norms, Positive), ("cosine", self.cosines, Share)):
+            if not values:
+                raise ValueError(f"give at least one {name}")
+            for value in values:
+                require(name, value, bound)
+            if len(set(values)) < len(values):
+                raise ValueError(f"give each {name} once, not {list(values)}")
 
 
 def _each_once(lengths: tuple[int, ...]) -> None:
