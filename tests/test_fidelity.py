@@ -128,6 +128,12 @@ def test_the_effective_rank_of_equal_singular_values_is_their_number():
     torch.testing.assert_close(effective_rank(x), torch.tensor([3.0], dtype=torch.float64))
 
 
+def test_the_effective_rank_is_of_singular_values_and_not_of_their_squares():
+    x = torch.tensor([[[3.0, 0.0], [0.0, 1.0]]], dtype=torch.float64)
+    expected = math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25))
+    torch.testing.assert_close(effective_rank(x), torch.tensor([expected], dtype=torch.float64))
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_kl_is_never_negative_and_shares_are_shares(causal):
     for name in stand_ins(DIMS, causal=causal):

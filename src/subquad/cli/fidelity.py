@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from subquad.cli.generate import app
 from subquad.cli.options import Attention, Json, decimals, examples, number, with_options_of
@@ -19,7 +20,7 @@ STUDY = FidelityStudy()  # its defaults
 
 def numbers_option(text: str, default: tuple[float, ...]) -> typer.models.OptionInfo:
     shown = ",".join(f"{value:g}" for value in default)
-    return typer.Option(metavar="X[,X,…]", help=f"{text} [default: {shown}]", show_default=False)
+    return typer.Option(metavar="X[,X,…]", help=f"{text} {escape(f'[default: {shown}]')}", show_default=False)
 
 
 @app.command(
