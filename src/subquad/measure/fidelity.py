@@ -94,7 +94,7 @@ class HeadFidelity:
 class Fidelity:
     """How far a mechanism is from softmax attention on given q, k and v.
 
-    draws: of what is random in it; 1 where nothing is.
+    draws: that were measured, of what is random in it: 1 where nothing is, 0 where none has figures.
     tokens: real queries that were measured, of all rows.
     left_out: real queries beyond the most that are measured of a row.
     relative_error: of the outputs of all heads together.
@@ -322,9 +322,10 @@ def summaries(
 ) -> tuple[HeadFidelity, ...]:
     """A line for each head."""
     heads = rows[0].q.shape[1]
-    weights = [softmax_weights(row, causal=causal) for row in rows]
-    entropies = torch.cat([torch.special.entr(x).sum(-1) for x in weights], 1).mean(1).tolist()
-    ranks = torch.stack([effective_rank(x) for x in weights]).mean(0).tolist()
+    exact = (softmax_weights(row, causal=causal) for row in rows)
+    of_rows = [(torch.special.entr(weights).sum(-1), effective_rank(weights)) for weights in exact]
+    entropies = torch.cat([entropy for entropy, _ in of_rows], 1).mean(1).tolist()
+    ranks = torch.stack([rank for _, rank in of_rows]).mean(0).tolist()
     of_queries, of_keys = (torch.cat([row[i][0].norm(dim=-1) for row in rows], 1) for i in range(2))
     spreads = {
         name: spread([getattr(draw, name).nanmean(1) for draw in measured], of=heads)
