@@ -10,10 +10,13 @@ from rich.console import Console
 
 from subquad.__main__ import main
 from subquad.cli import fidelity_tables
-from subquad.experiments.config import FidelityStudy
+from subquad.experiments.config import ActivationsConfig, FidelityStudy
 from subquad.experiments.fidelity import by_norm_and_angle
 from subquad.measure.activations import random_activations
+from subquad.measure.fidelity import fidelity
 from subquad.measure.layer_fidelity import Activations, layer_fidelities
+from subquad.mechanism import Dims
+from subquad.stand_in import build_stand_in
 
 SMALL = ["--length", "24", "--heads", "2", "--head-dim", "8"]
 
@@ -40,17 +43,16 @@ def printed(*shown):
 def test_a_table_for_each_norm_and_angle_fits_into_80_columns(call, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     status, out, err = call(
-        "--norms", "1,16", "--cosines", "0.5", "--attention", "performer:features=64|256,local:width=4"
+        "--norms", "1,16", "--cosines", "0.5,0.9", "--attention", "performer:features=64|256,local:width=4"
     )
     assert (status, err) == (0, "")
     lines = [line.rstrip() for line in out.splitlines()]
     assert max(map(len, lines)) <= 80
     assert [line for line in lines if line.startswith("norm ")] == [
-        "norm 1, cosine 0.5",
-        "norm 16, cosine 0.5",
+        f"norm {norm}, cosine {cosine}" for norm in (1, 16) for cosine in (0.5, 0.9)
     ]
     first = [line.split()[0] for line in lines if line.startswith((" softmax", " performer", " local"))]
-    assert first == ["softmax", "performer:features=64", "performer", "local:width=4"] * 2
+    assert first == ["softmax", "performer:features=64", "performer", "local:width=4"] * 4
     assert "lost: softmax's mass on the other keys" in out
 
 
@@ -98,6 +100,27 @@ def test_every_seed_draws_its_own_activations_and_features():
     assert row.softmax_entropy.deviation
     assert told == [0, 1 / 3, 2 / 3]
     assert by_norm_and_angle(study) == [row]
+
+
+def test_a_row_is_the_mean_of_measurements_with_their_own_activations_and_features():
+    sizes = {"length": 16, "heads": 2, "head_dim": 8, "clusters": 3}
+    study = FidelityStudy(
+        attention=("performer",),
+        activations=ActivationsConfig(**sizes),
+        norms=(4.0,),
+        cosines=(0.5,),
+        causal=True,
+        seeds=2,
+    )
+    (row,) = by_norm_and_angle(study)
+    dims = Dims(heads=2, head_dim=8, max_len=16)
+    errors = []
+    for seed in range(2):
+        qkv = random_activations(norm=4, cosine=0.5, causal=True, seed=seed, **sizes)
+        error = fidelity(build_stand_in("performer", dims, causal=True, draw=seed), *qkv, causal=True)
+        errors.append(error.relative_error.mean if error.relative_error else 0)
+    assert row.relative_error
+    assert row.relative_error.mean == pytest.approx(sum(errors) / 2)
 
 
 def test_every_option_of_the_study_can_be_given(call, monkeypatch):
