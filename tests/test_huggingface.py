@@ -292,14 +292,14 @@ def test_what_cannot_be_converted_is_listed_with_the_reason_and_nothing_is_chang
     assert "SelfAttention: it adds a bias to scores by position" in refusal("t5", "linear")
     assert "decoder.block.1.layer.0.SelfAttention" in refusal("t5", "linear")
     message = refusal("bert", "reformer")
-    assert "encoder.layer.0.attention.self, encoder.layer.1.attention.self: 'reformer' projects to" in message
+    assert "encoder.layer.0.attention.self, encoder.layer.1.attention.self: 'reformer' takes no k" in message
     assert "did you mean 'linear'" in refusal("bert", "liner")
     assert "has no option 'feature'; did you mean 'features'" in refusal("bert", "performer", feature=3)
     assert "only='decoder.*' fits no attention layer; there are encoder.layer.0" in refusal(
         "bert", "linear", only="decoder.*"
     )
     assert "has no causal form" in refusal("gpt2", "nystromformer")
-    assert "chooses keys by the whole sequence" in refusal("gpt2", "informer")
+    assert "'informer' knows the future by its choice of keys" in refusal("gpt2", "informer")
     assert "'transformer-xl' has relative positions of its own" in refusal("llama", "transformer-xl")
     assert "'conformer' has a whole layer" in refusal("bert", "conformer")
 

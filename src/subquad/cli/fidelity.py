@@ -1,6 +1,7 @@
-"""`subquad fidelity`: how far mechanisms are from softmax attention, on random q, k and v."""
+"""`subquad fidelity`: how far mechanisms are from softmax attention, on random q, k and v or on a model's."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,6 +17,8 @@ from subquad.experiments.config import ActivationsConfig, FidelityStudy
 __all__ = ["app"]
 
 STUDY = FidelityStudy()  # its defaults
+THRESHOLD = 0.1  # a tenth of the output, as a first guess: what a model forgives is its own
+PRETRAINED = "Pretrained models"  # a panel of the help
 
 
 def numbers_option(text: str, default: tuple[float, ...]) -> typer.models.OptionInfo:
@@ -29,6 +32,7 @@ def numbers_option(text: str, default: tuple[float, ...]) -> typer.models.Option
         "subquad fidelity",
         "subquad fidelity --attention 'performer:features=64|256|1024' --norms 1,2,4,8,16 --cosines 0.5",
         "subquad fidelity --attention all --causal --length 128 --seeds 1 --json",
+        "subquad fidelity --model FOLDER --text book.txt --attention performer,hedgehog --length 512",
     ),
 )
 @with_options_of(activations=None)
@@ -48,11 +52,26 @@ def measure_fidelity(
     seeds: Annotated[
         int, number("Draws of the activations, and of what is random in a mechanism.")
     ] = STUDY.seeds,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Of transformers, with its tokenizer.", rich_help_panel=PRETRAINED
+        ),
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What it reads, --length tokens.", rich_help_panel=PRETRAINED),
+    ] = None,
+    threshold: Annotated[
+        float,
+        typer.Option(help="The error up to which a layer bears the conversion.", rich_help_panel=PRETRAINED),
+    ] = THRESHOLD,
     as_json: Json = False,
 ) -> None:
-    """How far mechanisms are from softmax attention on the same random q, k and v, by norm and angle.
+    """How far mechanisms are from softmax attention on the same q, k and v.
 
-    By their outputs, and by their weights: KL, lost mass, entropy and effective rank.
+    On random ones by norm and angle, or, with --model and --text, on those of a pretrained model's layers,
+    head by head. By their outputs, and by their weights: KL, lost mass, entropy and effective rank.
 
     A mechanism takes part that needs q, k and v alone; what it would learn is as it is initialised.
     """
@@ -64,6 +83,8 @@ def measure_fidelity(
         causal=causal,
         seeds=seeds,
     )
+    if model is not None or text is not None:
+        return measure_model(study, model, text, threshold=threshold, as_json=as_json)
     with preparing("reading the request", resumes=False) as tell:
         from subquad.cli import fidelity_tables
         from subquad.experiments.fidelity import by_norm_and_angle
@@ -76,3 +97,38 @@ def measure_fidelity(
         console.print(shown)
     for line in fidelity_tables.key(rows):
         console.print(line, markup=False, highlight=False)
+
+
+def measure_model(
+    study: FidelityStudy, model: Path | None, text: Path | None, *, threshold: float, as_json: bool
+) -> None:
+    """Layer by layer, on what a pretrained model makes of a text."""
+    if model is None or text is None:
+        raise ValueError("--model and --text go together: a model of transformers, and what it reads")
+    wanted = study.activations
+    random = replace(
+        study,
+        attention=STUDY.attention,
+        seeds=STUDY.seeds,
+        activations=replace(wanted, length=STUDY.activations.length),
+    )
+    if random != STUDY:
+        raise ValueError(
+            "--norms, --cosines, --clusters, --heads, --head-dim and --causal are of random q, k and v: "
+            "leave them out, for a model has its own"
+        )
+    with preparing("loading the model", resumes=False) as tell:
+        from subquad.cli import fidelity_tables
+        from subquad.experiments.fidelity import by_layer
+        from subquad.integrations.huggingface.fidelity import activations, read_model
+
+        layers = activations(*read_model(model, text, tokens=wanted.length))
+        found = by_layer(study, layers, threshold=threshold, tell=tell)
+    if as_json:
+        return print_json({"threshold": threshold, "rows": [asdict(each) for each in found]})
+    console = Console()
+    for each in found:
+        console.print(fidelity_tables.layers(each))
+        for shown in fidelity_tables.heads(each):
+            console.print(shown)
+        console.print(fidelity_tables.verdict(each), markup=False, highlight=False)

@@ -56,10 +56,10 @@ def layers(model: "ModelFidelity") -> Table:
     """A line a layer: its error and whether that is borne, and what its worst head shows."""
     title = f"{model.attention}: layers, and the worst head of each"
     made = table(title, "layer", "error", "bears", "worst", "KL", "lost", "entropy", "|q|", "|k|")
-    for each in model.layers:
+    for each, name in zip(model.layers, short_names(model), strict=True):
         worst = max(each.fidelity.heads, key=error_of)
         made.add_row(
-            Text(each.layer),
+            Text(name),
             mean_of(each.fidelity.relative_error),
             "yes" if each.bears else "no",
             f"{worst.head}",
@@ -78,9 +78,9 @@ def heads(model: "ModelFidelity") -> list[Table]:
     for first in range(0, count, HEADS_ABREAST):
         some = range(first, min(first + HEADS_ABREAST, count))
         shown = table(f"{model.attention}: error by head", "layer", *map(str, some))
-        for each in model.layers:
+        for each, name in zip(model.layers, short_names(model), strict=True):
             own = each.fidelity.heads[first : first + HEADS_ABREAST]
-            shown.add_row(Text(each.layer), *(marked(head, model.threshold) for head in own))
+            shown.add_row(Text(name), *(marked(head, model.threshold) for head in own))
         made.append(shown)
     return made
 
@@ -91,6 +91,14 @@ def verdict(model: "ModelFidelity") -> str:
     which = f": {', '.join(bearing)}" if bearing else ""
     verb = "bears" if len(bearing) == 1 else "bear"
     return f"{len(bearing)} of {count} {verb} {model.attention} at a threshold of {model.threshold:g}{which}"
+
+
+def short_names(model: "ModelFidelity") -> list[str]:
+    """Those of the layers, without the last parts that all have in common."""
+    names = [each.layer.split(".") for each in model.layers]
+    while len({parts[-1] for parts in names}) == 1 and len(names) > 1 and min(map(len, names)) > 1:
+        names = [parts[:-1] for parts in names]
+    return [".".join(parts) for parts in names]
 
 
 def error_of(head: "HeadFidelity") -> float:

@@ -1,6 +1,6 @@
-"""How far mechanisms are from softmax attention on random q, k and v, by norm and angle."""
+"""How far mechanisms are from softmax attention: on random q, k and v by norm and angle, and on a model's."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from statistics import fmean, stdev
@@ -10,6 +10,7 @@ from subquad.experiments.rows import mechanisms
 from subquad.experiments.spec import MechanismSpec
 from subquad.measure.activations import random_activations
 from subquad.measure.fidelity import Fidelity, Spread, fidelity
+from subquad.measure.layer_fidelity import Activations, ModelFidelity, layer_fidelities
 from subquad.mechanism import Dims, Mechanism
 from subquad.nn.layers.named import has_whole_layers
 from subquad.stand_in import build_stand_in, stand_ins
@@ -92,6 +93,46 @@ def by_norm_and_angle(
                 )
             )
     return rows
+
+
+def by_layer(
+    study: FidelityStudy,
+    layers: Sequence[Activations],
+    *,
+    threshold: float,
+    tell: Callable[[str, float | None], None] = lambda doing, share: None,
+) -> list[ModelFidelity]:
+    """For each mechanism how far it is from softmax in each layer of a model.
+
+    threshold: the relative error up to which a layer bears the conversion.
+    tell: is called with what is done, and the share of it that is.
+
+    Raises `ValueError` before anything is measured for what is not known or cannot stand in for softmax.
+    """
+    first = layers[0]
+    dims = Dims(heads=first.q.shape[1], head_dim=first.q.shape[3], max_len=study.activations.length)
+    chosen = mechanisms(study.attention, every=stand_ins(dims, causal=first.causal))
+    for each in chosen:
+        built(each, dims, causal=first.causal, seed=0)
+    found: list[ModelFidelity] = []
+    for place, each in enumerate(chosen):
+
+        def telling(place: int = place) -> Iterator[Activations]:
+            for done, layer in enumerate(layers):
+                tell("measuring", (place + done / len(layers)) / len(chosen))
+                yield layer
+
+        found.append(
+            layer_fidelities(
+                each.attention,
+                telling(),
+                threshold=threshold,
+                draws=study.seeds,
+                most_tokens=study.activations.length,
+                **each.options,
+            )
+        )
+    return found
 
 
 def built(row: MechanismSpec, dims: Dims, *, causal: bool, seed: int) -> Mechanism:

@@ -12,19 +12,31 @@ from subquad.exports import export_lazily
 
 if TYPE_CHECKING:
     from subquad.integrations.huggingface.cache import Cache
-    from subquad.integrations.huggingface.convert import convert, disable_attention_dropout
+    from subquad.integrations.huggingface.convert import convert, disable_attention_dropout, restore
     from subquad.integrations.huggingface.distil import distil
+    from subquad.integrations.huggingface.fidelity import activations, fidelity
     from subquad.integrations.huggingface.saved import from_pretrained
     from subquad.integrations.huggingface.transfer import transfer
 
-__all__ = ["Cache", "convert", "disable_attention_dropout", "distil", "from_pretrained", "transfer"]
+__all__ = [
+    "Cache",
+    "activations",
+    "convert",
+    "disable_attention_dropout",
+    "distil",
+    "fidelity",
+    "from_pretrained",
+    "restore",
+    "transfer",
+]
 
 export_lazily(
     __name__,
     {
         "cache": ["Cache"],
-        "convert": ["convert", "disable_attention_dropout"],
+        "convert": ["convert", "disable_attention_dropout", "restore"],
         "distil": ["distil"],
+        "fidelity": ["activations", "fidelity"],
         "saved": ["from_pretrained"],
         "transfer": ["transfer"],
     },

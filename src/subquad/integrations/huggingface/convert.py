@@ -76,6 +76,21 @@ def convert(
     return model
 
 
+def restore(model: M) -> M:
+    """Take the mechanisms out of a converted model, which then attends as it did before; return the model."""
+    pretrained = require_pretrained(model)
+    layers = attention_layers(pretrained).values()
+    for layer in layers:
+        if hasattr(layer.module, NAME):
+            delattr(layer.module, NAME)
+    for config in {id(x): x for x in (pretrained.config, *(layer.config for layer in layers))}.values():
+        if hasattr(config, NAME):
+            config._attn_implementation_internal = note_of(config).before
+            delattr(config, NAME)
+        vars(config).pop("attn_implementation", None)
+    return model
+
+
 def disable_attention_dropout(model: M) -> M:
     """Let no attention weight drop out in training where layers were converted; return the model.
 
@@ -140,9 +155,7 @@ def describe(
 
 
 def unfit(ours: ConvertedAttention, layer: PretrainedAttention) -> Iterable[str]:
-    """Why this mechanism cannot take the place of a pretrained layer's softmax."""
-    if ours.causal and ours.mechanism.traits.causal != "strict":
-        yield f"{ours.attention!r} chooses keys by the whole sequence, and this layer must not see the future"
+    """Why this mechanism cannot take the place of this layer's softmax."""
     if layer.rotary and not ours.mechanism.turned_inputs():
         yield (
             f"its queries and keys turn with their positions, and {ours.attention!r} has relative positions "

@@ -9,6 +9,7 @@ from torch import Tensor
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, State, Valid, Values
 from subquad.nn.attention_layer import AttentionLayer
 from subquad.registry import build
+from subquad.stand_in import require_stand_in
 
 Merged = Float[Tensor, "b t h e"]
 SharedKeys = Float[Tensor, "b g s d"]  # g divides h: several heads may share one
@@ -29,6 +30,8 @@ class ConvertedAttention(AttentionLayer):
     max_len: the longest sequence, for mechanisms with weights per position.
     layer: its place among the converted ones, from 0.
     options: the mechanism's own.
+
+    Raises `ValueError` for a mechanism that cannot stand in for softmax attention (`subquad.stand_in`).
     """
 
     def __init__(
@@ -47,11 +50,7 @@ class ConvertedAttention(AttentionLayer):
         self.dims = Dims(heads=heads, head_dim=head_dim, max_len=max_len, layer=layer)
         self.causal = causal
         self.mechanism = self.build_mechanism()
-        if (widths := self.mechanism.projections()) != dict.fromkeys("qkv", head_dim):
-            raise ValueError(
-                f"{attention!r} projects to {', '.join(widths)}, and a pretrained layer has q, k and v "
-                "alone: train a model anew with it, or take a mechanism of q, k and v, such as 'performer'"
-            )
+        require_stand_in(self.mechanism, self.dims, causal=causal)
 
     def build_mechanism(self) -> Mechanism:
         return build(self.attention, self.dims, causal=self.causal, **self.options)
