@@ -25,6 +25,7 @@ from subquad.cli.options import (
     number,
     option,
     whole_numbers,
+    with_default,
     with_options_of,
 )
 from subquad.cli.output import (
@@ -92,8 +93,7 @@ def compare(
         list[str],
         typer.Argument(
             metavar="[NAME[:option=value,…]]…",
-            help=f"Of `subquad list`. [default: {' '.join(COMPARISON.tasks)}; with --data none but your own]",
-            show_default=False,
+            **with_default("Of `subquad list`; with --data none but your own.", *COMPARISON.tasks, by=" "),
         ),
     ] = [],  # noqa: B006  # typer copies it
     attention: Attention = list(COMPARISON.attention),  # noqa: B006  # typer copies it
@@ -118,7 +118,7 @@ def compare(
     ] = COMPARISON.bench,
     lengths: Annotated[
         list[str],
-        lengths_option("Tokens, in the place of 1, 2, 4, 8 and 16 times the longest task's.", panel=BENCH),
+        lengths_option(panel=BENCH, **with_default("Tokens.", "1, 2, 4, 8, 16 times the longest task's")),
     ] = [],  # noqa: B006  # typer copies it
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where records and the report go.")] = Path("runs"),
     data: Annotated[
@@ -214,7 +214,7 @@ def bench(
         typer.Argument(metavar="[NAME[:option=value,…]]…", help="Mechanisms to time; 'all' takes every one."),
     ] = list(BENCHMARK.attention),  # noqa: B006
     lengths: Annotated[
-        list[str], lengths_option(f"Tokens. [default: {','.join(map(str, BENCHMARK.lengths))}]", "--length")
+        list[str], lengths_option("--length", **with_default("Tokens.", *BENCHMARK.lengths))
     ] = [],  # noqa: B006
     inputs: InputsConfig = BENCHMARK.inputs,
     causal: Annotated[

@@ -6,10 +6,9 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from subquad.cli.generate import app
-from subquad.cli.options import Attention, Json, decimals, examples, number, with_options_of
+from subquad.cli.options import Attention, Json, decimals, examples, number, with_default, with_options_of
 from subquad.cli.output import print_json
 from subquad.cli.progress import preparing
 from subquad.experiments.config import ActivationsConfig, FidelityStudy
@@ -23,7 +22,7 @@ PRETRAINED = "Pretrained models"  # a panel of the help
 
 def numbers_option(text: str, default: tuple[float, ...]) -> typer.models.OptionInfo:
     shown = ",".join(f"{value:g}" for value in default)
-    return typer.Option(metavar="X[,X,…]", help=f"{text} {escape(f'[default: {shown}]')}", show_default=False)
+    return typer.Option(metavar="X[,X,…]", **with_default(text, shown))
 
 
 @app.command(

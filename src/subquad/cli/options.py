@@ -8,6 +8,7 @@ from functools import wraps
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from subquad.bounds import AT_LEAST_ONE
 from subquad.config import Config, Help
@@ -57,10 +58,14 @@ def option(text: str, panel: str) -> Any:
     return typer.Option(help=text, rich_help_panel=panel)
 
 
-def lengths_option(text: str, *names: str, panel: str | None = None) -> Any:
-    return typer.Option(
-        "--lengths", *names, metavar="N[,N,…]", help=text, show_default=False, rich_help_panel=panel
-    )
+def with_default(text: str, *default: object, by: str = ",") -> dict[str, Any]:
+    """Of an option whose help says its default itself. Rich would take the brackets for markup."""
+    shown = escape(f"[default: {by.join(map(str, default))}]")
+    return {"help": f"{text} {shown}", "show_default": False}
+
+
+def lengths_option(*names: str, panel: str | None = None, **shown: Any) -> Any:
+    return typer.Option("--lengths", *names, metavar="N[,N,…]", rich_help_panel=panel, **shown)
 
 
 def with_options_of(**panels: str | None) -> Callable[[Callable[..., None]], Callable[..., None]]:
