@@ -45,6 +45,12 @@ def results(module: nn.Module, x: torch.Tensor, *others: torch.Tensor) -> list[A
     return [out[REAL], leaf.grad, *(getattr(g, "full_tensor", lambda g=g: g)() for g in gradients)]
 
 
+def assert_same(found: list[Any], expected: list[Any]) -> None:
+    """But for the order of sums, whose terms may be larger than what is left of them."""
+    for x, y in zip(found, expected, strict=True):
+        assert_close(x, y, rtol=1.3e-6, atol=1e-5 * max(1.0, y.abs().max().item()))
+
+
 @pytest.fixture(scope="module")
 def process_group():
     distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
@@ -64,7 +70,7 @@ compiles = pytest.mark.skipif(RELEASE < (2, 7), reason="torch 2.6 compiles no ja
 def test_a_sharded_layer_gives_what_it_gives_whole(attention, causal):
     whole, sharded = layer(attention, causal=causal), layer(attention, causal=causal)
     fully_shard(sharded)
-    assert_close(results(sharded, tokens()), results(whole, tokens()))
+    assert_same(results(sharded, tokens()), results(whole, tokens()))
 
 
 @shards
@@ -90,7 +96,7 @@ def test_checkpointing_that_runs_a_layer_again_changes_nothing(attention, causal
         def parameters(self, recurse=True):
             return module.parameters()
 
-    assert_close(results(Checkpointed(), tokens()), results(module, tokens()))
+    assert_same(results(Checkpointed(), tokens()), results(module, tokens()))
 
 
 @one_sequence
@@ -102,7 +108,7 @@ def test_each_of_three_copies_gets_the_gradient_of_its_own_use(attention, causal
     used = [part for name, part in (("k", key), ("v", value)) if name in module.widths]
     assert all(part.grad is not None for part in used)
     parts = [part.grad for part in used if part.grad is not None]
-    assert_close([out, sum(parts, gradient), *weights], expected)
+    assert_same([out, sum(parts, gradient), *weights], expected)
     _, of_queries, *_ = results(module, x, x.detach(), x.detach())  # in the same memory
     assert_close(of_queries, gradient)
 
