@@ -1,6 +1,7 @@
 """What holds for every test."""
 
 import os
+import sys
 import tempfile
 from hashlib import sha256
 from pathlib import Path
@@ -36,3 +37,20 @@ def a_cache_of_its_own(tmp_path_factory: pytest.TempPathFactory):
     os.environ.pop("SUBQUAD_CACHE")
     if before is not None:
         os.environ["SUBQUAD_CACHE"] = before
+
+
+@pytest.fixture
+def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """The command line in this process: status, standard output and standard error."""
+    from subquad.__main__ import main
+
+    def run(*arguments: object) -> tuple[object, str, str]:
+        monkeypatch.setattr(sys, "argv", ["subquad", *map(str, arguments)])
+        try:
+            status = main()
+        except SystemExit as end:
+            status = end.code
+        out, told = capsys.readouterr()
+        return status, out, told
+
+    return run

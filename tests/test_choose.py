@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import fields
+from functools import partial
 
 import pytest
 import report_samples as made_up
@@ -10,7 +11,6 @@ from own_sample import write
 from usage import assert_refused
 
 import subquad
-from subquad.__main__ import main
 from subquad.cli.options import megabytes
 from subquad.executors import local
 from subquad.experiments import choice
@@ -66,16 +66,8 @@ def at_once(monkeypatch):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["subquad", "choose", *arguments])
-        try:
-            status = main()
-        except SystemExit as end:
-            status = end.code
-        return status, *capsys.readouterr()
-
-    return run
+def call(command_line):
+    return partial(command_line, "choose")
 
 
 ASKED = ["--length", "4096", "--attention", "linear,performer", "--kind", "text"]

@@ -20,7 +20,6 @@ from filelock import FileLock
 from own_sample import write
 from usage import assert_refused
 
-from subquad.__main__ import main
 from subquad.bounds import Count
 from subquad.cli.check import show_all
 from subquad.cli.options import with_options_of
@@ -53,18 +52,8 @@ def subquad(*arguments, cwd=None, before=""):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    """The command in this process: status, standard output and standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["subquad", *arguments])
-        try:
-            status = main()
-        except SystemExit as end:
-            status = end.code
-        return status, *capsys.readouterr()
-
-    return run
+def call(command_line):
+    return command_line
 
 
 def test_help_loads_nothing_heavy_and_names_every_command():
@@ -142,6 +131,7 @@ def test_without_its_extra_the_command_says_what_to_install(missing):
         ("fidelity --attention nystromformer --causal", "'nystromformer' has no causal form"),
         ("fidelity --attention conformer", "'conformer' has whole layers, and fidelity is of attention"),
         ("fidelity --norms 1,x", "--norms takes numbers with commas between them, not '1,x'"),
+        ("fidelity --threshold 0.2", "--threshold is of the layers of a model"),
         ("fidelity --norms 0", "norm must be a positive number, not 0.0"),
         ("fidelity --cosines 2", "cosine must be between 0 and 1, not 2.0"),
         ("fidelity --norms 1,1", "give each norm once, not [1.0, 1.0]"),

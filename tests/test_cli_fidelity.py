@@ -1,17 +1,18 @@
 """`subquad fidelity`: its tables, its JSON, and the tables of a model's layers."""
 
 import json
-import sys
 from dataclasses import fields
+from functools import partial
 from io import StringIO
 
 import pytest
 from rich.console import Console
 
-from subquad.__main__ import main
 from subquad.cli import fidelity_tables
+from subquad.cli.fidelity import THRESHOLD
 from subquad.experiments.config import ActivationsConfig, FidelityStudy
 from subquad.experiments.fidelity import by_norm_and_angle
+from subquad.measure import layer_fidelity
 from subquad.measure.activations import random_activations
 from subquad.measure.fidelity import fidelity
 from subquad.measure.layer_fidelity import Activations, layer_fidelities
@@ -22,16 +23,12 @@ SMALL = ["--length", "24", "--heads", "2", "--head-dim", "8"]
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["subquad", "fidelity", *SMALL, *arguments])
-        try:
-            status = main()
-        except SystemExit as end:
-            status = end.code
-        return status, *capsys.readouterr()
+def call(command_line):
+    return partial(command_line, "fidelity", *SMALL)
 
-    return run
+
+def test_the_threshold_of_the_command_is_that_of_python():
+    assert THRESHOLD == layer_fidelity.THRESHOLD
 
 
 def printed(*shown):

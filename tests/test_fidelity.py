@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from subquad import fidelity
 from subquad.measure.activations import random_activations
-from subquad.measure.fidelity import RealRow, effective_rank, mechanism_weights
+from subquad.measure.fidelity import effective_rank, mechanism_weights
 from subquad.measure.layer_fidelity import Activations, layer_fidelities
 from subquad.mechanism import Dims
 from subquad.mechanisms.linear import LinearAttention
@@ -91,7 +91,7 @@ def test_the_error_of_favor_falls_with_its_features(causal):
 def test_the_weights_are_what_the_mechanism_multiplies_values_with(name):
     q, k, v = normal(rows=1, length=21, scale=2)  # no multiple of the width: the last columns are fewer
     mechanism = build_stand_in(name, DIMS, causal=False).double().eval()
-    weights = mechanism_weights(mechanism, RealRow(q, k, v))
+    weights = mechanism_weights(mechanism, q, k, v)[0]
     torch.testing.assert_close(weights @ v[0], mechanism(q, k, v)[0])
     torch.testing.assert_close(
         weights[:, :, :2], mechanism(q, k, torch.eye(21, WIDTH).expand_as(v).double())[0, :, :, :2]
@@ -105,7 +105,7 @@ def test_softmaxs_weights_are_the_dense_ones(causal):
     if causal:
         scores = scores.masked_fill(torch.ones(LENGTH, LENGTH, dtype=torch.bool).triu(1), -math.inf)
     mechanism = build("softmax", DIMS, causal=causal).eval()
-    torch.testing.assert_close(mechanism_weights(mechanism, RealRow(q, k, v)), scores.softmax(-1)[0])
+    torch.testing.assert_close(mechanism_weights(mechanism, q, k, v)[0], scores.softmax(-1)[0])
 
 
 def test_uniform_weights_have_the_greatest_entropy_and_the_least_rank():
@@ -154,7 +154,7 @@ def test_a_window_keeps_the_shape_of_softmax_and_loses_the_mass_outside():
     q, k, v = normal(rows=1)
     result = fidelity("local:width=4", q, k, v)
     near = build("local", DIMS, causal=False, width=4).double()
-    seen = mechanism_weights(near, RealRow(q, k, v)) > 0
+    seen = mechanism_weights(near, q, k, v)[0] > 0
     outside = (q @ k.mT / WIDTH**0.5).softmax(-1)[0].masked_fill(seen, 0).sum(-1).mean(-1)
     for head, mass in zip(result.heads, outside.tolist(), strict=True):
         assert figures(head, "kl")[0] < 1e-12

@@ -301,6 +301,8 @@ def test_what_cannot_be_converted_is_listed_with_the_reason_and_nothing_is_chang
     assert "has no causal form" in refusal("gpt2", "nystromformer")
     assert "'informer' knows the future by its choice of keys" in refusal("gpt2", "informer")
     assert "'transformer-xl' has relative positions of its own" in refusal("llama", "transformer-xl")
+    assert "'linear' has no option 'heads'" in refusal("bert", "linear", heads=2)
+    assert "Dims.max_len must be at least 1, not 0" in refusal("bert", "linear", max_len=0)
     assert "'conformer' has a whole layer" in refusal("bert", "conformer")
 
 

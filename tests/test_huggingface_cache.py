@@ -132,6 +132,8 @@ def test_what_has_no_state_is_refused():
     assert generated(model, use_cache=False).shape == (2, 17)
     with pytest.raises(ValueError, match="has no converted layer that reads from left to right"):
         hf.Cache(SAMPLES["llama"].model())
+    with pytest.raises(ValueError, match=r"a Linear is no transformers\.PreTrainedModel"):
+        hf.Cache(torch.nn.Linear(2, 2))
 
 
 def test_assisted_generation_is_refused():

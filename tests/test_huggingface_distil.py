@@ -65,3 +65,10 @@ def test_padding_is_not_compared():
 def test_a_model_that_was_not_converted_is_refused():
     with pytest.raises(ValueError, match="BertModel was not converted, and has nothing to win back"):
         hf.distil(SAMPLES["bert"].model(), [])
+
+
+@pytest.mark.parametrize("rank", [0, -2])
+def test_adapters_without_a_rank_are_refused(rank: int):
+    model = hf.convert(SAMPLES["bert"].model(), "linear")
+    with pytest.raises(ValueError, match=f"adapters have a rank of at least 1, not {rank}"):
+        hf.distil(model, [], rank=rank)

@@ -1,8 +1,8 @@
 """How far mechanisms are from the softmax attention of a pretrained model."""
 
 import json
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,6 @@ from torch.testing import assert_close
 from transformers import PreTrainedTokenizerFast
 
 import subquad.integrations.huggingface as hf
-from subquad.__main__ import main
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -73,20 +72,8 @@ def test_only_converted_layers_are_measured_of_a_converted_model():
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Status, output and messages of `subquad fidelity`."""
-
-    def run_command(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["subquad", "fidelity", *arguments])
-        try:
-            status = main()
-        except SystemExit as end:
-            status = end.code
-        assert isinstance(status, int)
-        out, told = capsys.readouterr()
-        return status, out, told
-
-    return run_command
+def call(command_line):
+    return partial(command_line, "fidelity")
 
 
 @pytest.fixture
@@ -132,6 +119,10 @@ def test_the_command_measures_a_model_on_a_text(folder: Path, call: Command):
         ("--model {0}/model --text {0}/none.txt", "none.txt is no text that can be read"),
         ("--model {0}/model --text {0}/empty.txt", "has too few tokens to attend to"),
         ("--model {0}/model --text {0}/text.txt --length 40 --attention reformer", "'reformer' takes no k"),
+        (
+            "--model {0}/model --text {0}/text.txt --length 40 --threshold nan",
+            "threshold is a relative error",
+        ),
         (
             "--model {0}/model --text {0}/text.txt --length 500",
             "reads 64 tokens at most, and 500 are asked for",

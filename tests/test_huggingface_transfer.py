@@ -10,13 +10,8 @@ from torch.testing import assert_close
 
 import subquad.integrations.huggingface as hf
 from subquad.integrations.huggingface.interface import Call, attending_as_before
-from subquad.integrations.huggingface.transfer import (
-    error_of_outputs,
-    error_of_weights,
-    mechanism_weights,
-    real_queries,
-    softmax_weights,
-)
+from subquad.integrations.huggingface.transfer import error_of_outputs, error_of_weights, real_queries
+from subquad.measure.fidelity import mechanism_weights, softmax_weights
 
 
 def calls(model: Any, inputs: Inputs) -> list[Call]:
@@ -45,8 +40,8 @@ def test_softmax_attention_makes_no_error_against_itself(sample: Sample):
         assert error_of_outputs(call) < 1e-9
         real = real_queries(call)
         assert_close(
-            softmax_weights(call).transpose(1, 2)[real],
-            mechanism_weights(call).transpose(1, 2)[real],
+            softmax_weights(call.q, call.k, valid=call.valid, causal=call.layer.causal).transpose(1, 2)[real],
+            mechanism_weights(call.layer.mechanism, *call[1:4], valid=call.valid).transpose(1, 2)[real],
             rtol=1e-4,
             atol=1e-5,
         )
@@ -90,6 +85,12 @@ def test_layers_learn_as_they_would_alone():
     one.model.get_submodule(name).subquad.load_state_dict(mine.state_dict())
     losses = [hf.transfer(model, [inputs] * 3).loss[name] for model in (both, one)]
     assert_close(*losses)
+
+
+def test_a_teacher_that_is_none_is_refused():
+    model = hf.convert(SAMPLES["bert"].model(), "hedgehog")
+    with pytest.raises(ValueError, match="teacher is one of outputs, weights, not 'values'"):
+        hf.transfer(model, [], teacher="values")
 
 
 def test_what_has_nothing_to_learn_is_refused():

@@ -16,7 +16,7 @@ from subquad.experiments.config import ActivationsConfig, FidelityStudy
 __all__ = ["app"]
 
 STUDY = FidelityStudy()  # its defaults
-THRESHOLD = 0.1  # a tenth of the output, as a first guess: what a model forgives is its own
+THRESHOLD = 0.1  # that of `measure.layer_fidelity`, which loads torch
 PRETRAINED = "Pretrained models"  # a panel of the help
 
 
@@ -84,6 +84,8 @@ def measure_fidelity(
     )
     if model is not None or text is not None:
         return measure_model(study, model, text, threshold=threshold, as_json=as_json)
+    if threshold != THRESHOLD:
+        raise ValueError("--threshold is of the layers of a model: name one with --model, or leave it out")
     with preparing("reading the request", resumes=False) as tell:
         from subquad.cli import fidelity_tables
         from subquad.experiments.fidelity import by_norm_and_angle

@@ -9,7 +9,7 @@ from subquad.experiments.config import FidelityStudy
 from subquad.experiments.rows import mechanisms
 from subquad.experiments.spec import MechanismSpec
 from subquad.measure.activations import random_activations
-from subquad.measure.fidelity import Fidelity, Spread, fidelity
+from subquad.measure.fidelity import Differences, Fidelity, Spread, fidelity
 from subquad.measure.layer_fidelity import Activations, ModelFidelity, layer_fidelities
 from subquad.mechanism import Dims, Mechanism
 from subquad.nn.layers.named import has_whole_layers
@@ -20,24 +20,16 @@ OF_SOFTMAX = ("softmax_entropy", "softmax_effective_rank")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FidelityRow:
+class FidelityRow(Differences):
     """One mechanism at one norm and angle. Each seed draws activations, weights and random features anew.
 
-    The relative error is that of all heads together, the other figures are means over heads, as
-    `HeadFidelity` has them; None where one is not known, for the reason given.
+    The relative error is that of all heads together, the other figures are means over heads; None where one
+    is not known, for the reason given.
     """
 
     attention: str
     norm: float
     cosine: float
-    relative_error: Spread | None
-    output_cosine: Spread | None
-    kl: Spread | None
-    lost: Spread | None
-    negative: Spread | None
-    mass: Spread | None
-    entropy: Spread | None
-    effective_rank: Spread | None
     softmax_entropy: Spread | None
     softmax_effective_rank: Spread | None
     reason: str

@@ -41,6 +41,7 @@ LINEAR_TOL = 1e-6  # how far weights times values may be from the outputs of wha
 
 RealRow = QueriesKeysValues  # one sequence without padding, (1 h t d), (1 h s d), (1 h s d)
 WeightMatrix = Float[Tensor, "h t s"]
+WeightMatrices = Float[Tensor, "b h t s"]
 PerHead = Float[Tensor, " h"]
 
 
@@ -61,8 +62,8 @@ class Norms:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadFidelity:
-    """How far one head is from softmax attention. None: not known, for the reason that `Fidelity` has.
+class Differences:
+    """In what a mechanism differs from softmax attention. None: not known, for a reason that stands beside.
 
     relative_error: of the outputs, over all queries together.
     output_cosine: between an output and softmax's, the mean over queries.
@@ -70,12 +71,10 @@ class HeadFidelity:
     lost: the share of softmax's mass on keys to which the mechanism gives nothing, or less.
     negative: the share of the mechanism's absolute mass that is negative.
     mass: the sum of a query's weights, which is 1 where they are normalised.
-    entropy, softmax_entropy: of the weights of a query, in nats: log n where all n are the same.
-    effective_rank, softmax_effective_rank: of the weights of a row, the mean over rows.
-    query_norm, key_norm: of vectors scaled so that scores are q . k / sqrt(d).
+    entropy: of the weights of a query, in nats: log n where all n are the same.
+    effective_rank: of the weights of a row, the mean over rows.
     """
 
-    head: int
     relative_error: Spread | None
     output_cosine: Spread | None
     kl: Spread | None
@@ -84,6 +83,17 @@ class HeadFidelity:
     mass: Spread | None
     entropy: Spread | None
     effective_rank: Spread | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadFidelity(Differences):
+    """How far one head is from softmax attention.
+
+    softmax_entropy, softmax_effective_rank: what softmax's weights have in their place.
+    query_norm, key_norm: of vectors scaled so that scores are q . k / sqrt(d).
+    """
+
+    head: int
     softmax_entropy: float
     softmax_effective_rank: float
     query_norm: Norms
@@ -244,30 +254,32 @@ def mechanisms(
     yield attention
 
 
-def softmax_weights(row: RealRow, *, causal: bool) -> WeightMatrix:
-    scores = (row.q @ row.k.mT / row.q.shape[-1] ** 0.5)[0]
+def softmax_weights(q: Queries, k: Keys, *, valid: Valid | None = None, causal: bool) -> WeightMatrices:
+    """Those of scores q . k / sqrt(d); zeros for a query that sees no key."""
+    scores = q @ k.mT / q.shape[-1] ** 0.5
+    hidden = torch.zeros_like(scores, dtype=torch.bool)
+    if valid is not None:
+        hidden |= ~valid[:, None, None]
     if causal:
-        scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -torch.inf)
-    return scores.softmax(-1)
+        hidden |= torch.ones_like(hidden).triu(1)
+    return scores.masked_fill(hidden, -torch.inf).softmax(-1).masked_fill(hidden.all(-1, keepdim=True), 0)
 
 
-def mechanism_weights(mechanism: Mechanism, row: RealRow) -> WeightMatrix:
+def mechanism_weights(
+    mechanism: Mechanism, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None
+) -> WeightMatrices:
     """What it gives for the identity as values, as many columns at a time as a value is wide."""
-    s, width = row.v.shape[2:]
-    pieces: list[Tensor] = []
-    for start in range(0, s, width):
-        columns = torch.zeros_like(row.v)
-        some = torch.arange(start, min(start + width, s), device=columns.device)
-        columns[:, :, some, some - start] = 1
-        pieces.append(mechanism(row.q, row.k, columns)[0, :, :, : len(some)])
-    return torch.cat(pieces, -1)
+    s, width = v.shape[2:]
+    ones = F.pad(torch.eye(s, dtype=v.dtype, device=v.device), (0, -s % width))
+    columns = [mechanism(q, k, some.expand_as(v), valid=valid) for some in ones.split(width, -1)]
+    return torch.cat(columns, -1)[..., :s]
 
 
 def figures(mechanism: Mechanism, row: RealRow, out: Outputs) -> Figures:
     """Of one row; of its weights they are NaN where the outputs are not weights times values."""
-    softmax = softmax_weights(row, causal=mechanism.causal)
+    softmax = softmax_weights(row.q, row.k, causal=mechanism.causal)[0]
     exact, own = softmax @ row.v[0], out[0]
-    weights = mechanism_weights(mechanism, row)
+    weights = mechanism_weights(mechanism, *row)[0]
     linear = (weights @ row.v[0] - own).norm() <= LINEAR_TOL * own.norm()
     if not linear:
         weights = torch.full_like(weights, torch.nan)
@@ -322,7 +334,7 @@ def summaries(
 ) -> tuple[HeadFidelity, ...]:
     """A line for each head."""
     heads = rows[0].q.shape[1]
-    exact = (softmax_weights(row, causal=causal) for row in rows)
+    exact = (softmax_weights(row.q, row.k, causal=causal)[0] for row in rows)
     of_rows = [(torch.special.entr(weights).sum(-1), effective_rank(weights)) for weights in exact]
     entropies = torch.cat([entropy for entropy, _ in of_rows], 1).mean(1).tolist()
     ranks = torch.stack([rank for _, rank in of_rows]).mean(0).tolist()

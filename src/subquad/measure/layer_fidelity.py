@@ -7,6 +7,7 @@ converted: an error of one layer is the next one's input.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import inf
 from typing import Any, NamedTuple
 
 from subquad.measure.fidelity import MOST_TOKENS, Fidelity, fidelity
@@ -68,8 +69,11 @@ def layer_fidelities(
     threshold: see `ModelFidelity`; where the mechanism is random, the mean over draws is held against it.
     attention, draws, most_tokens, options: as `fidelity` takes them.
 
-    Raises `ValueError` where `fidelity` does, with the layer's name, and where there is no layer.
+    Raises `ValueError` where `fidelity` does, with the layer's name, where there is no layer, and for a
+    threshold that is none.
     """
+    if not 0 < threshold < inf:
+        raise ValueError(f"threshold is a relative error, a positive number, not {threshold!r}")
     measured: list[LayerFidelity] = []
     for place, (layer, q, k, v, valid, causal, scale) in enumerate(layers):
         try:

@@ -6,6 +6,7 @@ hf.convert(model, "performer", features=256)
 model.generate(**inputs, past_key_values=hf.Cache(model))
 """
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from subquad.exports import export_lazily
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from subquad.integrations.huggingface.fidelity import activations, fidelity
     from subquad.integrations.huggingface.saved import from_pretrained
     from subquad.integrations.huggingface.transfer import transfer
+
+if find_spec("transformers") is None:
+    raise ImportError('pretrained models need transformers: pip install "subquad[huggingface]"')
 
 __all__ = [
     "Cache",

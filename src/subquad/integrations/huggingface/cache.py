@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
-from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
+from torch import Tensor, nn
+from transformers import DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import CacheLayerMixin
 
 from subquad.integrations.huggingface.converted import SharedKeys, SharedValues
-from subquad.integrations.huggingface.interface import NAME, STREAM, Stream
+from subquad.integrations.huggingface.interface import STREAM, Stream
 from subquad.integrations.huggingface.layers import attention_layers, require_pretrained
 from subquad.nn.state import leaves, reorder
 
@@ -36,18 +36,20 @@ class Cache(DynamicCache):
     model: that `convert` has changed. Raises `ValueError` where a layer's mechanism cannot stream.
     """
 
-    def __new__(cls, model: PreTrainedModel) -> Any:
-        if not model.config.is_encoder_decoder:
+    def __new__(cls, model: nn.Module) -> Any:
+        config = require_pretrained(model).config
+        if not config.is_encoder_decoder:
             return super().__new__(cls)
         decoder = super().__new__(cls)
         decoder.__init__(model)
-        return EncoderDecoderCache(decoder, DynamicCache(config=model.config.get_text_config(decoder=True)))
+        return EncoderDecoderCache(decoder, DynamicCache(config=config.get_text_config(decoder=True)))
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__(config=model.config.get_text_config(decoder=True))
+    def __init__(self, model: nn.Module) -> None:
+        pretrained = require_pretrained(model)
+        super().__init__(config=pretrained.config.get_text_config(decoder=True))
         converted = 0
-        for layer in attention_layers(require_pretrained(model)).values():
-            if (ours := getattr(layer.module, NAME, None)) is None or not layer.causal:
+        for layer in attention_layers(pretrained).values():
+            if (ours := layer.converted) is None or not layer.causal:
                 continue
             if ours.mechanism.traits.state is None:
                 raise ValueError(

@@ -10,7 +10,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from subquad.integrations.huggingface.converted import ConvertedAttention
 from subquad.integrations.huggingface.interface import NAME, note_of, register, stays_within
-from subquad.integrations.huggingface.layers import PretrainedAttention, attention_layers, require_pretrained
+from subquad.integrations.huggingface.layers import (
+    PretrainedAttention,
+    attention_layers,
+    converted_layers,
+    require_pretrained,
+)
 from subquad.nn.layers.named import has_whole_layers, layer_by_layer, network
 from subquad.nn.tie import tie_layers
 
@@ -52,7 +57,7 @@ def convert(
             f"{attention!r} has a whole layer, and a pretrained one keeps its own around a mechanism"
         )
     chosen = choose_layers(layers, only, windows=is_local(attention, options))
-    length = max_len or getattr(pretrained.config, "max_position_embeddings", None)
+    length = getattr(pretrained.config, "max_position_embeddings", None) if max_len is None else max_len
     problems: dict[str, list[str]] = defaultdict(list)
     built: dict[str, ConvertedAttention] = {}
     mechanisms = layer_by_layer(attention, options, depth=len(chosen))
@@ -97,7 +102,7 @@ def disable_attention_dropout(model: M) -> M:
     Other dropout stays.
     """
     for layer in attention_layers(require_pretrained(model)).values():
-        if getattr(layer.module, NAME, None) is None:
+        if layer.converted is None:
             continue
         for name in DROPOUTS:
             match getattr(layer.module, name, None):
@@ -145,12 +150,12 @@ def describe(
             raise ValueError(f"it sees {layer.span} tokens far, and 'local' with these options sees farther")
     return {
         "attention": attention,
+        "options": options,
         "heads": layer.heads,
         "head_dim": layer.head_dim,
         "causal": layer.causal,
         "max_len": max_len,
         "layer": number,
-        **options,
     }
 
 
@@ -181,15 +186,13 @@ def note(model: PreTrainedModel, layers: Mapping[str, PretrainedAttention]) -> N
         configs[id(config)] = config
         if not hasattr(layer.module, NAME):
             setattr(layer.module, NAME, None)
-        whole[id(config)] &= getattr(layer.module, NAME) is not None
+        whole[id(config)] &= layer.converted is not None
     for key, config in configs.items():
         implementation = config._attn_implementation
         before = note_of(config).before if implementation == NAME else implementation
         setattr(config, NAME, {"before": before or "eager", "whole": whole[key]})
         config._attn_implementation_internal = NAME
-    made = {
-        name: arguments(ours) for name, layer in layers.items() if (ours := getattr(layer.module, NAME, None))
-    }
+    made = {name: arguments(ours) for name, ours in converted_layers(model).items()}
     others = {"before": model.config._attn_implementation, "whole": False}  # a part of the model has its own
     setattr(model.config, NAME, {**getattr(model.config, NAME, others), "layers": made})
     # is saved, and refused where the model is loaded without its mechanisms
@@ -201,10 +204,10 @@ def arguments(layer: ConvertedAttention) -> dict[str, Any]:
     dims = layer.dims
     return {
         "attention": layer.attention,
+        "options": layer.options,
         "heads": dims.heads,
         "head_dim": dims.head_dim,
         "causal": layer.causal,
         "max_len": dims.max_len,
         "layer": dims.layer,
-        **layer.options,
     }

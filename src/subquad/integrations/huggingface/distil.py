@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from subquad.integrations.huggingface.interface import NAME, attending_as_before
-from subquad.integrations.huggingface.layers import attention_layers, require_pretrained
+from subquad.integrations.huggingface.layers import attention_layers, converted_layers, require_pretrained
 
 
 def distil(
@@ -35,7 +35,7 @@ def distil(
 ) -> list[float]:
     """Train a converted model to give what it gave before, one step of AdamW a batch; return the losses.
 
-    Raises `ValueError` for a model that was not converted. Nothing drops out.
+    Raises `ValueError` for a model that was not converted, and for a rank below 1. Nothing drops out.
 
     model: that `convert` has changed, perhaps after `transfer`. It is changed in place.
     batches: what the model is called with, by name: "input_ids", "attention_mask", …
@@ -44,8 +44,11 @@ def distil(
     clip: the largest norm of a gradient.
     """
     student = require_pretrained(model)
-    converted = [layer for layer in attention_layers(student).values() if getattr(layer.module, NAME, None)]
-    if not converted:
+    if rank is not None and rank < 1:
+        raise ValueError(
+            f"adapters have a rank of at least 1, not {rank}: leave it out, and all weights learn"
+        )
+    if not converted_layers(student):
         raise ValueError(
             f"{type(model).__name__} was not converted, and has nothing to win back: call convert"
         )
@@ -109,7 +112,6 @@ def with_adapters(model: PreTrainedModel, rank: int) -> Any:
         and f".{NAME}." not in name
     ]
     adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=projections))
-    for layer in layers:
-        if (ours := getattr(layer.module, NAME, None)) is not None:
-            ours.requires_grad_()
+    for ours in converted_layers(model).values():
+        ours.requires_grad_()
     return adapted

@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from subquad.integrations.huggingface.convert import convert, restore
 from subquad.integrations.huggingface.interface import NAME, Call, attending_as_before
-from subquad.integrations.huggingface.layers import attention_layers, require_pretrained
+from subquad.integrations.huggingface.layers import converted_layers, require_pretrained
 from subquad.integrations.huggingface.saved import from_pretrained
 from subquad.measure.layer_fidelity import THRESHOLD, Activations, ModelFidelity, layer_fidelities
 
@@ -45,23 +45,18 @@ def fidelity(
 
 
 def activations(model: nn.Module, batch: Mapping[str, Any]) -> list[Activations]:
-    """What each layer hands to its softmax attention for a batch, keys and values once for each head."""
+    """What each layer hands to its softmax attention for a batch, as plain softmax attention takes it."""
     pretrained = require_pretrained(model)
     converted = hasattr(pretrained.config, NAME)
     if not converted:
         convert(pretrained, "softmax")
-    names = {
-        ours: name
-        for name, layer in attention_layers(pretrained).items()
-        if (ours := getattr(layer.module, NAME, None)) is not None
-    }
+    names = {ours: name for name, ours in converted_layers(pretrained).items()}
     seen: list[Activations] = []
 
     def observe(call: Call) -> None:
-        sharing = call.q.shape[1] // call.k.shape[1]
-        k, v = (x.repeat_interleave(sharing, 1) for x in (call.k, call.v))
-        causal = call.layer.causal
-        seen.append(Activations(names[call.layer], call.q, k, v, call.valid, causal, call.scaling))
+        seen.append(
+            Activations(names[call.layer], call.q, call.k, call.v, call.valid, causal=call.layer.causal)
+        )
 
     training = pretrained.training
     pretrained.eval()

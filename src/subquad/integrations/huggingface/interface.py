@@ -29,8 +29,14 @@ from transformers.masking_utils import (
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from subquad.integrations.huggingface.converted import ConvertedAttention, Merged, SharedKeys, SharedValues
-from subquad.mechanism import Queries, State, Valid
+from subquad.integrations.huggingface.converted import (
+    ConvertedAttention,
+    Merged,
+    SharedKeys,
+    SharedValues,
+    as_softmax,
+)
+from subquad.mechanism import Keys, Queries, State, Valid, Values
 
 HOME = "subquad.integrations.huggingface"
 NAME = "subquad"  # of the functions, of each layer's submodule or None, and of what a configuration notes
@@ -62,14 +68,13 @@ class Mask(NamedTuple):
 
 
 class Call(NamedTuple):
-    """What a converted layer was called with, and what softmax attention gave in its place."""
+    """What a converted layer was called with, `as_softmax`, and what softmax attention gave in its place."""
 
     layer: ConvertedAttention
     q: Queries
-    k: SharedKeys
-    v: SharedValues
+    k: Keys
+    v: Values
     valid: Valid | None
-    scaling: float | None
     out: Merged
 
 
@@ -197,20 +202,21 @@ def attend(
     if valid is not None:
         require_all(valid, key.shape[2])
         valid = valid[:, -key.shape[2] :]
+    inputs = as_softmax(query, key, value, scaling)
     if observer := OBSERVER.get():
         result = attend_as_before(module, query, key, value, attention_mask, dropout, scaling, named)
-        observer(Call(layer, query, key, value, valid, scaling, result[0]))
+        observer(Call(layer, *inputs, valid, result[0]))
         return result
     stream: Stream | None = getattr(key, STREAM, None)
     if stream is not None:
-        out, stream.state = layer.step(query, key, value, valid=valid, scaling=scaling, state=stream.state)
+        out, stream.state = layer.step(*inputs, valid=valid, state=stream.state)
         return out, None
     if layer.causal and query.shape[2] != key.shape[2]:
         raise ValueError(
             f"{layer.attention!r} goes on from a state, and this cache holds keys and values: generate with "
             f"past_key_values={HOME}.Cache(model), or use_cache=False"
         )
-    return layer(query, key, value, valid=valid, scaling=scaling), None
+    return layer(*inputs, valid=valid), None
 
 
 def attend_as_before(

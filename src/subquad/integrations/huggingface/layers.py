@@ -8,6 +8,9 @@ from functools import cache
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from subquad.integrations.huggingface.converted import ConvertedAttention
+from subquad.integrations.huggingface.interface import NAME
+
 HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head")  # what models call them
 HEAD_DIM = ("head_dim", "attention_head_size", "key_value_proj_dim")
 MODEL_WIDTH = ("hidden_size", "embed_dim", "dim", "d_model")
@@ -25,6 +28,11 @@ class PretrainedAttention:
         config = self.module.config
         assert isinstance(config, PreTrainedConfig)
         return config
+
+    @property
+    def converted(self) -> ConvertedAttention | None:
+        """What `convert` has put beneath it."""
+        return getattr(self.module, NAME, None)
 
     @property
     def index(self) -> int:
@@ -89,6 +97,12 @@ def attention_layers(model: PreTrainedModel) -> Mapping[str, PretrainedAttention
     if not layers:
         raise ValueError(f"{type(model).__name__} has no attention that its configuration chooses")
     return layers
+
+
+def converted_layers(model: PreTrainedModel) -> Mapping[str, ConvertedAttention]:
+    """What `convert` has put beneath the layers of a model, by the names of these."""
+    layers = attention_layers(model).items()
+    return {name: ours for name, layer in layers if (ours := layer.converted) is not None}
 
 
 def require_pretrained(model: nn.Module) -> PreTrainedModel:

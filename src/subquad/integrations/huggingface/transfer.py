@@ -15,18 +15,15 @@ squares that is not relative: layers whose values are large weigh more there.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from subquad.integrations.huggingface.interface import NAME, Call, attending_as_before
-from subquad.integrations.huggingface.layers import attention_layers, require_pretrained
-
-AttentionWeights = Float[Tensor, "b h t s"]
-Teacher = Literal["outputs", "weights"]
+from subquad.integrations.huggingface.interface import Call, attending_as_before
+from subquad.integrations.huggingface.layers import converted_layers, require_pretrained
+from subquad.measure.fidelity import mechanism_weights, softmax_weights
 
 SMALLEST_WEIGHT = 1e-8  # beneath which a weight costs no more
 
@@ -42,12 +39,13 @@ def transfer(
     model: nn.Module,
     batches: Iterable[Mapping[str, Any]],
     *,
-    teacher: Teacher = "outputs",
+    teacher: str = "outputs",
     learning_rate: float = 1e-2,
 ) -> Lesson:
     """Teach the mechanisms of a converted model what softmax attention gave, one step of Adam a batch.
 
-    Raises `ValueError` where no mechanism has weights to learn, such as those of random features.
+    Raises `ValueError` where no mechanism has weights to learn, such as those of random features, and for
+    another teacher.
 
     model: that `convert` has changed. Its own weights stay as they are.
     batches: what the model is called with, by name: "input_ids", "attention_mask", …
@@ -55,12 +53,9 @@ def transfer(
         square of the length, and mean something for mechanisms that are linear in values.
     learning_rate: of Adam.
     """
-    layers = attention_layers(require_pretrained(model))
-    converted = {
-        ours: name
-        for name, layer in layers.items()
-        if (ours := getattr(layer.module, NAME, None)) is not None
-    }
+    if teacher not in ERRORS:
+        raise ValueError(f"teacher is one of {', '.join(ERRORS)}, not {teacher!r}")
+    converted = {ours: name for name, ours in converted_layers(require_pretrained(model)).items()}
     learning = [x for layer in converted for x in layer.parameters() if x.requires_grad]
     if not learning:
         named = ", ".join(sorted({repr(layer.attention) for layer in converted})) or "none"
@@ -92,17 +87,16 @@ def transfer(
 
 
 def error_of_outputs(call: Call) -> Float[Tensor, ""]:
-    out, aim = call.layer(call.q, call.k, call.v, valid=call.valid, scaling=call.scaling), call.out
+    out, aim = call.layer(call.q, call.k, call.v, valid=call.valid), call.out
     real = real_queries(call)[..., None, None]
     return ((out - aim) * real).square().sum() / (aim * real).square().sum()
 
 
 def error_of_weights(call: Call) -> Float[Tensor, ""]:
     real = real_queries(call)[:, None].expand(-1, call.q.shape[1], -1)
-    cross_entropy = -(softmax_weights(call) * mechanism_weights(call).clamp_min(SMALLEST_WEIGHT).log()).sum(
-        -1
-    )
-    return cross_entropy[real].mean()
+    aim = softmax_weights(call.q, call.k, valid=call.valid, causal=call.layer.causal)
+    mine = mechanism_weights(call.layer.mechanism, call.q, call.k, call.v, valid=call.valid)
+    return -(aim * mine.clamp_min(SMALLEST_WEIGHT).log()).sum(-1)[real].mean()
 
 
 def real_queries(call: Call) -> Bool[Tensor, "b t"]:
@@ -113,29 +107,7 @@ def real_queries(call: Call) -> Bool[Tensor, "b t"]:
     return call.valid
 
 
-def softmax_weights(call: Call) -> AttentionWeights:
-    shared = call.k.repeat_interleave(call.q.shape[1] // call.k.shape[1], 1)
-    scores = call.q @ shared.mT * (call.q.shape[-1] ** -0.5 if call.scaling is None else call.scaling)
-    hidden = torch.zeros_like(scores, dtype=torch.bool)
-    if call.valid is not None:
-        hidden |= ~call.valid[:, None, None]
-    if call.layer.causal:
-        hidden |= torch.ones_like(hidden).triu(1)
-    return scores.masked_fill(hidden, -torch.inf).softmax(-1).nan_to_num()  # a query may see nothing
-
-
-def mechanism_weights(call: Call) -> AttentionWeights:
-    """What it gives for a value of 1 at one key and 0 elsewhere, as many keys at a time as a head is wide."""
-    width, keys = call.v.shape[-1], call.k.shape[2]
-    ones = F.pad(torch.eye(keys, dtype=call.v.dtype, device=call.v.device), (0, -keys % width))
-    columns = [
-        call.layer(call.q, call.k, v.expand_as(call.v), valid=call.valid, scaling=call.scaling)
-        for v in ones.split(width, -1)
-    ]
-    return torch.cat(columns, -1)[..., :keys].transpose(1, 2)
-
-
-ERRORS: Mapping[Teacher, Callable[[Call], Float[Tensor, ""]]] = {
+ERRORS: Mapping[str, Callable[[Call], Float[Tensor, ""]]] = {
     "outputs": error_of_outputs,
     "weights": error_of_weights,
 }
