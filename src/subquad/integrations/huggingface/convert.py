@@ -33,8 +33,8 @@ def convert(
     layer has a submodule `subquad` besides, with what the mechanism draws or learns. Attention is then
     another function, and quality is lost until the model has been trained on. A layer can be converted again.
 
-    Layers with a sliding window are linear in length already. They stay as they are, unless the mechanism is
-    `local`, which then has their window by default.
+    Layers with a sliding window, beyond which a mechanism would look, stay as they are, unless the mechanism
+    is `local`, which then has their window by default.
 
     Raises `ValueError` that lists all layers that cannot be converted, and why; nothing is changed then. What
     only a call shows is refused by that call: custom masks, packed sequences, attention dropout, weights
