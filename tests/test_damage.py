@@ -16,9 +16,8 @@ from corruption import corrupt, restore
 from experiments_sample import changed, quick
 from own_sample import write
 
-from subquad import tasks
+from subquad import checkpoint, tasks
 from subquad.__main__ import main
-from subquad.experiments import checkpoint
 from subquad.experiments.model import build_model
 from subquad.experiments.predictor import Predictor, export, load_model
 from subquad.records import Store, comparison_key

@@ -12,8 +12,7 @@ from own_sample import write
 from torch.testing import assert_close
 
 import subquad
-from subquad import tasks
-from subquad.experiments import checkpoint
+from subquad import checkpoint, tasks
 from subquad.experiments.fit import fit
 from subquad.experiments.model import build_model
 from subquad.experiments.predictor import export

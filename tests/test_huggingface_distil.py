@@ -10,11 +10,6 @@ from torch.testing import assert_close
 import subquad.integrations.huggingface as hf
 from subquad.integrations.huggingface.distil import divergence
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # peft's
-    pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning"),  # peft mends it
-]
-
 
 @pytest.mark.parametrize("rank", [None, 4])
 @pytest.mark.parametrize("kind", ["bert", "llama", "gpt2", "bart"])

@@ -12,9 +12,8 @@ from own_sample import write
 from torch.testing import assert_close
 
 import subquad
-from subquad import records, tasks
+from subquad import checkpoint, records, tasks
 from subquad.config import ModelConfig
-from subquad.experiments import checkpoint
 from subquad.experiments.comparison import plan
 from subquad.experiments.config import Comparison, TrainingConfig
 from subquad.experiments.fit import fit

@@ -8,8 +8,7 @@ from experiments_sample import changed, quick
 from own_sample import write
 from torch.testing import assert_close
 
-from subquad import tasks
-from subquad.experiments import checkpoint
+from subquad import checkpoint, tasks
 from subquad.experiments.training import Training
 from subquad.nn.encoder import Encoder, EncoderConfig
 from subquad.nn.redraw import redraw

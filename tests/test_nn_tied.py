@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from subquad.experiments import checkpoint
+from subquad import checkpoint
 from subquad.fields import Events, Readout
 from subquad.nn.encoder import EncoderConfig
 from subquad.nn.export import read, save

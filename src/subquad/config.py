@@ -81,3 +81,35 @@ class SamplingConfig(Config):
         Positive, Help("Above 1, tokens that were there become less likely; 1: not.")
     ] = 1.0
     seed: Annotated[CountOrZero, Help("The same seed and prompt give the same tokens.")] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoveryConfig(Config):
+    """How a converted model learns to give what it gave before.
+
+    First its mechanisms alone, those that have weights of their own, then all; learning rates fall to 0 in
+    the course of each.
+    """
+
+    transfer: Annotated[CountOrZero, Help("Steps in which mechanisms learn what softmax attention gave.")] = (
+        200
+    )
+    distil: Annotated[CountOrZero, Help("Steps in which the model then learns what it gave before.")] = 600
+    rank: Annotated[
+        CountOrZero, Help("Of low-rank adapters, which learn in the place of all weights; 0: none.")
+    ] = 0
+    transfer_rate: Annotated[Positive, Help("Learning rate of the transfer.")] = 1e-2
+    distil_rate: Annotated[Positive, Help("Learning rate of the rest; adapters take ten times as much.")] = (
+        2e-4
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextsConfig(Config):
+    """How a model reads a table of texts."""
+
+    column: Annotated[str, Help("The table's column of texts.")] = "text"
+    tokens: Annotated[Count, Help("Of a row at most.")] = 128
+    batch: Annotated[Count, Help("Rows of a step.")] = 8
+    held_out: Annotated[Count, Help("Rows to measure on, of texts that nothing is learnt from.")] = 200
+    seed: Annotated[CountOrZero, Help("Of the order of texts, and which are held out.")] = 0

@@ -1,5 +1,5 @@
 """The command line of subquad. It starts without torch."""
 
-from subquad.cli.fidelity import app
+from subquad.cli.convert import app
 
 __all__ = ["app"]

@@ -9,6 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from subquad.report import formats
+from subquad.report.conversion import MEASURES
+from subquad.report.conversion_figures import COSTS, SOFTMAX, STAGES
 from subquad.report.cost import QUANTITIES, Curve, Scaling
 from subquad.report.leaderboard import BoardRow, carried
 from subquad.report.merits import DOES
@@ -215,6 +217,32 @@ def prepared(known: Sequence[Mapping[str, Any]]) -> Table:
     for each in known:
         share = "damaged" if each["done"] is None else f"{each['done']:.0%}"
         made.add_row(Text(each["asked"]), f"{each['bytes'] / 1e6:,.1f}", share)
+    return made
+
+
+def conversion(document: Mapping[str, Any]) -> list[Table]:
+    """What a converted model is worth at each stage, and what it takes by length."""
+    made: list[Table] = []
+    if stages := document["stages"]:
+        names = [name for name in MEASURES if name in stages[0]["quality"]]
+        shown = table("quality", "stage", "steps", *(MEASURES[name][0] for name in names))
+        for stage in stages:
+            scores = (formats.score(stage["quality"][name]) for name in names)
+            shown.add_row(STAGES[stage["name"]], formats.count(stage["steps"] or None), *scores)
+        made.append(shown)
+    kinds = [kind for kind in ("reading", "decoding") if document[kind]]
+    columns = {key: words for key, words in COSTS.items() if key[0] in kinds}
+    if columns:
+        shown = table(
+            "cost by length", "attention", "tokens", *(f"{label}, {unit}" for label, unit in columns.values())
+        )
+        for rows in zip(*(document[kind] for kind in kinds), strict=True):
+            measured = dict(zip(kinds, rows, strict=True))
+            for side in ("original", "converted"):
+                cells = (formats.significant(measured[kind][side][what]) for kind, what in columns)
+                name = SOFTMAX if side == "original" else document["asked"]["attention"]
+                shown.add_row(Text(name), f"{rows[0]['tokens']:,}", *cells)
+        made.append(shown)
     return made
 
 

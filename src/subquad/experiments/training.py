@@ -24,8 +24,8 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from typing_extensions import TypedDict  # pydantic asks for it below Python 3.12
 
+from subquad import checkpoint
 from subquad.documents import validated
-from subquad.experiments import checkpoint
 from subquad.experiments.device import require_precision
 from subquad.experiments.model import build_model
 from subquad.experiments.spec import Fit

@@ -47,14 +47,15 @@ def render(findings: ComparisonFindings) -> str:
     shown = sections.contents(findings)
     heading = VERDICTS[findings.answer.verdict] if len(findings.tasks) == 1 else "The answer by task"
     answer = element("section", _answer(findings.answer, "h2", heading), id="answer", tabindex=-1)
-    main = element("main", answer, _contents(shown), *map(_part, shown))
+    main = element("main", answer, contents_of(shown), *map(_part, shown))
+    return page_html(findings.title, join((_header(findings), main, _footer(findings))))
+
+
+def page_html(title: str, body: Markup) -> str:
+    """The text of a page with a style, a script and a policy of its own."""
     script = _file("page.js")
     return Template(_file("page.html")).substitute(
-        policy=policy(script),
-        title=join([findings.title]),
-        style=_file("page.css"),
-        body=join((_header(findings), main, _footer(findings))),
-        script=script,
+        policy=policy(script), title=join([title]), style=_file("page.css"), body=body, script=script
     )
 
 
@@ -99,7 +100,7 @@ def _header(findings: ComparisonFindings) -> Markup:
         element("p", f"subquad compare · {formats.listed([each.task for each in tasks])}", class_="eyebrow"),
         element("h1", findings.title),
         element("p", text, class_="question"),
-        _facts(facts),
+        facts_list(facts),
     )
 
 
@@ -121,7 +122,7 @@ def _facts_of_data(question: Question) -> dict[str, str]:
     return {"Target": question.target, "Examples to train, validate, test": sizes}
 
 
-def _facts(facts: Mapping[str, str]) -> Markup:
+def facts_list(facts: Mapping[str, str]) -> Markup:
     pairs = (element("div", element("dt", name), element("dd", fact)) for name, fact in facts.items() if fact)
     return element("dl", *pairs, class_="facts")
 
@@ -139,7 +140,7 @@ def _answer(answer: Answer, level: str, heading: str) -> Markup:
     )
 
 
-def _contents(shown: Sequence[Shown | TaskSections]) -> Markup:
+def contents_of(shown: Sequence[Shown | TaskSections]) -> Markup:
     links = (
         _link(part.id, part.title)
         if isinstance(part, Shown)
@@ -159,7 +160,7 @@ def _link(to: str, title: str) -> Markup:
 
 
 def _part(part: Shown | TaskSections) -> Markup:
-    return _section(part) if isinstance(part, Shown) else _task(part)
+    return section_html(part) if isinstance(part, Shown) else _task(part)
 
 
 def _task(part: TaskSections) -> Markup:
@@ -170,16 +171,16 @@ def _task(part: TaskSections) -> Markup:
         "section",
         element("h2", question.title, id=f"{part.id}-title"),
         element("p", _question(question, who), class_="question"),
-        _facts(_facts_of_data(question)),
+        facts_list(_facts_of_data(question)),
         _answer(answer, "h3", VERDICTS[answer.verdict]),
-        *(_section(each, level="h3") for each in part.sections),
+        *(section_html(each, level="h3") for each in part.sections),
         id=part.id,
         class_="task",
         aria_labelledby=f"{part.id}-title",
     )
 
 
-def _section(shown: Shown, *, level: str = "h2") -> Markup:
+def section_html(shown: Shown, *, level: str = "h2") -> Markup:
     title = f"{shown.id}-title"
     heading = element(level, shown.title, id=title)
     return element("section", heading, shown.content, id=shown.id, aria_labelledby=title)

@@ -13,10 +13,14 @@ from subquad.exports import export_lazily
 
 if TYPE_CHECKING:
     from subquad.integrations.huggingface.cache import Cache
+    from subquad.integrations.huggingface.conversion import Conversion, convert_folder
     from subquad.integrations.huggingface.convert import convert, disable_attention_dropout, restore
     from subquad.integrations.huggingface.distil import distil
     from subquad.integrations.huggingface.fidelity import activations, fidelity
+    from subquad.integrations.huggingface.positions import extend_positions
+    from subquad.integrations.huggingface.recovery import Stage, recover
     from subquad.integrations.huggingface.saved import from_pretrained
+    from subquad.integrations.huggingface.texts import Texts, read_texts
     from subquad.integrations.huggingface.transfer import transfer
 
 if find_spec("transformers") is None:
@@ -24,12 +28,19 @@ if find_spec("transformers") is None:
 
 __all__ = [
     "Cache",
+    "Conversion",
+    "Stage",
+    "Texts",
     "activations",
     "convert",
+    "convert_folder",
     "disable_attention_dropout",
     "distil",
+    "extend_positions",
     "fidelity",
     "from_pretrained",
+    "read_texts",
+    "recover",
     "restore",
     "transfer",
 ]
@@ -38,10 +49,14 @@ export_lazily(
     __name__,
     {
         "cache": ["Cache"],
+        "conversion": ["Conversion", "convert_folder"],
         "convert": ["convert", "disable_attention_dropout", "restore"],
         "distil": ["distil"],
         "fidelity": ["activations", "fidelity"],
+        "positions": ["extend_positions"],
+        "recovery": ["Stage", "recover"],
         "saved": ["from_pretrained"],
+        "texts": ["Texts", "read_texts"],
         "transfer": ["transfer"],
     },
 )

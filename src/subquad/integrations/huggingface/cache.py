@@ -67,9 +67,7 @@ class Cache(DynamicCache):
     @property
     def size(self) -> int:
         """Bytes of all states, and of keys and values."""
-        return sum(
-            tensor.numel() * tensor.element_size() for layer in self.layers for tensor in tensors_of(layer)
-        )
+        return size_of(self)
 
 
 class StreamLayer(CacheLayerMixin, Stream):
@@ -132,3 +130,8 @@ def tensors_of(layer: Any) -> list[Tensor]:
     if isinstance(layer, StreamLayer):
         return [] if layer.state is None else leaves(layer.state)
     return [x for x in (layer.keys, layer.values) if x is not None]
+
+
+def size_of(cache: Any) -> int:
+    """Bytes."""
+    return sum(x.numel() * x.element_size() for layer in cache.layers for x in tensors_of(layer))

@@ -12,6 +12,7 @@ first and adapters then are LoLCATs' order (arXiv:2410.10254), whose adapters le
 """
 
 import copy
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -23,6 +24,10 @@ from transformers import PreTrainedModel
 
 from subquad.integrations.huggingface.interface import NAME, attending_as_before
 from subquad.integrations.huggingface.layers import attention_layers, converted_layers, require_pretrained
+from subquad.integrations.huggingface.transfer import evaluating
+
+LEARNING_RATE = 1e-4
+CLIP = 1.0
 
 
 def distil(
@@ -30,8 +35,8 @@ def distil(
     batches: Iterable[Mapping[str, Any]],
     *,
     rank: int | None = None,
-    learning_rate: float = 1e-4,
-    clip: float = 1.0,
+    learning_rate: float = LEARNING_RATE,
+    clip: float = CLIP,
 ) -> list[float]:
     """Train a converted model to give what it gave before, one step of AdamW a batch; return the losses.
 
@@ -43,39 +48,72 @@ def distil(
     learning_rate: of AdamW. Adapters take ten times as much.
     clip: the largest norm of a gradient.
     """
-    student = require_pretrained(model)
-    if rank is not None and rank < 1:
-        raise ValueError(
-            f"adapters have a rank of at least 1, not {rank}: leave it out, and all weights learn"
-        )
-    if not converted_layers(student):
-        raise ValueError(
-            f"{type(model).__name__} was not converted, and has nothing to win back: call convert"
-        )
-    teacher = copy.deepcopy(student).eval()
-    before = [x for x in student.parameters() if x.requires_grad]
-    adapted = with_adapters(student, rank) if rank else None
-    learning = [x for x in student.parameters() if x.requires_grad]
-    optimiser = torch.optim.AdamW(learning, learning_rate)
-    training, losses = student.training, []
-    student.eval()
+    learner = Distillation(model, rank=rank, learning_rate=learning_rate, clip=clip)
     try:
-        for batch in batches:
-            with torch.no_grad(), attending_as_before(lambda _: None):
-                aim = teacher(**batch)
-            loss = divergence(student(**batch), aim, batch)
-            optimiser.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(learning, clip)
-            optimiser.step()
-            losses.append(loss.item())
+        return [learner.step(batch) for batch in batches]
     finally:
-        if adapted is not None:
-            adapted.merge_and_unload()
-        for x in before:
+        learner.finish()
+
+
+class Original:
+    """A copy of a converted model that attends as it did before it was converted."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = copy.deepcopy(model).eval()
+
+    @torch.no_grad()
+    def __call__(self, batch: Mapping[str, Any]) -> Any:
+        with attending_as_before(lambda _: None):
+            return self.model(**batch)
+
+
+class Distillation:
+    """The same step by step, for whoever keeps count. Call `finish` in the end.
+
+    original: the teacher. None: the model is still what it was converted from, and is copied.
+    Other parameters are those of `distil`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        rank: int | None = None,
+        learning_rate: float = LEARNING_RATE,
+        clip: float = CLIP,
+        original: Original | None = None,
+    ) -> None:
+        self.model = require_pretrained(model)
+        if rank is not None and rank < 1:
+            raise ValueError(
+                f"adapters have a rank of at least 1, not {rank}: leave it out, and all weights learn"
+            )
+        if not converted_layers(self.model):
+            raise ValueError(
+                f"{type(model).__name__} was not converted, and has nothing to win back: call convert"
+            )
+        self.original, self.clip = original or Original(self.model), clip
+        self.learnable = [x for x in self.model.parameters() if x.requires_grad]
+        self.adapted = with_adapters(self.model, rank) if rank else None
+        self.learning = [x for x in self.model.parameters() if x.requires_grad]
+        self.optimiser = torch.optim.AdamW(self.learning, learning_rate)
+
+    def step(self, batch: Mapping[str, Any]) -> float:
+        """Learn from one batch; the loss before."""
+        with evaluating(self.model):
+            loss = divergence(self.model(**batch), self.original(batch), batch)
+        self.optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.learning, self.clip)
+        self.optimiser.step()
+        return loss.item()
+
+    def finish(self) -> None:
+        """Merge the adapters into the weights, and let those learn again that did before."""
+        if self.adapted is not None:
+            self.adapted.merge_and_unload()
+        for x in self.learnable:
             x.requires_grad_()
-        student.train(training)
-    return losses
 
 
 def divergence(output: Any, aim: Any, batch: Mapping[str, Any]) -> Float[Tensor, ""]:
@@ -111,7 +149,10 @@ def with_adapters(model: PreTrainedModel, rank: int) -> Any:
         and any(module is part for layer in layers for part in layer.module.modules())
         and f".{NAME}." not in name
     ]
-    adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=projections))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)  # and mended
+        adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=projections))
     for ours in converted_layers(model).values():
         ours.requires_grad_()
     return adapted

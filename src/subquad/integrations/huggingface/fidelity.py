@@ -10,13 +10,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer
-from transformers.utils import logging
 
 from subquad.integrations.huggingface.convert import convert, restore
 from subquad.integrations.huggingface.interface import NAME, Call, attending_as_before
 from subquad.integrations.huggingface.layers import converted_layers, require_pretrained
-from subquad.integrations.huggingface.saved import from_pretrained
+from subquad.integrations.huggingface.saved import load_folder
 from subquad.measure.layer_fidelity import THRESHOLD, Activations, ModelFidelity, layer_fidelities
 
 
@@ -75,15 +73,9 @@ def read_model(folder: Path, text: Path, *, tokens: int) -> tuple[nn.Module, dic
 
     Raises `ValueError` for a folder without model or tokenizer, and for a text that cannot be read.
     """
-    logging.disable_progress_bar()  # the command line has its own
-    try:
-        config = AutoConfig.from_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        load = from_pretrained if hasattr(config, NAME) else AutoModel.from_pretrained
-        model = load(str(folder))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{folder} has no model of transformers with a tokenizer: {reason}") from error
+    model, tokenizer = load_folder(folder)
+    if tokenizer is None:
+        raise ValueError(f"{str(folder)!r} has no tokenizer, and a text is read with one")
     try:
         words = text.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -92,7 +84,7 @@ def read_model(folder: Path, text: Path, *, tokens: int) -> tuple[nn.Module, dic
     length = batch["input_ids"].shape[1]
     if not words.strip() or length < 2:
         raise ValueError(f"{text} has too few tokens to attend to: take a longer text")
-    most = min(getattr(config, "max_position_embeddings", length), tokenizer.model_max_length)
+    most = min(getattr(model.config, "max_position_embeddings", length), tokenizer.model_max_length)
     if length > most:
         raise ValueError(f"{folder} reads {most} tokens at most, and {tokens} are asked for: ask for fewer")
     return model, dict(batch)

@@ -3,13 +3,14 @@
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import transformers
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 from transformers.utils.hub import cached_file
 
 from subquad.integrations.huggingface.convert import attach, note
@@ -47,6 +48,25 @@ def from_pretrained(
     load_mechanisms(model, built, saved_mechanisms(name, **located), source=name)
     note(model, layers)
     return model
+
+
+def load_folder(folder: Path) -> tuple[PreTrainedModel, Any]:
+    """The model in a folder, converted or not, with all that it was saved with, and its tokenizer or None.
+
+    Raises `ValueError` for a folder without a model.
+    """
+    logging.disable_progress_bar()  # the command line has its own
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        load = from_pretrained if hasattr(config, NAME) else saved_class(config).from_pretrained
+        model = load(str(folder))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{str(folder)!r} has no model of transformers: {reason}") from error
+    try:
+        return model, AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError):
+        return model, None
 
 
 def saved_class(config: PreTrainedConfig) -> type[PreTrainedModel]:

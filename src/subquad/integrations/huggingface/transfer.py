@@ -13,7 +13,8 @@ Language Models, arXiv:2410.10254, by outputs (its abstract; the authors' traine
 squares that is not relative: layers whose values are large weigh more there.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,9 @@ from subquad.measure.fidelity import mechanism_weights, softmax_weights
 SMALLEST_WEIGHT = 1e-8  # beneath which a weight costs no more
 
 
+LEARNING_RATE = 1e-2
+
+
 @dataclass(frozen=True)
 class Lesson:
     """`loss`: of each layer by name, in each step, the first before anything was learnt."""
@@ -40,7 +44,7 @@ def transfer(
     batches: Iterable[Mapping[str, Any]],
     *,
     teacher: str = "outputs",
-    learning_rate: float = 1e-2,
+    learning_rate: float = LEARNING_RATE,
 ) -> Lesson:
     """Teach the mechanisms of a converted model what softmax attention gave, one step of Adam a batch.
 
@@ -53,37 +57,63 @@ def transfer(
         square of the length, and mean something for mechanisms that are linear in values.
     learning_rate: of Adam.
     """
-    if teacher not in ERRORS:
-        raise ValueError(f"teacher is one of {', '.join(ERRORS)}, not {teacher!r}")
-    converted = {ours: name for name, ours in converted_layers(require_pretrained(model)).items()}
-    learning = [x for layer in converted for x in layer.parameters() if x.requires_grad]
-    if not learning:
-        named = ", ".join(sorted({repr(layer.attention) for layer in converted})) or "none"
-        raise ValueError(
-            f"no mechanism of this model has weights to learn ({named}): take one that has, such as "
-            "'hedgehog', or fine-tune the whole model"
+    learner = Transfer(model, teacher=teacher, learning_rate=learning_rate)
+    losses = [learner.step(batch) for batch in batches]
+    return Lesson({name: [loss[name] for loss in losses] for name in learner.learning})
+
+
+class Transfer:
+    """The same step by step, for whoever keeps count; its parameters are those of `transfer`."""
+
+    def __init__(
+        self, model: nn.Module, *, teacher: str = "outputs", learning_rate: float = LEARNING_RATE
+    ) -> None:
+        if teacher not in ERRORS:
+            raise ValueError(f"teacher is one of {', '.join(ERRORS)}, not {teacher!r}")
+        self.model, self.error = require_pretrained(model), ERRORS[teacher]
+        self.names = {ours: name for name, ours in converted_layers(self.model).items()}
+        self.learning = [name for layer, name in self.names.items() if learnable(layer)]
+        if not self.learning:
+            named = ", ".join(sorted({repr(layer.attention) for layer in self.names})) or "none"
+            raise ValueError(
+                f"no mechanism of this model has weights to learn ({named}): take one that has, such as "
+                "'hedgehog', or fine-tune the whole model"
+            )
+        self.optimiser = torch.optim.Adam(
+            [x for layer in self.names for x in learnable(layer)], learning_rate
         )
-    optimiser = torch.optim.Adam(learning, learning_rate)
-    loss: dict[str, list[float]] = {name: [] for layer, name in converted.items() if [*layer.parameters()]}
 
-    def learn(call: Call) -> None:
-        if (name := converted[call.layer]) in loss:
-            with torch.enable_grad():
-                error = ERRORS[teacher](call)
-                error.backward()
-            loss[name].append(float(error.detach()))
+    def step(self, batch: Mapping[str, Any]) -> dict[str, float]:
+        """Learn from one batch; the error of each layer that learns, before it did."""
+        losses: dict[str, float] = {}
 
+        def learn(call: Call) -> None:
+            if (name := self.names[call.layer]) in self.learning:
+                with torch.enable_grad():
+                    error = self.error(call)
+                    error.backward()
+                losses[name] = error.item()
+
+        self.optimiser.zero_grad()
+        with evaluating(self.model), torch.no_grad(), attending_as_before(learn):
+            self.model(**batch)
+        self.optimiser.step()
+        return losses
+
+
+def learnable(layer: nn.Module) -> list[nn.Parameter]:
+    return [x for x in layer.parameters() if x.requires_grad]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation, so that nothing drops out, and afterwards as it was."""
     training = model.training
     model.eval()
     try:
-        for batch in batches:
-            optimiser.zero_grad()
-            with torch.no_grad(), attending_as_before(learn):
-                model(**batch)
-            optimiser.step()
+        yield
     finally:
         model.train(training)
-    return Lesson(loss)
 
 
 def error_of_outputs(call: Call) -> Float[Tensor, ""]:

@@ -21,7 +21,7 @@ def configuration_content(findings: ComparisonFindings) -> Markup:
         join(
             (
                 element("h3", "Machine"),
-                _pairs({"runs": formats.count(machine.runs), **_labelled(machine.description)}),
+                pairs_html({"runs": formats.count(machine.runs), **labelled(machine.description)}),
             )
         )
         for machine in findings.machines
@@ -42,13 +42,13 @@ def configuration_content(findings: ComparisonFindings) -> Markup:
             _options(findings).html(),
             element(
                 "div",
-                element("div", element("h3", "Settings"), _pairs(_labelled(_settings(comparison)))),
+                element("div", element("h3", "Settings"), pairs_html(labelled(_settings(comparison)))),
                 element(
                     "div",
                     *(_data(task, alone=len(findings.tasks) == 1) for task in findings.tasks),
                     *machines,
                     element("h3", "Versions"),
-                    _pairs(findings.versions),
+                    pairs_html(findings.versions),
                 ),
                 class_="pair",
             ),
@@ -106,7 +106,7 @@ def _data(task: Findings, *, alone: bool) -> Markup:
         **_flat(settings.get("summary", {})),
     }
     title = "Data" if alone else f"Data of {task.question.label}"
-    return join((element("h3", title), _pairs(_labelled(about))))
+    return join((element("h3", title), pairs_html(labelled(about))))
 
 
 def _options(findings: ComparisonFindings) -> Table:
@@ -148,12 +148,12 @@ def _without_examples(record: Record) -> Record:
     return {**record, "result": {name: it for name, it in record["result"].items() if name != "examples"}}
 
 
-def _pairs(pairs: Mapping[str, str]) -> Markup:
+def pairs_html(pairs: Mapping[str, str]) -> Markup:
     lines = (join((element("dt", name), element("dd", value))) for name, value in pairs.items())
     return element("dl", *lines, class_="plain")
 
 
-def _labelled(values: Mapping[str, object]) -> dict[str, str]:
+def labelled(values: Mapping[str, object]) -> dict[str, str]:
     return {
         LABELS.get(name, name.replace("_", " ")): _value_text(value)
         for name, value in values.items()
