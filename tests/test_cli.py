@@ -25,6 +25,7 @@ from subquad.cli.check import show_all
 from subquad.cli.options import with_options_of
 from subquad.config import Config, Help
 from subquad.experiments.predictor import load_model
+from subquad.extras import MissingExtra, require
 from subquad.records import Store
 from subquad.registry import catalog
 
@@ -94,6 +95,22 @@ def test_without_its_extra_the_command_says_what_to_install(missing):
     assert told.stdout == ""
     assert told.stderr.count("\n") == 1
     assert 'pip install "subquad[compare]"' in told.stderr
+
+
+def test_without_transformers_pretrained_models_say_what_to_install(tmp_path):
+    missing = "sys.modules['transformers'] = None"
+    told = subquad("fidelity", "--model", tmp_path, "--text", tmp_path, before=missing)
+    assert (told.returncode, told.stdout) == (2, "")
+    remedy = 'subquad: pretrained models need transformers: pip install "subquad[huggingface]"'
+    assert told.stderr.splitlines()[-1] == remedy
+
+
+def test_what_an_extra_brings_is_refused_where_it_is_missing_or_too_old():
+    require("torch", extra="compare", user="models", since=(2, 6))
+    with pytest.raises(MissingExtra, match=r'models need torch 99\.1 or later, not .*"subquad\[compare\]"'):
+        require("torch", extra="compare", user="models", since=(99, 1))
+    with pytest.raises(MissingExtra, match='models need no_such_package: pip install "subquad'):
+        require("no_such_package", extra="compare", user="models")
 
 
 @pytest.mark.parametrize(

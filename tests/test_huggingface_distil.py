@@ -1,5 +1,6 @@
 """A converted model that learns to give what it gave before."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from pretrained import SAMPLES, run
 from torch.testing import assert_close
 
 import subquad.integrations.huggingface as hf
+from subquad.extras import MissingExtra
 from subquad.integrations.huggingface.distil import divergence
 
 
@@ -27,6 +29,13 @@ def test_a_model_comes_nearer_to_what_it_was(kind: str, rank: int | None):
     assert list(model.state_dict()) == names
     assert [x is frozen for x in model.parameters() if not x.requires_grad] == [True]
     assert all(x.isfinite().all() for x in model.parameters())
+
+
+def test_without_peft_adapters_say_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    model, inputs = hf.convert(SAMPLES["bert"].model(), "linear"), SAMPLES["bert"].inputs()
+    with pytest.raises(MissingExtra, match=r'adapters need peft: pip install "subquad\[huggingface\]"'):
+        hf.distil(model, [inputs], rank=2)
 
 
 def test_adapters_change_attention_layers_alone_and_mechanisms_learn_beside_them():

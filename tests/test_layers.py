@@ -11,9 +11,10 @@ import subquad
 PACKAGE = Path(subquad.__file__).parent
 CORE = {"torch", "jaxtyping"}
 HOME = {"Dims": "mechanism", "Mechanism": "mechanism", "Traits": "mechanism", "build": "registry"}
-EVERYWHERE = {"__version__", "exports"}
+EVERYWHERE = {"__version__", "exports", "extras"}
 MAY_IMPORT = {
     "exports": set(),
+    "extras": set(),
     "torch_internals": set(),
     "bounds": set(),
     "inputs": set(),
@@ -97,6 +98,7 @@ THIRD_PARTY = {
     "cli": {"typer", "rich", "click"},
     "__main__": {"typer", "rich", "click"},
     "exports": set(),
+    "extras": set(),
     "compare": set(),
     "choose": set(),
     "plugins": set(),

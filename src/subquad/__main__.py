@@ -4,6 +4,8 @@ import sys
 import tempfile
 import traceback
 
+from subquad.extras import MissingExtra
+
 MISSING = 'subquad: {error}; the command line needs more than the library: pip install "subquad[compare]"'
 BAD_USAGE = 2
 
@@ -16,7 +18,7 @@ def main() -> int:
         app()
     except ModuleNotFoundError as error:
         return complain(MISSING.format(error=error))
-    except (ValueError, OSError) as error:
+    except (MissingExtra, ValueError, OSError) as error:
         return complain(f"subquad: {error}")
     except Exception as error:
         with tempfile.NamedTemporaryFile("w", prefix="subquad-", suffix=".txt", delete=False) as file:

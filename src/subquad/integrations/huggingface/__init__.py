@@ -6,10 +6,10 @@ hf.convert(model, "performer", features=256)
 model.generate(**inputs, past_key_values=hf.Cache(model))
 """
 
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from subquad.exports import export_lazily
+from subquad.extras import require
 
 if TYPE_CHECKING:
     from subquad.integrations.huggingface.cache import Cache
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from subquad.integrations.huggingface.texts import Texts, read_texts
     from subquad.integrations.huggingface.transfer import transfer
 
-if find_spec("transformers") is None:
-    raise ImportError('pretrained models need transformers: pip install "subquad[huggingface]"')
+require("transformers", extra="huggingface", user="pretrained models", since=(5, 23))
 
 __all__ = [
     "Cache",

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from subquad.extras import require
 from subquad.integrations.huggingface.interface import NAME, attending_as_before
 from subquad.integrations.huggingface.layers import attention_layers, converted_layers, require_pretrained
 from subquad.integrations.huggingface.transfer import evaluating
@@ -137,10 +138,9 @@ def real_tokens(each: Tensor, batch: Mapping[str, Any]) -> Tensor:
 
 def with_adapters(model: PreTrainedModel, rank: int) -> Any:
     """The model in peft's wrapper, whose adapters learn, and mechanisms; nothing else does."""
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise ImportError('adapters need peft: pip install "subquad[huggingface]"') from error
+    require("peft", extra="huggingface", user="adapters")
+    from peft import LoraConfig, get_peft_model
+
     layers = attention_layers(model).values()
     projections = [
         name
