@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 import torch
-from kernel_samples import assert_near, compare, drawn, holes, inputs_of, results
+from kernel_samples import assert_near, compare, drawn, holes, inputs_of
 
 from subquad.mechanism import Dims
 from subquad.mechanisms import kernel
@@ -75,7 +75,7 @@ def test_queries_may_be_fewer_or_more_than_keys(kind):
 @pytest.mark.parametrize(("kind", "causal"), FORMS)
 def test_what_stands_at_padding_is_not_read(kind, causal):
     """Where gradients of outputs at padding are zero, as they are behind a mask."""
-    q, k, v, W = inputs_of(kind)
+    q, k, v, W = inputs_of(kind, h=1)
     valid = holes(2, 75)
     padding = ~valid[:, None, :, None]
     clean = [x.masked_fill(padding, 0).float() for x in (q, k, v)]
@@ -97,7 +97,8 @@ def test_what_stands_at_padding_is_not_read(kind, causal):
 @pytest.mark.parametrize("form", ["bidirectional", "causal", "step"])
 def test_mechanisms_leave_padding_to_the_kernels(name, form, monkeypatch):
     """Which mask it as they read: nothing passes over the inputs before, whatever stands there."""
-    mechanism = find(name)(Dims(heads=2, head_dim=8), causal=form != "bidirectional")
+    options = {"performer": {"features": 20}}.get(name, {})
+    mechanism = find(name)(Dims(heads=2, head_dim=8), causal=form != "bidirectional", **options)
     valid = holes(2, 20)
     padding = ~valid[:, None, :, None]
     clean = [drawn(2, 2, 20, 8, seed=n).float().masked_fill(padding, 0) for n in range(3)]
@@ -131,15 +132,6 @@ def test_no_key_drowns_those_before_it(kind, short_segments):
 
 
 @pytest.mark.parametrize(("kind", "causal"), FORMS)
-def test_the_same_inputs_give_the_same_bits(kind, causal, short_segments):
-    q, k, v, W = inputs_of(kind, queries=130, keys=130, b=1, h=1)
-    narrow = [x.bfloat16() for x in (q, k, v)]
-    with using("triton"):
-        first, second = (results(kind, narrow, W, None, causal=causal) for _ in range(2))
-    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
-
-
-@pytest.mark.parametrize(("kind", "causal"), FORMS)
 @pytest.mark.parametrize("gradients", [False, True])
 def test_launches_are_as_many_for_any_length(kind, causal, gradients):
     def launches(n):
@@ -158,14 +150,14 @@ def test_launches_are_as_many_for_any_length(kind, causal, gradients):
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("kind", [kind for kind, causal in FORMS if causal])
 def test_a_stream_in_parts_is_the_whole(kind, in_place, short_segments):
-    q, k, v, W = inputs_of(kind, b=1, queries=140, keys=140)
-    valid = holes(2, 140)[:1]
+    q, k, v, W = inputs_of(kind, b=1, queries=74, keys=74)
+    valid = holes(2, 74)[:1]
     q, k, v = q.float(), *((x * valid[:, None, :, None]).float() for x in (k, v))
     W = None if W is None else W.float()
     whole = linear_attention(KernelInputs(q, k, kind, W), v, valid=valid, causal=True)
     parts, sums = [], None
     with using("triton"), torch.no_grad():
-        for start, end in ((0, 1), (1, 1), (1, 2), (2, 3), (3, 4), (4, 40), (40, 140)):
+        for start, end in ((0, 1), (1, 1), (1, 2), (2, 72), (72, 73), (73, 74)):
             part, before = KernelInputs(q[:, :, start:end], k[:, :, start:end], kind, W), sums
             values, seen = v[:, :, start:end], valid[:, start:end]
             out, sums = advance(part, values, valid=seen, before=before, in_place=in_place)
