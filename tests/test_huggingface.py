@@ -312,13 +312,6 @@ def test_scores_that_are_bounded_are_refused():
         hf.convert(model, "linear")
 
 
-def test_only_models_of_transformers_are_taken():
-    with pytest.raises(
-        ValueError, match=r"for torch\.nn\.MultiheadAttention, call subquad\.replace_attention"
-    ):
-        hf.convert(torch.nn.TransformerEncoderLayer(8, 2))  # pyright: ignore[reportArgumentType]
-
-
 def test_a_decoder_made_to_see_both_ways_is_told_apart():
     model = hf.convert(LlamaForCausalLM(LlamaConfig(**SMALL)), "linear")
     model.config.is_causal = False

@@ -71,7 +71,7 @@ MAY_IMPORT = {
     },
     "checkpoint": {"documents", "files"},
     "integrations": {
-        *("mechanism", "measure", "registry", "nn", "stand_in", "checkpoint", "config", "documents"),
+        *("mechanism", "measure", "ops", "registry", "nn", "stand_in", "checkpoint", "config", "documents"),
     },
     "compare": {"experiments", "records", "report"},
     "choose": {"experiments", "records", "report"},

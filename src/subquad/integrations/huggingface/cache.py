@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import CacheLayerMixin
 
-from subquad.integrations.huggingface.converted import SharedKeys, SharedValues
+from subquad.integrations.converted import SharedKeys, SharedValues
 from subquad.integrations.huggingface.interface import STREAM, Stream
 from subquad.integrations.huggingface.layers import attention_layers, require_pretrained
 from subquad.nn.state import leaves, reorder

@@ -1,14 +1,16 @@
 """Give the layers of a pretrained model another attention; weights stay as they are."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, TypeVar
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from subquad.integrations.huggingface.converted import ConvertedAttention
+from subquad.integrations import timm
+from subquad.integrations.converted import ConvertedAttention, build_mechanisms
 from subquad.integrations.huggingface.interface import NAME, note_of, register, stays_within
 from subquad.integrations.huggingface.layers import (
     PretrainedAttention,
@@ -16,10 +18,10 @@ from subquad.integrations.huggingface.layers import (
     converted_layers,
     require_pretrained,
 )
-from subquad.nn.layers.named import has_whole_layers, layer_by_layer, network
-from subquad.nn.tie import tie_layers
+from subquad.nn.layers.named import network
+from subquad.nn.replace import replace_attention
 
-M = TypeVar("M", bound=nn.Module)  # a PreTrainedModel
+M = TypeVar("M", bound=nn.Module)
 
 DROPOUTS = ("dropout", "attn_dropout", "attention_dropout")  # what models call that of attention weights
 
@@ -40,49 +42,53 @@ def convert(
     only a call shows is refused by that call: custom masks, packed sequences, attention dropout, weights
     asked for.
 
-    model: of transformers, changed in place. Its attention must be what its configuration names.
+    model: changed in place. Of transformers, where its attention must be what its configuration names; or one
+        of timm's (`subquad.integrations.timm.convert`), or any with `torch.nn.MultiheadAttention` in it
+        (`subquad.replace_attention`), to which what is said there applies.
     attention: the mechanism's name, or those of the layers of a network that mixes them, with their options:
         "performer:features=256*3+softmax", over which the layers go round (`subquad.notation`).
-    only: a pattern of the names of layers to convert within `model.base_model`, such as "encoder.*"; "*" fits
-        all.
+    only: a pattern of the names of layers to convert, of a model of transformers' within `model.base_model`,
+        such as "encoder.*"; "*" fits all.
     max_len: the longest sequence, for mechanisms with weights per position. None: the model's.
-    options: the mechanism's own.
+    options: the mechanism's own, and with `torch.nn.MultiheadAttention` those of `replace_attention`.
 
     Choromanski et al.: Rethinking Attention with Performers. ICLR 2021, arXiv:2009.14794, section 4.3,
     carries a pretrained transformer over so.
     """
+    if not isinstance(model, PreTrainedModel):
+        return convert_other(model, attention, only=only, max_len=max_len, **options)
     layers = attention_layers(pretrained := require_pretrained(model))
-    if has_whole_layers(attention, options):
-        raise ValueError(
-            f"{attention!r} has a whole layer, and a pretrained one keeps its own around a mechanism"
-        )
     chosen = choose_layers(layers, only, windows=is_local(attention, options))
     length = getattr(pretrained.config, "max_position_embeddings", None) if max_len is None else max_len
-    problems: dict[str, list[str]] = defaultdict(list)
-    built: dict[str, ConvertedAttention] = {}
-    mechanisms = layer_by_layer(attention, options, depth=len(chosen))
-    for number, (layer, (name, own)) in enumerate(zip(chosen, mechanisms, strict=True)):
-        reasons = [*layer.unsupported()]
-        try:
-            described = describe(layer, name, own, max_len=length, number=number)
-            built[layer.name] = ConvertedAttention(**described)
-        except ValueError as error:
-            reasons.append(str(error))
-        else:
-            reasons += unfit(built[layer.name], layer)
-        for reason in reasons:
-            problems[reason].append(layer.name)
-    if problems:
-        lines = (f"\n  {', '.join(names)}: {reason}" for reason, names in problems.items())
-        raise ValueError(f"nothing was converted, for some layers cannot be:{''.join(lines)}")
-    tie_layers(built.values())
+    built = build_mechanisms(chosen, attention, options, partial(describe, length))
     attach(layers, built)
     note(pretrained, layers)
     return model
 
 
+def convert_other(model: M, attention: str, *, only: str, max_len: int | None, **options: Any) -> M:
+    """The same for a model whose attention is timm's or torch's."""
+    timms = [*timm.attention_layers(model)]
+    torchs = [name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)]
+    wraps = any(isinstance(module, PreTrainedModel) for module in model.modules())
+    if wraps or not (timms or torchs):
+        require_pretrained(model)
+    if timms and torchs:
+        raise ValueError(
+            f"{type(model).__name__} has attention of timm's ({timms[0]}) and of torch's ({torchs[0]}): call "
+            "subquad.integrations.timm.convert for the one and subquad.replace_attention for the other"
+        )
+    convert_theirs = timm.convert if timms else replace_attention
+    return convert_theirs(model, attention, only=only, max_len=max_len, **options)
+
+
 def restore(model: M) -> M:
-    """Take the mechanisms out of a converted model, which then attends as it did before; return the model."""
+    """Take the mechanisms out of a converted model, which then attends as it did before; return the model.
+
+    model: of transformers or timm. Layers of torch's were replaced, and are gone.
+    """
+    if not isinstance(model, PreTrainedModel) and timm.attention_layers(model):
+        return timm.restore(model)
     pretrained = require_pretrained(model)
     layers = attention_layers(pretrained).values()
     for layer in layers:
@@ -135,12 +141,7 @@ def is_local(attention: str, options: Mapping[str, Any]) -> bool:
 
 
 def describe(
-    layer: PretrainedAttention,
-    attention: str,
-    options: Mapping[str, Any],
-    *,
-    max_len: int | None,
-    number: int,
+    max_len: int | None, layer: PretrainedAttention, attention: str, options: Mapping[str, Any], number: int
 ) -> dict[str, Any]:
     """The arguments of a `ConvertedAttention` for this layer."""
     options = dict(options)
@@ -157,15 +158,6 @@ def describe(
         "max_len": max_len,
         "layer": number,
     }
-
-
-def unfit(ours: ConvertedAttention, layer: PretrainedAttention) -> Iterable[str]:
-    """Why this mechanism cannot take the place of this layer's softmax."""
-    if layer.rotary and not ours.mechanism.turned_inputs():
-        yield (
-            f"its queries and keys turn with their positions, and {ours.attention!r} has relative positions "
-            "of its own, which do not: take another mechanism, or a model with other positions"
-        )
 
 
 def attach(layers: Mapping[str, PretrainedAttention], built: Mapping[str, ConvertedAttention]) -> None:

@@ -29,7 +29,7 @@ from transformers.masking_utils import (
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from subquad.integrations.huggingface.converted import (
+from subquad.integrations.converted import (
     ConvertedAttention,
     Merged,
     SharedKeys,

@@ -1,15 +1,14 @@
 """The attention layers of a pretrained model: where they are, and what can be known of them beforehand."""
 
-import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from subquad.integrations.huggingface.converted import ConvertedAttention
+from subquad.integrations.converted import ConvertedAttention
 from subquad.integrations.huggingface.interface import NAME
+from subquad.integrations.source import forward_source
 
 HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head")  # what models call them
 HEAD_DIM = ("head_dim", "attention_head_size", "key_value_proj_dim")
@@ -109,8 +108,8 @@ def require_pretrained(model: nn.Module) -> PreTrainedModel:
     """The model, or `ValueError` unless its attention is what its configuration names."""
     if not isinstance(model, PreTrainedModel):
         raise ValueError(
-            f"a {type(model).__name__} is no transformers.PreTrainedModel: hand in the model inside of it, "
-            "or, for torch.nn.MultiheadAttention, call subquad.replace_attention"
+            f"a {type(model).__name__} is no transformers.PreTrainedModel: hand in the model inside of it. "
+            "Models of timm and of torch.nn layers can be converted, and are trained then by a loop of yours"
         )
     for part in (module for module in model.modules() if isinstance(module, PreTrainedModel)):
         if not part._can_set_attn_implementation():
@@ -124,12 +123,3 @@ def require_pretrained(model: nn.Module) -> PreTrainedModel:
 def attends_by_interface(kind: type[nn.Module]) -> bool:
     """Whether the forward pass of such a module calls transformers' `AttentionInterface` itself."""
     return "ALL_ATTENTION_FUNCTIONS.get_interface(" in forward_source(kind)
-
-
-@cache
-def forward_source(kind: type[nn.Module]) -> str:
-    """That of a module's forward pass; transformers, too, tells by it whether a model calls the interface."""
-    try:
-        return inspect.getsource(kind.forward)
-    except (OSError, TypeError):
-        return ""

@@ -5,7 +5,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from subquad.integrations.huggingface.layers import forward_source, require_pretrained
+from subquad.integrations.huggingface.layers import require_pretrained
+from subquad.integrations.source import forward_source
 
 M = TypeVar("M", bound=nn.Module)  # a PreTrainedModel
 

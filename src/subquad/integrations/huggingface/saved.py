@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 from transformers.utils.hub import cached_file
 
+from subquad.integrations.converted import ConvertedAttention
 from subquad.integrations.huggingface.convert import attach, note
-from subquad.integrations.huggingface.converted import ConvertedAttention
 from subquad.integrations.huggingface.interface import NAME
 from subquad.integrations.huggingface.layers import attention_layers, require_pretrained
 
