@@ -1,14 +1,11 @@
 """More positions than a pretrained model was trained with."""
 
-from typing import TypeVar
-
 import torch
 from torch import Tensor, nn
 
+from subquad.integrations.huggingface.convert import M
 from subquad.integrations.huggingface.layers import require_pretrained
 from subquad.integrations.source import forward_source
-
-M = TypeVar("M", bound=nn.Module)  # a PreTrainedModel
 
 TABLES = ("position_embeddings", "wpe", "embed_positions")  # what models call tables of positions
 COUNT = "max_position_embeddings"  # what their configuration calls the number of rows
