@@ -104,6 +104,11 @@ def attending_as_before(observer: Callable[[Call], None]) -> Iterator[None]:
         OBSERVER.reset(token)
 
 
+def observing() -> Callable[[Call], None] | None:
+    """Who sees the calls; nobody in a graph, which cannot ask for what stands in a context."""
+    return None if torch.compiler.is_compiling() else OBSERVER.get()
+
+
 def register() -> None:
     """Let configurations name these functions. Doing so twice does no harm."""
     AttentionInterface.register(NAME, attend)
@@ -135,7 +140,7 @@ def make_mask(
         if q_length <= kv_length and not torch.compiler.is_compiling() and valid.all():
             valid = None  # transformers, too, reads these numbers, so as to do without a mask
     before = None
-    if not note.whole or OBSERVER.get() is not None:
+    if not note.whole or observing() is not None:
         before = ALL_MASK_ATTENTION_FUNCTIONS[note.before](
             q_length=q_length,
             kv_length=kv_length,
@@ -203,7 +208,7 @@ def attend(
         require_all(valid, key.shape[2])
         valid = valid[:, -key.shape[2] :]
     inputs = as_softmax(query, key, value, scaling)
-    if observer := OBSERVER.get():
+    if observer := observing():
         result = attend_as_before(module, query, key, value, attention_mask, dropout, scaling, named)
         observer(Call(layer, *inputs, valid, result[0]))
         return result
