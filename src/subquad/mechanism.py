@@ -30,6 +30,7 @@ from subquad.inputs import (
     require_writable,
     zero_padding,
 )
+from subquad.shards import Shards
 
 Queries = Float[Tensor, "b h t d"]
 Keys = Float[Tensor, "b h s d"]
@@ -75,6 +76,7 @@ class Traits:
     limit_tol: float = 1e-6
     tiny: Mapping[str, Any] = field(default_factory=dict)  # options that suit 24 tokens
     lossless: Mapping[str, Any] | None = None  # options under which a memory forgets none of 24 tokens
+    exchange: Literal["edges", "states", "keys"] | None = None  # of ranks that share a sequence; None: cannot
 
     def __post_init__(self) -> None:
         for name in ("limit", "tiny", "lossless"):  # a frozen claim, all the way down
@@ -127,7 +129,7 @@ class Mechanism(nn.Module, ABC):
         renamed = "inputs" in vars(cls)
         if renamed:
             cls._widths = declared_widths(cls.inputs)
-        for name in ("definition", "forward", "step"):
+        for name in ("definition", "forward", "step", "sharded"):
             form = getattr(cls, name)
             if name in vars(cls) or (renamed and hasattr(form, "__wrapped__")):
                 setattr(cls, name, checked(cls, name, inspect.unwrap(form)))
@@ -201,6 +203,18 @@ class Mechanism(nn.Module, ABC):
         takes `in_place: bool = False`, and writes there itself as much as it can.
         """
         raise ValueError(f"{self.traits.name!r} {self._why_no_stream()}")
+
+    def sharded(self, *inputs: Any, valid: Valid | None = None, shards: Shards, **named: Any) -> Outputs:
+        """The same for a sequence that several processes share (`subquad.parallel`).
+
+        This rank's tokens go in, and come out as from `forward` on the whole, gradients included. What ranks
+        exchange is in `traits.exchange`: states, which are as large whatever the length; the edges of their
+        shards; or all keys and values.
+        """
+        raise ValueError(
+            f"{self.traits.name!r} needs the whole sequence in one process: take a mechanism that "
+            "`subquad.parallel.names()` lists"
+        )
 
     def reserve(self, state: State, tokens: int) -> State:
         """The state with room for so many further tokens of each row, which steps in place fill.

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from subquad.mechanism import Dims, Mechanism, Outputs, State, Traits, Valid
 from subquad.notation import Option, repeated, written
+from subquad.shards import Shards
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,9 @@ class Mixture(Mechanism):
     def forward(self, *inputs: Tensor, valid: Valid | None = None) -> Outputs:
         return torch.cat([m(**x, valid=valid) for m, x in self._split(inputs)], 1)
 
+    def sharded(self, *inputs: Tensor, valid: Valid | None = None, shards: Shards) -> Outputs:
+        return torch.cat([m.sharded(**x, valid=valid, shards=shards) for m, x in self._split(inputs)], 1)
+
     def step(
         self,
         *inputs: Tensor,
@@ -188,6 +192,7 @@ def common_traits(name: str, every: Sequence[Traits]) -> Traits:
     bidirectional = all(traits.bidirectional for traits in every)
     causal = {traits.causal for traits in every}
     states = {traits.state for traits in every}
+    exchanges = {traits.exchange for traits in every}
     if not bidirectional and None in causal:
         one = next(traits.name for traits in every if not traits.bidirectional)
         other = next(traits.name for traits in every if traits.causal is None)
@@ -208,6 +213,7 @@ def common_traits(name: str, every: Sequence[Traits]) -> Traits:
         normalised=all(traits.normalised for traits in every),
         limit={} if all(traits.limit == {} for traits in every) else None,
         limit_tol=max(traits.limit_tol for traits in every),
+        exchange=next((most for most in (None, "keys", "states", "edges") if most in exchanges), None),
     )
 
 

@@ -12,6 +12,7 @@ from mutants import (
     recurrent,
     relatives,
     setups,
+    sharing,
     sparse,
     transforms,
     triton,
@@ -20,7 +21,7 @@ from mutants import (
 
 FAMILIES = (
     *(exact, kernel, performer, relatives, sparse, low_rank, content, recurrent, memory),
-    *(mixtures, setups, transforms, waiting, layers),
+    *(mixtures, setups, sharing, transforms, waiting, layers),
 )
 MUTANTS = [mutant for family in FAMILIES for mutant in family.MUTANTS]
 KERNEL_MUTANTS = triton.MUTANTS

@@ -96,8 +96,8 @@ MUTANTS = [
         "rejects_other_dims",
         "a chunk of a stream is not looked at",
         "Mechanism.__init_subclass__",
-        '("definition", "forward", "step")',
-        '("definition", "forward")',
+        '("definition", "forward", "step", "sharded")',
+        '("definition", "forward", "sharded")',
     ),
     Mutant(
         "softmax",

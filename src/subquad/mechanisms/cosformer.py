@@ -26,11 +26,13 @@ from torch import Tensor
 from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, State, Traits, Valid, Values
 from subquad.mechanisms.kernel import CHUNK
 from subquad.ops.linear_attention import KernelInputs, linear_attention
+from subquad.ops.linear_attention.sharing import of_others
 from subquad.ops.linear_attention.sums import Sums, causal_average, collect, divide, read_sums
 from subquad.ops.shared.allocation import concat_into
 from subquad.ops.shared.precision import wide
 from subquad.ops.shared.scan import block_tokens, blocks, recompute, scan
 from subquad.ops.shared.waiting import require_at_most
+from subquad.shards import Shards
 
 Angles = Float[Tensor, "#b 1 t 1"]
 
@@ -62,6 +64,7 @@ class CosFormer(Mechanism):
         bidirectional=True,
         causal="strict",
         state="bounded",
+        exchange="states",
     )
 
     def __init__(self, dims: Dims, *, causal: bool) -> None:
@@ -91,11 +94,23 @@ class CosFormer(Mechanism):
             return self._at_once(q, k, v, valid=valid)
         M = counted(valid, like=q).clamp(min=1)
         angles = math.pi / 2 * places(valid, like=q) / M[:, None, None, None]
-        sums = None
-        for part, seen in blocks(k, angles, v, valid=valid):
-            sums = recompute(_collect, *part, seen, sums)
-        parts = (recompute(_read, *part, sums) for part, _ in blocks(q, angles))
-        return concat_into(parts, v, *q.shape[:3], v.shape[3], dim=2)
+        return read_in_blocks(q, angles, v, collect_in_blocks(k, angles, v, valid=valid))
+
+    def sharded(
+        self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, shards: Shards
+    ) -> Outputs:
+        place = places(valid, like=q) + shards.before[:, None, None, None]
+        if self.causal:
+            assert self.dims.max_len is not None
+            angles = math.pi / 2 / self.dims.max_len * place
+        else:
+            angles = math.pi / 2 * place / shards.total.clamp(min=1)[:, None, None, None]
+        own = collect_in_blocks(k, angles, v, valid=valid)
+        sums = of_others(own, shards=shards, causal=self.causal)
+        if not self.causal:
+            return read_in_blocks(q, angles, v, sums)
+        state = CosFormerState(sums.S, sums.z, shards.before)
+        return self._stream(q, k, v, valid=valid, state=state)[0]
 
     def _at_once(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None) -> Outputs:
         """The causal form as one operator: in graphs one node for all lengths, elsewhere few launches."""
@@ -177,6 +192,19 @@ def features(x: Queries, angles: Angles) -> Float[Tensor, "b h t f"]:
     """phi, for tokens at `angles`."""
     x = x.relu()
     return torch.cat([x * angles.cos(), x * angles.sin()], -1)
+
+
+def collect_in_blocks(k: Keys, angles: Angles, v: Values, *, valid: Valid | None) -> Sums:
+    sums = None
+    for part, seen in blocks(k, angles, v, valid=valid):
+        sums = recompute(_collect, *part, seen, sums)
+    assert sums is not None
+    return sums
+
+
+def read_in_blocks(q: Queries, angles: Angles, v: Values, sums: Sums) -> Outputs:
+    parts = (recompute(_read, *part, sums) for part, _ in blocks(q, angles))
+    return concat_into(parts, v, *q.shape[:3], v.shape[3], dim=2)
 
 
 def _collect(k: Keys, angles: Angles, v: Values, valid: Valid | None, sums: Sums | None) -> Sums:

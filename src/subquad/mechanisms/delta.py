@@ -23,6 +23,7 @@ from subquad.mechanism import Dims, Keys, Outputs, Queries, Traits, Valid, Value
 from subquad.mechanisms.recurrent import Rates, Recurrence, RecurrentAttention, RecurrentState, initial
 from subquad.ops.recurrence.rows import RecurrenceInputs
 from subquad.ops.shared.precision import wide
+from subquad.shards import Shards
 
 EPSILON = 1e-6  # under the length of queries and keys, in the authors' code
 
@@ -56,6 +57,7 @@ class DeltaAttention(RecurrentAttention):
         bidirectional=True,
         causal="strict",
         state="bounded",
+        exchange="states",
     )
 
     def __init__(self, dims: Dims, *, causal: bool, swish_values: bool = True) -> None:
@@ -72,12 +74,18 @@ class DeltaAttention(RecurrentAttention):
         return self._normed(o)
 
     def _advance(
-        self, x: DeltaInputs, *, valid: Valid | None, state: RecurrentState | None, in_place: bool
+        self,
+        x: DeltaInputs,
+        *,
+        valid: Valid | None,
+        state: RecurrentState | None,
+        in_place: bool,
+        shards: Shards | None = None,
     ) -> tuple[Outputs, RecurrentState]:
         S = initial(x.k, x.v) if state is None else state.S
         nothing_fades = S.new_zeros(1).expand(1, 1, x.k.shape[2], 1)
         fusion = self._fusion(S, qk_l2norm_eps=EPSILON, swish_values=self.swish_values)
         beta = wide(x.beta)[0].sigmoid()
         tokens = RecurrenceInputs(x.q, x.k, x.v, nothing_fades, beta)
-        out, S = self._product(tokens, state=S, fusion=fusion, in_place=in_place)
+        out, S = self._product(tokens, state=S, fusion=fusion, in_place=in_place, shards=shards)
         return out, RecurrentState(S)

@@ -34,6 +34,7 @@ from subquad.mechanisms.recurrent import (
 )
 from subquad.ops.recurrence.rows import RecurrenceInputs
 from subquad.ops.shared.precision import wide
+from subquad.shards import Shards
 
 
 class GatedDeltaInputs(NamedTuple):
@@ -66,6 +67,7 @@ class GatedDeltaAttention(RecurrentAttention):
         bidirectional=True,
         causal="strict",
         state="bounded",
+        exchange="states",
     )
 
     def __init__(self, dims: Dims, *, causal: bool) -> None:
@@ -82,12 +84,18 @@ class GatedDeltaAttention(RecurrentAttention):
         return x.gate * x.gate.sigmoid() * self._normed(o)
 
     def _advance(
-        self, x: GatedDeltaInputs, *, valid: Valid | None, state: RecurrentState | None, in_place: bool
+        self,
+        x: GatedDeltaInputs,
+        *,
+        valid: Valid | None,
+        state: RecurrentState | None,
+        in_place: bool,
+        shards: Shards | None = None,
     ) -> tuple[Outputs, RecurrentState]:
         S = initial(x.k, x.v) if state is None else state.S
         beta, alpha, log_A, b = wide(x.beta, x.alpha, self.log_A, self.b)
         log_decay = mask_decay(-log_A.exp()[:, None, None] * F.softplus(alpha + b[:, None, None]), valid)
         fusion = self._fusion(S, x.gate, qk_l2norm_eps=EPSILON, swish_values=True)
         tokens = RecurrenceInputs(x.q, x.k, x.v, log_decay, beta.sigmoid())
-        out, S = self._product(tokens, state=S, fusion=fusion, in_place=in_place)
+        out, S = self._product(tokens, state=S, fusion=fusion, in_place=in_place, shards=shards)
         return out, RecurrentState(S)

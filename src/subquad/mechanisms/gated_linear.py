@@ -24,6 +24,7 @@ from subquad.bounds import Positive
 from subquad.mechanism import Dims, Keys, Outputs, Queries, Traits, Valid, Values
 from subquad.mechanisms.recurrent import Recurrence, RecurrentAttention, RecurrentState, initial
 from subquad.ops.recurrence.rows import RecurrenceInputs
+from subquad.shards import Shards
 
 
 class GatedLinearInputs(NamedTuple):
@@ -56,6 +57,7 @@ class GatedLinearAttention(RecurrentAttention):
         bidirectional=True,
         causal="strict",
         state="bounded",
+        exchange="states",
     )
 
     def __init__(self, dims: Dims, *, causal: bool, tau: Positive = 16.0) -> None:
@@ -69,7 +71,13 @@ class GatedLinearAttention(RecurrentAttention):
         return x.gate * x.gate.sigmoid() * self._normed(o)
 
     def _advance(
-        self, x: GatedLinearInputs, *, valid: Valid | None, state: RecurrentState | None, in_place: bool
+        self,
+        x: GatedLinearInputs,
+        *,
+        valid: Valid | None,
+        state: RecurrentState | None,
+        in_place: bool,
+        shards: Shards | None = None,
     ) -> tuple[Outputs, RecurrentState]:
         q, k, v, forget, gate = x
         if valid is not None:
@@ -77,5 +85,5 @@ class GatedLinearAttention(RecurrentAttention):
         S = initial(k, v) if state is None else state.S
         fusion = self._fusion(S, gate, q_scale=q.shape[-1] ** -0.5, gate_normalizer=self.tau)
         tokens = RecurrenceInputs(q, k, v, forget)
-        out, S = self._product(tokens, state=S, fusion=fusion, in_place=in_place)
+        out, S = self._product(tokens, state=S, fusion=fusion, in_place=in_place, shards=shards)
         return out, RecurrentState(S)

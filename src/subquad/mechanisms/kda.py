@@ -38,6 +38,7 @@ from subquad.mechanisms.recurrent import (
 )
 from subquad.ops.recurrence.rows import RecurrenceInputs
 from subquad.ops.shared.precision import wide
+from subquad.shards import Shards
 
 
 class KdaInputs(NamedTuple):
@@ -71,6 +72,7 @@ class KdaAttention(RecurrentAttention):
         bidirectional=True,
         causal="strict",
         state="bounded",
+        exchange="states",
     )
 
     def __init__(self, dims: Dims, *, causal: bool) -> None:
@@ -87,12 +89,18 @@ class KdaAttention(RecurrentAttention):
         return x.gate.sigmoid() * self._normed(o)
 
     def _advance(
-        self, x: KdaInputs, *, valid: Valid | None, state: RecurrentState | None, in_place: bool
+        self,
+        x: KdaInputs,
+        *,
+        valid: Valid | None,
+        state: RecurrentState | None,
+        in_place: bool,
+        shards: Shards | None = None,
     ) -> tuple[Outputs, RecurrentState]:
         S = initial(x.k, x.v) if state is None else state.S
         beta, alpha, log_A, b = wide(x.beta, x.alpha, self.log_A, self.b)
         log_decay = mask_decay(-log_A.exp()[:, None, None] * F.softplus(alpha + b[:, None]), valid)
         fusion = self._fusion(S, qk_l2norm_eps=EPSILON, swish_values=True)
         tokens = RecurrenceInputs(x.q, x.k, x.v, log_decay, beta.sigmoid())
-        out, S = self._product(tokens, state=S, fusion=fusion, in_place=in_place)
+        out, S = self._product(tokens, state=S, fusion=fusion, in_place=in_place, shards=shards)
         return wide(x.gate)[0].sigmoid() * out, RecurrentState(S)

@@ -26,6 +26,7 @@ from subquad.ops.linear_attention import (
     linear_attention,
     masks_padding,
 )
+from subquad.ops.linear_attention.sharing import of_others
 from subquad.ops.linear_attention.sums import (
     Exponentials,
     ShiftedSums,
@@ -40,6 +41,7 @@ from subquad.ops.linear_attention.sums import (
 from subquad.ops.shared.allocation import concat_into
 from subquad.ops.shared.precision import wide
 from subquad.ops.shared.scan import block_tokens, blocks, recompute, scan
+from subquad.shards import Shards
 
 CHUNK = 64  # tokens; measured best on CPUs over 32, 128 and 256
 MAX_SAVED = 2**23  # numbers; where queries have more, their features are recomputed in the backward pass
@@ -53,6 +55,7 @@ KERNEL = Traits(  # what every member claims; it gives its own name and paper wi
     cross=True,
     state="bounded",
     normalised=True,
+    exchange="states",
 )
 
 
@@ -81,6 +84,21 @@ class KernelAttention(Mechanism):
         if self.causal and (self.features.signed or (not self.features.fused and fast_steps(q, k, v))):
             return self._stream(q, k, v, valid=valid, state=None)[0]
         return self.average(q, k, v, valid=valid, causal=self.causal)
+
+    def sharded(
+        self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, shards: Shards
+    ) -> Outputs:
+        if not self.zeros_padding:
+            q, k, v = zero_padding(valid, q, k, v)
+        own = None
+        for part, seen in blocks(k, v, valid=valid):
+            own = recompute(self._collect, *part, seen, own)
+        assert own is not None
+        sums = of_others(own, shards=shards, causal=self.causal)
+        if self.causal:
+            return self._stream(q, k, v, valid=valid, state=sums)[0]
+        parts = (recompute(self._read, *part, sums) for part, _ in blocks(q))
+        return concat_into(parts, v, *q.shape[:3], v.shape[3], dim=2)
 
     def average(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, causal: bool) -> Outputs:
         """The averages of values, for inputs with zeros at padding, which fused features need not have."""

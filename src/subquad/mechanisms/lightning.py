@@ -25,6 +25,7 @@ from subquad.mechanism import Dims, Keys, Outputs, Queries, Traits, Valid, Value
 from subquad.mechanisms.recurrent import Recurrence, RecurrentAttention, RecurrentState, initial, mask_decay
 from subquad.ops.recurrence.rows import RecurrenceInputs
 from subquad.ops.shared.precision import wide
+from subquad.shards import Shards
 
 
 class LightningInputs(NamedTuple):
@@ -57,6 +58,7 @@ class LightningAttention(RecurrentAttention):
         bidirectional=True,
         causal="strict",
         state="bounded",
+        exchange="states",
     )
 
     def __init__(self, dims: Dims, *, causal: bool, layers: CountOrZero = 0) -> None:
@@ -79,7 +81,13 @@ class LightningAttention(RecurrentAttention):
         return x.gate.sigmoid() * self._normed(o)
 
     def _advance(
-        self, x: LightningInputs, *, valid: Valid | None, state: RecurrentState | None, in_place: bool
+        self,
+        x: LightningInputs,
+        *,
+        valid: Valid | None,
+        state: RecurrentState | None,
+        in_place: bool,
+        shards: Shards | None = None,
     ) -> tuple[Outputs, RecurrentState]:
         q, k, v, gate = wide(*x)  # a rounding of silu would not be one of the inputs
         S = initial(k, v) if state is None else state.S
@@ -88,5 +96,5 @@ class LightningAttention(RecurrentAttention):
         log_decay = (-self.factor * torch.exp2(h * (-8 / heads)))[:, None, None].expand(1, heads, length, 1)
         tokens = RecurrenceInputs(F.silu(q), F.silu(k), v, mask_decay(log_decay, valid))
         fusion = self._fusion(S, swish_values=True)
-        out, S = self._product(tokens, state=S, fusion=fusion, in_place=in_place)
+        out, S = self._product(tokens, state=S, fusion=fusion, in_place=in_place, shards=shards)
         return gate.sigmoid() * out, RecurrentState(S)

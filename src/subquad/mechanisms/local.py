@@ -25,11 +25,13 @@ from subquad.bounds import Count
 from subquad.mechanism import Dims, Keys, Outputs, Queries, Traits, Valid, Values
 from subquad.mechanisms.sparse import SparseAttention
 from subquad.ops.attention import attention
+from subquad.ops.shared.neighbourhood import Neighbourhood
 from subquad.ops.shared.packing import Packing, take
 from subquad.ops.shared.precision import wide
 from subquad.ops.shared.scan import scan
 from subquad.ops.shared.slots import newest, write_slots
 from subquad.patterns import Dilated, Local
+from subquad.shards import Shards
 
 SMALLEST_CHUNK = 64  # tokens of a stream taken at once, even where the window is narrower
 
@@ -64,6 +66,7 @@ class LocalAttention(SparseAttention):
         normalised=True,
         limit={"width": 24},
         tiny={"width": 3, "dilation": 2},
+        exchange="edges",
     )
 
     def __init__(self, dims: Dims, *, causal: bool, width: Count = 256, dilation: Count = 1) -> None:
@@ -75,6 +78,12 @@ class LocalAttention(SparseAttention):
         i, j = torch.arange(n)[:, None], torch.arange(n)
         in_window = ((i - j).abs() <= self.span) & ((i - j) % self.dilation == 0)
         return in_window & (j <= i) if self.causal else in_window
+
+    def sharded(
+        self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, shards: Shards
+    ) -> Outputs:
+        around = Neighbourhood.of(k, v, valid, before=self.span, behind=not self.causal, shards=shards)
+        return around.own(self(around.queries(q), around.k, around.v, valid=around.valid))
 
     def _stream(
         self, q: Queries, k: Keys, v: Values, *, valid: Valid | None, state: Any, in_place: bool

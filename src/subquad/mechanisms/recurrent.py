@@ -38,7 +38,9 @@ from subquad.mechanism import Dims, Keys, Mechanism, Outputs, Queries, State, Va
 from subquad.ops.recurrence import NOTHING, decayed_product, delta_product
 from subquad.ops.recurrence.both_ways import both_ways
 from subquad.ops.recurrence.rows import Fusion, Gates, RecurrenceInputs
+from subquad.ops.recurrence.sharing import compose, shard_map
 from subquad.ops.shared.precision import wide
+from subquad.shards import Shards
 
 Matrix = Float[Tensor, "b h d e"]
 Rates = Float[Tensor, "b h t 1"]
@@ -89,8 +91,13 @@ class RecurrentAttention(Mechanism):
         """What is made of what queries read, by the paper's formulas."""
 
     @abstractmethod
-    def _advance(self, x: Any, *, valid: Valid | None, state: Any, in_place: bool) -> tuple[Outputs, State]:
-        """The same for the next `inputs` of a stream, by chunks; `in_place`: S may be written over."""
+    def _advance(
+        self, x: Any, *, valid: Valid | None, state: Any, in_place: bool, shards: Shards | None = None
+    ) -> tuple[Outputs, State]:
+        """The same for the next `inputs` of a stream, by chunks; `in_place`: S may be written over.
+
+        shards: of a sequence that several ranks share, these inputs being one's own. None: of none.
+        """
 
     def definition(self, *inputs: Tensor, valid: Valid | None = None) -> Outputs:
         """Row by row without its padding."""
@@ -108,6 +115,10 @@ class RecurrentAttention(Mechanism):
     def forward(self, *inputs: Tensor, valid: Valid | None = None) -> Outputs:
         return self._advance(self.inputs(*inputs), valid=valid, state=None, in_place=False)[0]
 
+    def sharded(self, *inputs: Tensor, valid: Valid | None = None, shards: Shards) -> Outputs:
+        x = self.inputs(*inputs)
+        return self._advance(x, valid=valid, state=None, in_place=False, shards=shards)[0]
+
     def step(
         self,
         *inputs: Tensor,
@@ -124,10 +135,14 @@ class RecurrentAttention(Mechanism):
         state: Matrix,
         in_place: bool,
         fusion: Fusion = NOTHING,
+        shards: Shards | None = None,
     ) -> tuple[Outputs, Matrix]:
         """What queries read, with what is done to rows around that; and the state after, if causal."""
         if not self.causal:
-            return both_ways(tokens, state=state, fusion=fusion), state
+            return both_ways(tokens, state=state, fusion=fusion, shards=shards), state
+        if shards is not None:
+            maps = shards.gather(shard_map(tokens, zeros=state, fusion=fusion))
+            state = compose(maps[: shards.rank], e=state.shape[-1])
         q, k, v, log_decay, beta = tokens
         if beta is None:
             return decayed_product(q, k, v, log_decay, state=state, fusion=fusion, in_place=in_place)

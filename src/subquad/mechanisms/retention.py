@@ -35,6 +35,7 @@ from subquad.mechanism import Dims, Keys, Outputs, Queries, Traits, Valid, Value
 from subquad.mechanisms.recurrent import Recurrence, RecurrentAttention, initial, mask_decay
 from subquad.ops.recurrence.rows import RecurrenceInputs
 from subquad.ops.shared.rotary import LONGEST_WAVE, turns
+from subquad.shards import Shards
 
 FORMS = {"torchscale": 1e-6, "fla": 1e-5}  # and their epsilons
 
@@ -77,6 +78,7 @@ class Retention(RecurrentAttention):
         bidirectional=True,
         causal="strict",
         state="bounded",
+        exchange="states",
     )
 
     def __init__(self, dims: Dims, *, causal: bool, form: Form = "torchscale") -> None:
@@ -102,12 +104,19 @@ class Retention(RecurrentAttention):
         return x.gate * x.gate.sigmoid() * self._normed(o)
 
     def _advance(
-        self, x: RetentionInputs, *, valid: Valid | None, state: RetentionState | None, in_place: bool
+        self,
+        x: RetentionInputs,
+        *,
+        valid: Valid | None,
+        state: RetentionState | None,
+        in_place: bool,
+        shards: Shards | None = None,
     ) -> tuple[Outputs, RetentionState]:
         q, k, v, gate = x
         batch, heads, length, d = q.shape
         if state is None:
-            state = RetentionState(initial(k, v), torch.zeros(batch, dtype=torch.int64, device=q.device))
+            first = torch.zeros(batch, dtype=torch.int64, device=q.device)
+            state = RetentionState(initial(k, v), first if shards is None else shards.before)
         if valid is None:
             position, new = state.seen[:, None] + torch.arange(length, device=q.device), length
         else:
@@ -117,5 +126,5 @@ class Retention(RecurrentAttention):
         turn = turns(position, d // 2, dtype=state.S.dtype, closed=self.form == "torchscale")
         fusion = self._fusion(state.S, gate, q_scale=d**-0.5, rotary=turn)
         tokens = RecurrenceInputs(q, k, v, mask_decay(log_gamma, valid))
-        out, S = self._product(tokens, state=state.S, fusion=fusion, in_place=in_place)
+        out, S = self._product(tokens, state=state.S, fusion=fusion, in_place=in_place, shards=shards)
         return out, RetentionState(S, state.seen + new)

@@ -34,12 +34,14 @@ from subquad.bounds import Count, CountOrZero
 from subquad.mechanism import Dims, Keys, Outputs, Queries, Traits, Valid, Values
 from subquad.mechanisms.sparse import SparseAttention
 from subquad.ops.shared.masked_softmax import masked_softmax
+from subquad.ops.shared.neighbourhood import Neighbourhood
 from subquad.ops.shared.packing import Packing, take
 from subquad.ops.shared.precision import wide
 from subquad.ops.shared.scan import scan
 from subquad.ops.shared.slots import newest, write_slots
 from subquad.ops.window_attention import window_attention
 from subquad.patterns import Columns, Local
+from subquad.shards import Shards
 
 STREAM_CHUNK = 64  # tokens of a stream taken at once, even where the window is narrower
 
@@ -78,6 +80,7 @@ class SinkAttention(SparseAttention):
         normalised=True,  # unless the logit is learnt
         limit={"width": 24},
         tiny={"width": 3, "sinks": 2},
+        exchange="edges",
     )
 
     def __init__(
@@ -122,6 +125,14 @@ class SinkAttention(SparseAttention):
         scores = torch.cat([lse[..., None], q @ first_k.mT / q.shape[-1] ** 0.5], -1)
         weights = self._softmax(scores, seen=torch.cat([real, behind], -1))
         return packing.unpack(weights[..., :1] * window + weights[..., 1:] @ first_v)
+
+    def sharded(
+        self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, shards: Shards
+    ) -> Outputs:
+        around = Neighbourhood.of(k, v, valid, before=self.width, behind=False, shards=shards)
+        if self.sinks:
+            around = around.with_first(k, v, valid, count=self.sinks, shards=shards)
+        return around.own(self(around.queries(q), around.k, around.v, valid=around.valid))
 
     def _softmax(
         self, scores: Float[Tensor, "b h t s"], *, seen: Bool[Tensor, "b 1 t s"]

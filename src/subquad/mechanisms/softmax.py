@@ -15,6 +15,7 @@ from subquad.mechanism import Keys, Mechanism, Outputs, Queries, Traits, Valid, 
 from subquad.ops.attention import attention
 from subquad.ops.shared.packing import Packing
 from subquad.ops.shared.slots import KVCache, extend, is_known_full, reserve
+from subquad.shards import Shards
 
 
 class SoftmaxAttention(Mechanism):
@@ -37,6 +38,7 @@ class SoftmaxAttention(Mechanism):
         cost=2.0,
         normalised=True,
         limit={},
+        exchange="keys",
     )
 
     def definition(self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None) -> Outputs:
@@ -78,6 +80,19 @@ class SoftmaxAttention(Mechanism):
             known = known + state.count[:, None]
         seen = torch.arange(cache.k.shape[2], device=q.device) < known[..., None]
         return attention(q, cache.k, cache.v, seen=seen[:, None]), cache
+
+    def sharded(
+        self, q: Queries, k: Keys, v: Values, *, valid: Valid | None = None, shards: Shards
+    ) -> Outputs:
+        """All keys and values go to all ranks, as in LASP-2's hybrid (arXiv:2502.07563); queries stay."""
+        every, real = shards.gather_tokens(torch.cat([k, v], -1), valid)
+        known_k, known_v = every.split([k.shape[-1], v.shape[-1]], -1)
+        if not self.causal:
+            return attention(q, known_k, known_v, seen=None if real is None else real[:, None, None])
+        first = shards.rank * max(shards.lengths)
+        i, j = (torch.arange(n, device=q.device) for n in (q.shape[2], known_k.shape[2]))
+        seen = (j <= first + i[:, None])[None, None]
+        return attention(q, known_k, known_v, seen=seen if real is None else seen & real[:, None, None])
 
     def reserve(self, state: KVCache, tokens: int) -> KVCache:
         return reserve(state, tokens)

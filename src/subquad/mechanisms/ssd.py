@@ -39,6 +39,7 @@ from subquad.mechanisms.recurrent import (
 )
 from subquad.ops.recurrence.rows import RecurrenceInputs
 from subquad.ops.shared.precision import wide
+from subquad.shards import Shards
 
 
 class SsdInputs(NamedTuple):
@@ -71,6 +72,7 @@ class SsdAttention(RecurrentAttention):
         bidirectional=True,
         causal="strict",
         state="bounded",
+        exchange="states",
     )
 
     def __init__(self, dims: Dims, *, causal: bool) -> None:
@@ -88,7 +90,13 @@ class SsdAttention(RecurrentAttention):
         return self._normed((o + self.D[:, None, None] * v) * x.gate * x.gate.sigmoid())
 
     def _advance(
-        self, x: SsdInputs, *, valid: Valid | None, state: RecurrentState | None, in_place: bool
+        self,
+        x: SsdInputs,
+        *,
+        valid: Valid | None,
+        state: RecurrentState | None,
+        in_place: bool,
+        shards: Shards | None = None,
     ) -> tuple[Outputs, RecurrentState]:
         q, k, v = F.silu(x.q), F.silu(x.k), F.silu(x.v)
         S = initial(k, v) if state is None else state.S
@@ -97,6 +105,6 @@ class SsdAttention(RecurrentAttention):
         dt = F.softplus(dt + b[:, None, None])
         log_decay = mask_decay(-log_A.exp()[:, None, None] * dt, valid)
         tokens = RecurrenceInputs(q, (dt * k).to(k.dtype), v, log_decay)
-        o, S = self._product(tokens, state=S, in_place=in_place)
+        o, S = self._product(tokens, state=S, in_place=in_place, shards=shards)
         o = torch.addcmul(o, D[:, None, None], v) * F.silu(wide(x.gate)[0])
         return F.rms_norm(o, o.shape[-1:], scale, self.epsilon), RecurrentState(S)

@@ -23,6 +23,8 @@ class TransformerBlock(Layer):
     dropout: the probability, from 0 to 1, that a number of what either part adds is dropped in training.
     """
 
+    shareable = True
+
     def __init__(
         self, attention: MultiheadAttention, *, mlp_ratio: float = 4.0, dropout: float = 0.0
     ) -> None:

@@ -22,9 +22,11 @@ from subquad.nn.layers.stack import run_layers, step_layers
 from subquad.nn.multihead import Causal, MultiheadAttention
 from subquad.nn.positions import HiddenStates, positional_encoding
 from subquad.nn.sequence import Sequence, make_sequence
+from subquad.nn.sharing import require_shareable
 from subquad.nn.tie import tie_layers
 from subquad.notation import repeated
 from subquad.ops.shared.reuse import one_pass
+from subquad.shards import Shards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +131,12 @@ class Encoder(nn.Module):
         self.tie()
 
     def forward(
-        self, x: HiddenStates, valid: Valid | None = None, *, documents: Documents | None = None
+        self,
+        x: HiddenStates,
+        valid: Valid | None = None,
+        *,
+        documents: Documents | None = None,
+        shards: Shards | None = None,
     ) -> HiddenStates:
         """Encode whole sequences: `(b t m) -> (b t m)`.
 
@@ -137,21 +144,30 @@ class Encoder(nn.Module):
         documents: a number for each token, the same for all of a document, where several are packed into a
             row: each is encoded as if it were alone (`nn.documents`), and `penalty` is then that of the
             longest. None: a row is one.
+        shards: from `subquad.parallel.share`, where these are one rank's tokens of a sequence that several
+            share. None: they are all.
         """
-        return self.encode(x, valid, documents=documents).values
+        return self.encode(x, valid, documents=documents, shards=shards).values
 
     def encode(
-        self, x: HiddenStates, valid: Valid | None = None, *, documents: Documents | None = None
+        self,
+        x: HiddenStates,
+        valid: Valid | None = None,
+        *,
+        documents: Documents | None = None,
+        shards: Shards | None = None,
     ) -> Sequence:
         """The same, with what is real of it: layers may give out fewer tokens than they are given.
 
-        x, valid, documents: as `forward` takes them.
+        x, valid, documents, shards: as `forward` takes them.
         """
+        if shards is not None:
+            require_shareable(self.layers(), documents)
         if documents is not None:
             return make_sequence(by_document(self.forward, x, valid=valid, documents=documents), valid=valid)[
                 0
             ]
-        sequence, _ = self._begin(x, valid, None)
+        sequence, _ = self._begin(x, valid, None, shards)
         with one_pass():
             sequence = run_layers(self.layers(), sequence)
         return sequence._replace(values=self.norm(sequence.values))
@@ -248,8 +264,12 @@ class Encoder(nn.Module):
         return [cast(Layer, block) for block in self.blocks]
 
     def _begin(
-        self, x: HiddenStates, valid: Valid | None, offset: Int[Tensor, " #b"] | None
+        self,
+        x: HiddenStates,
+        valid: Valid | None,
+        offset: Int[Tensor, " #b"] | None,
+        shards: Shards | None = None,
     ) -> tuple[Sequence, Int[Tensor, " #b"]]:
-        sequence, offset = make_sequence(x, valid=valid, offset=offset)
+        sequence, offset = make_sequence(x, valid=valid, offset=offset, shards=shards)
         placed = self.positions(sequence.values, sequence.positions)
         return sequence._replace(values=self.dropout(placed)), offset

@@ -21,6 +21,7 @@ from subquad.nn.layers.layer import Layer
 from subquad.nn.multihead import MultiheadAttention
 from subquad.nn.positions import HiddenStates
 from subquad.nn.sequence import zero_padded
+from subquad.shards import Shards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,7 @@ class SequenceModel(nn.Module):
         valid: Bool[Tensor, "b *sides t"] | None,
         *,
         documents: Documents | None = None,
+        shards: Shards | None = None,
     ) -> Float[Tensor, "b *t outputs"]:
         """One vector of outputs a sequence, a pair or a token, as the config's `fields` and `readout` say.
 
@@ -76,21 +78,24 @@ class SequenceModel(nn.Module):
         valid: True at real tokens. None: all are real, and fused softmax is faster without a mask.
         documents: of the tokens of rows that hold several, as `Encoder.forward` takes them, where the model
             answers per token.
+        shards: as `Encoder.forward` takes them. What is answered per sequence all ranks then give alike.
         """
         if documents is not None and self.config.readout.per != "token":
             raise ValueError(
                 f"packed documents are answered per token, and this model answers per "
                 f"{self.config.readout.per!r}: give each a row of its own"
             )
+        if self.pairs and shards is not None:
+            raise ValueError("ranks share one sequence, and not pairs of them: leave out shards")
         if self.pairs:
             inputs = tuple(part.flatten(0, 1) for part in inputs)
             valid = None if valid is None else valid.flatten(0, 1)
         embedded = self.embedding(inputs, valid)
         if self.encoder.keeps_length:
-            tokens = self.encoder(embedded, valid, documents=documents)
+            tokens = self.encoder(embedded, valid, documents=documents, shards=shards)
         else:
-            tokens, valid, _ = self.encoder.encode(embedded, valid, documents=documents)
-        read = self.norm(tokens if self.config.readout.per == "token" else mean(tokens, valid))
+            tokens, valid, *_ = self.encoder.encode(embedded, valid, documents=documents, shards=shards)
+        read = self.norm(tokens if self.config.readout.per == "token" else mean(tokens, valid, shards))
         return self.head(read.unflatten(0, (len(read) // 2, 2)) if self.pairs else read)
 
     def step(
@@ -161,8 +166,11 @@ class PairHead(nn.Module):
         return self.layers(torch.cat([a, b, a * b, a - b], -1))
 
 
-def mean(tokens: HiddenStates, valid: Valid | None) -> Float[Tensor, "b m"]:
-    """The average of the real tokens; zero where there is none."""
+def mean(tokens: HiddenStates, valid: Valid | None, shards: Shards | None = None) -> Float[Tensor, "b m"]:
+    """The average of the real tokens, of all ranks where these share them; zero where there is none."""
+    if shards is not None:
+        total = shards.gather(zero_padded(tokens, valid).sum(1)).sum(0)
+        return total / shards.total[:, None].clamp(min=1)
     if valid is None:
         return tokens.mean(1) if tokens.shape[1] else tokens.sum(1)
     return zero_padded(tokens, valid).sum(1) / valid.sum(1, keepdim=True).clamp(min=1)

@@ -299,8 +299,11 @@ class MultiheadAttention(AttentionLayer):
 
     def attend(self, sequence: Sequence) -> HiddenStates:
         """Self-attention within a sequence, whatever `batch_first`: without torch's conventions."""
-        x = sequence.values
-        return self._mix(x, x, x, sequence.valid, sequence.positions)
+        x, valid, positions, shards = sequence
+        if shards is None:
+            return self._mix(x, x, x, valid, positions)
+        inputs = self._project(x, x, x, positions)
+        return self._merge(self.mechanism.sharded(**inputs, valid=valid, shards=shards))
 
     def reserve(self, state: Stream, tokens: int) -> Stream:
         """The state with room for so many further tokens of each row, which steps in place fill."""
@@ -310,7 +313,7 @@ class MultiheadAttention(AttentionLayer):
         self, sequence: Sequence, memory: State | None, *, in_place: bool = False
     ) -> tuple[HiddenStates, State]:
         """`attend` for a stream's next chunk, and the mechanism's state after it; None before the first."""
-        x, valid, positions = sequence
+        x, valid, positions, _ = sequence
         inputs = self._project(x, x, x, positions)
         mixed, memory = self.mechanism.step(**inputs, valid=valid, state=memory, in_place=in_place)
         return self._merge(mixed), memory

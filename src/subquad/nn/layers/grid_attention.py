@@ -69,7 +69,7 @@ class GridAttention(AttentionLayer):
 
     def forward(self, sequence: Sequence) -> Float[Tensor, "b t _"]:
         """Raises `ValueError` for a row of more tokens than there are places."""
-        x, valid, positions = sequence
+        x, valid, positions, _ = sequence
         if x.shape[1] > self.height * self.width:
             places = self.height * self.width
             otherwise = f"a grid of {places} places, and a row of {{}} tokens: {REMEDY}"

@@ -112,6 +112,7 @@ class Layer(nn.Module, ABC):
 
     traits: ClassVar[LayerTraits]
     keeps_length: bool = True  # as in `LayerTraits`
+    shareable: ClassVar[bool] = False  # whether tokens meet in mechanisms alone, so that ranks can share them
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

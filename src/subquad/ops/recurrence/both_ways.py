@@ -14,21 +14,32 @@ from torch.nn import functional as F
 from subquad.ops.recurrence import NOTHING, decayed_product, delta_product
 from subquad.ops.recurrence.decay import Matrix, Values
 from subquad.ops.recurrence.rows import Fusion, RecurrenceInputs, key, postprocess
+from subquad.ops.recurrence.sharing import compose, shard_map
 from subquad.ops.shared.precision import wide
+from subquad.shards import Shards
 
 
-def both_ways(tokens: RecurrenceInputs, *, state: Matrix, fusion: Fusion = NOTHING) -> Values:
+def both_ways(
+    tokens: RecurrenceInputs, *, state: Matrix, fusion: Fusion = NOTHING, shards: Shards | None = None
+) -> Values:
     """The outputs, in float32 at least. Raises `ValueError` for shapes or dtypes that do not fit.
 
     state: zeros, of one direction
+    shards: of a sequence that several ranks share. None: it is whole.
     """
     tokens = tokens.each(lambda x: wide(x)[0])  # each way rounds by itself
     inner = fusion._replace(rms_norm_eps=0.0, scale=None, gate=None)
     if fusion.rotary is not None:
         inner = inner._replace(rotary=with_reversed(fusion.rotary.expand(tokens.q.shape[0], -1, -1), 1))
     log_decay = tokens.log_decay.expand(*tokens.q.shape[:2], -1, -1)
-    q, k, v, log_decay, beta = tokens._replace(log_decay=log_decay).each(lambda x: with_reversed(x, 2))
+    both = tokens._replace(log_decay=log_decay).each(lambda x: with_reversed(x, 2))
     state = torch.cat([state, state])
+    if shards is not None:
+        maps, e = shards.gather(shard_map(both, zeros=state, fusion=inner)), state.shape[-1]
+        before, behind = maps[: shards.rank], maps[shards.rank + 1 :].flip(0)
+        rows = len(tokens.q)
+        state = torch.cat([compose(before[:, :rows], e=e), compose(behind[:, rows:], e=e)])
+    q, k, v, log_decay, beta = both
     if beta is None:
         out, _ = decayed_product(q, k, v, log_decay, state=state, fusion=inner)
     else:

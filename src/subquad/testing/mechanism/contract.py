@@ -15,6 +15,7 @@ from subquad.testing.mechanism import (
     numerics,
     padding,
     rejections,
+    sharing,
     transforms,
     turning,
     waiting,
@@ -55,6 +56,10 @@ def contract(cls: type[Mechanism]) -> Iterator[Check]:
         yield causality.check_state_growth
         yield in_place.check_steps_in_place
         yield in_place.check_rejects_steps_in_place
+    if traits.exchange is None:
+        yield sharing.check_refuses_to_be_shared
+    else:
+        yield sharing.check_ranks_equal_one_process
     yield turning.check_turned_inputs_meet_one_another
     yield turning.check_turning_all_alike_changes_nothing
     if traits.normalised:
