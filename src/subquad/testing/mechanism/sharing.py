@@ -56,7 +56,8 @@ def check_refuses_to_be_shared(cls: type[Mechanism]) -> None:
             shared(mechanism, random_inputs(mechanism), [11, 13], valid=None)
         except ValueError as error:
             refusal = str(error)
-        assert cls.traits.name in refusal, f"it is shared, or refuses without its name: {refusal!r}"
+        assert refusal, "several ranks can share a sequence by it: say so by the trait `exchange`"
+        assert cls.traits.name in refusal, f"it refuses without its name: {refusal!r}"
 
 
 def shared(mechanism: Mechanism, inputs: Tensors, cut: list[int], *, valid: Valid | None) -> Tensor:
