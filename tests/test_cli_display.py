@@ -59,6 +59,16 @@ def test_a_run_under_way_shows_place_step_loss_and_time_left(console, monkeypatc
     assert "left" in shown
 
 
+def test_a_run_on_a_cluster_shows_its_node(console, monkeypatch):
+    monkeypatch.setattr(display, "LINE_INTERVAL_S", 0.0)
+    with ProgressDisplay(SPECS, console) as observer:
+        observer.on_started(QUICK)
+        observer.on_progress(QUICK, {**step(30), "node": "node-7"})
+        observer.progress.refresh()
+        shown = console.file.getvalue()
+    assert "train step 30 of 60, loss 0.2500 on node-7" in shown
+
+
 def test_not_every_step_looks_at_all_runs(console, monkeypatch):
     monkeypatch.setattr(display, "REFRESH_S", 1e9)
     looked = []

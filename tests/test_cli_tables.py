@@ -11,6 +11,7 @@ from rich.console import Console
 
 from subquad.cli import tables
 from subquad.cli.output import show_comparison
+from subquad.records import Store
 from subquad.report.cost import QUANTITIES
 from subquad.report.page import render
 
@@ -93,9 +94,9 @@ def test_two_lengths_have_no_exponent_and_the_table_says_why():
 def test_json_terminal_and_page_say_the_same(capsys):
     setting = comparison()
     result = whole((setting, sample(setting)))
-    show_comparison(result, Path("runs"), Path("page.html"), as_json=True)
+    show_comparison(result, Store(Path("runs")), Path("page.html"), as_json=True)
     document = json.loads(capsys.readouterr().out)
-    show_comparison(result, Path("runs"), Path("page.html"), as_json=False)
+    show_comparison(result, Store(Path("runs")), Path("page.html"), as_json=False)
     text, page = " ".join(capsys.readouterr().out.split()), render(result)
     assert document["answer"]["sentence"] in text
     for each in document["tasks"][0]["rows"]:

@@ -122,7 +122,7 @@ def test_where_a_comparison_ran_does_not_change_what_it_is(package, config):
 def test_what_is_no_executor_is_reported_and_the_rest_still_work(package):
     package("someones_executor", INLINE, inline="someones_executor:run_here")
     with pytest.warns(UserWarning, match="'inline' from 'someones_executor:run_here' is not an? Executor"):
-        assert list(executors.catalog()) == ["local"]
+        assert list(executors.catalog()) == ["local", "ray"]
 
 
 def test_a_process_finds_the_modules_that_its_parent_finds_and_runs_specs_of_any_kind(package, tmp_path):

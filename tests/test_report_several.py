@@ -12,6 +12,7 @@ import report_samples as made_up
 from tasks_samples import REFUSAL, sample
 
 from subquad.cli.output import show_comparison
+from subquad.records import Store
 from subquad.report.findings import ComparisonFindings
 from subquad.report.page import render
 
@@ -74,16 +75,16 @@ def test_what_a_mechanism_cannot_take_stands_in_its_row_everywhere(
     board = page.partition('<section id="text"')[2].partition("</table>")[0]
     assert re.search(rf"cannot take this task</span>[^\n]*{REFUSAL}", unescape(board))
     assert f"cannot: {REFUSAL}" in unescape(page.partition('class="overview"')[2].partition("</table>")[0])
-    show_comparison(findings, Path("runs"), Path("page.html"), as_json=False)
+    show_comparison(findings, Store(Path("runs")), Path("page.html"), as_json=False)
     assert f"cannot: {REFUSAL}" in re.sub(r"\s+", " ", capsys.readouterr().out)
 
 
 def test_json_terminal_and_page_say_the_same(
     findings: ComparisonFindings, page: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    show_comparison(findings, Path("runs"), Path("page.html"), as_json=True)
+    show_comparison(findings, Store(Path("runs")), Path("page.html"), as_json=True)
     document: dict[str, Any] = json.loads(capsys.readouterr().out)
-    show_comparison(findings, Path("runs"), Path("page.html"), as_json=False)
+    show_comparison(findings, Store(Path("runs")), Path("page.html"), as_json=False)
     text = " ".join(capsys.readouterr().out.split())
     assert [task["label"] for task in document["tasks"]] == list(THREE)
     for answer in (document["answer"], *(task["answer"] for task in document["tasks"])):
@@ -101,7 +102,7 @@ def test_the_terminal_says_it_in_80_columns(
     findings: ComparisonFindings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    show_comparison(findings, Path("runs"), Path("page.html"), as_json=False)
+    show_comparison(findings, Store(Path("runs")), Path("page.html"), as_json=False)
     out = capsys.readouterr().out
     assert "…" not in out
     assert max(map(len, out.splitlines())) <= 80

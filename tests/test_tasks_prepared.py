@@ -256,6 +256,32 @@ def test_two_processes_do_not_make_the_same_data_at_once():
     assert told == [None]  # it waited, and made nothing
 
 
+@pytest.mark.parametrize("task", ["text", "image"])
+def test_what_another_machine_prepared_is_read_where_its_files_are_not(
+    task: str, published: Path, monkeypatch: pytest.MonkeyPatch
+):
+    there = tasks.load(task, **TINY[task])
+    folder = tasks.prepare(task, **TINY[task])
+    assert folder is not None
+    for file in published.glob("**/*.parquet"):
+        file.unlink()
+    with pytest.raises(tasks.DataError):
+        tasks.load(task, **TINY[task])
+    monkeypatch.setenv("SUBQUAD_PREPARED", f"{folder.name}")
+    assert_same(there, tasks.load(task, **TINY[task]))
+
+
+def test_what_another_machine_prepared_of_other_options_is_not_read(monkeypatch: pytest.MonkeyPatch):
+    folder = tasks.prepare("recall", **TINY["recall"])
+    assert folder is not None
+    monkeypatch.setenv("SUBQUAD_PREPARED", folder.name)
+    other = {**TINY["recall"], "pairs": 4}
+    monkeypatch.setattr(Recall, "parts", lambda *_: pytest.fail("was made"))
+    tasks.load("recall", **TINY["recall"])
+    with pytest.raises(pytest.fail.Exception):
+        tasks.load("recall", **other)
+
+
 def test_what_nobody_prepared_is_made_and_not_kept(cache: Path):
     tasks.load("listops", **TINY["listops"])
     assert not cache.exists()

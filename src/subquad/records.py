@@ -13,8 +13,11 @@ Files are written atomically. Two folders merge by copying one over the other. N
 here: a report can be made where nothing can be run.
 """
 
+import atexit
 import hashlib
 import json
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +28,7 @@ from filelock import FileLock, Timeout
 
 from subquad.documents import Damaged, read_json, write_json
 from subquad.files import set_aside
+from subquad.remote import Remote, is_address
 
 Record = dict[str, Any]  # JSON: "key", "kind", "spec", "status", "reason", "result", "measured", …
 
@@ -59,9 +63,38 @@ def read_checked(path: Path, check: Callable[[Mapping[str, Any]], None]) -> dict
 
 @dataclass(frozen=True)
 class Store:
-    """A folder of comparisons and their runs."""
+    """A folder of comparisons and their runs.
+
+    remote: where all that is written goes as well; the folder is then this process's copy of it.
+    """
 
     folder: Path
+    remote: Remote | None = None
+
+    @classmethod
+    def at(cls, place: str) -> "Store":
+        """That of a path, or of an address, such as s3://BUCKET/FOLDER.
+
+        Raises `ValueError` for an address that cannot be reached.
+        """
+        if not is_address(place):
+            return cls(Path(place))
+        copy = Path(tempfile.mkdtemp(prefix="subquad-"))
+        atexit.register(shutil.rmtree, copy, ignore_errors=True)
+        store = cls(copy, Remote(place))
+        for path in (copy / "records", copy / "comparisons", store.latest_path):
+            store.fetch(path)
+        return store
+
+    def fetch(self, path: Path) -> None:
+        """Take a file or a folder of this one from where all goes, if it is there."""
+        if self.remote:
+            self.remote.pull(self.folder, path.relative_to(self.folder).as_posix())
+
+    def share(self, path: Path) -> None:
+        """Write a file or a folder of this one where all goes, too."""
+        if self.remote:
+            self.remote.push(self.folder, path.relative_to(self.folder).as_posix())
 
     def record_path(self, key: str) -> Path:
         return self.folder / "records" / f"{key}.json"
@@ -77,7 +110,8 @@ class Store:
         from subquad.recorded import check_record
 
         check_record(record)
-        write_json(self.record_path(record["key"]), record)
+        write_json(path := self.record_path(record["key"]), record)
+        self.share(path)
 
     def get(self, key: str) -> Record | None:
         """The record of that key, or None where there is none. Raises `Damaged` for a file that is none."""
@@ -127,7 +161,21 @@ class Store:
         return records
 
     def forget_checkpoint(self, key: str) -> None:
-        self.checkpoint_path(key).unlink(missing_ok=True)
+        path = self.checkpoint_path(key)
+        path.unlink(missing_ok=True)
+        if self.remote:
+            self.remote.remove(path.relative_to(self.folder).as_posix())
+
+    def where(self, path: Path) -> str:
+        """Where people find a file or a folder of this one."""
+        if self.remote is None:
+            return str(path)
+        return f"{self.remote.address.rstrip('/')}/{path.relative_to(self.folder).as_posix()}"
+
+    def share_pages(self) -> None:
+        """Share the pages of all comparisons."""
+        for path in (self.folder / "reports", self.folder / "report.html"):
+            self.share(path)
 
     def page_path(self, comparison: str) -> Path:
         return self.folder / "reports" / f"{comparison}.html"
@@ -144,8 +192,9 @@ class Store:
         from subquad.recorded import check_comparison
 
         check_comparison(comparison)
-        write_json(self.comparison_path(comparison_key(comparison)), comparison)
-        write_json(self.latest_path, comparison)
+        for path in (self.comparison_path(comparison_key(comparison)), self.latest_path):
+            write_json(path, comparison)
+            self.share(path)
 
     def get_comparison(self, key: str | None = None) -> dict[str, Any]:
         """The document of a comparison in this folder: the one of that key, or the latest.

@@ -17,9 +17,16 @@ from subquad.cli.options import (
     MODEL,
     RUNS,
     TRAINING,
+    Address,
     Attention,
+    Device,
+    DryRun,
+    Executor,
     Json,
+    Out,
     Preset,
+    Workers,
+    at_address,
     examples,
     lengths_option,
     number,
@@ -120,7 +127,7 @@ def compare(
         list[str],
         lengths_option(panel=BENCH, **with_default("Tokens.", "1, 2, 4, 8, 16 times the longest task's")),
     ] = [],  # noqa: B006  # typer copies it
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where records and the report go.")] = Path("runs"),
+    out: Out = "runs",
     data: Annotated[
         Path | None,
         typer.Option(
@@ -129,16 +136,10 @@ def compare(
             show_default=False,
         ),
     ] = None,
-    workers: Annotated[
-        int,
-        number(
-            "Fits at a time. They share the cores, and disturb each other's timings a little.", panel=RUNS
-        ),
-    ] = COMPARISON.workers,
-    executor: Annotated[str, option("local, or what a package brings.", RUNS)] = COMPARISON.executor,
-    device: Annotated[
-        str, option("cpu, cuda or mps; auto takes CUDA where it is.", RUNS)
-    ] = COMPARISON.device,
+    workers: Workers = COMPARISON.workers,
+    executor: Executor = COMPARISON.executor,
+    address: Address = "",
+    device: Device = COMPARISON.device,
     timeout: Annotated[float, option("Seconds that one run may take.", RUNS)] = COMPARISON.timeout,
     budget: Annotated[
         str | None,
@@ -149,14 +150,7 @@ def compare(
             show_default=False,
         ),
     ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Say how long all will take, by a few steps, and stop.",
-            rich_help_panel=RUNS,
-        ),
-    ] = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Train and measure mechanisms side by side, and write a report.
@@ -174,7 +168,7 @@ def compare(
         model=model,
         training=training,
         workers=workers,
-        executor=executor,
+        executor=at_address(executor, address),
         device=device,
         bench=with_bench,
         lengths=whole_numbers("--lengths", lengths),
@@ -186,7 +180,7 @@ def compare(
         from subquad.report import comparison_findings
         from subquad.report.page import write_page
 
-        store = Store(out)
+        store = Store.at(out)
         if budget is not None or dry_run:
             config, estimate = estimated(config, store, budget=budget, dry_run=dry_run, tell=tell)
             if estimate is not None:
@@ -196,8 +190,9 @@ def compare(
         records = run(planned, config, store, observer=observer)
     with working("writing the report"):
         findings = comparison_findings(planned.document, records)
-        page = write_page(findings, out)
-    show_comparison(findings, out, page, as_json=as_json)
+        page = write_page(findings, store.folder)
+        store.share_pages()
+    show_comparison(findings, store, page, as_json=as_json)
     end(records)
 
 
@@ -362,13 +357,14 @@ def write_report(
 
     Ends with status 1 while runs are missing or failed.
     """
+    from subquad.records import Store
     from subquad.report import findings_in
     from subquad.report.page import write_page
 
     with working("writing the report"):
         findings = findings_in(out, key)
         page = write_page(findings, out)
-    show_comparison(findings, out, page, as_json=as_json)
+    show_comparison(findings, Store(out), page, as_json=as_json)
     end(findings.records, expected=len(findings.records) + findings.missing)
 
 

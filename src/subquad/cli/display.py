@@ -105,6 +105,8 @@ class ProgressDisplay(Observer):
                 facts += f" step {progress['step']} of {progress['steps']}"
             if progress["loss"] is not None:
                 facts += f", loss {progress['loss']:.4f}"
+            if node := progress.get("node"):
+                facts += f" on {node}"
             self.progress.update(self.bars[spec.key], completed=progress["step"], facts=facts)
             if progress["phase"] == "train":
                 self.project(spec, progress["step"], progress["steps"])

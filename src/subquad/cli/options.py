@@ -19,6 +19,51 @@ UNITS_MB = {"MB": 1.0, "GB": 1e3}
 MODEL, TRAINING, BENCH, RUNS = "Model", "Training", "Bench", "Runs"  # panels of a help
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+Out = Annotated[
+    str,
+    typer.Option(
+        metavar="DIR",
+        help="Where records and the report go; with --executor ray also an address, such as s3://BUCKET/DIR.",
+    ),
+]
+Device = Annotated[
+    str, typer.Option(help="cpu, cuda or mps; auto takes CUDA where it is.", rich_help_panel=RUNS)
+]
+Workers = Annotated[
+    int,
+    typer.Option(
+        help="Fits at a time on a machine. They share its cores, and disturb each other's timings a little.",
+        min=1,
+        rich_help_panel=RUNS,
+    ),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Say how long all will take, by a few steps, and stop.",
+        rich_help_panel=RUNS,
+    ),
+]
+Executor = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME[:option=value,…]",
+        help="local, a process of this machine for each run; ray, which has the options nodes=N for a "
+        "cluster that will grow to so many, and memory_gb=N for each run; or what a package brings.",
+        rich_help_panel=RUNS,
+    ),
+]
+Address = Annotated[
+    str,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="Of the Ray cluster to join, for --executor ray; auto: the one that this machine is part of. By "
+        "default what RAY_ADDRESS says, or else a cluster of this machine alone.",
+        rich_help_panel=RUNS,
+        show_default=False,
+    ),
+]
 Attention = Annotated[
     list[str],
     typer.Option(
@@ -48,6 +93,11 @@ Preset = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
+
+
+def at_address(executor: str, address: str) -> str:
+    """An executor that joins the cluster there."""
+    return f'{executor}{"," if ":" in executor else ":"}address="{address}"' if address else executor
 
 
 def number(text: str, *, panel: str | None = None, least: int = 1) -> Any:

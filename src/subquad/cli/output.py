@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from subquad.mechanism import Mechanism
     from subquad.nn.layers.layer import Layer
     from subquad.patterns.drawing import Drawing
-    from subquad.records import Record
+    from subquad.records import Record, Store
     from subquad.report import ComparisonFindings, Findings
     from subquad.report.cost import Curve
     from subquad.report.recommendation import Recommendation
     from subquad.task import Task
 
 
-def show_comparison(findings: "ComparisonFindings", folder: Path, page: Path, *, as_json: bool) -> None:
+def show_comparison(findings: "ComparisonFindings", store: "Store", page: Path, *, as_json: bool) -> None:
     from subquad.cli import tables
 
-    models = [model_folders(task, folder) for task in findings.tasks]
+    models = [model_folders(task, store) for task in findings.tasks]
     if as_json:
         return print_json(
             {
@@ -41,7 +41,7 @@ def show_comparison(findings: "ComparisonFindings", folder: Path, page: Path, *,
                 "failures": [asdict(run) for run in findings.failures],
                 "failed": len(findings.failures),
                 "missing": findings.missing,
-                "report": str(page),
+                "report": store.where(page),
             }
         )
     console, last = Console(), []
@@ -66,7 +66,7 @@ def show_comparison(findings: "ComparisonFindings", folder: Path, page: Path, *,
             "",
         )
     last += [findings.incomplete] if findings.missing else []
-    last += [f"report: {page}"]
+    last += [f"report: {store.where(page)}"]
     say(*last, fold=False)
 
 
@@ -83,18 +83,17 @@ def task_document(task: "Findings", models: Mapping[str, Sequence[str]]) -> dict
     }
 
 
-def model_folders(task: "Findings", folder: Path) -> dict[str, list[str]]:
+def model_folders(task: "Findings", store: "Store") -> dict[str, list[str]]:
     """Where the trained models of each row are, by its label, in the order of the seeds."""
-    from subquad.records import Store
     from subquad.report.question import identity
 
     labels = {entry.identity: entry.label for entry in task.question.entries}
     folders: dict[str, list[str]] = {}
     for record in task.records:
         if record["kind"] == "fit" and record["status"] == "ok":
-            mechanism, path = record["spec"]["mechanism"], Store(folder).model_path(record["key"])
+            mechanism, path = record["spec"]["mechanism"], store.model_path(record["key"])
             label = labels.get(identity(mechanism)) or str(mechanism["attention"])
-            folders.setdefault(label, []).append(str(path))
+            folders.setdefault(label, []).append(store.where(path))
     return folders
 
 

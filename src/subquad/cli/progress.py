@@ -1,8 +1,9 @@
 """Progress on standard error, and what Ctrl-C says."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING
 
 import typer
@@ -84,8 +85,12 @@ class PreparingDisplay:
 
 @contextmanager
 def watching(specs: Sequence["AnySpec"]) -> Iterator["ProgressDisplay"]:
-    """Progress of the runs."""
+    """Progress of the runs. What is printed meanwhile, as Ray does of workers that die, is no result."""
     from subquad.cli.display import ProgressDisplay
 
-    with interruptible() as console, ProgressDisplay(specs, console) as display:
+    with (
+        interruptible() as console,
+        ProgressDisplay(specs, console) as display,
+        redirect_stdout(sys.stderr),
+    ):
         yield display

@@ -1,7 +1,7 @@
 """What a run tells while it is under way: JSON objects, each with its name in "event"."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict  # pydantic asks for it below Python 3.12
 
@@ -14,6 +14,7 @@ class Progress(TypedDict):
     step: Count
     steps: Count
     loss: Number | None
+    node: NotRequired[str]  # where it runs, of several machines
 
 
 class Note(TypedDict):

@@ -1,7 +1,8 @@
 """The contract of an executor: a spec in, a record out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from subquad.executors.events import Tell
@@ -49,9 +50,14 @@ class Executor(ABC):
     """
 
     name: ClassVar[str]  # what users type to choose it
+    elsewhere: ClassVar[bool] = False  # whether runs compute on other machines, with devices of their own
+    package: ClassVar[str] = ""  # what has to be installed for it, if anything
 
     def __init__(self, *, slots: int, timeout: float) -> None:
         self.slots, self.timeout = slots, timeout
+
+    def bring(self, folders: Sequence[Path]) -> None:  # noqa: B027  # most have nothing to do
+        """Take note of folders of prepared data that runs may read, for machines that do not see them."""
 
     @abstractmethod
     def run(self, spec: Spec, store: Store, tell: Tell) -> Record:

@@ -108,14 +108,23 @@ class Local(Executor):
 
 def job(spec: Spec, store: Store, token: str) -> Job:
     """What the child has to do; it finds the modules that we find."""
-    kind = type(spec)
     return Job(
-        type=f"{kind.__module__}:{kind.__qualname__}",
+        type=type_name(spec),
         spec=spec.to_json(),
         folder=str(store.folder.absolute()),
-        path=[os.path.abspath(folder) for folder in sys.path],
+        path=module_folders(),
         token=token,
     )
+
+
+def module_folders() -> list[str]:
+    """Where this process finds modules."""
+    return [os.path.abspath(folder) for folder in sys.path]
+
+
+def type_name(spec: Spec) -> str:
+    """ "module:class", as `child.find_class` reads it."""
+    return f"{type(spec).__module__}:{type(spec).__qualname__}"
 
 
 def send(child: subprocess.Popen[bytes], job: Job) -> None:

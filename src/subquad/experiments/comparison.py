@@ -7,6 +7,7 @@ the bench, whose cells run one at a time whatever `workers` says, since they are
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,10 +53,14 @@ class TaskPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A comparison resolved into runs, and what its folder keeps of it."""
+    """A comparison resolved into runs, and what its folder keeps of it.
+
+    folders: of the data that are prepared.
+    """
 
     tasks: tuple[TaskPlan, ...]
     benches: tuple[Bench, ...]
+    folders: tuple[Path, ...]
     document: dict[str, Any]  # `recorded.Comparison`
 
     @property
@@ -78,15 +83,15 @@ def plan(config: Comparison, *, tell: TellProgress = quiet) -> Plan:
 
     Data that take long to make are made once, for all runs; `tell` is told how far they are.
     """
-    executors.find(config.executor)
-    device, threads = resolve(config.device), torch.get_num_threads()
+    elsewhere = executors.find(config.executor).cls.elsewhere
+    device, threads = resolve(config.device, elsewhere=elsewhere), torch.get_num_threads()
     require_precision(config.training.precision, device=device)
     whole = Place(device=device, threads=threads)
     shared = Place(device=device, threads=max(1, threads // config.workers))
     chosen = mechanisms(config.attention, every=catalog())
     requests = requests_of(config)
     require_takers(config, chosen, built_without_data(config, chosen, requests))
-    prepare(requests, tell=tell)
+    folders = prepare(requests, tell=tell)
     planned = [
         plan_task(config, request, label, chosen, whole=whole, shared=shared)
         for label, request in requests.items()
@@ -122,7 +127,7 @@ def plan(config: Comparison, *, tell: TellProgress = quiet) -> Plan:
         "rows": benchmark.rows_document(benched),
         "keys": {"bench": [spec.key for spec in benches]},
     }
-    return Plan(tasks=tuple(planned), benches=benches, document=document)
+    return Plan(tasks=tuple(planned), benches=benches, folders=folders, document=document)
 
 
 def requests_of(config: Comparison) -> dict[str, TaskRequest]:
@@ -296,12 +301,17 @@ def fit(config: Comparison, data: DataSpec, mechanism: MechanismSpec, *, seed: i
 
 def run(plan: Plan, config: Comparison, store: Store, *, observer: Observer) -> list[Record]:
     """Do what is missing of a plan; the records of all its runs."""
+    executor = executors.find(config.executor)
+    if store.remote and not executor.cls.elsewhere:
+        raise ValueError(
+            f"{store.remote.address!r} is for the runs of a cluster, and {config.executor!r} is of this "
+            "machine: give a folder, or --executor ray"
+        )
     store.put_comparison(plan.document)
     training = (*plan.baselines, *plan.fits)
-    executor = executors.find(config.executor)
-    trained = run_missing(
-        training, store, executor=executor(slots=config.workers, timeout=config.timeout), observer=observer
-    )
+    trainer = executor(slots=config.workers, timeout=config.timeout)
+    trainer.bring(plan.folders)
+    trained = run_missing(training, store, executor=trainer, observer=observer)
     one_at_a_time = executor(slots=1, timeout=min(config.timeout, CELL))
     benched = run_missing(plan.benches, store, executor=one_at_a_time, observer=observer)
     store.put_comparison(plan.document)  # another may have been started meanwhile

@@ -107,8 +107,9 @@ class Comparison(Config):
     seeds: fits of each mechanism.
     bench: whether time and memory by length are measured too.
     lengths: of the bench. None given: 1, 2, 4, 8 and 16 times that of the longest task.
-    workers: fits at a time, which share the threads.
-    executor: what runs them: processes of this machine ("local"), or another package's by its name.
+    workers: fits at a time on a machine, which share its threads.
+    executor: what runs them: processes of this machine ("local"), a Ray cluster ("ray", "ray:nodes=4"), or
+        another package's by its name.
     device: "cpu", "cuda" or "mps". "auto": CUDA where there is one, else the CPU.
     timeout: seconds for one run.
     """

@@ -3,10 +3,15 @@
 import torch
 
 
-def resolve(device: str) -> str:
-    """A device that is there: CUDA, else the CPU, for "auto". Raises `ValueError` for one that is not."""
+def resolve(device: str, *, elsewhere: bool = False) -> str:
+    """A device that is there: CUDA, else the CPU, for "auto". Raises `ValueError` for one that is not.
+
+    elsewhere: whether runs compute on other machines, so that CUDA need not be on this one.
+    """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if elsewhere and device in {"cpu", "cuda"}:
+        return device
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises all three

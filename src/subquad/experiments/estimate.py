@@ -131,6 +131,8 @@ def estimate(
     missing = [spec for spec in planned.specs if not on_record(spec, store)]
     executor = executors.find(config.executor)
     trials = Trials(executor(slots=1, timeout=TRIAL_S), executor(slots=1, timeout=BASELINE_S), store)
+    for each in (trials.executor, trials.baseline_executor):
+        each.bring(planned.folders)
     baselines: list[Callable[[], Cost]] = []
     fits: list[Callable[[], Cost]] = []
     for task in planned.tasks:

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 
 from subquad import tasks
 from subquad.experiments.rows import TaskRequest
@@ -14,14 +15,21 @@ def quiet(doing: str, share: float | None) -> None:
     """Tell nobody."""
 
 
-def prepare(requests: Mapping[str, TaskRequest], *, tell: TellProgress) -> None:
-    """Prepare tasks, by what they are called. Where one cannot be kept, a warning says what that costs."""
+def prepare(requests: Mapping[str, TaskRequest], *, tell: TellProgress) -> tuple[Path, ...]:
+    """Prepare tasks, by what they are called, and return the folders of those that can be.
+
+    Where one cannot be kept, a warning says what that costs.
+    """
+    folders: list[Path | None] = []
     for label, request in requests.items():
         try:
-            tasks.prepare(request.name, tell=partial(tell, f"making {label}"), **request.options)
+            folders.append(
+                tasks.prepare(request.name, tell=partial(tell, f"making {label}"), **request.options)
+            )
         except OSError as error:
             warnings.warn(
                 f"{label}: every run makes its data anew, since they cannot be kept: {error}; SUBQUAD_CACHE "
                 "may name another folder",
                 stacklevel=2,
             )
+    return tuple(dict.fromkeys(folder for folder in folders if folder))

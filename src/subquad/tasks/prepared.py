@@ -5,7 +5,8 @@
 
 CACHE is what the environment variable SUBQUAD_CACHE names, or the platform's folder for what can be made
 again. The key is a hash of the task, its options, its revision and its code, and of what is in the files that
-it reads: whatever makes other data has another key.
+it reads: whatever makes other data has another key. SUBQUAD_PREPARED names data sets in CACHE that another
+machine made: they are read without those files.
 """
 
 import hashlib
@@ -140,7 +141,7 @@ def read_or_make(
     task: Preparable, options: Mapping[str, Any], *, target: str | None, length: int | None
 ) -> Dataset:
     """From the cache where it is prepared; else it is made here, and not kept."""
-    entry = Entry.of(task, options)
+    entry = handed_over(task, options) or Entry.of(task, options)
     try:
         made = entry.read()
     except Damaged:
@@ -148,6 +149,18 @@ def read_or_make(
     if made is None:
         return task.load(target=target, length=length)
     return task.dataset(made, target=target, length=length)
+
+
+def handed_over(task: Preparable, options: Mapping[str, Any]) -> Entry | None:
+    """What another machine made of files that need not be here, and SUBQUAD_PREPARED names; or None."""
+    traits = task.traits
+    asked = {"format": FORMAT, "task": traits.name, "revision": traits.revision, "options": options}
+    for name in os.environ.get("SUBQUAD_PREPARED", "").split():
+        entry = Entry(folder() / name)
+        stored = read_json(entry.path / REQUEST)
+        if all(stored.get(field) == value for field, value in asked.items()):
+            return entry
+    return None
 
 
 def request(task: Preparable, options: Mapping[str, Any]) -> Request:
