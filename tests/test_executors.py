@@ -108,6 +108,14 @@ def test_an_executor_of_another_package_runs_a_comparison_and_finds_what_ours_fi
     assert [record["result"] for record in theirs] == [record["result"] for record in ours]
 
 
+def test_what_other_packages_bring_is_named_in_the_comparison_and_its_records(package, config):
+    package("someones_executor", INLINE, inline="someones_executor:Inline")
+    (spec, *_) = (planned := plan(config)).fits
+    ours = {"kind": "executor", "name": "inline", "package": "someones_executor", "version": "1"}
+    assert ours in planned.document["plugins"]
+    assert outcome.surroundings(spec)["versions"]["someones_executor"] == "1"
+
+
 def test_an_unknown_executor_is_refused_before_anything_is_read(config):
     with pytest.raises(ValueError, match="unknown executor 'locl'; did you mean 'local'"):
         plan(replace(config, tasks=("custom:schema=none.toml",), executor="locl"))

@@ -121,3 +121,11 @@ def test_without_published_results_there_is_no_literature(task: str, metric: str
 def test_every_colour_that_the_page_uses_is_defined() -> None:
     page = render(findings())
     assert set(re.findall(r"var\((--[\w-]+)\)", page)) <= set(re.findall(r"(--[\w-]+):", page))
+
+
+def test_the_page_names_the_code_of_other_packages_and_only_where_there_is_some() -> None:
+    theirs = {"kind": "mechanism", "name": "mine", "package": "someones-<b>", "version": "1.2"}
+    page = render(findings(plugins=[theirs]))
+    assert "Plug-ins" in page
+    assert "someones-&lt;b&gt;</td>" in page
+    assert "Plug-ins" not in render(findings())

@@ -9,11 +9,40 @@ A package adds its own with an entry point, and needs no import of ours to be fo
 import difflib
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import distributions, entry_points
 from types import MappingProxyType
-from typing import TypeVar
+from typing import TypedDict, TypeVar
+
+GROUP = "subquad."  # how the names of our groups of entry points begin
 
 Thing = TypeVar("Thing")
+
+
+class Plugin(TypedDict):
+    """What a package registers, as JSON.
+
+    kind: "mechanism", "layer", "task", "executor", "section" or "backend".
+    name: of the entry point.
+    """
+
+    kind: str
+    name: str
+    package: str
+    version: str
+
+
+def registered() -> list[Plugin]:
+    """All that the installed packages register; none of it is loaded."""
+    found = {
+        (entry.group.removeprefix(GROUP).removesuffix("s"), entry.name, each.name, each.version)
+        for each in distributions()
+        for entry in each.entry_points
+        if entry.group.startswith(GROUP)
+    }
+    return [
+        Plugin(kind=kind, name=name, package=package, version=version)
+        for kind, name, package, version in sorted(found)
+    ]
 
 
 def collect(
@@ -34,7 +63,7 @@ def collect(
     name are a `ValueError`.
     """
     known = {name(thing): thing for thing in builtin}
-    for entry in entry_points(group=f"subquad.{kind}s"):
+    for entry in entry_points(group=f"{GROUP}{kind}s"):
         try:
             thing = entry.load()
         except Exception as error:

@@ -306,6 +306,15 @@ class ComparedTask(TypedDict):
     keys: TaskKeys
 
 
+class PluginFields(TypedDict):
+    """Code of another package that a comparison had at hand."""
+
+    kind: str
+    name: str
+    package: str
+    version: str
+
+
 class Comparison(TypedDict):
     """What comparison.json holds: tasks, the settings that they share, and the keys of all runs."""
 
@@ -318,6 +327,7 @@ class Comparison(TypedDict):
     training: TrainingFields
     place: PlaceFields
     workers: Positive
+    plugins: NotRequired[list[PluginFields]]  # none in those of before it
     bench: bool
     lengths: list[Positive]
     rows: list[MechanismRow]  # of the bench: every form that a task asks for

@@ -8,6 +8,7 @@ from typing import Any
 
 from subquad.executors.events import Tell
 from subquad.executors.executor import Spec
+from subquad.plugins import registered
 from subquad.records import Record, Store
 
 LOG_CHARACTERS = 4000  # kept of what a failed run printed last
@@ -22,13 +23,17 @@ def run_here(spec: Spec, store: Store, tell: Tell) -> Record:
 
 
 def surroundings(spec: Spec) -> dict[str, Any]:
-    """The machine and the versions of packages, for a run that is about to begin with its threads."""
+    """The machine and the versions of packages, for a run that is about to begin with its threads.
+
+    Among the packages are those whose plug-ins a run may load.
+    """
     import torch
 
-    from subquad.measure.machine import machine, versions
+    from subquad.measure.machine import PACKAGES, machine, versions
 
     torch.set_num_threads(spec.threads)
-    return {"machine": machine(), "versions": versions()}
+    plugged = dict.fromkeys(plugin["package"] for plugin in registered())
+    return {"machine": machine(), "versions": versions([*PACKAGES, *plugged])}
 
 
 def outcome(spec: Spec, store: Store, tell: Tell) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from subquad.experiments.spec import AnySpec, Baseline, Bench, DataSpec, Fit, Me
 from subquad.mechanism import Dims
 from subquad.nn.layers.named import has_whole_layers, require_buildable
 from subquad.notation import several, written
+from subquad.plugins import registered
 from subquad.recorded import COMPARISON_VERSION
 from subquad.records import Record, Store
 from subquad.registry import catalog
@@ -122,6 +123,7 @@ def plan(config: Comparison, *, tell: TellProgress = quiet) -> Plan:
         "training": asdict(config.training),
         "place": asdict(shared),
         "workers": config.workers,
+        "plugins": registered(),
         "bench": config.bench,
         "lengths": sorted({spec.length for spec in benches}),
         "rows": benchmark.rows_document(benched),

@@ -40,6 +40,7 @@ def configuration_content(findings: ComparisonFindings) -> Markup:
             ),
             element("h3", "Mechanisms"),
             _options(findings).html(),
+            _plugins(comparison),
             element(
                 "div",
                 element("div", element("h3", "Settings"), pairs_html(labelled(_settings(comparison)))),
@@ -126,6 +127,21 @@ def _options(findings: ComparisonFindings) -> Table:
         )
     return Table(
         caption="Every option with its value", columns=("mechanism", "form", "options"), rows=tuple(cells)
+    )
+
+
+def _plugins(comparison: Mapping[str, Any]) -> Markup:
+    """Code of other packages that the comparison had at hand; nothing where there was none."""
+    plugins = comparison.get("plugins", [])
+    if not plugins:
+        return join(())
+    columns = ("kind", "name", "package", "version")
+    rows = tuple(tuple(plugin[column] for column in columns) for plugin in plugins)
+    return join(
+        (
+            element("h3", "Plug-ins"),
+            Table(caption="Code of other packages that was installed", columns=columns, rows=rows).html(),
+        )
     )
 
 
