@@ -18,7 +18,7 @@ from subquad.measure.timing import interleaved
 PREFILL = 1024  # tokens of a prompt that are read at a time
 WARM = 128  # tokens of the first pass
 DECODED = 16  # tokens at the least that are timed
-SECONDS = 2.0  # for which something is timed at the least
+SECONDS, LIMIT = 2.0, 20.0  # for which something is timed at the least and, but for one round, at the most
 TARGETS = 16  # tokens of a decoder's own in an encoder-decoder
 
 Models = Mapping[str, PreTrainedModel]
@@ -51,7 +51,7 @@ def reading(models: Models, tokens: int) -> dict[str, Reading]:
     for name, call in calls.items():
         forward_pass(models[name], min(tokens, WARM))()  # whatever is loaded or compiled at first
         memory[name] = peak_memory(call, device=device).mb
-    timings = interleaved(calls, repeats=3, seconds=SECONDS, limit=60.0, device=device)
+    timings = interleaved(calls, repeats=3, seconds=SECONDS, limit=LIMIT, warmup=0.0, device=device)
     return {name: Reading(tokens=tokens, ms=timings[name].median, mb=memory[name]) for name in models}
 
 
