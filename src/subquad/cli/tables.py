@@ -230,19 +230,14 @@ def conversion(document: Mapping[str, Any]) -> list[Table]:
             scores = (formats.score(stage["quality"][name]) for name in names)
             shown.add_row(STAGES[stage["name"]], formats.count(stage["steps"] or None), *scores)
         made.append(shown)
-    kinds = [kind for kind in ("reading", "decoding") if document[kind]]
-    columns = {key: words for key, words in COSTS.items() if key[0] in kinds}
-    if columns:
-        shown = table(
-            "cost by length", "attention", "tokens", *(f"{label}, {unit}" for label, unit in columns.values())
-        )
-        for rows in zip(*(document[kind] for kind in kinds), strict=True):
-            measured = dict(zip(kinds, rows, strict=True))
-            for side in ("original", "converted"):
-                cells = (formats.significant(measured[kind][side][what]) for kind, what in columns)
-                name = SOFTMAX if side == "original" else document["asked"]["attention"]
-                shown.add_row(Text(name), f"{rows[0]['tokens']:,}", *cells)
-        made.append(shown)
+    for kind, title in (("reading", "a text by its length"), ("decoding", "the next token after so many")):
+        columns = {what: words for (each, what), words in COSTS.items() if each == kind}
+        shown = table(title, "attention", "tokens", *(f"{label}, {unit}" for label, unit in columns.values()))
+        for measured in document[kind]:
+            for side, name in (("original", SOFTMAX), ("converted", document["asked"]["attention"])):
+                cells = (formats.significant(measured[side][what]) for what in columns)
+                shown.add_row(Text(name), f"{measured['tokens']:,}", *cells)
+        made += [shown] if document[kind] else []
     return made
 
 
