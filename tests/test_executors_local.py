@@ -63,6 +63,9 @@ match job["spec"]["mechanism"]["attention"]:
     case "closed":
         os.close(1)
         sys.stdin.read()
+    case "flood":
+        while True:
+            os.write(2, b"\\xc3\\xa4" * 2 ** 15)
     case "killed": os.kill(os.getpid(), signal.SIGKILL)
     case "crashed": os.kill(os.getpid(), signal.SIGSEGV)
     case "broken":
@@ -110,6 +113,14 @@ def test_a_run_that_takes_too_long_is_ended_and_recorded(store):
     record = run(["slow"], store, timeout=1.0)["slow"]
     assert record["status"] == "timeout"
     assert record["reason"] == "not done after 1 seconds"
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_run_that_prints_without_end_is_ended_before_it_fills_the_disk(store, monkeypatch):
+    monkeypatch.setattr(local, "MAX_LOG_BYTES", 2**20)
+    record = run(["flood"], store)["flood"]
+    assert (record["status"], record["reason"]) == ("failed", "it printed more than 1,048,576 bytes")
+    assert set(record["log"]) == {"ä"}
 
 
 @pytest.mark.usefixtures("stand_in")

@@ -27,7 +27,7 @@ from subquad.tasks.part_folder import PartFolder
 from subquad.tasks.preparable import DataPart
 
 PACKAGE = Path(subquad.__file__).parent
-PAGE = Path(__file__).parents[1] / "docs" / "security.md"
+DOCS = Path(__file__).parents[1] / "docs"
 
 MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml", "jsonpickle"}
 CALLS = {"eval", "exec", "compile", "__import__"}
@@ -159,10 +159,9 @@ def test_prepared_data_lead_to_no_file_outside_of_their_folder(tmp_path: Path):
         PartFolder(tmp_path / "prepared")
 
 
-def test_every_line_of_the_threat_model_names_tests_that_exist():
-    lines = [line for line in PAGE.read_text().splitlines() if line.startswith("| ") and "`test_" in line]
-    assert len(lines) >= 10
-    for line in lines:
-        for file, name in re.findall(r"`(test_\w+\.py)::(test_\w+)`", line):
-            text = (Path(__file__).parent / file).read_text()
-            assert f"def {name}(" in text, line
+@pytest.mark.parametrize("page", ["security.md", "reliability.md"])
+def test_every_test_that_a_page_names_exists(page: str):
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (DOCS / page).read_text())
+    assert len(named) >= 10
+    for file, name in named:
+        assert f"def {name}(" in (Path(__file__).parent / file).read_text(), name

@@ -24,6 +24,7 @@ from subquad.executors.pipe import Job, ProtocolError, read_events
 from subquad.records import Record, Store
 
 COMMAND = [sys.executable, "-P", "-m", "subquad.executors.child"]  # -P: the user's folder shadows no module
+MAX_LOG_BYTES = 2**28  # that a run may print before it is ended
 EXIT_GRACE_S = 5.0  # seconds in which a run that has told its outcome may end by itself
 
 
@@ -45,7 +46,7 @@ class Local(Executor):
     def run(self, spec: Spec, store: Store, tell: Tell) -> Record:
         start = time.monotonic()
         token = secrets.token_hex(16)
-        with tempfile.TemporaryFile("w+", errors="replace") as log:
+        with tempfile.TemporaryFile() as log:
             child = self.spawn(spec, token, log.fileno())
             if child is None:
                 return make_record(spec, {"status": "failed", "reason": "it was stopped"}, seconds=0.0)
@@ -59,13 +60,12 @@ class Local(Executor):
             clock.start()
             try:
                 send(child, job(spec, store, token))
-                facts = listen(child, token, tell)
+                facts = listen(child, token, tell, log.fileno())
             finally:
                 clock.cancel()
                 self.end(child)
             seconds = time.monotonic() - start
-            log.seek(0)
-            printed = log.read()[-LOG_CHARACTERS:]
+            printed = last_printed(log.fileno())
         if "status" not in facts:
             limit = self.timeout if timed_out.is_set() else None
             status, reason = silent_end(child.returncode, printed, limit=limit)
@@ -134,23 +134,42 @@ def send(child: subprocess.Popen[bytes], job: Job) -> None:
         child.stdin.flush()
 
 
-def listen(child: subprocess.Popen[bytes], token: str, tell: Tell) -> dict[str, Any]:
-    """What the child tells of itself, until its outcome or its end; progress and notes are handed on."""
+def listen(child: subprocess.Popen[bytes], token: str, tell: Tell, log: int) -> dict[str, Any]:
+    """What the child tells of itself, until its outcome or its end; progress and notes are handed on.
+
+    log: the file of what it prints, which is not to fill the disk.
+    """
     facts: dict[str, Any] = {}
+
+    def flooded() -> bool:
+        return os.fstat(log).st_size > MAX_LOG_BYTES
+
+    def ended() -> bool:
+        return child.poll() is not None or flooded()
+
     assert child.stdout
     try:
-        for event in read_events(child.stdout.fileno(), token, ended=lambda: child.poll() is not None):
+        for event in read_events(child.stdout.fileno(), token, ended=ended):
             if event["event"] in {"progress", "note"}:
                 tell(event)  # pyright: ignore[reportArgumentType]  # `pipe` has validated it
             else:
                 facts |= {name: value for name, value in event.items() if name != "event"}
     except ProtocolError as error:
         return facts | {"status": "failed", "reason": str(error)}
+    if "status" not in facts and flooded():
+        return facts | {"status": "failed", "reason": f"it printed more than {MAX_LOG_BYTES:,} bytes"}
     try:
         child.wait(EXIT_GRACE_S)
     except subprocess.TimeoutExpired:
         return {"status": "failed", "reason": "it closed the pipe of its events", **facts}
     return facts
+
+
+def last_printed(log: int) -> str:
+    """The end of what a run printed."""
+    size = 4 * LOG_CHARACTERS  # bytes: a character of UTF-8 has four at most
+    start = max(0, os.fstat(log).st_size - size)
+    return os.pread(log, size, start).decode(errors="replace")[-LOG_CHARACTERS:]
 
 
 def kill(child: subprocess.Popen[bytes]) -> None:
