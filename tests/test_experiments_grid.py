@@ -113,6 +113,17 @@ def test_only_what_is_missing_or_failed_is_done_again(store):
     assert second.of("started") == ["broken", "well"]
 
 
+def test_the_checkpoint_of_a_run_that_was_killed_behind_its_record_goes(store):
+    (spec,) = cells("linear")
+    run_missing([spec], store, executor=Scripted(), observer=Recorder())
+    path = store.checkpoint_path(spec.key)
+    path.parent.mkdir()
+    path.touch()
+    run_missing([spec], store, executor=Scripted(), observer=(seen := Recorder()))
+    assert not path.exists()
+    assert seen.of("skipped") == ["linear"]
+
+
 def test_a_record_says_what_was_asked_and_what_came_of_it(store):
     (spec,) = cells("well")
     _, observer = run([spec], store)

@@ -75,6 +75,8 @@ class Grid:
         self.stopped = False
         for spec in specs:
             if spec not in self.missing:
+                if store.checkpoint_path(spec.key).exists():  # a process was killed behind the record
+                    store.forget_checkpoint(spec.key)
                 observer.on_skipped(spec)
 
     def run_or_wait(self, spec: AnySpec) -> None:
