@@ -126,6 +126,33 @@ def test_what_is_done_is_not_done_again(call: Command, tmp_path: Path, monkeypat
     assert (status, "holds another conversion" in told) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"stages": 3}, "stages: "),
+        ({"reading": [{"tokens": 8, "original": {"ms": 1.0}, "converted": {}}]}, "reading.0.original.mb: is"),
+        ({"layers": {"a": 1}}, "layers.a: "),
+    ],
+)
+def test_a_damaged_document_is_one_line(call: Command, tmp_path: Path, damage: dict[str, Any], message: str):
+    command = [
+        str(tmp_path / "bert"),
+        "--attention",
+        "linear",
+        "--out",
+        str(tmp_path / "out"),
+        "--lengths",
+        "8",
+    ]
+    assert call(*command)[0] == 0
+    path = tmp_path / "out" / "conversion.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
+    status, _, told = call(*command)
+    assert (status, "is damaged" in told, message in told) == (2, True, True), told
+    path.write_text("[")
+    assert call(*command)[0] == 2
+
+
 def test_an_interrupted_conversion_goes_on(call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt

@@ -84,7 +84,9 @@ THIRD_PARTY = {
     "experiments": CORE | {"lightning", "numpy", "polars", "safetensors", "typing_extensions"},
     "executors": CORE | {"typing_extensions", "ray"},
     "checkpoint": CORE | {"safetensors"},
-    "integrations": CORE | {"numpy", "peft", "polars", "safetensors", "scipy", "transformers"},
+    "integrations": CORE
+    | {"numpy", "peft", "polars", "safetensors", "scipy", "transformers"}
+    | {"typing_extensions"},
     "documents": {"pydantic"},
     "recorded": {"pydantic", "typing_extensions"},
     "records": {"filelock"},

@@ -16,9 +16,10 @@ import torch
 from transformers import PreTrainedModel
 
 from subquad.config import RecoveryConfig, TextsConfig
-from subquad.documents import read_json, write_json
+from subquad.documents import Damaged, read_json, validated, write_json
 from subquad.integrations.huggingface.convert import convert
 from subquad.integrations.huggingface.cost import decoding, reading
+from subquad.integrations.huggingface.document import ConversionFields
 from subquad.integrations.huggingface.interface import NAME
 from subquad.integrations.huggingface.layers import attention_layers, converted_layers
 from subquad.integrations.huggingface.positions import extend_positions
@@ -99,7 +100,13 @@ def document_of(wanted: Conversion) -> dict[str, Any]:
     out, path = wanted.out, wanted.out / DOCUMENT
     if path.exists():
         document = read_json(path)
-        if document.get("asked") != wanted.to_json():
+        try:
+            validated(ConversionFields, document)
+        except ValueError as error:
+            raise Damaged(
+                f"{str(path)!r} is damaged: {error}; remove it, and its folder is done anew"
+            ) from None
+        if document["asked"] != wanted.to_json():
             raise ValueError(f"{str(out)!r} holds another conversion: choose another folder")
         return document
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
