@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -68,11 +69,12 @@ def test_a_comparison_after_another_leaves_its_page_and_becomes_the_latest(comma
 
 
 def test_a_command_shows_its_own_comparison_whatever_another_does_meanwhile(commands, tmp_path, monkeypatch):
-    run_missing, within = comparison.run_missing, []
+    run_missing, within, stdout = comparison.run_missing, [], sys.stdout
 
     def interrupted(*args, **options):
         monkeypatch.setattr(comparison, "run_missing", run_missing)
-        within.append(commands.compare("taylor"))
+        with redirect_stdout(stdout):  # what is printed during runs goes to standard error
+            within.append(commands.compare("taylor"))
         return run_missing(*args, **options)
 
     monkeypatch.setattr(comparison, "run_missing", interrupted)

@@ -39,6 +39,12 @@ def key(kind: str, version: int, spec: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def seal(record: Mapping[str, Any]) -> str:
+    """Of all that a record holds, by which an edited number is told from the one that was written."""
+    fields = {name: value for name, value in record.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
 def comparison_key(comparison: Mapping[str, Any]) -> str:
     """Sixteen hexadecimal digits that stand for the runs of a comparison."""
     return key("comparison", 1, run_keys(comparison))
@@ -110,7 +116,7 @@ class Store:
         from subquad.recorded import check_record
 
         check_record(record)
-        write_json(path := self.record_path(record["key"]), record)
+        write_json(path := self.record_path(record["key"]), {**record, "digest": seal(record)})
         self.share(path)
 
     def get(self, key: str) -> Record | None:
@@ -121,11 +127,15 @@ class Store:
             check_record(record)
             if record["key"] != key:
                 raise ValueError(f"key: should be that of the file, not {record['key']!r}")
+            if record.get("digest", seal(record)) != seal(record):
+                raise ValueError("it is not as it was written")
 
         try:
-            return read_checked(self.record_path(key), check)
+            record = read_checked(self.record_path(key), check)
         except FileNotFoundError:
             return None
+        record.pop("digest", None)
+        return record
 
     def set_aside(self, key: str) -> Path:
         """Make room for another record where a damaged one lies; where that is now."""
