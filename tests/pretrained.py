@@ -19,7 +19,6 @@ from transformers import (
     LlamaForCausalLM,
     ModernBertConfig,
     ModernBertModel,
-    PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
     RobertaConfig,
@@ -164,7 +163,7 @@ SAMPLES: Mapping[str, Sample] = {
 
 
 @torch.no_grad()
-def run(model: PreTrainedModel, inputs: Inputs, **options: Any) -> Tensor:
+def run(model: Any, inputs: Inputs, **options: Any) -> Tensor:
     """The first thing that a model gives, with zeros where its own tokens are padding."""
     out = model(**inputs, **options)[0]
     if "decoder_input_ids" in inputs or "attention_mask" not in inputs:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ MODELS = [("bert", "linear"), ("vit", "performer"), ("llama", "hedgehog"), ("gpt
 
 
 def converted(kind: str, attention: str):
-    model, inputs = hf.convert(SAMPLES[kind].model(), attention), dict(SAMPLES[kind].inputs())
+    model = hf.convert(SAMPLES[kind].model(), attention)
+    inputs: dict[str, Any] = dict(SAMPLES[kind].inputs())
     if model.can_generate():
         inputs["use_cache"] = False
     return model, inputs

@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ def refusal_of(folder: Path) -> str | None:
 def test_a_damaged_pretrained_model_is_refused_in_one_line_or_loaded(
     folders: dict[str, Path], which: str, tmp_path: Path
 ):
-    logging.set_verbosity(logging.CRITICAL)  # it tells of weights that are missing
+    logging.set_verbosity(CRITICAL)  # it tells of weights that are missing
     folder = shutil.copytree(folders[which], tmp_path / "model")
     paths = [folder / "config.json", folder / INDEX, *sorted(folder.glob("*.safetensors"))[:1]]
     before = {path: path.read_bytes() for path in paths}
