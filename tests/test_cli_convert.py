@@ -47,16 +47,26 @@ def call(command_line: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return partial(command_line, "convert")
 
 
+def plain(folder: Path) -> list[str]:
+    """The words of a conversion without recovery."""
+    return [str(folder / "bert"), "--attention", "linear", "--out", str(folder / "out"), "--lengths", "8"]
+
+
+def recovering(kind: str, attention: str, folder: Path) -> list[str]:
+    return [str(folder / kind), "--attention", attention, "--recover", str(folder / "texts.parquet"), *QUICK]
+
+
 def test_a_model_is_converted_and_recovered_and_read_again(call: Command, tmp_path: Path):
     out = tmp_path / "out"
     command = [
-        str(tmp_path / "bert"),
-        "--attention",
-        "hedgehog",
-        "--recover",
-        str(tmp_path / "texts.parquet"),
+        *recovering("bert", "hedgehog", tmp_path),
+        "--positions",
+        "80",
+        "--lengths",
+        "16,80",
+        "--out",
+        str(out),
     ]
-    command += [*QUICK, "--positions", "80", "--lengths", "16,80", "--out", str(out)]
     status, shown, told = call(*command)
     assert status == 0, told
     assert "after attention transfer" in shown
@@ -77,8 +87,9 @@ def test_a_model_is_converted_and_recovered_and_read_again(call: Command, tmp_pa
 
 def test_tables_fit_into_80_columns(call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COLUMNS", "80")
-    command = [str(tmp_path / "llama"), "--attention", "linear", "--recover", str(tmp_path / "texts.parquet")]
-    status, shown, _ = call(*command, *QUICK, "--lengths", "32", "--out", str(tmp_path / "out"))
+    status, shown, _ = call(
+        *recovering("llama", "linear", tmp_path), "--lengths", "32", "--out", str(tmp_path / "out")
+    )
     assert status == 0
     assert "…" not in shown
     lines = [line.split() for line in shown.splitlines()]
@@ -89,8 +100,9 @@ def test_tables_fit_into_80_columns(call: Command, tmp_path: Path, monkeypatch: 
 
 
 def test_a_causal_model_is_judged_by_bits_per_byte_and_timed_as_it_generates(call: Command, tmp_path: Path):
-    command = [str(tmp_path / "llama"), "--attention", "linear", "--recover", str(tmp_path / "texts.parquet")]
-    status, shown, _ = call(*command, *QUICK, "--lengths", "32", "--out", str(tmp_path / "out"), "--json")
+    status, shown, _ = call(
+        *recovering("llama", "linear", tmp_path), "--lengths", "32", "--out", str(tmp_path / "out"), "--json"
+    )
     document = json.loads(shown)
     assert status == 0
     assert set(document["stages"][0]["quality"]) == {"bits_per_byte", "divergence", "agreement"}
@@ -101,15 +113,7 @@ def test_a_causal_model_is_judged_by_bits_per_byte_and_timed_as_it_generates(cal
 
 
 def test_what_is_done_is_not_done_again(call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    command = [
-        str(tmp_path / "bert"),
-        "--attention",
-        "linear",
-        "--out",
-        str(tmp_path / "out"),
-        "--lengths",
-        "8",
-    ]
+    command = plain(tmp_path)
     assert call(*command)[0] == 0
 
     def never(*_: Any) -> None:
@@ -135,15 +139,7 @@ def test_what_is_done_is_not_done_again(call: Command, tmp_path: Path, monkeypat
     ],
 )
 def test_a_damaged_document_is_one_line(call: Command, tmp_path: Path, damage: dict[str, Any], message: str):
-    command = [
-        str(tmp_path / "bert"),
-        "--attention",
-        "linear",
-        "--out",
-        str(tmp_path / "out"),
-        "--lengths",
-        "8",
-    ]
+    command = plain(tmp_path)
     assert call(*command)[0] == 0
     path = tmp_path / "out" / "conversion.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
@@ -157,14 +153,7 @@ def test_an_interrupted_conversion_goes_on(call: Command, tmp_path: Path, monkey
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    command = [
-        str(tmp_path / "bert"),
-        "--attention",
-        "hedgehog",
-        "--recover",
-        str(tmp_path / "texts.parquet"),
-    ]
-    command += [*QUICK, "--lengths", "16", "--out", str(tmp_path / "out")]
+    command = [*recovering("bert", "hedgehog", tmp_path), "--lengths", "16", "--out", str(tmp_path / "out")]
     with monkeypatch.context() as patched:
         patched.setattr(conversion.PreTrainedModel, "save_pretrained", interrupt)
         status, _, told = call(*command)
@@ -185,6 +174,10 @@ def test_an_interrupted_conversion_goes_on(call: Command, tmp_path: Path, monkey
         ("{0}/bert --attention linear --out {0}/llama", "holds something else already"),
         ("{0}/bert --attention linear --out {0}/texts.parquet", "holds something else already"),
         ("{0}/bert --attention linear --rank 3 --out {0}/out", "name a table, --recover"),
+        (
+            "{0}/bert --attention linear --recover {0}/texts.parquet --rank 3 --distil 0 --out {0}/out",
+            "adapters of rank 3 learn in the distillation",
+        ),
         (
             "{0}/bert --attention linear --recover {0}/none.csv --tokens 12 --out {0}/out",
             "cannot be read as a table",
@@ -223,7 +216,7 @@ def test_the_page_says_what_was_lost_won_back_and_saved():
             "attention": "linear",
             "only": "*",
             "positions": None,
-            "recovery": {"table": "t.csv", "texts": {"tokens": 3}, "config": {"rank": 0}},
+            "recovery": {"table": "t.csv", "texts": {"tokens": 3}, "config": {"transfer": 9}},
         },
         "architecture": "LlamaForCausalLM",
         "layers": {"layers.0": "linear", "layers.1": None},
@@ -261,9 +254,16 @@ def test_the_page_says_what_was_lost_won_back_and_saved():
         "A text of 64 tokens is 4.0× as fast, in 0.10× the memory."
     )
     assert reasons == [
-        "After 64 tokens it generates 40.0 a second from 0.500 MB, and as it was 10.0 from 8.00 MB."
+        "After 64 tokens it generates 40.0 a second from a cache of 0.500 MB, and as it was 10.0 a second from "
+        "a cache of 8.00 MB.",
+        "There was no transfer, for the mechanisms have no weights of their own to learn.",
     ]
     page = conversion_page(document)
-    assert "<b>" not in page.partition("<body>")[2].replace("<b>bits", "")
+    assert "<b>" not in page
     assert "subquad convert" in page
     assert "1 of 2" in page
+    side["mb"] = 0.0  # as of a small model
+    for each in document["reading"]:
+        each["converted"]["mb"] = 0.0
+    assert answer(document)[0].endswith("A text of 64 tokens is 4.0× as fast.")
+    assert "Memory of a text" not in conversion_page(document)

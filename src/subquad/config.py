@@ -103,6 +103,11 @@ class RecoveryConfig(Config):
         2e-4
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rank and not self.distil:
+            raise ValueError(f"adapters of rank {self.rank} learn in the distillation: give it steps, distil")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextsConfig(Config):

@@ -94,26 +94,25 @@ def answer(document: Document) -> tuple[str, list[str]]:
         parts.append(f"Conversion took its {label} from {scores['original']} to {first}{won}.")
     if document["reading"]:
         longest = document["reading"][-1]
-        faster, smaller = (longest["original"][what] / longest["converted"][what] for what in ("ms", "mb"))
-        parts.append(
-            f"A text of {longest['tokens']:,} tokens is {formats.times(faster)} as fast, in "
-            f"{formats.times(1 / smaller)} the memory."
-        )
+        before, after = longest["original"], longest["converted"]
+        speed = formats.times(before["ms"] / after["ms"])
+        memory = f", in {formats.times(after['mb'] / before['mb'])} the memory" if before["mb"] else ""
+        parts.append(f"A text of {longest['tokens']:,} tokens is {speed} as fast{memory}.")
     reasons = []
     if document["decoding"]:
         longest = document["decoding"][-1]
-        rates = (longest[which]["tokens_per_second"] for which in ("original", "converted"))
-        before, after = map(formats.significant, rates)
-        sizes = (longest[which]["cache_mb"] for which in ("original", "converted"))
-        kept, keeps = map(formats.significant, sizes)
-        reasons.append(
-            f"After {longest['tokens']:,} tokens it generates {after} a second from {keeps} MB, and as it "
-            f"was {before} from {kept} MB."
+        before, after = (
+            f"{formats.significant(each['tokens_per_second'])} a second from a cache of "
+            f"{formats.significant(each['cache_mb'])} MB"
+            for each in (longest["original"], longest["converted"])
         )
+        reasons.append(f"After {longest['tokens']:,} tokens it generates {after}, and as it was {before}.")
     if not stages:
         reasons.append(
             "Nothing was trained on, and what conversion lost was not measured: give a table, --recover."
         )
+    elif document["asked"]["recovery"]["config"]["transfer"] and all(x["name"] != "transfer" for x in stages):
+        reasons.append("There was no transfer, for the mechanisms have no weights of their own to learn.")
     return " ".join(parts) or "The model was converted, and nothing was measured.", reasons
 
 

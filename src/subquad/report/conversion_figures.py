@@ -7,7 +7,7 @@ from subquad.report import formats
 from subquad.report.figures.figure import Axis, Figure, Mark, Panel, Point, line, sign, ticks
 from subquad.report.figures.html import figure_html
 from subquad.report.markup import Markup
-from subquad.report.sections.cost import logarithmic_ticks
+from subquad.report.sections.cost import lengths_axis, logarithmic_ticks
 from subquad.report.sections.learning import running_mean
 from subquad.report.styles import Style, styles_of
 from subquad.report.table import Cell, Table
@@ -85,10 +85,9 @@ def cost_content(document: Document) -> Markup | None:
     styles = styles_of([SOFTMAX, attention])
     sides = {"original": SOFTMAX, "converted": attention}
     panels = [
-        panel
+        cost_panel(document[kind], what, f"{label.capitalize()}, {unit}", unit, sides, styles)
         for (kind, what), (label, unit) in COSTS.items()
-        if document[kind]
-        for panel in [cost_panel(document[kind], what, f"{label.capitalize()}, {unit}", unit, sides, styles)]
+        if any(each[side][what] for each in document[kind] for side in sides)
     ]
     rows: list[tuple[Cell, ...]] = []
     for number, read in enumerate(document["reading"]):
@@ -144,18 +143,11 @@ def cost_panel(
             for at in points
         ]
         sentences.append(f"{label}: {ends}")
-    lengths = [each["tokens"] for each in measured]
     low, high = min(heights) / 1.25, 1.6 * max(heights)
     return Panel(
         title=title,
         description=f"{title}. {'; '.join(sentences)}.",
-        x=Axis(
-            title="tokens",
-            low=lengths[0] / 1.15,
-            high=lengths[-1] * 1.15,
-            ticks=tuple((length, f"{length:,}") for length in lengths),
-            logarithmic=True,
-        ),
+        x=lengths_axis([each["tokens"] for each in measured]),
         y=Axis(low=low, high=high, ticks=logarithmic_ticks(low, high), logarithmic=True),
         marks=tuple(marks),
     )

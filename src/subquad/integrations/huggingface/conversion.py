@@ -122,13 +122,14 @@ def make(wanted: Conversion, tell: OnProgress) -> dict[str, Any]:
     convert(model, wanted.attention, only=wanted.only)
     if wanted.table is not None and tokenizer is None:
         raise ValueError(f"{str(wanted.model)!r} has no tokenizer, and texts are read with one")
+    batches = None
     if wanted.table is not None:
         fitting(model, [wanted.texts.tokens])
-    batches = wanted.table and read_texts(wanted.table, tokenizer, wanted.texts)
+        batches = read_texts(wanted.table, tokenizer, wanted.texts)
     wanted.out.mkdir(parents=True, exist_ok=True)
     write_json(wanted.out / DOCUMENT, {"asked": wanted.to_json()})
     stages: list[Stage] = []
-    if batches:
+    if batches is not None:
         stages = recover(
             model,
             *batches,

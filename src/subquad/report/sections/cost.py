@@ -138,20 +138,25 @@ def _panel(curves: Sequence[Curve], styles: Mapping[str, Style], quantity: str) 
             sentences.append(f"{curve.label}: {failure.status} at {length:,} tokens")
     lengths = sorted({cell.length for curve in curves for cell in curve.cells})
     lengths = sorted({*lengths, *(length for curve in curves for length in curve.failed_lengths)})
-    every = -(-len(lengths) // MAX_NAMED_LENGTHS)
     bottom, top = low / 1.25, 2.1 * high
     return Panel(
         title=title,
         description=f"{title}. {'; '.join(sentences)}.",
-        x=Axis(
-            title="tokens",
-            low=lengths[0] / 1.15,
-            high=lengths[-1] * 1.15,
-            ticks=tuple((length, f"{length:,}") for length in lengths[::every]),
-            logarithmic=True,
-        ),
+        x=lengths_axis(lengths),
         y=Axis(low=bottom, high=top, ticks=logarithmic_ticks(bottom, top), logarithmic=True),
         marks=tuple(marks),
+    )
+
+
+def lengths_axis(lengths: Sequence[int]) -> Axis:
+    """Of lengths in tokens, from the shortest."""
+    every = -(-len(lengths) // MAX_NAMED_LENGTHS)
+    return Axis(
+        title="tokens",
+        low=lengths[0] / 1.15,
+        high=lengths[-1] * 1.15,
+        ticks=tuple((length, f"{length:,}") for length in lengths[::every]),
+        logarithmic=True,
     )
 
 
