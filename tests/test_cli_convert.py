@@ -254,8 +254,8 @@ def test_the_page_says_what_was_lost_won_back_and_saved():
         "A text of 64 tokens is 4.0× as fast, in 0.10× the memory."
     )
     assert reasons == [
-        "After 64 tokens it generates 40.0 a second from a cache of 0.500 MB, and as it was 10.0 a second from "
-        "a cache of 8.00 MB.",
+        "After 64 tokens it generates 40.0 a second from a cache of 0.500 MB, and as it was 10.0 a second "
+        "from a cache of 8.00 MB.",
         "There was no transfer, for the mechanisms have no weights of their own to learn.",
     ]
     page = conversion_page(document)
