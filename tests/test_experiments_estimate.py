@@ -183,7 +183,7 @@ class Instant(Executor):
 @pytest.fixture
 def instant(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(Instant, "asked", [])
-    monkeypatch.setattr(module.executors, "find", lambda name: Instant)
+    monkeypatch.setattr(module.executors, "find", lambda name: module.executors.ExecutorRequest(Instant, {}))
     return Instant.asked
 
 

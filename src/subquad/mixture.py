@@ -110,6 +110,8 @@ class Mixture(Mechanism):
         return torch.cat([m(**x, valid=valid) for m, x in self._split(inputs)], 1)
 
     def sharded(self, *inputs: Tensor, valid: Valid | None = None, shards: Shards) -> Outputs:
+        if self.traits.exchange is None:
+            return super().sharded(*inputs, valid=valid, shards=shards)
         return torch.cat([m.sharded(**x, valid=valid, shards=shards) for m, x in self._split(inputs)], 1)
 
     def step(
