@@ -26,6 +26,7 @@ LOCAL = {  # the variables of a cluster that is started here, where they are not
     "RAY_worker_niceness": "0",  # by Ray's 15, runs would wait for whatever else this machine does
 }
 NO_LOGS: Mapping[str, Any] = {"log_to_driver": False, "logging_level": "CRITICAL"}
+SKIPPED = {"RAY_DEDUP_LOGS_SKIP_REGEX": ".*"}  # Ray prints what befell a node all the same, in many lines
 ANSWER_S = 10.0  # seconds in which an address has to take a connection
 PROBE_S = 120.0  # seconds in which a node has to say what it is
 NODE_ID = "ray.io/node-id"  # the label that Ray gives to each node
@@ -52,9 +53,8 @@ def connect(address: str) -> None:
     A process that is connected stays so. Raises `ValueError` where there is no such cluster.
     """
     address = address or os.environ.get("RAY_ADDRESS", "")
-    if not address:
-        for name, value in LOCAL.items():
-            os.environ.setdefault(name, value)  # before Ray is imported
+    for name, value in (SKIPPED if address else {**SKIPPED, **LOCAL}).items():
+        os.environ.setdefault(name, value)  # before Ray is imported
     import ray
     from ray.exceptions import RayError
 
@@ -129,7 +129,7 @@ def answers(question: Any, found: Iterable[Node], *inputs: Any) -> dict[str, Any
     Raises `ValueError` where one cannot call it.
     """
     import ray
-    from ray.exceptions import GetTimeoutError, NodeDiedError, RayError
+    from ray.exceptions import GetTimeoutError, NodeDiedError, RayError, TaskUnschedulableError
 
     ask = ray.remote(num_cpus=0, max_retries=0)(question)
     asked = {node: ask.options(**only_on([node])).remote(*inputs) for node in found}
@@ -137,9 +137,11 @@ def answers(question: Any, found: Iterable[Node], *inputs: Any) -> dict[str, Any
     for node, answer in asked.items():
         try:
             said[node.id] = ray.get(answer, timeout=PROBE_S)
-        except (NodeDiedError, GetTimeoutError):
+        except (NodeDiedError, GetTimeoutError, TaskUnschedulableError):
             continue
         except RayError as error:
+            if node not in nodes():
+                continue
             raise ValueError(
                 f"{node.host!r} cannot run subquad ({first_line(error)}): install there what is installed "
                 "here, or give the job a runtime environment"

@@ -1,0 +1,131 @@
+"""A whole comparison on three nodes that is disturbed, and one that is not: `python -m benchmarks.cluster`.
+
+Options behind `--` are those of `subquad compare`, by default three seeds of its default comparison. It runs on
+this machine first. Then it runs on a Ray cluster of a head and three nodes of a CPU each, which are processes
+of this machine: after a quarter of its runs it is stopped by Ctrl-C and started again, and half-way a node is
+killed. At last the records and the weights of both are compared. Ends with status 1 where they differ.
+"""
+
+import argparse
+import os
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from subquad.executors.cluster import LOCAL
+from subquad.records import Record, Store
+
+COMPARED = ("--seeds", "3")
+KINDS = {"fit": "fits", "baseline": "baselines", "bench": "measurements of time and memory"}
+POLL_S = 0.2
+SAID = 4000  # characters of a command that failed
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cluster", description=__doc__)
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of the node that is killed")
+    parser.add_argument("--address", action="store_true", help="the cluster's records go to file://…")
+    parser.add_argument("options", nargs="*", help="of subquad compare, behind --")
+    asked = parser.parse_args(arguments)
+    # each run has a thread here as there: of another number of threads sums differ
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ.setdefault("RAY_worker_niceness", LOCAL["RAY_worker_niceness"])
+    options = asked.options or COMPARED
+    with tempfile.TemporaryDirectory(prefix="subquad-") as folder:
+        places = [Path(folder, name) for name in ("local", "cluster")]
+        workers = str(os.cpu_count() or 1)
+        print(f"subquad compare {shlex.join(options)}", flush=True)
+        here = Store(places[0])
+        seconds = finished(begun(options, places[0], "--workers", workers), places[0])
+        runs = here.runs(here.get_comparison())
+        print(f"on this machine, {workers} at a time: {len(runs)} runs in {seconds:.0f} s", flush=True)
+        out = f"file://{places[1]}" if asked.address else str(places[1])
+        disturbed(options, places[1], out, len(runs), random.Random(asked.seed))
+        return compared(here, Store(places[1]))
+
+
+def begun(options: Sequence[str], place: Path, *more: str, out: str = "") -> subprocess.Popen[bytes]:
+    """`subquad compare`, as a terminal starts it: in a group of its own."""
+    command = [sys.executable, "-m", "subquad", "compare", *options, "--out", out or str(place), *more]
+    with log_of(place).open("ab") as log:
+        return subprocess.Popen(
+            command, stdout=log, stderr=log, start_new_session=True, env={**os.environ, "NO_COLOR": "1"}
+        )
+
+
+def finished(command: subprocess.Popen[bytes], place: Path) -> float:
+    """Seconds until it has ended. Raises `RuntimeError` with what it said where that is not well."""
+    start = time.monotonic()
+    if status := command.wait():
+        raise RuntimeError(f"{place.name}: ended with {status}\n{log_of(place).read_text()[-SAID:]}")
+    return time.monotonic() - start
+
+
+def log_of(place: Path) -> Path:
+    return place.with_suffix(".log")
+
+
+def disturbed(options: Sequence[str], place: Path, out: str, runs: int, draw: random.Random) -> None:
+    """The comparison on a cluster that loses a node, with a Ctrl-C before."""
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    members = [nodes.add_node(num_cpus=1) for _ in range(3)]
+    more = ("--executor", "ray", "--address", str(nodes.address))
+    start = time.monotonic()
+    command = begun(options, place, *more, out=out)
+    until(place, runs // 4, command)
+    os.killpg(command.pid, signal.SIGINT)
+    pressed = time.monotonic()
+    status = command.wait()
+    print(f"Ctrl-C: ended with {status} after {time.monotonic() - pressed:.1f} s", flush=True)
+    command = begun(options, place, *more, out=out)
+    until(place, runs // 2, command)
+    nodes.remove_node(draw.choice(members), allow_graceful=False)
+    print(f"after {runs // 2} of {runs} runs a node of three was killed", flush=True)
+    finished(command, place)
+    print(f"on the cluster: {time.monotonic() - start:.0f} s, both starts", flush=True)
+    nodes.shutdown()
+
+
+def until(place: Path, number: int, command: subprocess.Popen[bytes]) -> None:
+    """Wait until so many records are there. Raises `RuntimeError` where the command ends before."""
+    while len(list(place.glob("records/*.json"))) < number:
+        if command.poll() is not None:
+            raise RuntimeError(f"it ended with {command.returncode} before {number} runs were done")
+        time.sleep(POLL_S)
+
+
+def compared(here: Store, there: Store) -> int:
+    """Print a row for each kind of runs; 1 where anything is missing or differs."""
+    expected, got = here.get_comparison(), there.get_comparison()
+    others = {record["key"]: record for record in there.runs(got)}
+    wrong = expected["keys"] != got["keys"]
+    print("\n| runs | done | with the same result | and weights | that lost a node |\n|---|--:|--:|--:|--:|")
+    for kind, name in KINDS.items():
+        records = [record for record in here.runs(expected) if record["kind"] == kind]
+        pairs = [(record, others[record["key"]]) for record in records if record["key"] in others]
+        done = sum(one["status"] == other["status"] == "ok" for one, other in pairs)
+        same = sum(one["result"] == other["result"] for one, other in pairs)
+        weights = sum(weights_of(here, one) == weights_of(there, other) for one, other in pairs)
+        moved = sum(other.get("attempts", 1) > 1 for _, other in pairs)
+        told = ("", "") if kind == "bench" else (same, weights if kind == "fit" else "")
+        print("|", " | ".join(map(str, (name, f"{done} of {len(records)}", *told, moved))), "|")
+        wrong |= done < len(records) or kind != "bench" and min(same, weights) < len(records)
+    return int(wrong)
+
+
+def weights_of(store: Store, record: Record) -> Any:
+    path = store.model_path(record["key"]) / "model.safetensors"
+    return path.read_bytes() if path.exists() else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
