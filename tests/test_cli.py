@@ -214,7 +214,7 @@ def test_every_option_of_a_comparison_can_be_given_on_the_command_line(call, mon
     told += " --lengths 8,16 --workers 2 --executor far --device cpu --timeout 9"
     told += " --attention linear,softmax --mlp-ratio 2 --carry 1"
     call("compare", "transactions", "--target", "spend", *told.split())
-    call("compare", "custom", "--data", "s.toml", "--no-bench")
+    call("compare", "custom", "--data", "s.toml", "--no-bench", "--devices", "2", "--accumulate", "2")
     for part in ("model", "training", None):
         chosen = [getattr(config, part) if part else config for config in configs]
         for option in fields(chosen[0]):

@@ -56,7 +56,7 @@ MAY_IMPORT = {
     "experiments": {
         *("mechanism", "registry", "plugins", "nn", "measure", "tasks", "records", "recorded", "documents"),
         *("bounds", "checkpoint", "config", "executors", "fields", "files", "notation", "objectives"),
-        *("stand_in", "task"),
+        *("ops", "stand_in", "task"),
     },
     "cli": {
         *("mechanism", "registry", "patterns", "testing", "tasks", "records", "report", "experiments", "nn"),

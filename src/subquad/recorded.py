@@ -55,6 +55,7 @@ class TrainingFields(TypedDict):
     batch: Positive
     accumulate: Positive
     carry: NotRequired[Count]  # none in records of before it: 0
+    devices: NotRequired[Count]  # none in records of before it: 1
 
 
 class PlaceFields(TypedDict):

@@ -15,7 +15,7 @@ import torch
 from subquad import executors, tasks
 from subquad.experiments import benchmark
 from subquad.experiments.config import CELL, MULTIPLES, Comparison, InputsConfig
-from subquad.experiments.device import require_precision, resolve
+from subquad.experiments.device import require_devices, require_precision, resolve
 from subquad.experiments.grid import Observer, run_missing
 from subquad.experiments.model import build_model
 from subquad.experiments.preparation import TellProgress, prepare, quiet
@@ -87,6 +87,7 @@ def plan(config: Comparison, *, tell: TellProgress = quiet) -> Plan:
     elsewhere = executors.find(config.executor).cls.elsewhere
     device, threads = resolve(config.device, elsewhere=elsewhere), torch.get_num_threads()
     require_precision(config.training.precision, device=device)
+    require_devices(config.training.devices, device=device, elsewhere=elsewhere)
     whole = Place(device=device, threads=threads)
     shared = Place(device=device, threads=max(1, threads // config.workers))
     chosen = mechanisms(config.attention, every=catalog())

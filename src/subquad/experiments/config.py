@@ -55,9 +55,22 @@ class TrainingConfig(Config):
             "gradients every so many windows. 0: each window by itself."
         ),
     ] = 0
+    devices: Annotated[
+        Count, Help("Devices that train a model together, each with its share of a step's batches.")
+    ] = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.accumulate % self.devices:
+            raise ValueError(
+                f"devices={self.devices} share the batches of a step, and a step has "
+                f"accumulate={self.accumulate}: let accumulate be a multiple of devices"
+            )
+        if self.carry and self.devices > 1:
+            raise ValueError(
+                f"carry={self.carry} hands a state from batch to batch, which devices={self.devices} would "
+                "read side by side: leave one of them out"
+            )
         if self.carry and self.accumulate % self.carry:
             raise ValueError(
                 f"carry={self.carry} lets gradients flow through {self.carry} windows of a step, and a step "

@@ -26,3 +26,23 @@ def require_precision(precision: str, *, device: str) -> None:
             "precision '16-mixed' is for GPUs, and on the device 'cpu' nothing trains in it: take "
             "'bf16-mixed', or another device"
         )
+
+
+def require_devices(count: int, *, device: str, elsewhere: bool = False) -> None:
+    """Raise `ValueError` for more devices than there are; on the CPU each is a process.
+
+    elsewhere: as `resolve` takes it: a run is given one device there.
+    """
+    if count == 1:
+        return
+    if elsewhere:
+        raise ValueError(
+            f"devices={count} train a model on this machine, and the executor runs it on another with one "
+            "device: take the executor 'local', or leave devices out"
+        )
+    there = torch.cuda.device_count() if device == "cuda" else 1
+    if device != "cpu" and count > there:
+        raise ValueError(
+            f"devices={count} are more than the {there} of {device!r} here: take no more, or the "
+            "device 'cpu', where each is a process"
+        )

@@ -126,8 +126,13 @@ def estimate(
 ) -> Estimate:
     """Measure a little of everything that is missing, of `all_fits` whether they are or not.
 
-    `tell` is told how far that is.
+    `tell` is told how far that is. Raises `ValueError` where several devices train a model.
     """
+    if config.training.devices > 1:
+        raise ValueError(
+            f"devices={config.training.devices}: a trial is of one device, and says nothing of several: "
+            "leave out devices, or the estimate and the budget"
+        )
     missing = [spec for spec in planned.specs if not on_record(spec, store)]
     executor = executors.find(config.executor)
     trials = Trials(executor(slots=1, timeout=TRIAL_S), executor(slots=1, timeout=BASELINE_S), store)

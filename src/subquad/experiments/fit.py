@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from subquad.experiments.ranks import group_of
 from subquad.experiments.spec import Fit
 from subquad.experiments.training import Note, Tell, Training
 from subquad.measure.memory import MB, peak_memory, process_peak_mb
@@ -29,8 +30,11 @@ def fit(spec: Fit, data: Dataset, *, checkpoint_path: Path, tell: Tell, note: No
 
     Raises `FloatingPointError` when the loss is nan or infinite.
     """
-    training = Training(spec, data, checkpoint_path=checkpoint_path, tell=tell, note=note)
-    training.run()
+    with group_of(spec, checkpoint_path):
+        training = Training(spec, data, checkpoint_path=checkpoint_path, tell=tell, note=note)
+        training.run()
+    if spec.training.devices > 1:
+        training.leave_group()
     course = training.course
     tell("test", spec.training.steps, None)
     judged, row_bytes = training.evaluate("test"), training.row_bytes

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 S = TypeVar("S")
 
-ADDED = ("carry",)  # options that earlier versions lacked: at its default, one leaves a run the name it had
+# options that earlier versions lacked: at its default, one leaves a run the name it had
+ADDED = ("carry", "devices")
 
 
 @dataclass(frozen=True, kw_only=True)

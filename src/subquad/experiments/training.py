@@ -28,6 +28,7 @@ from subquad import checkpoint
 from subquad.documents import validated
 from subquad.experiments.device import require_precision
 from subquad.experiments.model import build_model
+from subquad.experiments.ranks import group_options
 from subquad.experiments.spec import Fit
 from subquad.experiments.streams import StreamReader
 from subquad.fields import Batch, Split
@@ -36,6 +37,7 @@ from subquad.nn import state as states
 from subquad.nn.encoder import EncoderState
 from subquad.nn.redraw import redraw
 from subquad.objectives import Judged
+from subquad.ops.shared.generators import digest
 from subquad.task import Dataset
 
 CHECKPOINT_EVERY = 25  # steps: what a kill can cost
@@ -87,18 +89,39 @@ class Training:
         self.spec, self.config = spec, spec.training
         self.data, self.tell, self.note = data, tell, note
         self.checkpoint_path = checkpoint_path
-        self.fabric = quiet_fabric(spec)
-        self.model = build_model(spec, data)
-        optimiser = torch.optim.AdamW(
-            parameter_groups(self.model, self.config.weight_decay), lr=self.config.learning_rate
-        )
-        self.network, self.optimiser = self.fabric.setup(self.model, optimiser)
+        self.set_up()
         self.course = Course()
         self.best: checkpoint.Tensors = {}  # weights
         self.stream = self.new_stream()  # of the training split
         self.row_bytes = 0.0  # of the state that was carried when a split was last evaluated, at most
         torch.manual_seed(spec.seed)  # dropout
+        if not self.first:
+            self.fabric.barrier()  # the first rank sets a damaged checkpoint aside
         self.resume()
+        if self.first:
+            self.fabric.barrier()
+
+    def set_up(self) -> None:
+        """The model before its first step, on the device of this rank, or of this process alone."""
+        self.fabric = quiet_fabric(self.spec)
+        self.model = build_model(self.spec, self.data)
+        optimiser = torch.optim.AdamW(
+            parameter_groups(self.model, self.config.weight_decay), lr=self.config.learning_rate
+        )
+        with warnings.catch_warnings():
+            # its successor is not in torch 2.6
+            warnings.filterwarnings("ignore", message="`broadcast_buffers`")
+            self.network, self.optimiser = self.fabric.setup(self.model, optimiser)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that validates, and writes."""
+        return self.fabric.global_rank == 0
+
+    def leave_group(self) -> None:
+        """Go on alone with the best weights, when the other ranks are done."""
+        self.set_up()
+        self.model.load_state_dict(self.best)
 
     def run(self) -> None:
         """Train to the last step, and go back to the weights that were best on validation.
@@ -117,12 +140,19 @@ class Training:
             warm = True
             self.tell("train", course.step, step.loss)
             self.log()
-            if course.step % CHECKPOINT_EVERY == 0 and course.step < self.config.steps:
+            if self.first and course.step % CHECKPOINT_EVERY == 0 and course.step < self.config.steps:
                 self.keep()
-        self.model.load_state_dict(self.best)
+        if self.first:
+            self.model.load_state_dict(self.best)
 
     def step(self, batches: Iterator[Batch]) -> Step:
-        """One step of the optimiser over `accumulate` batches; gradients flow through `carry` in turn."""
+        """One step of the optimiser over `accumulate` batches; gradients flow through `carry` in turn.
+
+        Of several ranks each learns from its share of them, and all take the same step.
+        """
+        rank, ranks = self.fabric.global_rank, self.fabric.world_size
+        if ranks > 1:
+            torch.manual_seed(digest(self.spec.seed, "rank", rank, self.course.step))  # dropout
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.spec, self.course.step)
         self.network.train()
@@ -131,14 +161,15 @@ class Training:
         self.optimiser.zero_grad()
         examples = tokens = 0
         total = 0.0
-        for done in range(0, self.config.accumulate, self.span):
+        parts = self.config.accumulate // self.span
+        for part in range(parts):
             seen = [next(batches) for _ in range(self.span)]
-            last = done + self.span == self.config.accumulate
-            with self.fabric.no_backward_sync(self.network, enabled=not last):
-                total += self.learn(seen)
+            if part % ranks == rank:
+                with self.fabric.no_backward_sync(self.network, enabled=part + ranks < parts):
+                    total += self.learn(seen)
             examples += sum(int((batch.example >= 0).sum()) for batch in seen)
             tokens += sum(int(batch.valid.sum()) for batch in seen)
-        mean = total / self.config.accumulate
+        mean = self.sum_of_ranks(total) / self.config.accumulate
         if not math.isfinite(mean):
             raise FloatingPointError(f"the training loss is {mean} at step {self.course.step + 1}")
         self.fabric.clip_gradients(self.network, self.optimiser, max_norm=self.config.clip)
@@ -159,12 +190,20 @@ class Training:
         losses, total = [], 0.0
         for batch in batches:
             loss = self.data.objective.loss(self.output(batch, self.stream), batch)
-            losses.append((loss + self.model.penalty()) / self.config.accumulate)
+            losses.append((loss + self.model.penalty()) * (self.fabric.world_size / self.config.accumulate))
             total += loss.item()
         self.fabric.backward(torch.stack(losses).sum())
         if self.stream:
             self.stream.stop_gradients()
         return total
+
+    def sum_of_ranks(self, number: float) -> float:
+        if self.fabric.world_size == 1:
+            return number
+        own = torch.tensor(number, dtype=torch.float64, device=self.fabric.device)
+        total = self.fabric.all_reduce(own, reduce_op="sum")
+        assert isinstance(total, Tensor)
+        return total.item()
 
     def output(self, batch: Batch, stream: StreamReader | None = None) -> Tensor:
         if stream:
@@ -189,7 +228,7 @@ class Training:
         }
         course.losses.clear()
         course.curve.append(point)
-        if validate:
+        if validate and self.first:
             self.tell("validate", course.step, None)
             point["validation"] = scores = self.evaluate("validation").scores
             if not course.best or self.better(scores, course.best):
@@ -299,12 +338,18 @@ class Training:
 
 
 def quiet_fabric(spec: Fit) -> Fabric:
-    """Lightning Fabric on one device, without its banners; `ValueError` as in `require_precision`."""
+    """Lightning Fabric without its banners, on one device or in the group of those that train together.
+
+    Raises `ValueError` as `require_precision` does.
+    """
     require_precision(spec.training.precision, device=spec.place.device)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    options: dict[str, Any] = {"accelerator": spec.place.device, "precision": spec.training.precision}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return Fabric(accelerator=spec.place.device, devices=1, precision=spec.training.precision)  # pyright: ignore[reportArgumentType]
+        fabric = Fabric(**group_options(spec.training.devices), **options)
+        fabric.launch()
+        return fabric
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
