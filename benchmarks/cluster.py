@@ -1,9 +1,9 @@
 """A whole comparison on three nodes that is disturbed, and one that is not: `python -m benchmarks.cluster`.
 
-Options behind `--` are those of `subquad compare`, by default three seeds of its default comparison. It runs on
-this machine first. Then it runs on a Ray cluster of a head and three nodes of a CPU each, which are processes
-of this machine: after a quarter of its runs it is stopped by Ctrl-C and started again, and half-way a node is
-killed. At last the records and the weights of both are compared. Ends with status 1 where they differ.
+Options behind `--` are those of `subquad compare`, by default three seeds of its default comparison. It runs
+on this machine first. Then it runs on a Ray cluster of a head and three nodes of a CPU each, which are
+processes of this machine: after a quarter of its runs it is stopped by Ctrl-C and started again, and half-way
+a node is killed. At last the records and weights of both are compared. Ends with status 1 where they differ.
 """
 
 import argparse
@@ -118,7 +118,7 @@ def compared(here: Store, there: Store) -> int:
         moved = sum(other.get("attempts", 1) > 1 for _, other in pairs)
         told = ("", "") if kind == "bench" else (same, weights if kind == "fit" else "")
         print("|", " | ".join(map(str, (name, f"{done} of {len(records)}", *told, moved))), "|")
-        wrong |= done < len(records) or kind != "bench" and min(same, weights) < len(records)
+        wrong |= done < len(records) or (kind != "bench" and min(same, weights) < len(records))
     return int(wrong)
 
 

@@ -10,8 +10,8 @@ import report_samples as made_up
 
 import subquad.report
 from subquad.report.figures import drawing
-from subquad.report.figures.figure import Disc, Figure, Level, Line, Mark, Name, Sign, Whisker, ticks
-from subquad.report.figures.names import WIDE, WIDTHS, Room, short
+from subquad.report.figures.figure import Axis, Disc, Figure, Level, Line, Mark, Name, Sign, Whisker, ticks
+from subquad.report.figures.names import WIDE, WIDTHS, Room, level_marks, short
 from subquad.report.findings import Findings
 from subquad.report.sections.cost import CROSS, RING, cost_by_length, interpolated, logarithmic_ticks
 from subquad.report.sections.learning import learning_figure, running_mean
@@ -134,13 +134,39 @@ def test_names_cover_neither_one_another_nor_a_marker(rows: Sequence[dict[str, A
     for panel in quality.panels:
         named = [mark for mark in panel.marks if isinstance(mark, Name)]
         signs = [mark for mark in panel.marks if isinstance(mark, Sign)]
+        levels = [mark for mark in panel.marks if isinstance(mark, Level)]
         for width in WIDTHS:
-            room = Room({}, [], panel.x, panel.y, width)
+            room = Room({}, [], [], panel.x, panel.y, width)
             boxes = [room.box(name) for name in named if width >= WIDE or not name.wide]
-            assert not any(a.meets(b) for a, b in combinations(boxes, 2))
             assert not any(box.meets(room.marker(sign.at)) for box in boxes for sign in signs)
+            boxes += map(room.level, levels)
+            assert not any(a.meets(b) for a, b in combinations(boxes, 2))
         assert max(signs, key=lambda sign: sign.at[1]).row in {name.row for name in named}
         assert len(named) >= 5
+
+
+@pytest.mark.parametrize(
+    ("points", "right", "below"),
+    [
+        ([], False, False),
+        ([(0.1, 0.55)], True, False),
+        ([(0.1, 0.55), (0.9, 0.55)], False, True),
+        ([(0.1, 0.55), (0.9, 0.55), (0.1, 0.45)], True, True),
+    ],
+)
+def test_the_name_of_a_level_stands_where_no_point_is(
+    points: list[tuple[float, float]], right: bool, below: bool
+) -> None:
+    x, y = (Axis(low=0, high=1, ticks=()) for _ in range(2))
+    (level,) = level_marks({"baseline: majority": 0.5}, dict(zip("abc", points, strict=False)), x, y)
+    assert (level.right, level.below) == (right, below)
+
+
+def test_the_names_of_two_levels_do_not_meet() -> None:
+    x, y = (Axis(low=0, high=1, ticks=()) for _ in range(2))
+    first, second = level_marks({"baseline: last": 0.5, "baseline: majority": 0.51}, {}, x, y)
+    room = Room({}, [], [], x, y, WIDE)
+    assert not room.level(first).meets(room.level(second))
 
 
 def test_names_leave_their_options_out_where_nothing_is_lost() -> None:

@@ -6,6 +6,7 @@ Lines have no percentages; they are drawn into a square that is stretched, whose
 from collections.abc import Sequence
 
 from subquad.report.figures.figure import Axis, Disc, Level, Line, Mark, Name, Panel, Sign, Whisker
+from subquad.report.figures.names import ABOVE, BELOW
 from subquad.report.markup import Markup, element
 
 SQUARE = 1000  # units of the stretched square
@@ -41,7 +42,8 @@ def _mark(mark: Mark, x: Axis, y: Axis) -> Markup:
             height = _percent(1 - y.place(mark.height))
             rule = element("line", x2="100%", y1=height, y2=height, class_="baseline-line")
             where = {"x": "99%", "class_": "tick end"} if mark.right else {"x": "1%", "class_": "tick start"}
-            return Markup(rule + element("text", mark.name, y=height, dy=-5, **where))
+            down = BELOW if mark.below else ABOVE
+            return Markup(rule + element("text", mark.name, y=height, dy=down, **where))
         case Whisker():
             return _whisker(mark, x, y)
         case Disc():

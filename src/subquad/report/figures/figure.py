@@ -76,7 +76,8 @@ class Level:
 
     height: float
     name: str
-    right: bool  # where the name stands
+    right: bool  # at which end the name stands
+    below: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from subquad.report import formats
-from subquad.report.figures.figure import Axis, Disc, Figure, Level, Line, Mark, Panel, Whisker, sign, ticks
+from subquad.report.figures.figure import Axis, Disc, Figure, Line, Mark, Panel, Whisker, sign, ticks
 from subquad.report.figures.html import figure_html
-from subquad.report.figures.names import names
+from subquad.report.figures.names import level_marks, names
 from subquad.report.findings import Findings
 from subquad.report.leaderboard import REFERENCE, BoardRow, Costs, near_baselines
 from subquad.report.markup import Markup
@@ -186,20 +186,16 @@ def _panel(
     x = Axis(title=x_title, low=0, high=end, ticks=ticks(0, end, most=5))
     y = Axis(low=bottom, high=top, ticks=ticks(bottom, top))
     largest = max(point.row.costs.training_peak_mb or 0.0 for point in points)
-    marks: list[Mark] = [
-        Level(
-            height=height, name=f"baseline: {label}", right=_crowded(points, height, near=0.15 * (high - low))
-        )
-        for label, height in levels.items()
-    ]
     places = {point.row.label: (point.x, point.row.score.mean) for point in points}
+    named = {f"baseline: {label}": height for label, height in levels.items()}
+    marks: list[Mark] = [*(drawn := level_marks(named, places, x, y))]
     frontier = _frontier(points, higher=higher, better=better)
     if len(points) > 1:
         marks.append(_front([places[label] for label in frontier], x, y, higher=higher, better=better))
     marks += [_turned(knob, places) for knob in knobs]
     for point in points:
         marks += _point(point, styles[point.row.label], largest)
-    marks += names(places, [label for label in (REFERENCE, *frontier) if label in places], x, y)
+    marks += names(places, [label for label in (REFERENCE, *frontier) if label in places], drawn, x, y)
     sentences = [point.words for point in points]
     sentences.append(f"on the Pareto front: {', '.join(frontier)}")
     sentences += [f"baseline {label}: {formats.score(height)}" for label, height in levels.items()]
@@ -249,12 +245,6 @@ def _frontier(points: Sequence[Point], *, higher: bool, better: int) -> list[str
             labels.append(point.row.label)
             furthest = better * point.x
     return labels
-
-
-def _crowded(points: Sequence[Point], height: float, *, near: float) -> bool:
-    """Whether a point on the left is in the way of a name there."""
-    middle = max(point.x for point in points) / 2
-    return any(-near < point.row.score.mean - height < 2 * near for point in points if point.x < middle)
 
 
 QUALITY = Section(id="quality", title="Quality against speed", of=quality_content)
