@@ -3,9 +3,10 @@
 import pytest
 from runs_sample import CELL, MEASURED
 
+from subquad.executors import Local
 from subquad.experiments.comparison import Plan, run
 from subquad.experiments.config import Comparison
-from subquad.experiments.grid import Observer
+from subquad.experiments.grid import Observer, run_missing
 from subquad.records import Store
 from subquad.remote import Remote
 
@@ -66,11 +67,23 @@ def test_a_model_is_shared_with_all_its_files_and_a_checkpoint_goes_with_its_run
     assert (other.model_path(CELL.key) / "part" / "weights").read_bytes() == b"\0\1"
     assert (other.model_path(CELL.key) / "config.json").read_text() == "{}"
     assert other.checkpoint_path(CELL.key).read_bytes() == b"half"
+    assert Store.at(address).checkpoints() == {CELL.key}
     for _ in range(2):  # the second time there is none
         store.forget_checkpoint(CELL.key)
+    assert Store.at(address).checkpoints() == set()
     third = Store.at(address)
     third.fetch(third.checkpoint_path(CELL.key))
     assert not third.checkpoint_path(CELL.key).exists()
+
+
+def test_a_checkpoint_that_a_kill_left_behind_its_record_goes_with_the_next_command(address):
+    store = Store.at(address)
+    store.put(RECORD)
+    store.checkpoint_path(CELL.key).parent.mkdir()
+    store.checkpoint_path(CELL.key).write_bytes(b"half")
+    store.share(store.checkpoint_path(CELL.key))
+    run_missing([CELL], Store.at(address), executor=Local(timeout=600), observer=Observer())
+    assert Store.at(address).checkpoints() == set()
 
 
 def test_people_are_told_the_address_of_a_file_and_not_where_its_copy_is(address, tmp_path):

@@ -170,6 +170,12 @@ class Store:
                 raise Damaged(f"{path!r} has no {metric!r}, by which the comparison judges: one is damaged")
         return records
 
+    def checkpoints(self) -> set[str]:
+        """The keys of the runs that have one."""
+        here = [path.name for path in (self.folder / "checkpoints").glob("*")]
+        names = self.remote.names("checkpoints") if self.remote else here
+        return {name.removesuffix(".safetensors") for name in names}
+
     def forget_checkpoint(self, key: str) -> None:
         path = self.checkpoint_path(key)
         path.unlink(missing_ok=True)

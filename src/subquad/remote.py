@@ -71,18 +71,25 @@ class Remote:
 
     def pull(self, folder: Path, name: str) -> None:
         """Write a file from here into a folder, or all files below a folder; nothing where there is none."""
-        self.files.invalidate_cache()
-        try:
-            found = self.files.find(str(self.root / name))
-        except FileNotFoundError:
-            return
-        for path in found:
+        for path in self.found(name):
             relative = PurePosixPath(path).relative_to(self.root)
             if ".." in relative.parts:
                 raise OSError(f"{path!r} leads outside of {self.address!r}")
             content = self.files.cat_file(path)
             assert isinstance(content, bytes)
             write_whole(folder / relative, content)
+
+    def names(self, folder: str) -> list[str]:
+        """Those of the files in a folder."""
+        return [PurePosixPath(path).name for path in self.found(folder)]
+
+    def found(self, name: str) -> list[str]:
+        """The path of a file, or those of all files below a folder; none where there is none."""
+        self.files.invalidate_cache()
+        try:
+            return list(self.files.find(str(self.root / name)))
+        except FileNotFoundError:
+            return []
 
     def remove(self, name: str) -> None:
         """Remove a file, if there is one."""

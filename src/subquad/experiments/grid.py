@@ -73,9 +73,10 @@ class Grid:
         self.before = {spec.key: self.recorded(spec) for spec in specs}
         self.missing = [spec for spec in specs if not succeeded(self.before[spec.key])]
         self.stopped = False
+        left = store.checkpoints()
         for spec in specs:
             if spec not in self.missing:
-                if store.checkpoint_path(spec.key).exists():  # a process was killed behind the record
+                if spec.key in left:  # a process was killed behind the record
                     store.forget_checkpoint(spec.key)
                 observer.on_skipped(spec)
 
