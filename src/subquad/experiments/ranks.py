@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.fabric.strategies.ddp import DDPStrategy
 from torch import distributed as dist
 
 from subquad.documents import read_json, write_json
 from subquad.executors.local import silent_end
 from subquad.executors.outcome import failure
 from subquad.experiments.spec import Fit
+from subquad.experiments.training import Training
 
 WAIT = timedelta(days=1)  # for the first rank while it validates: how long a run may take, its executor says
 NOTICE_S = 5.0  # until the first rank knows why another is gone
@@ -118,7 +117,6 @@ class Others:
 def follow(rank: int, document: dict[str, Any], checkpoint_path: str, folder: str) -> None:
     """What a rank behind the first does, in a process of its own."""
     from subquad.experiments.run import load
-    from subquad.experiments.training import Training
 
     threading.Thread(target=end_with_first, daemon=True).start()
     spec = Fit.from_json(document)
@@ -160,29 +158,3 @@ def member(rank: int, spec: Fit, folder: str) -> Iterator[None]:
 
 def silent(*_: Any) -> None:
     """The first rank tells."""
-
-
-def group_options(devices: int) -> dict[str, Any]:
-    """What Fabric has to know: of one device where this process is in no group."""
-    if devices == 1 or not (dist.is_available() and dist.is_initialized()):
-        return {"devices": 1}
-    strategy = DDPStrategy(
-        cluster_environment=Started(dist.get_rank()),
-        broadcast_buffers=False,  # all draw and learn the same, and the first validates by itself
-    )
-    return {"devices": devices, "strategy": strategy}
-
-
-class Started(LightningEnvironment):
-    """Says that the processes have been started, and which this one is."""
-
-    def __init__(self, rank: int) -> None:
-        super().__init__()
-        self.rank = rank
-
-    @property
-    def creates_processes_externally(self) -> bool:
-        return True
-
-    def local_rank(self) -> int:
-        return self.rank

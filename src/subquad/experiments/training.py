@@ -10,7 +10,6 @@ A checkpoint every few steps holds all that the rest of the training depends on,
 any moment and started again ends as if nothing had happened: bit for bit on a CPU.
 """
 
-import logging
 import math
 import time
 import warnings
@@ -20,15 +19,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor, nn
 from typing_extensions import TypedDict  # pydantic asks for it below Python 3.12
 
 from subquad import checkpoint
 from subquad.documents import validated
-from subquad.experiments.device import require_precision
+from subquad.experiments.fabric import fabric_of
 from subquad.experiments.model import build_model
-from subquad.experiments.ranks import group_options
 from subquad.experiments.spec import Fit
 from subquad.experiments.streams import StreamReader
 from subquad.fields import Batch, Split
@@ -103,7 +100,7 @@ class Training:
 
     def set_up(self) -> None:
         """The model before its first step, on the device of this rank, or of this process alone."""
-        self.fabric = quiet_fabric(self.spec)
+        self.fabric = fabric_of(self.spec)
         self.model = build_model(self.spec, self.data)
         optimiser = torch.optim.AdamW(
             parameter_groups(self.model, self.config.weight_decay), lr=self.config.learning_rate
@@ -335,21 +332,6 @@ class Training:
         if held != carried:
             raise ValueError(f"state: holds {held} tensors, and in this version {carried}")
         return tensors, validated(Numbers, numbers, extra="forbid")
-
-
-def quiet_fabric(spec: Fit) -> Fabric:
-    """Lightning Fabric without its banners, on one device or in the group of those that train together.
-
-    Raises `ValueError` as `require_precision` does.
-    """
-    require_precision(spec.training.precision, device=spec.place.device)
-    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
-    options: dict[str, Any] = {"accelerator": spec.place.device, "precision": spec.training.precision}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        fabric = Fabric(**group_options(spec.training.devices), **options)
-        fabric.launch()
-        return fabric
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
