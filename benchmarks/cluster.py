@@ -17,7 +17,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from subquad.executors.cluster import LOCAL
 from subquad.records import Record, Store
@@ -31,7 +30,7 @@ SAID = 4000  # characters of a command that failed
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cluster", description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="of the choice of the node that is killed")
-    parser.add_argument("--address", action="store_true", help="the cluster's records go to file://…")
+    parser.add_argument("--out", help="an address for the records of the cluster (default: a folder)")
     parser.add_argument("options", nargs="*", help="of subquad compare, behind --")
     asked = parser.parse_args(arguments)
     # each run has a thread here as there: of another number of threads sums differ
@@ -39,65 +38,63 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("RAY_worker_niceness", LOCAL["RAY_worker_niceness"])
     options = asked.options or COMPARED
     with tempfile.TemporaryDirectory(prefix="subquad-") as folder:
-        places = [Path(folder, name) for name in ("local", "cluster")]
+        log, place = Path(folder, "log"), str(Path(folder, "local"))
         workers = str(os.cpu_count() or 1)
         print(f"subquad compare {shlex.join(options)}", flush=True)
-        here = Store(places[0])
-        seconds = finished(begun(options, places[0], "--workers", workers), places[0])
+        seconds = finished(begun([*options, "--out", place, "--workers", workers], log), log)
+        here = Store.at(place)
         runs = here.runs(here.get_comparison())
         print(f"on this machine, {workers} at a time: {len(runs)} runs in {seconds:.0f} s", flush=True)
-        out = f"file://{places[1]}" if asked.address else str(places[1])
-        disturbed(options, places[1], out, len(runs), random.Random(asked.seed))
-        return compared(here, Store(places[1]))
+        place = asked.out or str(Path(folder, "cluster"))
+        disturbed([*options, "--out", place], log, Store.at(place), len(runs), random.Random(asked.seed))
+        return compared(here, Store.at(place))
 
 
-def begun(options: Sequence[str], place: Path, *more: str, out: str = "") -> subprocess.Popen[bytes]:
+def begun(options: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
     """`subquad compare`, as a terminal starts it: in a group of its own."""
-    command = [sys.executable, "-m", "subquad", "compare", *options, "--out", out or str(place), *more]
-    with log_of(place).open("ab") as log:
+    with log.open("ab") as file:
         return subprocess.Popen(
-            command, stdout=log, stderr=log, start_new_session=True, env={**os.environ, "NO_COLOR": "1"}
+            [sys.executable, "-m", "subquad", "compare", *options],
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
         )
 
 
-def finished(command: subprocess.Popen[bytes], place: Path) -> float:
+def finished(command: subprocess.Popen[bytes], log: Path) -> float:
     """Seconds until it has ended. Raises `RuntimeError` with what it said where that is not well."""
     start = time.monotonic()
     if status := command.wait():
-        raise RuntimeError(f"{place.name}: ended with {status}\n{log_of(place).read_text()[-SAID:]}")
+        raise RuntimeError(f"ended with {status}\n{log.read_text()[-SAID:]}")
     return time.monotonic() - start
 
 
-def log_of(place: Path) -> Path:
-    return place.with_suffix(".log")
-
-
-def disturbed(options: Sequence[str], place: Path, out: str, runs: int, draw: random.Random) -> None:
+def disturbed(options: Sequence[str], log: Path, store: Store, runs: int, draw: random.Random) -> None:
     """The comparison on a cluster that loses a node, with a Ctrl-C before."""
     from ray.cluster_utils import Cluster
 
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     members = [nodes.add_node(num_cpus=1) for _ in range(3)]
-    more = ("--executor", "ray", "--address", str(nodes.address))
+    options = [*options, "--executor", "ray", "--address", str(nodes.address)]
     start = time.monotonic()
-    command = begun(options, place, *more, out=out)
-    until(place, runs // 4, command)
+    command = begun(options, log)
+    until(store, runs // 4, command)
     os.killpg(command.pid, signal.SIGINT)
     pressed = time.monotonic()
     status = command.wait()
     print(f"Ctrl-C: ended with {status} after {time.monotonic() - pressed:.1f} s", flush=True)
-    command = begun(options, place, *more, out=out)
-    until(place, runs // 2, command)
+    command = begun(options, log)
+    until(store, runs // 2, command)
     nodes.remove_node(draw.choice(members), allow_graceful=False)
     print(f"after {runs // 2} of {runs} runs a node of three was killed", flush=True)
-    finished(command, place)
+    finished(command, log)
     print(f"on the cluster: {time.monotonic() - start:.0f} s, both starts", flush=True)
     nodes.shutdown()
 
 
-def until(place: Path, number: int, command: subprocess.Popen[bytes]) -> None:
+def until(store: Store, number: int, command: subprocess.Popen[bytes]) -> None:
     """Wait until so many records are there. Raises `RuntimeError` where the command ends before."""
-    while len(list(place.glob("records/*.json"))) < number:
+    while len(store.recorded()) < number:
         if command.poll() is not None:
             raise RuntimeError(f"it ended with {command.returncode} before {number} runs were done")
         time.sleep(POLL_S)
@@ -122,9 +119,11 @@ def compared(here: Store, there: Store) -> int:
     return int(wrong)
 
 
-def weights_of(store: Store, record: Record) -> Any:
-    path = store.model_path(record["key"]) / "model.safetensors"
-    return path.read_bytes() if path.exists() else None
+def weights_of(store: Store, record: Record) -> bytes | None:
+    path = store.model_path(record["key"])
+    store.fetch(path)
+    weights = path / "model.safetensors"
+    return weights.read_bytes() if weights.exists() else None
 
 
 if __name__ == "__main__":

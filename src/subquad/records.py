@@ -172,9 +172,17 @@ class Store:
 
     def checkpoints(self) -> set[str]:
         """The keys of the runs that have one."""
-        here = [path.name for path in (self.folder / "checkpoints").glob("*")]
-        names = self.remote.names("checkpoints") if self.remote else here
-        return {name.removesuffix(".safetensors") for name in names}
+        return {name.removesuffix(".safetensors") for name in self.names("checkpoints")}
+
+    def recorded(self) -> set[str]:
+        """The keys of the runs that have a record."""
+        return {name.removesuffix(".json") for name in self.names("records")}
+
+    def names(self, folder: str) -> list[str]:
+        """Those of the files in a folder, where all goes."""
+        if self.remote:
+            return self.remote.names(folder)
+        return [path.name for path in (self.folder / folder).glob("*")]
 
     def forget_checkpoint(self, key: str) -> None:
         path = self.checkpoint_path(key)

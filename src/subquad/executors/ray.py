@@ -262,9 +262,9 @@ def uses_gpu(spec: Spec) -> bool:
 def kinds_timed(store: Store) -> Counter[str]:
     """Of the machines on which a folder's timings were made, how many on each."""
     made: Counter[str] = Counter()
-    for path in (store.folder / "records").glob("*.json"):
+    for key in store.recorded():
         try:
-            record = store.get(path.stem)
+            record = store.get(key)
         except Damaged:
             continue
         if record and record["status"] == "ok" and record["kind"] in TIMED:
