@@ -121,7 +121,9 @@ def store_for(work: Work, key: str) -> Iterator[Store]:
         checkpoint = store.checkpoint_path(key)
         store.fetch(checkpoint)
         ended = threading.Event()
-        sharing = threading.Thread(target=share_versions, args=(store, checkpoint, ended))
+        sharing = threading.Thread(
+            target=share_versions, args=(store, checkpoint, written_at(checkpoint), ended)
+        )
         sharing.start()
         try:
             yield store
@@ -131,9 +133,11 @@ def store_for(work: Work, key: str) -> Iterator[Store]:
         store.share(store.model_path(key))
 
 
-def share_versions(store: Store, path: Path, ended: threading.Event) -> None:
-    """Share each version of a file until a run has ended, and then its last one."""
-    shared = written_at(path)
+def share_versions(store: Store, path: Path, shared: int | None, ended: threading.Event) -> None:
+    """Share each version of a file until a run has ended, and then its last one.
+
+    shared: when the version that need not be was written.
+    """
     while True:
         last = ended.wait(SHARE_S)
         if (latest := written_at(path)) not in {shared, None}:
