@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from subquad.executors.cluster import LOCAL
-from subquad.records import Record, Store
+from subquad.records import Record, Store, run_keys
 
 COMPARED = ("--seeds", "3")
 KINDS = {"fit": "fits", "baseline": "baselines", "bench": "measurements of time and memory"}
@@ -104,7 +104,7 @@ def compared(here: Store, there: Store) -> int:
     """Print a row for each kind of runs; 1 where anything is missing or differs."""
     expected, got = here.get_comparison(), there.get_comparison()
     others = {record["key"]: record for record in there.runs(got)}
-    wrong = expected["keys"] != got["keys"]
+    wrong = run_keys(expected) != run_keys(got)
     print("\n| runs | done | with the same result | and weights | that lost a node |\n|---|--:|--:|--:|--:|")
     for kind, name in KINDS.items():
         records = [record for record in here.runs(expected) if record["kind"] == kind]
