@@ -232,6 +232,14 @@ def test_a_run_that_no_node_can_take_is_refused_unless_more_nodes_come(made_up, 
     assert made_up.options(spec, ray_executor.Course())["num_gpus"] == (spec.place.device == "cuda")
 
 
+def test_only_a_new_step_ends_a_row_of_losses():
+    course = ray_executor.Course(losses=2, furthest=50)
+    course.reach(50)
+    assert course.losses == 2
+    course.reach(51)
+    assert (course.losses, course.furthest) == (0, 51)
+
+
 def test_a_cluster_without_nodes_is_refused_unless_some_come(made_up, monkeypatch):
     monkeypatch.setattr(cluster, "nodes", lambda: [])
     with pytest.raises(ValueError, match="has no node with CPUs"):

@@ -164,6 +164,21 @@ def test_a_node_that_died_after_it_was_counted_is_left_out(three_nodes, monkeypa
 
 
 @pytest.mark.slow
+def test_a_node_that_dies_while_it_is_asked_is_left_out_and_one_that_lives_is_refused(
+    three_nodes, monkeypatch
+):
+    def crash():
+        os._exit(1)
+
+    on_cluster(three_nodes)
+    there = cluster.nodes()[:1]
+    with pytest.raises(ValueError, match="cannot run subquad"):
+        cluster.answers(crash, there)
+    monkeypatch.setattr(cluster, "nodes", lambda: [])
+    assert cluster.answers(crash, there) == {}
+
+
+@pytest.mark.slow
 def test_stopping_ends_the_runs_and_what_they_started(three_nodes, tmp_path):
     executor, started = on_cluster(three_nodes), []
 
