@@ -158,8 +158,9 @@ def test_nodes_that_share_a_host_are_told_apart():
 
 # a cluster that is made up: its nodes, and the kinds of their machines
 
-FOUND = [Node(name, name, cpus, 0.0, 1e9) for name, cpus in [("a", 2), ("b", 2), ("c", 4), ("d", 2)]]
-MACHINES = {"a": {"cpu": "old"}, "b": {"cpu": "old"}, "c": {"cpu": "new"}, "d": {"cpu": "old"}}
+CPUS = {"a": 2, "b": 2, "c": 4, "d": 2, "e": 1}
+FOUND = [Node(name, name, cpus, 0.0, 1e9) for name, cpus in CPUS.items()]
+MACHINES = {name: {"cpu": "new" if name == "c" else "old"} for name in CPUS}  # Ray has a part of that of e
 
 
 @pytest.fixture
