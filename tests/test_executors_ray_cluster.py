@@ -206,3 +206,45 @@ def test_prepared_data_reach_a_node_that_does_not_see_the_folder(three_nodes, tm
     record = executor.run(Deed("read the prepared data"), Store(tmp_path / "runs"), print)
     assert record["reason"] == ""
     assert record["result"][folder.name] == "a line"
+
+
+ALONE = """
+import json, os, subprocess, sys
+import psutil
+from subquad.executors import cluster
+
+cluster.connect("")
+import ray
+
+address = ray.get_runtime_context().gcs_address
+processes = psutil.Process().children(recursive=True)
+ports = [port for process in processes for port in process.net_connections("tcp")]
+print(json.dumps(sorted({port.laddr.ip for port in ports if port.status == psutil.CONN_LISTEN})))
+for token in (None, 64 * "0", "own"):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    if token:
+        environment |= {"RAY_AUTH_MODE": "token"} | ({} if token == "own" else {"RAY_AUTH_TOKEN": token})
+    command = [sys.executable, "-c", sys.argv[1], address]
+    asked = subprocess.run(command, env=environment, capture_output=True, text=True)
+    print(asked.stdout.strip() or asked.stderr)
+"""
+ASK = """
+import sys
+from ray._raylet import GcsClient
+from ray.exceptions import AuthenticationError
+
+try:
+    print(len(GcsClient(address=sys.argv[1]).get_all_node_info(timeout=30)))
+except AuthenticationError:
+    print("refused")
+"""
+
+
+@pytest.mark.slow
+def test_a_cluster_of_this_machine_listens_on_its_loopback_and_asks_for_the_token():
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "-c", ALONE, ASK]
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    addresses, *answers = ran.stdout.splitlines()
+    assert {each.removeprefix("::ffff:") for each in json.loads(addresses)} == {"127.0.0.1"}
+    assert answers == ["refused", "refused", "1"]
