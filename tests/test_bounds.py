@@ -16,6 +16,7 @@ DIMS = Dims(heads=2, head_dim=4, max_len=24)
 REFUSED = [
     ("local", {"width": 0}, "'local': width must be at least 1, not 0"),
     ("local", {"width": 2.5}, "'local': width must be a whole number, not 2.5"),
+    ("local", {"width": 2**63}, f"'local': width must be a number of at most 64 bits, not {2**63}"),
     ("local", {"width": "8"}, "'local': width must be a whole number, not '8'"),
     ("local", {"width": True}, "'local': width must be a whole number, not True"),
     ("bigbird", {"window": 4}, "'bigbird': window must be odd and at least 1, not 4"),

@@ -185,6 +185,24 @@ def test_an_internal_error_shows_no_traceback_and_says_where_it_is(call, monkeyp
     details.unlink()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--depth", "9" * 15], "out of memory: "),
+        (["--attention", f"performer:features={2**63 - 1}"], "out of memory: Storage size"),
+        (["--attention", "(" * 900 + "linear&softmax" + ")" * 900], "what was given has too many levels"),
+        (["--seeds", "9" * 30], "seeds must be a number of at most 64 bits"),
+    ],
+)
+def test_what_no_machine_can_hold_is_one_line(call, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    schema = write(tmp_path / "own")
+    status, out, err = call("compare", "custom", "--data", schema, *TINY, "--attention", "linear", *arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"subquad: {message}")
+    assert err.count("\n") == 1
+
+
 def test_the_version_is_that_of_the_package(call):
     assert call("--version") == (0, f"subquad {version('subquad')}\n", "")
 

@@ -71,6 +71,9 @@ match job["spec"]["mechanism"]["attention"]:
     case "broken":
         print("ValueError: no such thing", file=sys.stderr)
         sys.exit(1)
+    case "gone":
+        print("all is well", file=sys.stderr, flush=True)
+        os._exit(0)
     case "slow":
         open(job["folder"] + "/started", "w").close()
         sys.stdin.read()
@@ -98,12 +101,13 @@ def run(names, store, *, slots=1, timeout=60.0):
 
 @pytest.mark.usefixtures("stand_in")
 def test_what_one_run_does_costs_no_other_its_result(store):
-    records = run(["killed", "crashed", "broken", "well"], store, slots=2)
+    records = run(["killed", "crashed", "broken", "gone", "well"], store, slots=2)
     ended = {name: (record["status"], record["reason"]) for name, record in records.items()}
     assert ended == {
         "killed": ("out of memory", "killed by signal 9, as the system does when memory runs out"),
         "crashed": ("failed", "killed by signal 11 (Segmentation fault)"),
         "broken": ("failed", "ValueError: no such thing"),
+        "gone": ("failed", "ended with status 0"),
         "well": ("ok", ""),
     }
 
@@ -229,13 +233,22 @@ def test_an_interruption_ends_the_runs_and_records_none_of_them(store, monkeypat
             ),
             "out of memory",
         ),
+        (
+            RuntimeError("Storage size calculation overflowed with sizes=[9223372036854775807, 4]"),
+            "out of memory",
+        ),
         (FloatingPointError("the training loss is nan at step 3"), "not finite"),
         (ValueError("two\nlines"), "failed"),
+        (ValueError("\x1b[2J\ud800\u202e"), "failed"),
+        (ValueError(10**6 * "x"), "failed"),
+        (ValueError(), "failed"),
     ],
 )
 def test_how_a_run_ended_is_read_from_what_it_raised(error, status):
     assert failure(error)["status"] == status
-    assert "\n" not in failure(error)["reason"]
+    reason = failure(error)["reason"]
+    assert reason.isprintable()
+    assert 0 < len(reason) < 400
 
 
 # the real child process from here on
@@ -243,14 +256,16 @@ def test_how_a_run_ended_is_read_from_what_it_raised(error, status):
 
 def test_a_run_ends_when_the_process_that_started_it_is_gone(store):
     spec = replace(CELL, length=10**6)
-    command = subprocess.Popen(local.COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    with command as child:
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(local.COMMAND, text=True, **pipes) as child:
         assert child.stdin
         assert child.stdout
+        assert child.stderr
         child.stdin.write(json.dumps(local.job(spec, store, token="")) + "\n")
         child.stdin.close()  # as the system does for a dead process
         assert child.wait(timeout=60) == 1
         assert "outcome" not in child.stdout.read()
+        assert child.stderr.read() == ""  # a line of Python's own would be the reason of a run that says none
 
 
 ORPHANED = """

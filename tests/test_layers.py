@@ -69,7 +69,7 @@ MAY_IMPORT = {
     },
     "compare": {"experiments", "records", "report"},
     "choose": {"experiments", "records", "report"},
-    "__main__": {"cli"},
+    "__main__": {"cli", "executors"},
 }
 THIRD_PARTY = {
     "ops": CORE | {"triton"},

@@ -101,6 +101,8 @@ def test_an_unknown_member_or_option_is_refused_by_its_name():
         find("local&tailor")
     with pytest.raises(ValueError, match="'local' has no option 'window'"):
         find("local:window=3&taylor")
+    with pytest.raises(ValueError, match=r"'local\*99999999' stands more than 10,000 times"):
+        find("local*99999999&taylor")
     with pytest.raises(ValueError, match=r"'local\*0' stands nowhere"):
         find("local*0&taylor")
 

@@ -242,6 +242,7 @@ def test_a_schema_that_says_what_cannot_be_is_refused(tmp_path, section, keys, s
     ("text", "said"),
     [
         ("[events\n", "not TOML: "),
+        (f"a = {'[' * 5000}", "not TOML: it has too many levels"),
         ("[event]\n", "unknown section [event]; did you mean 'events'?"),
         ("[events]\n", "[events] lacks the key 'path'"),
         ("", "there is no section [events]"),

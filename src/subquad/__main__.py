@@ -20,7 +20,13 @@ def main() -> int:
         return complain(MISSING.format(error=error))
     except (MissingExtra, ValueError, OSError) as error:
         return complain(f"subquad: {error}")
+    except RecursionError:
+        return complain("subquad: what was given has too many levels within one another")
     except Exception as error:
+        from subquad.executors.outcome import failure
+
+        if (ended := failure(error))["status"] == "out of memory":
+            return complain(f"subquad: out of memory: {ended['reason']}; ask for less")
         with tempfile.NamedTemporaryFile("w", prefix="subquad-", suffix=".txt", delete=False) as file:
             traceback.print_exc(file=file)
         return complain(f"subquad: internal error: {type(error).__name__}: {error}; details in {file.name}")

@@ -29,6 +29,7 @@ def one_of(*names: str) -> Bound:
     return Bound(f"one of {', '.join(names)}", lambda name: name in names)
 
 
+IN_64_BITS = Bound("a number of at most 64 bits", lambda n: -(2**63) <= n < 2**63)  # as JSON is read
 AT_LEAST_ONE = Bound("at least 1", lambda n: n >= 1)
 
 Count = Annotated[int, AT_LEAST_ONE]
@@ -76,6 +77,11 @@ def declared_type(constructor: Callable[..., None], option: str) -> Any:
 
 def bounds(declared: Any) -> list[Bound]:
     """Those of a type as it stands in a signature, that of its kind first."""
-    kind = TYPES.get(getattr(declared, "__origin__", declared))
-    bounds = [mark for mark in getattr(declared, "__metadata__", ()) if isinstance(mark, Bound)]
-    return bounds if kind is None else [kind, *bounds]
+    type_ = getattr(declared, "__origin__", declared)
+    kind = [TYPES[type_]] if type_ in TYPES else []
+    size = [IN_64_BITS] if type_ is int else []
+    return [
+        *kind,
+        *size,
+        *(mark for mark in getattr(declared, "__metadata__", ()) if isinstance(mark, Bound)),
+    ]

@@ -37,6 +37,7 @@ SWEEP = re.compile(rf"{WORD.pattern}(\|{WORD.pattern})+")
 NAME = re.compile(r"([^=,]+)=")
 COMMA = re.compile(",")
 MIXES = {sign: re.compile(rf"{re.escape(sign)}(?=\s*[a-z(])") for sign in "+&"}
+MOST_TIMES = 10_000  # that a member stands in a row
 TIMES = re.compile(r"(.*)\*(\d+)", re.DOTALL)
 QUOTED = re.compile(r"""(["'])((?:(?!\1).|\1\1)*)\1(?!\1)""", re.DOTALL)
 
@@ -78,6 +79,8 @@ def _times(part: str) -> tuple[str, int]:
     member, times = (counted[1], int(counted[2])) if counted else (part.strip(), 1)
     if not times:
         raise ValueError(f"{part.strip()!r} stands nowhere: leave it out, or give it 1 or more")
+    if times > MOST_TIMES:
+        raise ValueError(f"{part.strip()!r} stands more than {MOST_TIMES:,} times: give it fewer")
     grouped = member.startswith("(") and member.endswith(")")
     return (member[1:-1].strip() if grouped else member), times
 

@@ -13,6 +13,7 @@ import torch
 from experiments_sample import changed, quick
 from own_sample import write
 
+from faults.disturbances import Commands
 from subquad import tasks
 from subquad.executors import Executor, run_here
 from subquad.experiments import fit, run, training
@@ -47,7 +48,7 @@ class Notes(Observer):
 
 
 class Bench:
-    """Two fits and a baseline, their data, and what they give undisturbed.
+    """Two fits and a baseline, their data, and what they give undisturbed; and the same by the command line.
 
     Latency and memory, which no fault can make wrong without notice, are not measured.
     """
@@ -67,6 +68,7 @@ class Bench:
         assert status == 0, reason
         self.seconds = time.monotonic() - start
         self.writes = int((folder / "writes").read_text())
+        self.commands = Commands(folder / "commands")
 
     def start(
         self, store: Store, prepare: Act = lambda: None, *, after: float | None = None
@@ -106,32 +108,6 @@ class Bench:
         run_missing(self.specs, store, executor=Inline(slots=1, timeout=600), observer=notes)
         with (self.folder / "notes").open("a") as file:
             file.writelines(f"{text}\n" for text in notes.texts)
-
-    def finished(self, store: Store) -> dict[str, bytes]:
-        """The records of what is done well, by name, byte for byte."""
-        known = {spec.key: store.get(spec.key) for spec in self.specs}
-        return {
-            key: store.record_path(key).read_bytes()
-            for key, record in known.items()
-            if record is not None and record["status"] == "ok"
-        }
-
-    def lost(self, store: Store, before: dict[str, bytes]) -> str:
-        """What is not as if nothing had happened, after the comparison was started again; "" for nothing."""
-        if any(store.record_path(key).read_bytes() != content for key, content in before.items()):
-            return "a record that was there was lost or done again"
-        for spec in self.specs:
-            here, there = store.get(spec.key), self.whole.get(spec.key)
-            if here is None or there is None or here["status"] != "ok":
-                return f"no record of {spec.label}: {here and here['reason']}"
-            if here["result"] != there["result"]:
-                return f"another result of {spec.label}"
-            weights = [each.model_path(spec.key) / "model.safetensors" for each in (store, self.whole)]
-            if spec.kind == "fit" and weights[0].read_bytes() != weights[1].read_bytes():
-                return f"other weights of {spec.label}"
-        left = [path for path in store.folder.rglob("*") if ".draft-" in path.name]
-        left += (store.folder / "checkpoints").glob("*.safetensors")
-        return f"{left[0].name} was left behind" if left else ""
 
     def count_writes(self, path: Path) -> None:
         seen = 0

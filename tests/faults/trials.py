@@ -4,9 +4,13 @@ import random
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from corruption import corrupt
 
+from faults.disturbances import damaged_cache, killed_command, stopped_clock, unruly_plugin
+from faults.inputs import malformed_inputs
+from faults.kept import finished, lost
 from faults.process import (
     KILLED,
     Bench,
@@ -31,7 +35,9 @@ MOST_KILLS = 4  # of one comparison, before it is left alone
 def again(bench: Bench, store: Store, before: dict[str, bytes]) -> str:
     """What is lost once the comparison was started again."""
     status, said = bench.start(store)
-    return bench.lost(store, before) if status == 0 else f"ended with {status} when started again: {said}"
+    return (
+        lost(store, bench.whole, before) if status == 0 else f"ended with {status} when started again: {said}"
+    )
 
 
 def killed(bench: Bench, chance: random.Random, folder: Path, *, in_writes: bool) -> Iterator[str]:
@@ -45,14 +51,14 @@ def killed(bench: Bench, chance: random.Random, folder: Path, *, in_writes: bool
             status, said = bench.start(store, after=chance.uniform(0, bench.seconds))
         if status == 0:  # it was done before
             break
-        kept = bench.finished(store)
-        lost = [key for key, content in before.items() if kept.get(key) != content]
+        kept = finished(store)
+        gone = any(kept.get(key) != content for key, content in before.items())
         results.append(
-            said or (f"ended with {status}" if status != KILLED else "a record is gone" if lost else "")
+            said or (f"ended with {status}" if status != KILLED else "a record is gone" if gone else "")
         )
         before = kept
-    lost = again(bench, store, before)
-    yield from (result or lost for result in results)
+    end = again(bench, store, before)
+    yield from (result or end for result in results)
 
 
 def killed_in_a_write(bench: Bench, chance: random.Random, folder: Path) -> Iterator[str]:
@@ -71,10 +77,10 @@ def full_disk(bench: Bench, chance: random.Random, folder: Path) -> Iterator[str
     else:
         fault = limit_files(chance.randint(100, 20_000))
     status, said = bench.start(store, fault)
-    before = bench.finished(store)
-    lost = again(bench, store, before)
+    before = finished(store)
+    end = again(bench, store, before)
     if len(before) < len(bench.specs):  # or it was not full before the end
-        yield lost if status in {0, 2} and "\n" not in said else f"ended with {status}: {said}"
+        yield end if status in {0, 2} and "\n" not in said else f"ended with {status}: {said}"
 
 
 def out_of_memory(bench: Bench, chance: random.Random, folder: Path) -> Iterator[str]:
@@ -84,18 +90,18 @@ def out_of_memory(bench: Bench, chance: random.Random, folder: Path) -> Iterator
     status, said = bench.start(store, at_step(chance.randint(1, 16), fault))
     records = [record for spec in bench.specs if (record := store.get(spec.key)) is not None]
     starved = [record for record in records if record["status"] == "out of memory"]
-    lost = again(bench, store, bench.finished(store))
+    end = again(bench, store, finished(store))
     wrong = status or len(starved) != 1 or "\n" in starved[0]["reason"]
-    yield f"ended with {status} and {[record['status'] for record in records]}: {said}" if wrong else lost
+    yield f"ended with {status} and {[record['status'] for record in records]}: {said}" if wrong else end
 
 
 def damaged_record(bench: Bench, chance: random.Random, folder: Path) -> Iterator[str]:
     shutil.copytree(bench.whole.folder, folder)
     path = chance.choice(sorted((folder / "records").iterdir()))
-    others = {key: content for key, content in bench.finished(bench.whole).items() if key != path.stem}
+    others = {key: content for key, content in finished(bench.whole).items() if key != path.stem}
     how = corrupt(path, chance)
-    lost = again(bench, Store(folder), others)
-    yield lost and f"{how}: {lost}"
+    end = again(bench, Store(folder), others)
+    yield end and f"{how}: {end}"
 
 
 def damaged_checkpoint(bench: Bench, chance: random.Random, folder: Path) -> Iterator[str]:
@@ -106,8 +112,8 @@ def damaged_checkpoint(bench: Bench, chance: random.Random, folder: Path) -> Ite
     assert status == 0
     assert checkpoint.read(path) is not None
     how = corrupt(path, chance)
-    lost = again(bench, store, bench.finished(store))
-    yield lost and f"{how}: {lost}"
+    end = again(bench, store, finished(store))
+    yield end and f"{how}: {end}"
 
 
 def damaged_model(bench: Bench, chance: random.Random, folder: Path) -> Iterator[str]:
@@ -122,19 +128,31 @@ def damaged_model(bench: Bench, chance: random.Random, folder: Path) -> Iterator
         yield ""
 
 
-TRIALS: dict[str, Trial] = {  # each result of one is of one fault
-    "killed in a write": killed_in_a_write,
-    "killed at any time": killed_at_any_time,
-    "full disk": full_disk,
-    "out of memory": out_of_memory,
-    "damaged record": damaged_record,
-    "damaged checkpoint": damaged_checkpoint,
-    "damaged model": damaged_model,
+class Kind(NamedTuple):
+    """Trials of one kind, and how many comparisons are disturbed by it unless it is said."""
+
+    trial: Trial  # each result of one is of one fault
+    comparisons: int = 30
+
+
+KINDS = {
+    "killed in a write": Kind(killed_in_a_write),
+    "killed at any time": Kind(killed_at_any_time),
+    "full disk": Kind(full_disk),
+    "out of memory": Kind(out_of_memory),
+    "damaged record": Kind(damaged_record),
+    "damaged checkpoint": Kind(damaged_checkpoint),
+    "damaged model": Kind(damaged_model),
+    "malformed input": Kind(malformed_inputs, 15),
+    "killed command": Kind(killed_command, 5),
+    "plug-in": Kind(unruly_plugin, 4),
+    "damaged cache": Kind(damaged_cache, 10),
+    "stopped clock": Kind(stopped_clock, 5),
 }
 
 
 def attempt(bench: Bench, name: str, seed: int, folder: Path) -> list[str]:
     """The results of one comparison that is disturbed so: what was lost or wrong by each fault."""
-    results = list(TRIALS[name](bench, random.Random(f"{name} {seed}"), folder))
+    results = list(KINDS[name].trial(bench, random.Random(f"{name} {seed}"), folder))
     shutil.rmtree(folder, ignore_errors=True)
     return results

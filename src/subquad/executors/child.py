@@ -10,12 +10,10 @@ import os
 import signal
 import sys
 import threading
-from functools import reduce
-from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
 
-from subquad.executors.executor import Spec
+from subquad.executors.local import find_class
 from subquad.executors.outcome import outcome, surroundings
 from subquad.executors.pipe import Job, encode
 from subquad.records import Store
@@ -43,12 +41,6 @@ def end_with_parent(stdin: TextIO) -> None:
     if os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)
     os._exit(1)
-
-
-def find_class(name: str) -> type[Spec]:
-    """The class that "module:name" stands for."""
-    module, _, qualified = name.partition(":")
-    return reduce(getattr, qualified.split("."), import_module(module))  # pyright: ignore[reportReturnType]
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from subquad.executors.outcome import first_line
 from subquad.measure.machine import versions
 
 LOCAL = {  # the variables of a cluster that is started here, where they are not set
@@ -211,8 +212,3 @@ def kind_of(machine: Mapping[str, Any]) -> str:
     """Stands for what machines have in common whose timings may be compared, by a record's machine."""
     facts = {name: value for name, value in machine.items() if name not in {"threads", "fingerprint"}}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

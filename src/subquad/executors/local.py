@@ -15,11 +15,13 @@ import tempfile
 import threading
 import time
 from contextlib import suppress
+from functools import reduce
+from importlib import import_module
 from typing import Any
 
 from subquad.executors.events import Tell
 from subquad.executors.executor import Executor, Spec
-from subquad.executors.outcome import LOG_CHARACTERS, make_record
+from subquad.executors.outcome import LOG_CHARACTERS, make_record, shown
 from subquad.executors.pipe import Job, ProtocolError, read_events
 from subquad.records import Record, Store
 
@@ -123,8 +125,14 @@ def module_folders() -> list[str]:
 
 
 def type_name(spec: Spec) -> str:
-    """ "module:class", as `child.find_class` reads it."""
+    """ "module:class", as `find_class` reads it."""
     return f"{type(spec).__module__}:{type(spec).__qualname__}"
+
+
+def find_class(name: str) -> type[Spec]:
+    """The class that "module:class" stands for."""
+    module, _, qualified = name.partition(":")
+    return reduce(getattr, qualified.split("."), import_module(module))  # pyright: ignore[reportReturnType]
 
 
 def send(child: subprocess.Popen[bytes], job: Job) -> None:
@@ -198,5 +206,5 @@ def silent_end(code: int, printed: str, *, limit: float | None) -> tuple[str, st
         return "out of memory", "killed by signal 9, as the system does when memory runs out"
     if code < 0:
         return "failed", f"killed by signal {-code} ({signal.strsignal(-code)})"
-    lines = printed.strip().splitlines()
-    return "failed", lines[-1] if lines else f"ended with status {code}"
+    lines = printed.strip().splitlines() if code else []  # what says that all is well is no reason
+    return "failed", shown(lines[-1]) if lines else f"ended with status {code}"

@@ -18,11 +18,10 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from subquad.executors.child import find_class
-from subquad.executors.cluster import first_line, software_where, unlike
+from subquad.executors.cluster import software_where, unlike
 from subquad.executors.executor import Spec
-from subquad.executors.local import Local
-from subquad.executors.outcome import make_record
+from subquad.executors.local import Local, find_class
+from subquad.executors.outcome import first_line, make_record
 from subquad.records import Store
 from subquad.remote import Remote
 

@@ -12,6 +12,8 @@ from subquad.plugins import registered
 from subquad.records import Record, Store
 
 LOG_CHARACTERS = 4000  # kept of what a failed run printed last
+REASON_CHARACTERS = 300  # of one that other code gave
+STARVED = ("can't allocate memory", "size calculation overflowed", "Overflow when unpacking")  # torch's own
 NOTHING: Mapping[str, Any] = {"result": {}, "measured": {}, "data": {}}
 
 
@@ -49,11 +51,25 @@ def failure(error: Exception) -> dict[str, str]:
     """Status and reason of a run that raised."""
     import torch
 
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    text = first_line(error)
     if isinstance(error, FloatingPointError):
         return {"status": "not finite", "reason": text}
-    starved = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text
+    starved = isinstance(error, MemoryError | torch.OutOfMemoryError) or any(say in text for say in STARVED)
     return {"status": "out of memory" if starved else "failed", "reason": text}
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, or its name, as `shown` has it."""
+    lines = str(error).strip().splitlines()
+    return shown(lines[0] if lines else type(error).__name__)
+
+
+def shown(line: str) -> str:
+    """What other code wrote, as a terminal can have it: not without end, and without control characters."""
+    cut = line if len(line) <= REASON_CHARACTERS else f"{line[:REASON_CHARACTERS]}…"
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in cut
+    )
 
 
 def make_record(spec: Spec, facts: Mapping[str, Any], *, seconds: float) -> Record:

@@ -18,11 +18,12 @@ from typing import Any
 
 from subquad.documents import Damaged
 from subquad.executors import cluster
-from subquad.executors.cluster import Node, first_line
+from subquad.executors.cluster import Node
 from subquad.executors.events import Tell
 from subquad.executors.executor import Executor, Spec
 from subquad.executors.local import module_folders, type_name
 from subquad.executors.node import Work, failed, pack, run_on_node
+from subquad.executors.outcome import first_line
 from subquad.files import write_whole
 from subquad.records import Record, Store
 

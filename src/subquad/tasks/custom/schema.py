@@ -206,6 +206,8 @@ def read_schema(path: Path) -> Schema:
         written = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not TOML: {error}") from error
+    except RecursionError:
+        raise DataError(f"{path}: not TOML: it has too many levels") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     kind = _kind(path, written)
