@@ -57,6 +57,7 @@ match job["spec"]["mechanism"]["attention"]:
     case "unjob": print(json.dumps({"event": "outcome", "status": "ok", "reason": ""}))
     case "strange": say(event="progress", phase="train", step="one", steps=2, loss=None)
     case "unknown": say(event="end")
+    case "endless": say(event=10**6 * "e" + "\\x1b")
     case "empty": end(result={}, measured={}, data={})
     case "infinite": end(result={}, measured={**MEASURED, "memory": float("inf")}, data={})
     case "no status": say(event="outcome", status="fine", reason="", result={}, measured={}, data={})
@@ -158,6 +159,7 @@ def test_a_stopped_executor_begins_nothing(store):
         ("unjob", 'something wrote b\'{"event": "outcome"'),
         ("strange", "it sent an invalid event: step: input should be a valid integer, not 'one'"),
         ("unknown", "it sent an unknown event 'end'"),
+        ("endless", "it sent an unknown event 'eee"),
         ("empty", "its outcome is no result: measured.forward: is missing"),
         ("infinite", "something wrote"),
         ("no status", "it sent an invalid event: status: input should be 'ok'"),
@@ -170,6 +172,8 @@ def test_what_is_no_event_of_a_run_fails_that_run_and_no_other(store, monkeypatc
     assert records["well"]["status"] == "ok"
     assert records[name]["status"] == "failed"
     assert records[name]["reason"].startswith(reason)
+    assert len(records[name]["reason"]) < 500
+    assert records[name]["reason"].isprintable()
 
 
 def gone(process):

@@ -80,8 +80,5 @@ def bounds(declared: Any) -> list[Bound]:
     type_ = getattr(declared, "__origin__", declared)
     kind = [TYPES[type_]] if type_ in TYPES else []
     size = [IN_64_BITS] if type_ is int else []
-    return [
-        *kind,
-        *size,
-        *(mark for mark in getattr(declared, "__metadata__", ()) if isinstance(mark, Bound)),
-    ]
+    marks = [mark for mark in getattr(declared, "__metadata__", ()) if isinstance(mark, Bound)]
+    return [*kind, *size, *marks]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -131,7 +132,11 @@ def until_a_checkpoint(running: Running, store: Store, seconds: float) -> None:
 
 
 def modified(store: Store) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in (store.folder / "checkpoints").glob("*")}
+    found = {}
+    for path in (store.folder / "checkpoints").glob("*"):
+        with suppress(FileNotFoundError):  # its run has ended
+            found[path.name] = path.stat().st_mtime_ns
+    return found
 
 
 def kill(running: Running, whom: str) -> bool:
@@ -145,7 +150,8 @@ def kill(running: Running, whom: str) -> bool:
         case "run":
             running.kill(runs[:1])
         case "group":
-            os.killpg(runs[0], signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(runs[0], signal.SIGKILL)
         case _:
             running.kill(running.processes())
     return True
@@ -265,8 +271,7 @@ def stopped_clock(bench: Benches, chance: random.Random, folder: Path) -> Iterat
     """A run or the command is stopped, or the wall clock stands still or goes backward."""
     command = bench.commands.own
     store = begun(command, chance, folder, missing=2)
-    way = CLOCKS[chance.randrange(len(CLOCKS))]
-    wrong = way(bench.commands, command, store, chance)
+    wrong = chance.choice(CLOCKS)(bench.commands, command, store, chance)
     negative = [record for record in all_records(store) for number in numbers(record) if number < 0]
     yield wrong or ("a duration is negative" if negative else "") or again(command, store)
 
@@ -274,12 +279,14 @@ def stopped_clock(bench: Benches, chance: random.Random, folder: Path) -> Iterat
 def stopped_run(commands: Commands, command: Command, store: Store, chance: random.Random) -> str:
     running = command.start(store, "--timeout", f"{timeout(command):.0f}")
     until_some_time(running, store, chance.uniform(0.1, 0.5) * command.seconds)
-    runs = running.processes(running=True)
+    while not (runs := running.processes(running=True)) and not running.over():
+        time.sleep(POLL_S)
     for process in runs:
         os.kill(process, signal.SIGSTOP)
     ended = running.end()
-    told = ended.told.count("timeout: not done after")
-    return ended.wrong(0, 1) or running.left() or ("" if told == len(runs) else ended.told)
+    wrong = ended.wrong(0, 1) or running.left()
+    timed_out = ended.told.count("timeout: not done after")  # 0: it had told its outcome when it was stopped
+    return wrong or (ended.told if timed_out > len(runs) else "")
 
 
 def stopped_command(commands: Commands, command: Command, store: Store, chance: random.Random) -> str:
@@ -315,9 +322,7 @@ def numbers(record: Record) -> Iterator[float]:
         match within.pop():
             case dict() as fields:
                 within += fields.values()
-            case bool() | str() | None:
+            case bool():
                 pass
             case int() | float() as number:
                 yield number
-            case _:
-                pass

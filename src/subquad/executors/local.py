@@ -21,7 +21,7 @@ from typing import Any
 
 from subquad.executors.events import Tell
 from subquad.executors.executor import Executor, Spec
-from subquad.executors.outcome import LOG_CHARACTERS, make_record, shown
+from subquad.executors.outcome import LOG_CHARACTERS, first_line, make_record, shown
 from subquad.executors.pipe import Job, ProtocolError, read_events
 from subquad.records import Record, Store
 
@@ -163,7 +163,7 @@ def listen(child: subprocess.Popen[bytes], token: str, tell: Tell, log: int) -> 
             else:
                 facts |= {name: value for name, value in event.items() if name != "event"}
     except ProtocolError as error:
-        return facts | {"status": "failed", "reason": str(error)}
+        return facts | {"status": "failed", "reason": first_line(error)}
     if "status" not in facts and flooded():
         return facts | {"status": "failed", "reason": f"it printed more than {MAX_LOG_BYTES:,} bytes"}
     try:

@@ -79,5 +79,5 @@ def make_record(spec: Spec, facts: Mapping[str, Any], *, seconds: float) -> Reco
     try:
         spec.check(record)
     except ValueError as error:
-        record |= {"status": "failed", "reason": f"its outcome is no result: {error}", **NOTHING}
+        record |= {"status": "failed", "reason": f"its outcome is no result: {first_line(error)}", **NOTHING}
     return record

@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 from subquad.documents import Damaged
 from subquad.executors import Event, Executor, Progress
-from subquad.executors.outcome import make_record
+from subquad.executors.outcome import make_record, shown
 from subquad.experiments.spec import AnySpec
 from subquad.records import Record, Store
 
@@ -141,7 +141,7 @@ def confirmed(spec: AnySpec, record: Record) -> Record:
         reason = f"it is that of {record['key']!r}"
     except ValueError as error:
         reason = str(error)
-    facts = {"status": "failed", "reason": f"the executor gave no record of this run: {reason}"}
+    facts = {"status": "failed", "reason": f"the executor gave no record of this run: {shown(reason)}"}
     return make_record(spec, facts, seconds=0.0)
 
 
