@@ -1,5 +1,6 @@
 """Records are whole, are found by what was asked, and are written by one process at a time."""
 
+import json
 import os
 import subprocess
 import sys
@@ -82,6 +83,22 @@ def test_a_damaged_record_is_named_with_its_field_and_the_remedy(store, content,
     write_whole(store.record_path(RECORD["key"]), content)
     with pytest.raises(Damaged, match=message):
         store.read([RECORD["key"]])
+
+
+@pytest.mark.parametrize("edited", ["result", "seconds", "spec", "digest", "more"])
+def test_a_record_that_was_edited_into_another_that_might_be_one_is_damaged(store, edited):
+    store.put(RECORD)
+    path = store.record_path(RECORD["key"])
+    record = json.loads(path.read_text())
+    others = {"result": {"test": {"auc": 0.9, "loss": 0.1}}, "seconds": 1.5, "digest": "0" * 64, "more": 1}
+    path.write_text(json.dumps({**record, edited: others.get(edited, {**record["spec"], "seed": 7})}))
+    with pytest.raises(Damaged, match="it is not as it was written"):
+        store.get(RECORD["key"])
+
+
+def test_a_record_from_before_there_were_digests_is_read(store):
+    write_whole(store.record_path(RECORD["key"]), json.dumps(RECORD).encode())
+    assert store.get(RECORD["key"]) == RECORD
 
 
 def test_a_record_under_another_key_is_damaged(store):
