@@ -98,11 +98,10 @@ def killed_command(bench: Benches, chance: random.Random, folder: Path) -> Itera
     for _ in range(MOST_KILLS):
         running = command.start(store)
         wait = until_a_checkpoint if chance.random() < 0.5 else until_some_time
-        wait(running, store, chance.random() * command.seconds / 2)
-        whom = chance.choice(("parent", "run", "group", "all"))
-        was_running = kill(running, whom)
+        wait(running, store, chance.random() * command.seconds / 3)
+        whom = kill(running, chance.choice(("parent", "run", "group", "all")))
         ended = running.end()
-        if not was_running:
+        if whom == "nobody":  # it was done before
             break
         kept = finished(store)
         if any(kept.get(key) != content for key, content in before.items()):
@@ -139,22 +138,23 @@ def modified(store: Store) -> dict[str, int]:
     return found
 
 
-def kill(running: Running, whom: str) -> bool:
-    """Whether there was any to be killed."""
+def kill(running: Running, whom: str) -> str:
+    """Whom it killed: all of the command where it has no run just now, and nobody where it has ended."""
     runs = running.processes(running=True)
-    if running.over() or (whom in {"run", "group"} and not runs):
-        return False
+    if running.over():
+        return "nobody"
     match whom:
         case "parent":
             running.process.kill()
-        case "run":
+        case "run" if runs:
             running.kill(runs[:1])
-        case "group":
+        case "group" if runs:
             with suppress(ProcessLookupError):
                 os.killpg(runs[0], signal.SIGKILL)
         case _:
             running.kill(running.processes())
-    return True
+            return "all"
+    return whom
 
 
 def ended_run(store: Store, ended: Ended) -> str:
