@@ -157,3 +157,13 @@ def test_a_run_that_raises_or_finds_no_result_leaves_a_record_that_says_so(packa
 
     record = outcome.run_here(Counting("a", upto=upto), Store(tmp_path), print)
     assert (record["status"], record["reason"], record["result"]) == ("failed", reason, {})
+
+
+def test_a_number_that_json_does_not_have_is_no_result(package, tmp_path, monkeypatch):
+    package("someones_spec", COUNTING)
+    from someones_spec import Counting  # pyright: ignore[reportMissingImports]
+
+    monkeypatch.setattr(Counting, "run", lambda self, store, tell: {"result": {"sum": float("nan")}})
+    record = outcome.run_here(Counting("a"), Store(tmp_path), print)
+    assert (record["status"], record["result"]) == ("failed", {})
+    assert "not JSON compliant" in record["reason"]

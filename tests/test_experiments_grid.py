@@ -14,6 +14,7 @@ from subquad.executors import Executor
 from subquad.executors.outcome import make_record
 from subquad.experiments.grid import run_missing
 from subquad.experiments.spec import Baseline, Bench, DataSpec, MechanismSpec, Place
+from subquad.files import write_whole
 from subquad.records import Store
 
 HOLD = """
@@ -122,6 +123,21 @@ def test_the_checkpoint_of_a_run_that_was_killed_behind_its_record_goes(store):
     run_missing([spec], store, executor=Scripted(), observer=(seen := Recorder()))
     assert not path.exists()
     assert seen.of("skipped") == ["linear"]
+
+
+@pytest.mark.parametrize(
+    ("status", "stays"),
+    [("timeout", True), ("out of memory", True), ("failed", False), ("not finite", False), ("ok", False)],
+)
+def test_the_checkpoint_stays_of_a_run_that_may_go_on_and_of_no_other(store, status, stays):
+    (spec,) = cells("linear")
+    path = store.checkpoint_path(spec.key)
+    write_whole(path, b"as far as it came")
+    nothing = {} if status == "ok" else {"measured": {}}
+    executor = Confused(status=status, **nothing)
+    (record,) = run_missing([spec], store, executor=executor, observer=Recorder())
+    assert record["status"] == status
+    assert path.exists() == stays
 
 
 def test_a_record_says_what_was_asked_and_what_came_of_it(store):
