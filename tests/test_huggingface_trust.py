@@ -6,16 +6,18 @@ import shutil
 from collections.abc import Callable
 from logging import CRITICAL
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from corruption import corrupt, restore
 from pretrained import SAMPLES
+from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 import subquad.integrations.huggingface as hf
 from subquad.integrations.huggingface.saved import load_folder
+from subquad.integrations.huggingface.trust import nested_configs
 
 Change = Callable[[Path], None]
 INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
@@ -89,8 +91,9 @@ HARMFUL: dict[str, tuple[Change, str]] = {
 @pytest.mark.parametrize("which", ["converted", "plain"])
 @pytest.mark.parametrize("what", HARMFUL)
 def test_a_folder_that_asks_for_more_than_to_be_read_is_refused_in_one_line(
-    folders: dict[str, Path], which: str, what: str, tmp_path: Path
+    folders: dict[str, Path], which: str, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr("builtins.input", lambda question: "yes")  # who is asked agrees, and is not asked
     folder = shutil.copytree(folders[which], tmp_path / "model")
     change, message = HARMFUL[what]
     change(folder)
@@ -98,6 +101,18 @@ def test_a_folder_that_asks_for_more_than_to_be_read_is_refused_in_one_line(
         load_folder(folder)
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "ran").exists()
+
+
+class Holder(PreTrainedConfig):
+    """A configuration that holds another one."""
+
+    sub_configs: ClassVar[dict[str, Any]] = {"held": PreTrainedConfig}
+
+
+def test_an_attention_is_looked_at_however_deep_it_is_named():
+    outer, inner, innermost = Holder(), Holder(), PreTrainedConfig()
+    outer.held, inner.held = inner, innermost
+    assert [*map(id, nested_configs(outer))] == [*map(id, (outer, inner, innermost))]
 
 
 @pytest.mark.parametrize("before", ["someone/kernel", {"": "someone/kernel"}, ["sdpa"]])
