@@ -20,7 +20,7 @@ MECHANISM = "linear"
 STEPS = 100  # of a fit, with a checkpoint every 25
 LONGEST_S = 600.0  # that a command may take: more is a fault
 POLL_S = 0.01
-ENDS_WITHIN_S = 10.0  # what a command started, once it is dead
+ENDS_WITHIN_S = 4.0  # what a command started, once it is dead; a run would end by itself a little later
 
 Processes = list[int]
 
