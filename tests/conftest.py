@@ -39,6 +39,22 @@ def a_cache_of_its_own(tmp_path_factory: pytest.TempPathFactory):
         os.environ["SUBQUAD_CACHE"] = before
 
 
+@pytest.fixture(scope="module")
+def schema(tmp_path_factory: pytest.TempPathFactory):
+    """The path of that of the small data set of `own_sample`."""
+    from own_sample import write
+
+    return write(tmp_path_factory.mktemp("own"))
+
+
+@pytest.fixture(scope="module")
+def data(schema: Path):
+    """What that schema describes."""
+    from subquad import tasks
+
+    return tasks.load("custom", schema=str(schema))
+
+
 @pytest.fixture
 def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """The command line in this process: status, standard output and standard error."""

@@ -21,6 +21,14 @@ QUICK = Fit(
 )
 
 
+class Interrupted(Exception):
+    """Ends a training from what it tells."""
+
+
+def silent(phase: str, step: int, loss: float | None) -> None:
+    """Nobody is told."""
+
+
 def quick(schema: Path, data: Dataset) -> Fit:
     """The spec of a fit on the data that the schema describes."""
     return changed(

@@ -69,16 +69,6 @@ def test_a_damaged_record_or_comparison_is_one_line_of_report_and_nothing_is_los
     assert call("report", str(folder))[0] == 1
 
 
-@pytest.fixture(scope="module")
-def schema(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("own"))
-
-
-@pytest.fixture(scope="module")
-def data(schema):
-    return tasks.load("custom", schema=str(schema))
-
-
 def refused(act):
     """What is raised of what a user can mend, or nothing."""
     try:

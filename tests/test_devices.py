@@ -7,11 +7,10 @@ import sys
 
 import pytest
 import torch
-from experiments_sample import changed, quick
-from own_sample import write
+from experiments_sample import Interrupted, changed, quick, silent
 from torch.testing import assert_close
 
-from subquad import TrainingConfig, checkpoint, tasks
+from subquad import TrainingConfig, checkpoint
 from subquad.experiments.device import require_devices
 from subquad.experiments.fit import fit
 from subquad.experiments.spec import Fit, compared
@@ -30,24 +29,6 @@ if __name__ == "__main__":
     with group_of(Fit.from_json(json.loads(sys.argv[1])), Path(sys.argv[2])):
         time.sleep(600)
 """
-
-
-class Interrupted(Exception):
-    pass
-
-
-def silent(phase, step, loss):
-    pass
-
-
-@pytest.fixture(scope="module")
-def schema(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("own"))
-
-
-@pytest.fixture(scope="module")
-def data(schema):
-    return tasks.load("custom", schema=str(schema))
 
 
 @pytest.fixture(scope="module")

@@ -121,6 +121,16 @@ def test_an_unknown_executor_is_refused_before_anything_is_read(config):
         plan(replace(config, tasks=("custom:schema=none.toml",), executor="locl"))
 
 
+def test_what_an_executor_refuses_is_not_the_latest_comparison(config, tmp_path, monkeypatch):
+    def refuse(self, **options):
+        raise ValueError("there is no such cluster")
+
+    monkeypatch.setattr(executors.Local, "__init__", refuse)
+    with pytest.raises(ValueError, match="no such cluster"):
+        compare(config, tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_where_a_comparison_ran_does_not_change_what_it_is(package, config):
     package("someones_executor", INLINE, inline="someones_executor:Inline")
     here, there = plan(config), plan(replace(config, executor="inline"))

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from experiments_sample import changed, quick
+from experiments_sample import Interrupted, changed, quick, silent
 from own_sample import write
 from torch.testing import assert_close
 
@@ -20,24 +20,6 @@ from subquad.experiments.training import Training, learning_rate
 from subquad.task import SupervisedData
 
 REGIONS = ("east", "north", "west")
-
-
-class Interrupted(Exception):
-    pass
-
-
-def silent(phase, step, loss):
-    pass
-
-
-@pytest.fixture(scope="module")
-def schema(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("own"))
-
-
-@pytest.fixture(scope="module")
-def data(schema):
-    return tasks.load("custom", schema=str(schema))
 
 
 @pytest.fixture

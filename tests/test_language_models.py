@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from experiments_sample import QUICK, changed
+from experiments_sample import QUICK, Interrupted, changed
 from own_sample import write
 from torch.testing import assert_close
 
@@ -187,10 +187,6 @@ def test_gradients_flow_through_so_many_windows_and_no_further(
         loss = loss + carry * torch.nn.functional.cross_entropy(output.flatten(0, 1), target.flatten())
     (loss / 4).backward()
     assert_close(truncated, gradients(training), atol=1e-6, rtol=1e-4)
-
-
-class Interrupted(Exception):
-    pass
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from experiments_sample import changed, quick
+from experiments_sample import Interrupted, changed, quick
 from own_sample import write
 from torch.testing import assert_close
 
@@ -12,10 +12,6 @@ from subquad import checkpoint, tasks
 from subquad.experiments.training import Training
 from subquad.nn.encoder import Encoder, EncoderConfig
 from subquad.nn.redraw import redraw
-
-
-class Interrupted(Exception):
-    pass
 
 
 def encoder(attention="performer", depth=2, **options):

@@ -310,9 +310,9 @@ def run(plan: Plan, config: Comparison, store: Store, *, observer: Observer) -> 
             f"{store.remote.address!r} is for the runs of a cluster, and {config.executor!r} is of this "
             "machine: give a folder, or --executor ray"
         )
-    store.put_comparison(plan.document)
     training = (*plan.baselines, *plan.fits)
     trainer = executor(slots=config.workers, timeout=config.timeout)
+    store.put_comparison(plan.document)  # the latest, and none that its executor refuses
     trainer.bring(plan.folders)
     trained = run_missing(training, store, executor=trainer, observer=observer)
     one_at_a_time = executor(slots=1, timeout=min(config.timeout, CELL))

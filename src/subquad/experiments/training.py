@@ -178,6 +178,11 @@ class Training:
         return Step(mean, examples, tokens)
 
     @property
+    def share(self) -> int:
+        """Batches of a step from which this rank learns; the ranks' gradients are averaged."""
+        return self.config.accumulate // self.fabric.world_size
+
+    @property
     def span(self) -> int:
         """Batches through which gradients flow."""
         return max(1, self.config.carry)
@@ -187,7 +192,7 @@ class Training:
         losses, total = [], 0.0
         for batch in batches:
             loss = self.data.objective.loss(self.output(batch, self.stream), batch)
-            losses.append((loss + self.model.penalty()) * (self.fabric.world_size / self.config.accumulate))
+            losses.append((loss + self.model.penalty()) / self.share)
             total += loss.item()
         self.fabric.backward(torch.stack(losses).sum())
         if self.stream:

@@ -188,7 +188,8 @@ def _panel(
     largest = max(point.row.costs.training_peak_mb or 0.0 for point in points)
     places = {point.row.label: (point.x, point.row.score.mean) for point in points}
     named = {f"baseline: {label}": height for label, height in levels.items()}
-    marks: list[Mark] = [*(drawn := level_marks(named, places, x, y))]
+    drawn = level_marks(named, places, x, y)
+    marks: list[Mark] = [*drawn]
     frontier = _frontier(points, higher=higher, better=better)
     if len(points) > 1:
         marks.append(_front([places[label] for label in frontier], x, y, higher=higher, better=better))
